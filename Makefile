@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made on first use. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LOG := $(VENV)/install.log
+PICTURES := sgl_engine/demo/pictures
+
+.PHONY: help demo test check format
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+define ask
+@echo '$$ sgl ask $(1) "$(2)"'
+@$(BIN)/sgl ask $(1) "$(2)"
+@echo
+endef
+
+demo: $(INSTALLED) ## ask the bundled pair two questions about a bundled picture
+	$(call ask,$(PICTURES)/receipt.png,what is the total?)
+	$(call ask,$(PICTURES)/scene.png,what color is the shape above number 10?)
+
+test: $(INSTALLED) ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## what CI runs: lint, format, types, tests
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest
+
+format: $(INSTALLED) ## format the code and apply safe fixes
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+# Runs again only when the dependencies change. pip's full output goes to the log; what is large, and
+# therefore slow, is shown as it is fetched.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the dependencies into $(VENV): a minute or two the first time (log: $(LOG))"
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
+	    | tee $(LOG) \
+	    | awk '/Downloading .*[0-9][0-9]\.[0-9] MB\)|Downloading .*[0-9]{3} MB\)|^Processing .*\/torch-/ \
+	               { n = split($$2, part, "/"); print "  fetching " part[n], $$3, $$4; fflush() } \
+	           /^Installing collected/ { print "  unpacking " NF - 3 " package(s)"; fflush() }' \
+	    || { tail -n 20 $(LOG) >&2; echo "The installation failed; the whole log is $(LOG)" >&2; exit 1; }
+	@touch $@
