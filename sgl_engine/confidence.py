@@ -1,0 +1,75 @@
+"""Log-probabilities -> how sure the small model is (SGL, section 3.3). Pure.
+
+Everything is computed in log space and float64: the product of 500 token probabilities is far below what
+float32 can hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from sgl_engine.errors import ConfigError
+from sgl_engine.types import Confidence
+
+Scorer: TypeAlias = Callable[[Mapping[str, float]], float]
+"""Parts of a Confidence, consistency included -> score in [0, 1], higher = surer."""
+
+SCORERS: dict[str, Scorer] = {
+    "mean_geometric": lambda parts: (parts["confidence"] + parts["consistency_geometric_mean"]) / 2,
+    "mean_product": lambda parts: (parts["confidence"] + parts["consistency_product"]) / 2,
+    "confidence": lambda parts: parts["confidence"],
+    "consistency_geometric_mean": lambda parts: parts["consistency_geometric_mean"],
+    "consistency_product": lambda parts: parts["consistency_product"],
+}
+"""Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it."""
+
+DEFAULT_SCORER = "mean_geometric"
+
+
+def find_scorer(name: str | None) -> Scorer:
+    """Looks a scorer up; None is the default one.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    try:
+        return SCORERS[DEFAULT_SCORER if name is None else name]
+    except KeyError:
+        raise ConfigError(
+            f"There is no scorer {name!r}.", remedy=f"Use one of {', '.join(SCORERS)}, or add it to SCORERS."
+        ) from None
+
+
+def geometric_mean(logprobs: Sequence[float]) -> float:
+    """Geometric mean probability of tokens, from the natural logs of their probabilities; in [0, 1]."""
+    return math.exp(math.fsum(logprobs) / len(logprobs))
+
+
+def product(logprobs: Sequence[float]) -> float:
+    """Probability of all tokens together, from natural logs; in [0, 1], and 0 only below 1e-323."""
+    return math.exp(math.fsum(logprobs))
+
+
+def measure_confidence(
+    answer: Sequence[float], consistency: Sequence[float] | None, scorer: str | None = None
+) -> Confidence:
+    """Scores an answer.
+
+    Args:
+        answer: Natural log-probability of each answer token (T,) as generated, the end-of-sequence one too.
+        consistency: The same tokens' log-probabilities when only the most important visual tokens are seen.
+            None when the prompt holds no image: then the score is the confidence, whatever the scorer.
+        scorer: Name in ``SCORERS``; None is ``DEFAULT_SCORER``.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    score = find_scorer(scorer)
+    parts = {"confidence": geometric_mean(answer)}
+    if consistency is None:
+        return Confidence(score=parts["confidence"], parts=parts)
+    parts["consistency_product"] = product(consistency)
+    parts["consistency_geometric_mean"] = geometric_mean(consistency)
+    return Confidence(score=score(parts), parts=parts)

@@ -1,0 +1,149 @@
+"""What can be set: one frozen, validated object per concern, and ``EngineConfig``, which holds them.
+
+Unknown names are refused (``extra="forbid"``), so a misspelt option fails when it is written, not when it is
+silently ignored. Everything has a default; ``EngineConfig()`` is the recommended operating point.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sgl_engine.errors import ConfigError
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Escalate: TypeAlias = Literal["auto", "never", "always"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PruningConfig(_Config):
+    """Where the large model is pruned, and how much it keeps (SGL, section 3.2).
+
+    Attributes:
+        layer_fraction: The first pruned layer is K = int(L * layer_fraction).
+        keep_ratio: Fraction of visual tokens kept from K on; 1 keeps all, bit for bit.
+    """
+
+    layer_fraction: Fraction = 0.2
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+
+    def layer(self, num_layers: int) -> int:
+        """K for a decoder of ``num_layers`` layers."""
+        return int(num_layers * self.layer_fraction)
+
+
+PRESETS: dict[str, PruningConfig] = {
+    "64%": PruningConfig(layer_fraction=0.4, keep_ratio=0.4),
+    "35%": PruningConfig(layer_fraction=0.2, keep_ratio=0.2),
+    "9%": PruningConfig(layer_fraction=0.05, keep_ratio=0.05),
+}
+"""The paper's operating points, by average retention of visual tokens over all layers."""
+
+
+class ExitConfig(_Config):
+    """When the small answer is kept (SGL, section 3.3).
+
+    Attributes:
+        escalate: "auto" lets the score decide; "never" always keeps the small answer; "always" always calls
+            the large model (for studies, and for callers who know better).
+        threshold: The small answer is kept when its score is at least this.
+        scorer: Name in ``sgl_engine.confidence.SCORERS``; None is that module's default.
+        consistency_keep_ratio: Visual tokens that the small model sees in its consistency pass.
+    """
+
+    escalate: Escalate = "auto"
+    threshold: Fraction = 0.8
+    scorer: str | None = None
+    consistency_keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+
+
+class GenerationConfig(_Config):
+    """How answers are generated where the request does not say.
+
+    Attributes:
+        max_new_tokens: Upper limit of answer tokens.
+        temperature: 0 is greedy.
+        top_p: Nucleus; only used when the temperature is above 0.
+    """
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class UrlPolicy(_Config):
+    """Which image URLs are fetched. The default cannot reach anything inside the caller's network.
+
+    Attributes:
+        enabled: False refuses every remote URL.
+        schemes: Allowed schemes.
+        allow_private: True also allows private, loopback, link-local and reserved addresses.
+        max_redirects: Each hop is checked like the first URL.
+        timeout_s: Seconds for the whole download.
+    """
+
+    enabled: bool = True
+    schemes: tuple[str, ...] = ("https",)
+    allow_private: bool = False
+    max_redirects: Annotated[int, Field(ge=0)] = 3
+    timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
+
+
+class LimitsConfig(_Config):
+    """What a request may bring.
+
+    Attributes:
+        max_image_bytes: Encoded size of one image.
+        max_image_pixels: Width times height of one image; larger ones are refused before they are decoded.
+        max_images: Images per request.
+        urls: The URL policy.
+    """
+
+    max_image_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
+    max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_images: Annotated[int, Field(ge=0)] = 16
+    urls: UrlPolicy = UrlPolicy()
+
+
+class EngineConfig(_Config):
+    """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8."""
+
+    pruning: PruningConfig = PruningConfig()
+    exit: ExitConfig = ExitConfig()
+    generation: GenerationConfig = GenerationConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @classmethod
+    def preset(cls, retention: str) -> EngineConfig:
+        """A configuration at one of the paper's operating points.
+
+        Args:
+            retention: "64%", "35%" or "9%".
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        return cls(pruning=pruning_preset(retention))
+
+    def escalating(self, escalate: Escalate) -> EngineConfig:
+        """This configuration with another rule for calling the large model; for ``SGLEngine.with_config``."""
+        return self.model_copy(update={"exit": self.exit.model_copy(update={"escalate": escalate})})
+
+
+def pruning_preset(retention: str) -> PruningConfig:
+    """Looks an operating point up by its name in ``PRESETS``.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    try:
+        return PRESETS[retention]
+    except KeyError:
+        raise ConfigError(
+            f"There is no retention preset {retention!r}.",
+            remedy=f"Use one of {', '.join(PRESETS)}, or PruningConfig(layer_fraction=..., keep_ratio=...).",
+        ) from None

@@ -1,0 +1,166 @@
+"""Floating-point operations of a pass, from shapes alone. Pure.
+
+One multiply-add counts as two operations. Matrix products, convolutions and attention are counted (attention
+as the full rectangle of queries times keys, as ``torch.utils.flop_counter`` counts it); norms, activations
+and rotations are not: they are far below one percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sgl_engine.types import EncodedPrompt, PruningPlan, SmallPassResult
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """A decoder of ``layers`` equal layers: grouped-query attention, gated MLP of three matrices, LM head."""
+
+    layers: int
+    hidden: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+
+    @property
+    def token_flops(self) -> int:
+        """Matrix products of one layer for one token."""
+        attention = self.hidden * self.head_dim * (2 * self.query_heads + 2 * self.kv_heads)
+        return 2 * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def pair_flops(self) -> int:
+        """One query row against one key, both products, in one layer."""
+        return 4 * self.query_heads * self.head_dim
+
+    @property
+    def logit_flops(self) -> int:
+        """The LM head for one row."""
+        return 2 * self.hidden * self.vocab
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A vision tower over one tile, then a two-layer projector over merged patches.
+
+    Attributes:
+        layers: Encoder layers.
+        hidden: Their width.
+        intermediate: Width of their MLP (two matrices).
+        patches: Patches of a tile, without the class token.
+        patch_values: Values per patch (channels times patch height times width).
+        merged_tokens: Visual tokens of a tile.
+        merged_width: Width of a merged patch, the projector's input.
+        output: The decoder's width.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    patches: int
+    patch_values: int
+    merged_tokens: int
+    merged_width: int
+    output: int
+
+    @property
+    def tile_flops(self) -> int:
+        """One tile through tower and projector."""
+        tokens = self.patches + 1
+        embed = 2 * self.patches * self.patch_values * self.hidden
+        layer = 2 * tokens * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+        layer += 4 * tokens**2 * self.hidden
+        project = 2 * self.merged_tokens * self.output * (self.merged_width + self.output)
+        return embed + self.layers * layer + project
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Both halves of a VLM."""
+
+    decoder: DecoderShape
+    vision: VisionShape
+
+
+def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:
+    """Prompt positions that each decoder layer sees (L,); ``plan`` None is unpruned."""
+    if plan is None:
+        return (prompt_tokens,) * layers
+    pruned = plan.kept_of(prompt_tokens)
+    return tuple(prompt_tokens if layer < plan.layer else pruned for layer in range(layers))
+
+
+def average_retention(plan: PruningPlan, layers: int) -> float:
+    """Fraction of visual tokens seen, averaged over ``layers`` decoder layers; 1 without visual tokens."""
+    if plan.visual_tokens == 0:
+        return 1.0
+    kept = plan.kept_visual_tokens / plan.visual_tokens
+    first = min(plan.layer, layers)
+    return (first + (layers - first) * kept) / layers
+
+
+def forward_flops(shape: DecoderShape, layer_tokens: Sequence[int], logit_rows: int) -> int:
+    """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits."""
+    layers = sum(n * shape.token_flops + n * n * shape.pair_flops for n in layer_tokens)
+    return layers + logit_rows * shape.logit_flops
+
+
+def decode_flops(shape: DecoderShape, layer_tokens: Sequence[int], output_tokens: int) -> int:
+    """Feeding back all but the last output token, one by one, onto caches of ``layer_tokens`` (L,)."""
+    steps = max(0, output_tokens - 1)
+    keys_beyond_prompt = steps * (steps + 1) // 2
+    layers = sum(
+        steps * shape.token_flops + (steps * n + keys_beyond_prompt) * shape.pair_flops for n in layer_tokens
+    )
+    return layers + steps * shape.logit_flops
+
+
+def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
+    """What reading attention rows adds: one more query-key product per recorded row, in every layer."""
+    steps = max(0, output_tokens - 1)
+    pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
+    return shape.layers * pairs * shape.pair_flops // 2
+
+
+def answer_flops(
+    shape: ModelShape, *, tiles: int, prompt_tokens: int, output_tokens: int, plan: PruningPlan | None = None
+) -> int:
+    """A whole answer: vision tower, prefill and decoding.
+
+    Args:
+        shape: The model.
+        tiles: Images or tiles that go through the vision tower.
+        prompt_tokens: S, before pruning.
+        output_tokens: T, the end-of-sequence token included.
+        plan: What is pruned; None is nothing.
+    """
+    layer_tokens = tokens_per_layer(prompt_tokens, plan, shape.decoder.layers)
+    return (
+        tiles * shape.vision.tile_flops
+        + forward_flops(shape.decoder, layer_tokens, logit_rows=1)
+        + decode_flops(shape.decoder, layer_tokens, output_tokens)
+    )
+
+
+def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:
+    """The teacher-forced pass over the pruned prompt and all but the last answer token."""
+    sequence = plan.prompt_tokens + output_tokens - 1
+    return forward_flops(shape, tokens_per_layer(sequence, plan, shape.layers), logit_rows=output_tokens)
+
+
+def small_pass_flops(shape: ModelShape, *, prompt: EncodedPrompt, result: SmallPassResult) -> int:
+    """A whole small pass: answer, attention capture and consistency pass."""
+    output = len(result.generation)
+    answer = answer_flops(shape, tiles=len(prompt.spans), prompt_tokens=len(prompt), output_tokens=output)
+    if result.importance is None or result.consistency_plan is None:
+        return answer
+    prefill_queries = result.importance.num_queries - (output - 1)
+    capture = capture_flops(shape.decoder, len(prompt), prefill_queries, output)
+    return (
+        answer
+        + capture
+        + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
+    )

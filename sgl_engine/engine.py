@@ -1,0 +1,306 @@
+"""SGLEngine: small model, early exit, pruned large model; the only place that knows the order of the steps.
+
+request -> images -> small pass -> exit? -+-> the small answer
+                                          +-> plan -> large pass -> the large answer
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine import cost
+from sgl_engine.confidence import find_scorer
+from sgl_engine.config import EngineConfig
+from sgl_engine.early_exit import decide_exit
+from sgl_engine.errors import IncompatiblePairError
+from sgl_engine.images import resolve_images
+from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.report import ModelInfo, RunReport
+from sgl_engine.small_pass import run_small_pass
+from sgl_engine.types import (
+    Decoding,
+    EncodedPrompt,
+    ExitDecision,
+    LargePassResult,
+    PruningPlan,
+    Request,
+    Response,
+    SmallPassResult,
+    StreamEvent,
+    TextDelta,
+)
+from sgl_engine.vlm import VLM
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SGLEngine:
+    """Answers requests with a pair of models, one request at a time.
+
+    Nothing of a request stays in the engine or on the models; a bad request fails alone.
+
+    Args:
+        small: Answers first, and guides.
+        large: Answers when the small one is not sure, seeing what the small one thought worth seeing.
+        config: What can be set; None is ``EngineConfig()``.
+
+    Raises:
+        IncompatiblePairError: The models do not see the same visual grid.
+        ConfigError: The configuration names a scorer that does not exist.
+    """
+
+    def __init__(self, small: VLM, large: VLM, config: EngineConfig | None = None) -> None:
+        self.small = small
+        self.large = large
+        self.config = config or EngineConfig()
+        find_scorer(self.config.exit.scorer)
+        _check_pair(small, large)
+
+    def __repr__(self) -> str:
+        return f"SGLEngine(small={self.small!r}, large={self.large!r})"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        small: str | Path,
+        large: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        small_revision: str | None = None,
+        large_revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> SGLEngine:
+        """Loads both models; see ``VLM.from_pretrained`` for arguments and errors."""
+        models = [
+            VLM.from_pretrained(
+                name,
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+            for name, revision in ((small, small_revision), (large, large_revision))
+        ]
+        return cls(models[0], models[1], config)
+
+    def with_config(self, config: EngineConfig) -> SGLEngine:
+        """An engine on the same models with another configuration; costs nothing.
+
+        ``engine.with_config(engine.config.escalating("always")).run(request)`` forces a route for one call.
+        """
+        return SGLEngine(self.small, self.large, config)
+
+    def run(self, request: Request) -> Response:
+        """Answers.
+
+        Raises:
+            RequestError: This request is bad; the engine is unharmed.
+            IncompatiblePairError: The models cut this request's images differently.
+        """
+        *_, last = self.stream(request)
+        assert isinstance(last, Response)
+        return last
+
+    def stream(self, request: Request) -> Iterator[StreamEvent]:
+        """Answers piece by piece: text deltas, then the Response, last.
+
+        Nothing is yielded before the exit decision, so text of an overruled small answer is never shown.
+
+        Raises:
+            RequestError: This request is bad; the engine is unharmed.
+            IncompatiblePairError: The models cut this request's images differently.
+        """
+        clock = _Clock()
+        max_new_tokens, decoding = self._resolve(request)
+        request = resolve_images(request, self.config.limits)
+        small_prompt = self.small.encode(request, self.config.limits)
+        clock.lap("encode_small")
+        small = run_small_pass(
+            self.small,
+            small_prompt,
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
+            scorer=self.config.exit.scorer,
+            consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
+        )
+        clock.add("small", small.stage_ms)
+        decision = decide_exit(small.confidence, self.config.exit)
+        run = _Run(clock, small_prompt, small, decision)
+        if decision.exit:
+            if small.generation.text:
+                yield TextDelta(small.generation.text)
+            yield self._response(run)
+            return
+        large_prompt = self.large.encode(request, self.config.limits)
+        plan = self._plan(large_prompt, small)
+        clock.lap("encode_large")
+        large = yield from _as_deltas(
+            stream_large_pass(
+                self.large, large_prompt, plan, max_new_tokens=max_new_tokens, decoding=decoding
+            )
+        )
+        clock.add("large", large.stage_ms)
+        yield self._response(replace(run, large_prompt=large_prompt, large=large))
+
+    def _resolve(self, request: Request) -> tuple[int, Decoding]:
+        """The request's wishes, and the configuration where it has none."""
+        defaults = self.config.generation
+        decoding = Decoding(
+            temperature=defaults.temperature if request.temperature is None else request.temperature,
+            top_p=defaults.top_p if request.top_p is None else request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+            deadline=request.deadline,
+        )
+        limit = request.max_new_tokens
+        return defaults.max_new_tokens if limit is None else limit, decoding
+
+    def _plan(self, prompt: EncodedPrompt, small: SmallPassResult) -> PruningPlan:
+        if small.importance is None:
+            return keep_everything(prompt)
+        pruning = self.config.pruning
+        layer = max(pruning.layer(self.large.num_layers), self.large.family.first_prunable_layer)
+        return plan_pruning(prompt, small.importance, layer=layer, keep_ratio=pruning.keep_ratio)
+
+    def _response(self, run: _Run) -> Response:
+        answer = run.small.generation if run.large is None else run.large.generation
+        return Response(
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            report=self._report(run),
+            importance=run.small.importance,
+            plan=None if run.large is None else run.large.plan,
+        )
+
+    def _report(self, run: _Run) -> RunReport:
+        small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
+        small_flops, large_flops, alone_flops = self._flops(run)
+        return RunReport(
+            engine_version=_version(),
+            route="small" if large is None else "large",
+            escalated=large is not None,
+            score=run.decision.score,
+            threshold=run.decision.threshold,
+            forced=run.decision.policy == "forced",
+            confidence=small.confidence.parts["confidence"],
+            consistency=small.confidence.parts.get("consistency_geometric_mean"),
+            visual_tokens=run.small_prompt.num_visual_tokens,
+            kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
+            prune_layer=None if plan is None else plan.layer,
+            keep_ratio=None if plan is None else plan.keep_ratio,
+            average_retention=None if plan is None else cost.average_retention(plan, self.large.num_layers),
+            small_tflops=small_flops / 1e12,
+            large_tflops=large_flops / 1e12,
+            large_alone_tflops=alone_flops / 1e12,
+            saved_fraction=1 - (small_flops + large_flops) / alone_flops,
+            stage_ms=run.clock.stage_ms(),
+            small_input_tokens=len(run.small_prompt),
+            small_output_tokens=len(small.generation),
+            large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
+            large_output_tokens=None if large is None else len(large.generation),
+            small_answer=None if large is None else small.generation.text,
+            large_agreed=None if large is None else _agree(small.generation.text, large.generation.text),
+            small_model=ModelInfo(name=self.small.name, revision=self.small.revision),
+            large_model=ModelInfo(name=self.large.name, revision=self.large.revision),
+        )
+
+    def _flops(self, run: _Run) -> tuple[int, int, int]:
+        """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
+
+        Where the large model was not called, its own token counts are unknown; the small model's stand in.
+        """
+        small, large = run.small, run.large
+        small_flops = cost.small_pass_flops(self.small.shape, prompt=run.small_prompt, result=small)
+        prompt = run.large_prompt or run.small_prompt
+        answer = small.generation if large is None else large.generation
+
+        def large_flops(plan: PruningPlan | None) -> int:
+            return cost.answer_flops(
+                self.large.shape,
+                tiles=len(prompt.spans),
+                prompt_tokens=len(prompt),
+                output_tokens=len(answer),
+                plan=plan,
+            )
+
+        return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one request has produced so far."""
+
+    clock: _Clock
+    small_prompt: EncodedPrompt
+    small: SmallPassResult
+    decision: ExitDecision
+    large_prompt: EncodedPrompt | None = None
+    large: LargePassResult | None = None
+
+
+class _Clock:
+    """Milliseconds per stage of one request."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """Ends a stage that began where the last one ended."""
+        now = time.perf_counter()
+        self._stages[stage] = 1e3 * (now - self._last)
+        self._last = now
+
+    def add(self, prefix: str, stages: Mapping[str, float]) -> None:
+        """Takes over the stages that a pass has measured itself."""
+        self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
+        self._last = time.perf_counter()
+
+    def stage_ms(self) -> dict[str, float]:
+        """All stages so far, and "total" since the beginning."""
+        return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+
+
+def _as_deltas(
+    stream: Generator[str, None, LargePassResult],
+) -> Generator[StreamEvent, None, LargePassResult]:
+    while True:
+        try:
+            yield TextDelta(next(stream))
+        except StopIteration as end:
+            result: LargePassResult = end.value
+            return result
+
+
+def _agree(first: str, second: str) -> bool:
+    """Whether two answers differ in case, surrounding space and a final full stop at most."""
+    return first.strip().removesuffix(".").casefold() == second.strip().removesuffix(".").casefold()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("langchain-sgl")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "0+uninstalled"
+
+
+def _check_pair(small: VLM, large: VLM) -> None:
+    """Refuses a pair whose tiles hold different grids; how images are cut into tiles shows per request."""
+    grids = [vlm.family.tile_grid(vlm.config) for vlm in (small, large)]
+    if grids[0] != grids[1]:
+        raise IncompatiblePairError(
+            f"A tile is {grids[0][0]} x {grids[0][1]} visual tokens for {small.name}, but {grids[1][0]} x "
+            f"{grids[1][1]} for {large.name}; they must be equal.",
+            remedy="Use two sizes of one family, with the same image size, patch size and downsampling.",
+        )

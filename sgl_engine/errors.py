@@ -1,0 +1,117 @@
+"""Every error this package raises on purpose.
+
+A message names the value that was wrong, the limit it broke, and what to do about it::
+
+    SGLError
+    ├── RequestError                  one request is bad; the engine and other requests are unharmed
+    │   ├── ImageError
+    │   │   ├── MissingImageError     no image where one is named
+    │   │   ├── CorruptImageError     bytes that are not a readable picture
+    │   │   ├── ImageLimitError       too many bytes, pixels (decompression bomb) or images
+    │   │   ├── UnsafeUrlError        a scheme, host or redirect that the URL policy refuses
+    │   │   └── ImageFetchError       the URL is allowed but cannot be downloaded
+    │   ├── InvalidRequestError       an empty or contradictory request
+    │   ├── PromptTooLongError        prompt longer than the model's context
+    │   └── DeadlineError             the request's deadline has passed
+    ├── ModelError                    a model, or a pair of models, cannot be used
+    │   ├── ModelNotFoundError        no such folder or hub id
+    │   ├── UnsafeWeightsError        pickled weights only
+    │   ├── UnsupportedModelError     an architecture without a family here
+    │   ├── ProcessorError            the model's processor cannot be loaded or used
+    │   └── IncompatiblePairError     small and large do not see the same visual grid
+    └── ConfigError                   a preset, scorer or option that does not exist
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SGLError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        problem: What is wrong, with the value and the limit, as a sentence.
+        remedy: What the caller can do about it, as a sentence.
+    """
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle despite the keyword-only argument, so that errors cross process borders."""
+        return (_rebuild, (type(self), self.problem, self.remedy))
+
+
+def _rebuild(kind: type[SGLError], problem: str, remedy: str) -> SGLError:
+    return kind(problem, remedy=remedy)
+
+
+class RequestError(SGLError):
+    """One request is bad."""
+
+
+class ImageError(RequestError):
+    """An image of the request cannot be used."""
+
+
+class MissingImageError(ImageError):
+    """No image where one is named."""
+
+
+class CorruptImageError(ImageError):
+    """The bytes are not a readable picture."""
+
+
+class ImageLimitError(ImageError):
+    """Too many bytes, pixels or images."""
+
+
+class UnsafeUrlError(ImageError):
+    """The URL policy refuses this scheme, host or redirect."""
+
+
+class ImageFetchError(ImageError):
+    """The URL is allowed, but the download failed."""
+
+
+class InvalidRequestError(RequestError):
+    """The request is empty or contradicts itself."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt does not fit the model's context."""
+
+
+class DeadlineError(RequestError):
+    """The request's deadline has passed."""
+
+
+class ModelError(SGLError):
+    """A model, or a pair of models, cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """There is no such folder or hub id."""
+
+
+class UnsafeWeightsError(ModelError):
+    """The weights are pickled; only safetensors are loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """No family here knows this architecture."""
+
+
+class ProcessorError(ModelError):
+    """The model's processor cannot be loaded or used."""
+
+
+class IncompatiblePairError(ModelError):
+    """The small model's importance map does not fit the large model's visual tokens."""
+
+
+class ConfigError(SGLError):
+    """A preset, scorer or option that does not exist."""

@@ -1,0 +1,144 @@
+"""Downloads an image without letting its URL reach into the caller's network.
+
+The host is resolved here, every address is checked, and the connection goes to the checked address (the name
+is kept for TLS and the Host header), so a second DNS answer cannot lead elsewhere. Redirects are followed by
+hand and checked the same way. The body is read in pieces, and dropped when it grows too large or too slow.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from sgl_engine.config import UrlPolicy
+from sgl_engine.errors import ImageFetchError, ImageLimitError, UnsafeUrlError
+
+if TYPE_CHECKING:
+    import httpx
+
+_USER_AGENT = "langchain-sgl"
+
+
+def fetch(
+    url: str, policy: UrlPolicy, *, max_bytes: int, transport: httpx.BaseTransport | None = None
+) -> bytes:
+    """The body behind ``url``.
+
+    Args:
+        url: Absolute URL.
+        policy: What may be reached.
+        max_bytes: Larger bodies are refused, whatever their Content-Length says.
+        transport: Replaces the network, for tests.
+
+    Raises:
+        UnsafeUrlError: The policy refuses the scheme, host, address or redirect.
+        ImageLimitError: The body is larger than ``max_bytes``.
+        ImageFetchError: Resolving, connecting or downloading failed or took too long.
+    """
+    import httpx
+
+    deadline = time.monotonic() + policy.timeout_s
+    try:
+        # The environment's proxies are not used: a proxy would resolve the name again.
+        with httpx.Client(transport=transport, trust_env=False, timeout=policy.timeout_s) as client:
+            target = httpx.URL(url)
+            for _ in range(policy.max_redirects + 1):
+                request = _pinned_request(client, target, policy)
+                response = client.send(request, stream=True, follow_redirects=False)
+                try:
+                    if not response.has_redirect_location:
+                        return _read_body(response, target, policy, max_bytes=max_bytes, deadline=deadline)
+                    target = target.join(response.headers["location"])
+                finally:
+                    response.close()
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise ImageFetchError(
+            f"The image at {url} cannot be downloaded ({type(error).__name__}: {error}).",
+            remedy="Check the URL, or send the image itself.",
+        ) from error
+    raise UnsafeUrlError(
+        f"The image at {url} redirects more than {policy.max_redirects} times.",
+        remedy="Give the final URL, or raise UrlPolicy.max_redirects.",
+    )
+
+
+def _pinned_request(client: httpx.Client, url: httpx.URL, policy: UrlPolicy) -> httpx.Request:
+    """A request that goes to the address that was checked, and still names the host."""
+    address = _checked_address(url, policy)
+    port = "" if url.port is None else f":{url.port}"
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return client.build_request(
+        "GET",
+        url.copy_with(host=address),
+        headers={"Host": f"{host}{port}", "User-Agent": _USER_AGENT, "Accept": "image/*"},
+        extensions={"sni_hostname": url.host},
+    )
+
+
+def _checked_address(url: httpx.URL, policy: UrlPolicy) -> str:
+    """Resolves the host; refuses it when any of its addresses is not a public one."""
+    if not policy.enabled or url.scheme not in policy.schemes:
+        allowed = ", ".join(policy.schemes) if policy.enabled else "none"
+        raise UnsafeUrlError(
+            f"The URL {url} has the scheme {url.scheme!r}; allowed: {allowed}.",
+            remedy="Send the image itself, or change LimitsConfig.urls.",
+        )
+    if url.userinfo or not url.host:
+        raise UnsafeUrlError(
+            f"A URL with {'a user name' if url.userinfo else 'no host'} is refused.",
+            remedy="Give a plain URL, or send the image itself.",
+        )
+    try:
+        found = socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ImageFetchError(
+            f"The host {url.host!r} cannot be resolved ({error}).",
+            remedy="Check the URL, or send the image itself.",
+        ) from error
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        if not policy.allow_private and not _is_public(address):
+            raise UnsafeUrlError(
+                f"The host {url.host!r} has the address {address}, which is not public.",
+                remedy="Send the image itself, or set UrlPolicy(allow_private=True) where that is meant.",
+            )
+    return addresses[0]
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # An IPv4 address can hide in an IPv6 one (mapped, 6to4, NAT64).
+        nat64 = ip in ipaddress.ip_network("64:ff9b::/96")
+        inner = (
+            ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if nat64 else None)
+        )
+        if inner is not None:
+            return _is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def _read_body(
+    response: httpx.Response, url: httpx.URL, policy: UrlPolicy, *, max_bytes: int, deadline: float
+) -> bytes:
+    if response.status_code != 200:
+        raise ImageFetchError(
+            f"The image at {url} answers with status {response.status_code}; 200 is needed.",
+            remedy="Check the URL, or send the image itself.",
+        )
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > max_bytes:
+            raise ImageLimitError(
+                f"The image at {url} has more than {max_bytes} bytes, the limit.",
+                remedy="Send a smaller image, or raise LimitsConfig.max_image_bytes.",
+            )
+        if time.monotonic() > deadline:
+            raise ImageFetchError(
+                f"The image at {url} takes longer than {policy.timeout_s} s, the limit.",
+                remedy="Send the image itself, or raise UrlPolicy.timeout_s.",
+            )
+    return bytes(body)

@@ -1,0 +1,168 @@
+"""The token loop: prefill, choose, feed back; stops within one token, and can be read as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from sgl_engine.errors import DeadlineError, InvalidRequestError
+from sgl_engine.types import Decoding, EncodedPrompt, Generation
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from sgl_engine.vlm import VLM
+
+Result = TypeVar("Result")
+
+
+def stream_tokens(
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    embeddings: Tensor,
+    *,
+    cache: DynamicCache,
+    max_new_tokens: int,
+    stop_at_eos: bool,
+    decoding: Decoding,
+    patch: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Generator[str, None, Generation]:
+    """Generates an answer; yields its text piece by piece, and returns the whole.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt.
+        embeddings: ``vlm.embed(prompt)``, (1, S, hidden).
+        cache: An empty cache; filled.
+        max_new_tokens: Upper limit; the context's end is one too.
+        stop_at_eos: False goes on to the limit, whatever the model says.
+        decoding: How tokens are chosen, stop strings, deadline.
+        patch: Entered around every forward and left before anything is yielded, so that nothing is changed
+            in the model while the consumer of a stream does something else.
+
+    Raises:
+        DeadlineError: The deadline passed; checked before every forward.
+        InvalidRequestError: ``max_new_tokens`` below 1.
+    """
+    if max_new_tokens < 1:
+        raise InvalidRequestError(
+            f"max_new_tokens is {max_new_tokens}; it must be at least 1.", remedy="Raise it."
+        )
+    limit = min(max_new_tokens, vlm.context_tokens - len(prompt))
+    choose = _Chooser(decoding, embeddings.device)
+    text = _TextStream(vlm.text, decoding.stop)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    position = 0
+    while True:
+        check_deadline(decoding.deadline, f"after {len(ids)} of {limit} answer tokens")
+        with patch():
+            logits = vlm.forward(embeddings, first_position=position, cache=cache)[0]
+        position += embeddings.shape[1]
+        ids.append(choose(logits))
+        logprobs.append(float(logits.log_softmax(dim=-1)[ids[-1]]))
+        ended = stop_at_eos and ids[-1] in vlm.eos_token_ids
+        delta = text.push(ids)
+        if ended or text.stopped or len(ids) == limit:
+            delta += text.flush()
+            break
+        if delta:
+            yield delta
+        embeddings = vlm.embed_tokens(torch.tensor(ids[-1:]))
+    if delta:
+        yield delta
+    return Generation(
+        text=text.text,
+        token_ids=torch.tensor(ids, dtype=torch.int64),
+        logprobs=torch.tensor(logprobs, dtype=torch.float32),
+        finish_reason="stop" if ended or text.stopped else "length",
+    )
+
+
+def finish(stream: Generator[object, None, Result]) -> Result:
+    """Runs a stream to its end, for its result alone."""
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def check_deadline(deadline: float | None, where: str) -> None:
+    """Fails when ``deadline``, a ``time.monotonic()`` value in seconds, has passed.
+
+    Raises:
+        DeadlineError: It has.
+    """
+    if deadline is None:
+        return
+    late_s = time.monotonic() - deadline
+    if late_s > 0:
+        raise DeadlineError(
+            f"The deadline passed {late_s:.3f} s ago, {where}.",
+            remedy="Set a later deadline, ask for fewer tokens, or keep less of the image.",
+        )
+
+
+class _Chooser:
+    """Logits (vocab,) -> token: the largest, or a draw from the nucleus."""
+
+    def __init__(self, decoding: Decoding, device: torch.device) -> None:
+        self._decoding = decoding
+        self._random: torch.Generator | None = None
+        if decoding.seed is not None:
+            self._random = torch.Generator(device=device).manual_seed(decoding.seed)
+
+    def __call__(self, logits: Tensor) -> int:
+        if self._decoding.temperature == 0.0:
+            return int(logits.argmax())
+        probabilities = (logits / self._decoding.temperature).softmax(dim=-1)
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        # A token is in the nucleus when the likelier ones together do not reach top_p; the first always is.
+        outside = ordered.cumsum(dim=-1) - ordered >= self._decoding.top_p
+        outside[0] = False
+        drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=self._random)
+        return int(order[drawn])
+
+
+class _TextStream:
+    """Tokens so far -> the text that is final: no half characters, nothing that may become a stop string."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+        self._decode = decode
+        self._stop = tuple(string for string in stop if string)
+        self._sent = 0
+        self.text = ""
+        self.stopped = False
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Takes all tokens so far; returns the text that is newly final."""
+        self.text = self._decode(ids)
+        ends = [at for at in (self.text.find(string) for string in self._stop) if at >= 0]
+        if ends:
+            self.stopped = True
+            self.text = self.text[: min(ends)]
+            return self.flush()
+        return self._send(len(self.text) - self._pending())
+
+    def flush(self) -> str:
+        """Everything that was held back."""
+        return self._send(len(self.text))
+
+    def _send(self, upto: int) -> str:
+        delta = self.text[self._sent : upto]
+        self._sent = max(self._sent, upto)
+        return delta
+
+    def _pending(self) -> int:
+        """Characters at the end that must wait for the next token."""
+        if self.text.endswith("�"):  # the first bytes of a character whose last ones are still to come
+            return len(self.text) - len(self.text.rstrip("�"))
+        beginnings = (string[:size] for string in self._stop for size in range(1, len(string)))
+        return max((len(start) for start in beginnings if self.text.endswith(start)), default=0)

@@ -1,0 +1,178 @@
+"""Images in: bytes, PIL image, URL or local path -> PIL image in RGB, upright, within the limits.
+
+Nothing is decoded before its size is known, and nothing is read from a path that was not given as a path.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import (
+    CorruptImageError,
+    ImageLimitError,
+    InvalidRequestError,
+    MissingImageError,
+    UnsafeUrlError,
+)
+from sgl_engine.fetching import fetch
+from sgl_engine.types import ImagePart, ImageSource, Request
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Decoders that run; the others of Pillow, some of which start other programs, never see the bytes."""
+
+
+def resolve_images(request: Request, limits: LimitsConfig) -> Request:
+    """The same request with every image loaded: each source a PIL image, RGB, upright.
+
+    Raises:
+        ImageError: An image is missing, corrupt, too large, too many, or refused by the URL policy.
+        InvalidRequestError: There is nothing to answer.
+    """
+    if not request.messages or not any(message.content for message in request.messages):
+        raise InvalidRequestError(
+            f"The request holds {len(request.messages)} messages and nothing to answer.",
+            remedy="Give it at least one message with a text or an image.",
+        )
+    if len(request.images) > limits.max_images:
+        raise ImageLimitError(
+            f"The request holds {len(request.images)} images; the limit is {limits.max_images}.",
+            remedy="Send fewer images, or raise LimitsConfig.max_images.",
+        )
+    messages = tuple(
+        dataclasses.replace(
+            message,
+            content=tuple(
+                ImagePart(load_image(part.source, limits)) if isinstance(part, ImagePart) else part
+                for part in message.content
+            ),
+        )
+        for message in request.messages
+    )
+    return dataclasses.replace(request, messages=messages)
+
+
+def load_image(source: ImageSource, limits: LimitsConfig) -> Image.Image:
+    """One image, RGB uint8, upright (EXIF orientation applied), transparency over white.
+
+    Raises:
+        ImageError: It is missing, corrupt, too large, or refused by the URL policy.
+    """
+    if isinstance(source, Image.Image):
+        _check_pixels(source, limits, "The image")
+        return _upright_rgb(source)
+    if isinstance(source, bytes | bytearray):
+        data, label = bytes(source), "The image"
+    elif isinstance(source, Path):
+        data, label = _read_file(source, limits), f"The file {source}"
+    elif isinstance(source, str):
+        data, label = _read_url(source, limits), f"The image at {_short(source)}"
+    else:
+        raise MissingImageError(
+            f"An image is named, but its source is {type(source).__name__}.",
+            remedy="Give bytes, a PIL image, a URL, or a local file as pathlib.Path.",
+        )
+    _check_bytes(len(data), limits, label)
+    return _decode(data, limits, label)
+
+
+def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image, limits, label)
+            return _upright_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageLimitError(
+            f"{label} is a decompression bomb ({error}); the limit is {limits.max_image_pixels} pixels.",
+            remedy="Scale the image down before sending it.",
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise CorruptImageError(
+            f"{label}, {len(data)} bytes, cannot be read as a picture ({error}).",
+            remedy=f"Send an intact file in one of the formats {', '.join(FORMATS)}.",
+        ) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
+    return upright.convert("RGB")
+
+
+def _check_bytes(size: int, limits: LimitsConfig, label: str) -> None:
+    if size > limits.max_image_bytes:
+        raise ImageLimitError(
+            f"{label} has {size} bytes; the limit is {limits.max_image_bytes}.",
+            remedy="Compress it or scale it down, or raise LimitsConfig.max_image_bytes.",
+        )
+
+
+def _check_pixels(image: Image.Image, limits: LimitsConfig, label: str) -> None:
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise ImageLimitError(
+            f"{label} has {width} x {height} pixels; the limit is {limits.max_image_pixels} in all.",
+            remedy="Scale it down, or raise LimitsConfig.max_image_pixels.",
+        )
+    if width * height == 0:
+        raise CorruptImageError(
+            f"{label} has {width} x {height} pixels; at least one is needed.", remedy="Send a picture."
+        )
+
+
+def _read_file(path: Path, limits: LimitsConfig) -> bytes:
+    if not path.is_file():
+        kind = "is not a regular file" if path.exists() else "does not exist"
+        raise MissingImageError(f"The image file {path} {kind}.", remedy="Check the path.")
+    _check_bytes(path.stat().st_size, limits, f"The file {path}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingImageError(
+            f"The image file {path} cannot be read ({error.strerror}).", remedy="Check its permissions."
+        ) from error
+
+
+def _read_url(url: str, limits: LimitsConfig) -> bytes:
+    scheme, colon, rest = url.partition(":")
+    if not url:
+        raise MissingImageError(
+            "An image is named, but its URL is empty.", remedy="Give a URL, bytes or a Path."
+        )
+    if colon and scheme.lower() == "data":
+        return _decode_data_url(rest)
+    if colon and rest.startswith("//"):
+        return fetch(url, limits.urls, max_bytes=limits.max_image_bytes)
+    raise UnsafeUrlError(
+        f"{_short(url)!r} is not a URL, and text never opens a local file.",
+        remedy="Give a https: or data: URL, or wrap the file name in pathlib.Path.",
+    )
+
+
+def _decode_data_url(rest: str) -> bytes:
+    header, comma, payload = rest.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise CorruptImageError(
+            f"The data URL starts with {_short(header)!r} and holds no base64 data.",
+            remedy="Write it as data:image/png;base64,...",
+        )
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CorruptImageError(
+            f"The data URL's {len(payload)} characters are not base64 ({error}).",
+            remedy="Encode the file with base64.b64encode.",
+        ) from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

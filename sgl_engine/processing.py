@@ -1,0 +1,114 @@
+"""A model's processor: loaded with or without torchvision; a request -> what the model takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sgl_engine.errors import InvalidRequestError, ProcessorError
+from sgl_engine.families.processors import image_only
+from sgl_engine.types import ImagePart, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The processor saved with a model.
+
+    Without torchvision, a processor that also owns a video processor cannot be built as transformers does it;
+    it is then built for images alone, with the Pillow image processor.
+
+    Args:
+        name: Path or hub id.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ProcessorError: It is missing or cannot be loaded.
+    """
+    import transformers
+    from transformers.utils.import_utils import is_torchvision_available
+
+    auto: Any = transformers.AutoProcessor
+    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        if is_torchvision_available():
+            return auto.from_pretrained(name, **hub)
+        cls, settings = _processor_class(name, hub)
+        if cls is None or "video_processor" not in cls.get_attributes():
+            return auto.from_pretrained(name, **hub)
+        return _load_image_only(cls, settings, name, hub)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        raise ProcessorError(
+            f"The processor of {name} cannot be loaded ({type(error).__name__}: {error}).",
+            remedy="Save it next to the weights with processor.save_pretrained(folder).",
+        ) from error
+
+
+def _processor_class(name: str, hub: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class that the saved processor names, None if transformers has none such; and its settings."""
+    import transformers
+    from transformers.processing_utils import ProcessorMixin
+
+    settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
+    return getattr(transformers, settings.get("processor_class") or "", None), settings
+
+
+def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
+    """Builds ``cls`` with ``video_processor=None``."""
+    import transformers
+
+    images: Any = transformers.AutoImageProcessor
+    parts = {
+        "image_processor": images.from_pretrained(name, **hub),
+        "tokenizer": transformers.AutoTokenizer.from_pretrained(name, **hub),
+        "video_processor": None,
+    }
+    return image_only(cls).from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)
+
+
+def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
+    """Chat template, then tokens and pixels: the model's keyword arguments, batch of one.
+
+    Args:
+        processor: The model's processor.
+        request: Its images loaded (``sgl_engine.images.resolve_images``).
+        image_token: Text of the image token; the caller's texts must not contain it.
+
+    Raises:
+        InvalidRequestError: A text contains the image token.
+        ProcessorError: The processor has no chat template, or fails.
+    """
+    conversation = [
+        {"role": message.role, "content": [_part(part, image_token) for part in message.content]}
+        for message in request.messages
+    ]
+    images = [part.source for part in request.images]
+    try:
+        text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        inputs = processor(text=[text], images=images or None, return_tensors="pt")
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ProcessorError(
+            f"The processor {type(processor).__name__} cannot encode {len(images)} images and "
+            f"{len(request.messages)} messages ({type(error).__name__}: {error}).",
+            remedy="Check that it was saved with a chat template, and that the template takes these roles.",
+        ) from error
+    return dict(inputs)
+
+
+def loaded_sizes(request: Request) -> list[tuple[int, int]]:
+    """(width, height) in pixels of each loaded image."""
+    return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
+
+
+def _part(part: str | ImagePart, image_token: str) -> dict[str, str]:
+    if isinstance(part, ImagePart):
+        return {"type": "image"}
+    if image_token in part:
+        raise InvalidRequestError(
+            f"The text contains {image_token!r}, which stands for an image.",
+            remedy="Remove it; name images with ImagePart.",
+        )
+    return {"type": "text", "text": part}

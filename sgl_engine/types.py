@@ -1,0 +1,346 @@
+"""What flows through the engine: frozen dataclasses, without behaviour beyond views of their own data.
+
+Letters used in shapes: S prompt tokens, V visual tokens among them, M kept prompt tokens, T generated tokens,
+L decoder layers, B batch (always 1 here). Indices are prompt positions. Classes that hold tensors compare by
+identity (``eq=False``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from sgl_engine.report import RunReport
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""(x0, y0, x1, y1), fractions in [0, 1] of the source image's width and height."""
+ImageSource: TypeAlias = "bytes | str | Path | Image"
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePart:
+    """One image of a message.
+
+    Attributes:
+        source: Encoded bytes, a PIL image, a URL (``https:`` or ``data:``) as ``str``, or a local file as
+            ``pathlib.Path``. A ``str`` never opens a local file: text from a message cannot name one.
+    """
+
+    source: ImageSource
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: a role, then texts and images in the order in which the model reads them."""
+
+    role: Role
+    content: tuple[str | ImagePart, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question and its pictures.
+
+    ``None`` means "as the engine's configuration says".
+
+    Attributes:
+        messages: The conversation; the last message is the one that is answered.
+        max_new_tokens: Upper limit of answer tokens.
+        temperature: 0 is greedy.
+        top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
+        stop: Strings that end the answer; they are not part of it.
+        seed: Makes sampling repeatable.
+        deadline: ``time.monotonic()`` value in seconds, after which the request fails with ``DeadlineError``.
+    """
+
+    messages: tuple[Message, ...]
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    deadline: float | None = None
+
+    @classmethod
+    def ask(
+        cls,
+        question: str,
+        *images: ImageSource,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: tuple[str, ...] = (),
+        seed: int | None = None,
+        deadline: float | None = None,
+    ) -> Request:
+        """The common case: one user turn, the images first, then the question."""
+        content: tuple[str | ImagePart, ...] = (*(ImagePart(image) for image in images), question)
+        return cls(
+            messages=(Message("user", content),),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+            deadline=deadline,
+        )
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """All images, in the order in which the model sees them."""
+        parts = (part for message in self.messages for part in message.content)
+        return tuple(part for part in parts if isinstance(part, ImagePart))
+
+
+@dataclass(frozen=True)
+class VisualSpan:
+    """The visual tokens of one image, or of one tile of an image.
+
+    Attributes:
+        image: Index of the image in the request, from 0.
+        start: First prompt position.
+        stop: One past the last prompt position.
+        grid: (rows, cols) of tokens after merging; rows * cols == stop - start, row-major.
+        box: The part of the source image that the tokens see; None where it is unknown (a tiled prompt built
+            from raw inputs, without the image sizes).
+    """
+
+    image: int
+    start: int
+    stop: int
+    grid: tuple[int, int]
+    box: Box | None
+
+    def __len__(self) -> int:
+        """Number of visual tokens."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """What a model takes.
+
+    Attributes:
+        inputs: The model's keyword arguments (input_ids, attention_mask, pixel_values, ...).
+        input_ids: int64 (B, S).
+        spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
+    """
+
+    inputs: Mapping[str, Tensor]
+    input_ids: Tensor
+    spans: tuple[VisualSpan, ...]
+
+    def __len__(self) -> int:
+        """S, the number of prompt tokens."""
+        return int(self.input_ids.shape[1])
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """V."""
+        return sum(len(span) for span in self.spans)
+
+    @property
+    def visual_positions(self) -> tuple[int, ...]:
+        """The V prompt positions of visual tokens, ascending."""
+        return tuple(position for span in self.spans for position in range(span.start, span.stop))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answer tokens are chosen, and when to give up. The default is greedy and unhurried.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus in (0, 1].
+        seed: Makes sampling repeatable.
+        stop: Strings that end the answer.
+        deadline: ``time.monotonic()`` value in seconds, or None.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A finished answer.
+
+    Attributes:
+        text: Without special tokens, cut before a stop string.
+        token_ids: int64 (T,), the end-of-sequence token included where it was generated.
+        logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
+            temperature 1, nothing masked, whatever the sampling did.
+        finish_reason: "stop" (end-of-sequence token or stop string) or "length".
+    """
+
+    text: str
+    token_ids: Tensor
+    logprobs: Tensor
+    finish_reason: FinishReason
+
+    def __len__(self) -> int:
+        """T."""
+        return int(self.token_ids.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceMap:
+    """How much attention each visual token received; higher = more important.
+
+    Attributes:
+        mass: float32 (V,), on the CPU, in prompt order; a plain sum over layers, heads and query rows.
+        spans: The prompt's visual spans that the mass belongs to.
+        num_queries: Query rows that were summed.
+    """
+
+    mass: Tensor
+    spans: tuple[VisualSpan, ...]
+    num_queries: int
+
+    def grids(self) -> tuple[Tensor, ...]:
+        """The mass per span, float32 (rows, cols)."""
+        grids, first = [], 0
+        for span in self.spans:
+            grids.append(self.mass[first : first + len(span)].reshape(span.grid))
+            first += len(span)
+        return tuple(grids)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure the small model is.
+
+    Attributes:
+        score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
+        parts: "confidence", and, where the prompt holds images, "consistency_product" and
+            "consistency_geometric_mean"; each in [0, 1].
+    """
+
+    score: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ExitDecision:
+    """Whether the small answer is kept.
+
+    Attributes:
+        exit: True: keep the small answer, the large model is not called.
+        score: The small model's score.
+        threshold: What the score was compared with.
+        policy: "threshold", or "forced" when the configuration says never or always.
+        calibration: Identifier of the calibration that gave the threshold; None for a plain number.
+    """
+
+    exit: bool
+    score: float
+    threshold: float
+    policy: Literal["threshold", "forced"]
+    calibration: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """Which prompt tokens the layers from ``layer`` on see.
+
+    Attributes:
+        keep: int64 (M,), on the CPU, ascending prompt positions: all text and the kept visual tokens.
+        layer: K, the first decoder layer that sees only ``keep``; 0 prunes before the first layer.
+        prompt_tokens: S.
+        visual_tokens: V.
+        kept_visual_tokens: Of the V.
+        keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
+    """
+
+    keep: Tensor
+    layer: int
+    prompt_tokens: int
+    visual_tokens: int
+    kept_visual_tokens: int
+    keep_ratio: float
+
+    @property
+    def prunes(self) -> bool:
+        """False when every token is kept: then nothing is patched at all."""
+        return self.kept_visual_tokens < self.visual_tokens
+
+    def kept_of(self, prompt_tokens: int) -> int:
+        """How many of the first ``prompt_tokens`` positions the pruned layers see; those past S are kept."""
+        return prompt_tokens - (self.visual_tokens - self.kept_visual_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallPassResult:
+    """What the small model said, how sure it is, and where it looked.
+
+    Attributes:
+        generation: The small answer.
+        confidence: Its score and parts.
+        importance: None when the prompt holds no image.
+        consistency_plan: What the consistency pass saw of the prompt; None when there was none.
+        stage_ms: Milliseconds: "vision", "generate", "consistency".
+    """
+
+    generation: Generation
+    confidence: Confidence
+    importance: ImportanceMap | None
+    consistency_plan: PruningPlan | None
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LargePassResult:
+    """What the large model said.
+
+    Attributes:
+        generation: The large answer.
+        plan: What was pruned.
+        cache_tokens: Cached positions per decoder layer (L,) after the last step; shorter from plan.layer on.
+        stage_ms: Milliseconds: "vision", "generate".
+    """
+
+    generation: Generation
+    plan: PruningPlan
+    cache_tokens: tuple[int, ...]
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """The answer, and how it came about.
+
+    Attributes:
+        text: The answer.
+        finish_reason: Why it ends.
+        report: What it cost and how it was decided; JSON-safe.
+        importance: The small model's map; None when the request holds no image.
+        plan: What the large model saw; None when it was not called.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    report: RunReport
+    importance: ImportanceMap | None = None
+    plan: PruningPlan | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A piece of the answer, in order; the pieces of a stream join to ``Response.text``."""
+
+    text: str
+
+
+StreamEvent: TypeAlias = TextDelta | Response
+"""``SGLEngine.stream`` yields text deltas, then one Response, last."""

@@ -1,0 +1,314 @@
+"""VLM = model + processor + family: loading, encoding, embedding, and one step of the decoder.
+
+The vision tower runs in ``embed`` and nowhere else, so that a caller decides how often it runs. ``forward``
+is the decoder alone, on embeddings and explicit positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+
+from sgl_engine.config import LimitsConfig
+from sgl_engine.cost import ModelShape
+from sgl_engine.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    UnsafeWeightsError,
+    UnsupportedModelError,
+)
+from sgl_engine.families import Family, find_family
+from sgl_engine.images import resolve_images
+from sgl_engine.processing import load_processor, loaded_sizes, process
+from sgl_engine.types import EncodedPrompt, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class VLM:
+    """A vision-language model, ready to be run step by step; one request at a time.
+
+    Args:
+        model: A model of a supported family; put into evaluation mode.
+        processor: Its processor.
+        name: What reports call it.
+        revision: Commit on the hub, for reports.
+
+    Raises:
+        UnsupportedModelError: No family knows the architecture.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, *, name: str, revision: str | None = None
+    ) -> None:
+        self.family: Family = find_family(model.config, name)
+        self.model: Any = model
+        self.model.eval()
+        self.processor = processor
+        self.name = name
+        self.revision = revision
+
+    def __repr__(self) -> str:
+        return (
+            f"VLM({self.name!r}, family={self.family.name!r}, layers={self.num_layers}, device={self.device})"
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> VLM:
+        """Loads a model and its processor. Only safetensors weights are read.
+
+        Args:
+            path_or_hub_id: A local folder, or "owner/name" on the hub.
+            dtype: As in transformers; "auto" is the dtype of the checkpoint.
+            device: Where the whole model goes; not together with ``device_map``.
+            device_map: As in transformers (needs accelerate).
+            revision: Branch, tag or commit on the hub.
+            trust_remote_code: Run code that comes with the model.
+
+        Raises:
+            ModelNotFoundError: No such folder or hub id, or no model in it.
+            UnsafeWeightsError: The weights are pickled.
+            UnsupportedModelError: No family knows the architecture.
+            ProcessorError: The processor cannot be loaded.
+        """
+        folder = Path(path_or_hub_id).expanduser()
+        name = str(folder) if folder.is_dir() else str(path_or_hub_id)
+        _check_folder(name)
+        hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        config = _load_config(name, hub)
+        find_family(config, name)  # before gigabytes of weights are read
+        processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
+        model = _load_model(name, config, dtype=dtype, device_map=device_map, hub=hub)
+        if device is not None:
+            model.to(device)
+        return cls(model, processor, name=name, revision=getattr(config, "_commit_hash", None) or revision)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        config: PreTrainedConfig = self.model.config
+        return config
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings live, and so where inputs go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder."""
+        return self.family.text_model(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.family.decoder_layers(self.model))
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes, for counting operations."""
+        return self.family.shape(self.config)
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence that the decoder's positions cover."""
+        return int(self.text_model.config.max_position_embeddings)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.processor.tokenizer.eos_token_id
+        if ids is None:
+            return frozenset()
+        return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
+
+    def encode(self, request: Request, limits: LimitsConfig | None = None) -> EncodedPrompt:
+        """Loads the request's images and turns messages into tokens and pixels.
+
+        Args:
+            request: What is asked.
+            limits: What it may bring; None is ``LimitsConfig()``.
+
+        Raises:
+            RequestError: A bad image, an empty request, or a prompt longer than the context.
+            ProcessorError: The processor fails.
+        """
+        loaded = resolve_images(request, limits or LimitsConfig())
+        image_token = self.processor.tokenizer.decode([self.family.image_token_id(self.config)])
+        inputs = process(self.processor, loaded, image_token=image_token)
+        return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
+
+    def prompt(
+        self, inputs: Mapping[str, Tensor], *, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> EncodedPrompt:
+        """Wraps raw model inputs: finds the visual tokens, moves everything to the model's device.
+
+        Args:
+            inputs: At least "input_ids", int64 (1, S); as the processor returns them.
+            image_sizes: (width, height) in pixels per image. Without it, boxes of tiled images are unknown.
+
+        Raises:
+            InvalidRequestError: A batch, or a padded prompt.
+            PromptTooLongError: S leaves no room for an answer.
+            ProcessorError: The image tokens do not fit the images.
+        """
+        ids = inputs["input_ids"]
+        padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
+        if ids.shape[0] != 1 or padded:
+            raise InvalidRequestError(
+                f"The inputs hold {ids.shape[0]} prompts{' with padding' if padded else ''}; "
+                "one unpadded prompt is needed.",
+                remedy="Encode and run one request at a time.",
+            )
+        if ids.shape[1] >= self.context_tokens:
+            raise PromptTooLongError(
+                f"The prompt has {ids.shape[1]} tokens; the context of {self.name} is {self.context_tokens}, "
+                "answer included.",
+                remedy="Shorten the text, or send fewer or smaller images.",
+            )
+        boxes = None
+        if image_sizes is not None:
+            boxes = [self.family.tile_boxes(self.processor, width, height) for width, height in image_sizes]
+        spans = self.family.spans(self.config, ids, boxes)
+        moved = {key: value.to(self.device) for key, value in inputs.items()}
+        return EncodedPrompt(inputs=moved, input_ids=moved["input_ids"], spans=spans)
+
+    @torch.inference_mode()
+    def embed(self, prompt: EncodedPrompt) -> Tensor:
+        """Embeddings (1, S, hidden) with the visual features in place; runs the vision tower once."""
+        features = self.family.image_features(self.model, prompt.inputs)
+        return self.family.embed(self.model, prompt.input_ids, features)
+
+    @torch.inference_mode()
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Embeddings (1, T, hidden) of text tokens, int64 (T,)."""
+        return self.family.embed(self.model, token_ids.to(self.device)[None], None)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key-value cache."""
+        return DynamicCache(config=self.text_model.config)
+
+    @torch.inference_mode()
+    def forward(
+        self, embeddings: Tensor, *, first_position: int, cache: DynamicCache | None, logit_rows: int = 1
+    ) -> Tensor:
+        """One pass of the decoder.
+
+        Args:
+            embeddings: (1, N, hidden).
+            first_position: Position of the first of them. Given explicitly, because the length of a pruned
+                cache is not the position.
+            cache: Extended in place; None for a pass on its own.
+            logit_rows: How many of the last rows go through the LM head.
+
+        Returns:
+            Logits, float32 (logit_rows, vocab).
+        """
+        positions = torch.arange(
+            first_position, first_position + embeddings.shape[1], device=embeddings.device
+        )
+        output = self.text_model(
+            inputs_embeds=embeddings,
+            position_ids=positions[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden = output.last_hidden_state[:, -logit_rows:]
+        logits: Tensor = self.model.get_output_embeddings()(hidden)[0].float()
+        return logits
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        text: str = self.processor.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _check_folder(name: str) -> None:
+    """Says what is wrong with a local folder before transformers guesses."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+            raise ModelNotFoundError(
+                f"There is no model folder {name}.",
+                remedy="Check the path, or give a hub id such as owner/name.",
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"The folder {name} holds no config.json.",
+            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise UnsafeWeightsError(
+            f"The folder {name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
+            remedy="If you trust them, load them with transformers and call model.save_pretrained(folder).",
+        )
+    raise ModelNotFoundError(
+        f"The folder {name} holds no weights (*.safetensors).", remedy="Save the model there first."
+    )
+
+
+def _load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"The configuration of {name} cannot be loaded ({_first_line(error)}).",
+            remedy="Check the path or hub id, the revision and the network.",
+        ) from error
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"The configuration of {name} cannot be used ({_first_line(error)}).",
+            remedy="Use a supported family in transformers format, and a transformers version that knows it.",
+        ) from error
+    return config
+
+
+def _load_model(
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: str | torch.dtype,
+    device_map: str | Mapping[str, Any] | None,
+    hub: Mapping[str, Any],
+) -> Any:
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            name, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **hub
+        )
+    except OSError as error:
+        kind = UnsafeWeightsError if "safetensors" in str(error) else ModelNotFoundError
+        raise kind(
+            f"The weights of {name} cannot be loaded ({_first_line(error)}).",
+            remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, measure_confidence
+from sgl_engine.errors import ConfigError
+
+PROBABILITIES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20)
+
+
+@given(answer=PROBABILITIES, consistency=PROBABILITIES)
+def test_parts_equal_products_of_probabilities(answer: list[float], consistency: list[float]) -> None:
+    got = measure_confidence([math.log(p) for p in answer], [math.log(p) for p in consistency])
+    assert got.parts["confidence"] == pytest.approx(math.prod(answer) ** (1 / len(answer)))
+    assert got.parts["consistency_product"] == pytest.approx(math.prod(consistency))
+    mean = math.prod(consistency) ** (1 / len(consistency))
+    assert got.parts["consistency_geometric_mean"] == pytest.approx(mean)
+    assert 0 <= got.score <= 1
+
+
+def test_long_answers_do_not_underflow() -> None:
+    got = measure_confidence([math.log(0.3)] * 500, [math.log(0.3)] * 500)
+    assert got.parts["confidence"] == pytest.approx(0.3)
+    assert got.parts["consistency_geometric_mean"] == pytest.approx(0.3)
+    assert got.parts["consistency_product"] == pytest.approx(0.3**500)
+    assert got.parts["consistency_product"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scorer", "expected"),
+    [
+        ("mean_geometric", (0.5 + 0.4) / 2),
+        ("mean_product", (0.5 + 0.16) / 2),
+        ("confidence", 0.5),
+        ("consistency_geometric_mean", 0.4),
+        ("consistency_product", 0.16),
+    ],
+)
+def test_scorers(scorer: str, expected: float) -> None:
+    got = measure_confidence([math.log(0.5)] * 2, [math.log(0.4)] * 2, scorer)
+    assert got.score == pytest.approx(expected)
+
+
+def test_the_default_scorer_is_registered() -> None:
+    assert DEFAULT_SCORER in SCORERS
+    both = [math.log(0.5)], [math.log(0.2)]
+    assert measure_confidence(*both).score == measure_confidence(*both, DEFAULT_SCORER).score
+
+
+def test_without_consistency_the_score_is_the_confidence() -> None:
+    got = measure_confidence([math.log(0.5)], None, "consistency_product")
+    assert got.score == got.parts["confidence"] == pytest.approx(0.5)
+
+
+def test_unknown_scorers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no scorer 'luck'.*mean_geometric"):
+        measure_confidence([0.0], None, "luck")

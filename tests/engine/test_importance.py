@@ -1,0 +1,33 @@
+import torch
+
+from sgl_engine.importance import AttentionSums, importance_map
+from sgl_engine.types import VisualSpan
+
+BOX = (0.0, 0.0, 1.0, 1.0)
+SPANS = (VisualSpan(0, 2, 8, (2, 3), BOX), VisualSpan(1, 10, 12, (1, 2), BOX))
+SUMS = AttentionSums(
+    prefill=torch.arange(16.0).reshape(2, 8),
+    decode=100 * torch.ones(2, 8),
+    prefill_queries=3,
+    decode_queries=4,
+)
+
+
+def test_the_map_is_the_plain_sum() -> None:
+    got = importance_map(SUMS, SPANS)
+    assert got.mass.tolist() == [index + index + 8 + 200 for index in range(8)]
+    assert got.num_queries == 7
+
+
+def test_grids_are_row_major_per_span() -> None:
+    first, second = importance_map(SUMS, SPANS, layers=[0], rows="prefill").grids()
+    assert first.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert second.tolist() == [[6, 7]]
+
+
+def test_subsets_for_studies() -> None:
+    assert importance_map(SUMS, SPANS, layers=[1], rows="prefill").mass.tolist() == list(range(8, 16))
+    assert importance_map(SUMS, SPANS, rows="prefill").num_queries == 3
+    decode = importance_map(SUMS, SPANS, rows="decode")
+    assert decode.mass.tolist() == [200.0] * 8
+    assert decode.num_queries == 4

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from oracles import masked_logits, plain_logits
+from samples import REQUESTS
+
+from sgl_engine import VLM, Request, plan_pruning, run_small_pass
+from sgl_engine.errors import ConfigError
+from sgl_engine.small_pass import answer_logprobs
+from sgl_engine.testing import tiny_vlm
+from sgl_engine.types import EncodedPrompt
+
+Case = tuple[VLM, EncodedPrompt]
+
+
+def by_hand(logits: torch.Tensor, answer: list[int], first_row: int) -> list[float]:
+    """Probability of each answer token: exp(x) / sum(exp(x)), in float64, row by row."""
+    found = []
+    for step, token in enumerate(answer):
+        weights = [math.exp(value) for value in logits[first_row + step].double().tolist()]
+        found.append(weights[token] / sum(weights))
+    return found
+
+
+@pytest.mark.parametrize("keep_ratio", [0.05, 0.4])
+def test_confidence_and_consistency_equal_values_from_logits(case: Case, keep_ratio: float) -> None:
+    vlm, prompt = case
+    result = run_small_pass(
+        vlm, prompt, max_new_tokens=5, stop_at_eos=False, consistency_keep_ratio=keep_ratio
+    )
+    answer, row = result.generation.token_ids.tolist(), len(prompt) - 1
+    chosen = by_hand(plain_logits(vlm, prompt, answer), answer, row)
+    assert result.importance is not None
+    plan = plan_pruning(prompt, result.importance, layer=0, keep_ratio=keep_ratio)
+    seen = masked_logits(vlm, prompt, answer, layer=0, keep=plan.keep.tolist())
+    consistent = by_hand(seen, answer, row)
+    parts = result.confidence.parts
+    assert parts["confidence"] == pytest.approx(math.prod(chosen) ** (1 / 5), rel=1e-4)
+    assert parts["consistency_product"] == pytest.approx(math.prod(consistent), rel=1e-3)
+    assert parts["consistency_geometric_mean"] == pytest.approx(math.prod(consistent) ** (1 / 5), rel=1e-4)
+    assert result.confidence.score == pytest.approx(
+        (parts["confidence"] + parts["consistency_geometric_mean"]) / 2
+    )
+
+
+def test_the_unpruned_prompt_gives_another_consistency(case: Case) -> None:
+    """The control: without pruning, consistency is confidence."""
+    vlm, prompt = case
+    whole = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False, consistency_keep_ratio=1.0)
+    little = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
+    parts = whole.confidence.parts
+    assert parts["consistency_geometric_mean"] == pytest.approx(parts["confidence"], rel=1e-4)
+    assert little.confidence.parts["consistency_geometric_mean"] != pytest.approx(
+        parts["confidence"], rel=1e-2
+    )
+
+
+def test_the_end_of_sequence_step_counts() -> None:
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["one image"])
+    free = run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False).generation
+    vlm.model.generation_config.eos_token_id = int(free.token_ids[2])
+    ended = run_small_pass(vlm, prompt, max_new_tokens=4)
+    assert torch.equal(ended.generation.logprobs, free.logprobs[:3])
+    assert ended.confidence.parts["confidence"] == pytest.approx(float(free.logprobs[:3].mean().exp()))
+
+
+def test_500_tokens_do_not_underflow() -> None:
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["one image"])
+    result = run_small_pass(vlm, prompt, max_new_tokens=500, stop_at_eos=False)
+    assert len(result.generation) == 500
+    assert float(result.generation.logprobs.exp().prod()) == 0.0  # what float32 makes of it
+    parts = result.confidence.parts
+    assert parts["confidence"] == pytest.approx(float(result.generation.logprobs.double().mean().exp()))
+    assert 0.001 < parts["consistency_geometric_mean"] < 1
+
+
+def test_the_vision_tower_runs_once() -> None:
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["images with text between"])
+    calls: list[int] = []
+    vlm.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    run_small_pass(vlm, prompt, max_new_tokens=3)
+    assert len(calls) == 1
+
+
+def test_without_an_image_there_is_confidence_alone() -> None:
+    vlm = tiny_vlm()
+    result = run_small_pass(vlm, vlm.encode(Request.ask("Hello?")), max_new_tokens=3, stop_at_eos=False)
+    assert result.importance is None
+    assert result.consistency_plan is None
+    assert set(result.confidence.parts) == {"confidence"}
+    assert result.confidence.score == result.confidence.parts["confidence"]
+
+
+def test_an_unknown_scorer_fails_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["one image"])
+    monkeypatch.setattr(vlm, "embed", None)
+    with pytest.raises(ConfigError, match="no scorer 'luck'"):
+        run_small_pass(vlm, prompt, max_new_tokens=3, scorer="luck")
+
+
+def test_teacher_forcing_reuses_the_answers_own_rows() -> None:
+    """Row S - 1 + t predicts token t; a shift by one is noticed."""
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["one image"])
+    result = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
+    assert result.importance is not None
+    plan = plan_pruning(prompt, result.importance, layer=0, keep_ratio=1.0)
+    forced = answer_logprobs(vlm, vlm.embed(prompt), result.generation, plan)
+    assert torch.allclose(forced, result.generation.logprobs, atol=1e-4)
+    assert not torch.allclose(forced[1:], result.generation.logprobs[:-1], atol=1e-2)
