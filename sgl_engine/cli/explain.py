@@ -1,0 +1,93 @@
+"""``sgl explain``: the picture, with where the small model looked and what the large one gets to see."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from sgl_engine.cli import options, output
+from sgl_engine.errors import ConfigError
+from sgl_engine.types import PruningPlan, Request, Response
+
+if TYPE_CHECKING:
+    from sgl_engine.engine import SGLEngine
+
+HELP = "draw where the models look"
+DESCRIPTION = (
+    "Writes the picture with the small model's attention over it, and with outlines around the visual tokens "
+    "that the large model is given when the small answer does not hold up. Prints the answer."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    options.add_request(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.png", type=Path, required=True, help="the picture to write"
+    )
+    options.add_engine(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Answer, draw, write.
+
+    Raises:
+        ConfigError: The drawing cannot be written where it should go.
+    """
+    from sgl_engine.explain import draw_importance
+
+    config = options.engine_config(arguments)
+    check_output(arguments.output, arguments.picture)
+    picture = options.load_picture(arguments.picture, config.limits)
+    with output.waiting("Loading the models"):
+        engine = options.load_engine(arguments, config)
+    request = Request.ask(arguments.question, picture, max_new_tokens=arguments.max_new_tokens)
+    response = engine.run(request)
+    assert response.importance is not None  # the request holds a picture
+    drawing = draw_importance(
+        picture,
+        response.importance,
+        guided_plan(engine, request, response),
+        question=arguments.question,
+        answer=f"{response.text}   ({output.route(response.report)})",
+    )
+    try:
+        drawing.save(arguments.output)
+    except OSError as error:
+        raise ConfigError(
+            f"{arguments.output} cannot be written ({error.strerror or error}).",
+            remedy="Name another file with --output.",
+        ) from error
+    print(output.printable(response.text))
+    print(f"wrote {arguments.output}")
+
+
+def guided_plan(engine: SGLEngine, request: Request, response: Response) -> PruningPlan:
+    """What the large model is made to keep, if it is called, at the positions of the small prompt."""
+    from sgl_engine.pruning import plan_pruning
+
+    assert response.importance is not None
+    pruning = engine.config.pruning
+    layer = max(pruning.layer(engine.large.num_layers), engine.large.family.first_prunable_layer)
+    prompt = engine.small.encode(request, engine.config.limits)
+    return plan_pruning(prompt, response.importance, layer=layer, keep_ratio=pruning.keep_ratio)
+
+
+def check_output(path: Path, picture: str) -> None:
+    """Refuse a file that cannot be written, before minutes are spent on what goes into it.
+
+    Raises:
+        ConfigError: The name is no picture's, its folder does not exist, or it is the input.
+    """
+    Image.init()
+    if path.suffix.lower() not in {suffix for suffix, name in Image.EXTENSION.items() if name in Image.SAVE}:
+        raise ConfigError(
+            f"{path} does not end like a picture's name.", remedy="Write to a name such as out.png."
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent}.", remedy="Make it first, or write elsewhere.")
+    if path.exists() and picture != "-" and Path(picture).exists() and path.samefile(picture):
+        raise ConfigError(f"{path} is the picture itself.", remedy="Name another file with --output.")

@@ -1,0 +1,173 @@
+"""What every command is told: the picture and the question, which models, at which operating point."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from sgl_engine.config import PRESETS, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
+from sgl_engine.errors import ConfigError
+from sgl_engine.images import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sgl_engine.engine import SGLEngine
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """PICTURE, QUESTION and how long the answer may be."""
+    parser.add_argument(
+        "picture", metavar="PICTURE", help="a file, a https: or data: URL, or - for bytes on standard input"
+    )
+    parser.add_argument("question", metavar="QUESTION", type=_text, help="what to ask, in quotes")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=_count, help="longest answer, in tokens (default: the engine's)"
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Models, operating point and escalation."""
+    models = parser.add_argument_group("models (default: the pair that comes with the package)")
+    models.add_argument(
+        "--small", metavar="MODEL", help="folder or hub id of the small model; goes with --large"
+    )
+    models.add_argument(
+        "--large", metavar="MODEL", help="folder or hub id of the large model; goes with --small"
+    )
+    models.add_argument("--device", metavar="DEVICE", help="where both run, such as cpu or cuda:0")
+    models.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="(default: that of the weights; float32 for the bundled pair)",
+    )
+
+    pruning = parser.add_argument_group("what the large model sees of the picture")
+    pruning.add_argument(
+        "--retention",
+        choices=tuple(PRESETS),
+        default="35%",
+        help="named after the visual tokens that an average layer sees (default: %(default)s)",
+    )
+    pruning.add_argument(
+        "--keep-ratio",
+        metavar="R",
+        type=_positive_fraction,
+        help="visual tokens kept after pruning, in (0, 1]; 1 prunes nothing (default: as --retention says)",
+    )
+
+    leaving = parser.add_argument_group("when the small answer is kept")
+    leaving.add_argument(
+        "--threshold",
+        metavar="S",
+        type=_fraction,
+        default=ExitConfig().threshold,
+        help="at this score or above, in [0, 1] (default: %(default)s)",
+    )
+    leaving.add_argument(
+        "--escalate",
+        choices=get_args(Escalate),
+        default="auto",
+        help="auto: the score decides; never: the small answer is final; always: the large model answers",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
+
+
+def engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    """The engine's configuration."""
+    pruning: PruningConfig = PRESETS[arguments.retention]
+    if arguments.keep_ratio is not None:
+        pruning = PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=arguments.keep_ratio)
+    leaving = ExitConfig(threshold=arguments.threshold, escalate=arguments.escalate)
+    return EngineConfig(pruning=pruning, exit=leaving)
+
+
+def load_picture(source: str, limits: LimitsConfig) -> Image:
+    """The picture, RGB and upright. Done before any weights load, so that a wrong path fails at once.
+
+    Args:
+        source: A path, a URL, or "-" for standard input.
+        limits: Bytes and pixels that are accepted, and URLs that may be fetched.
+
+    Raises:
+        ImageError: It is missing, corrupt, too large, or refused by the URL policy.
+    """
+    if source == "-":
+        # One byte too many is enough to be refused, however much is piped in.
+        return load_image(sys.stdin.buffer.read(limits.max_image_bytes + 1), limits)
+    if "://" in source or source.startswith("data:"):
+        return load_image(source, limits)
+    return load_image(Path(source).expanduser(), limits)
+
+
+def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngine:
+    """The engine with the models that were named, or with the bundled pair.
+
+    Raises:
+        ConfigError: Only one of the two models is named, or there is no such device.
+        ModelError: A model cannot be used.
+    """
+    if (arguments.small is None) != (arguments.large is None):
+        given, other = ("--small", "--large") if arguments.small else ("--large", "--small")
+        raise ConfigError(
+            f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
+        )
+    _check_device(arguments.device)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one line of ours instead of two bars of theirs
+    logging.set_verbosity_error()
+    from sgl_engine.demo import WEIGHTS, demo_engine
+    from sgl_engine.engine import SGLEngine
+
+    if arguments.small is None and arguments.dtype == "auto":
+        return demo_engine(config, device=arguments.device)
+    small, large = arguments.small or WEIGHTS / "small", arguments.large or WEIGHTS / "large"
+    return SGLEngine.from_pretrained(small, large, config, device=arguments.device, dtype=arguments.dtype)
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that does not exist, before anything is loaded onto it."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ConfigError(
+            f"The device {device!r} cannot be used ({str(error).partition('.')[0]}).",
+            remedy="Name one that this machine has, such as cpu.",
+        ) from error
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it is empty; write what to ask, in quotes")
+    return value
+
+
+def _count(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
+def _fraction(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 1.0:  # also refuses nan
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number from 0 to 1")
+    return number
+
+
+def _positive_fraction(value: str) -> float:
+    number = _fraction(value)
+    if number == 0.0:
+        raise argparse.ArgumentTypeError("0 would keep nothing; give a number above 0, up to 1")
+    return number

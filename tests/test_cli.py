@@ -1,0 +1,389 @@
+"""``sgl``: what it prints and returns, on a tiny pair that is loaded from disk like any other."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sgl_engine import demo
+from sgl_engine.cli import ask, main, options, output
+from sgl_engine.config import EngineConfig
+from sgl_engine.engine import SGLEngine
+from sgl_engine.report import ModelInfo, RunReport
+from sgl_engine.testing import tiny_vlm
+from sgl_engine.types import Request, Response, StreamEvent, TextDelta
+
+Sgl = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two saved models."""
+    folder = tmp_path_factory.mktemp("pair")
+    for size in ("small", "large"):
+        vlm = tiny_vlm(size=size)
+        vlm.model.save_pretrained(folder / size)
+        vlm.processor.save_pretrained(folder / size)
+    return folder / "small", folder / "large"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
+    """Runs a command line -> exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as usage:
+            code = int(usage.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def ask_tiny(sgl: Sgl, pair: tuple[Path, Path], picture: Path) -> Sgl:
+    """``sgl ask`` with the tiny pair."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        models = ("--small", pair[0], "--large", pair[1], "--max-new-tokens", 4)
+        return sgl("ask", picture, "what is it?", *models, *arguments)
+
+    return run
+
+
+def report(**changes: Any) -> RunReport:
+    """An early exit, with changes."""
+    fields: dict[str, Any] = {
+        "engine_version": "0",
+        "route": "small",
+        "escalated": False,
+        "score": 0.9,
+        "threshold": 0.8,
+        "forced": False,
+        "confidence": 0.95,
+        "consistency": 0.85,
+        "visual_tokens": 144,
+        "kept_visual_tokens": None,
+        "prune_layer": None,
+        "keep_ratio": None,
+        "average_retention": None,
+        "small_tflops": 0.001,
+        "large_tflops": 0.0,
+        "large_alone_tflops": 0.004,
+        "saved_fraction": 0.75,
+        "stage_ms": {"encode_small": 3.0, "generate_small": 11.6, "total": 15.0},
+        "small_input_tokens": 160,
+        "small_output_tokens": 3,
+        "large_input_tokens": None,
+        "large_output_tokens": None,
+        "small_answer": None,
+        "large_agreed": None,
+        "small_model": ModelInfo(name="little"),
+        "large_model": ModelInfo(name="big"),
+    }
+    return RunReport(**fields | changes)
+
+
+ESCALATED = {
+    "route": "large",
+    "escalated": True,
+    "score": 0.5,
+    "kept_visual_tokens": 28,
+    "prune_layer": 2,
+    "keep_ratio": 0.2,
+    "average_retention": 0.36,
+    "large_tflops": 2.5,
+    "large_alone_tflops": 2.0,
+    "saved_fraction": -0.2505,
+    "large_input_tokens": 160,
+    "large_output_tokens": 4,
+    "small_answer": "12.50",
+    "large_agreed": False,
+}
+
+
+class ScriptedEngine:
+    """Stands where an engine does; says, or does, what a test wants."""
+
+    def __init__(self, behave: Callable[[], str]) -> None:
+        self.behave = behave
+
+    def stream(self, request: Request) -> Iterator[StreamEvent]:
+        assert request.images
+        text = self.behave()
+        yield TextDelta(text)
+        yield Response(text=text, finish_reason="stop", report=report())
+
+
+def script(monkeypatch: pytest.MonkeyPatch, behave: Callable[[], str]) -> None:
+    monkeypatch.setattr(options, "load_engine", lambda _arguments, _config: ScriptedEngine(behave))
+
+
+def raising(error: BaseException) -> Callable[[], str]:
+    def behave() -> str:
+        raise error
+
+    return behave
+
+
+def test_the_answer_comes_first_then_the_report(
+    ask_tiny: Sgl, pair: tuple[Path, Path], picture: Path
+) -> None:
+    code, out, err = ask_tiny()
+    request = Request.ask("what is it?", picture, max_new_tokens=4)
+    expected = SGLEngine.from_pretrained(*pair).run(request)
+    assert (code, err) == (0, "")
+    answer, _, rest = out.partition("\n\nanswered by")
+    assert answer == output.printable(expected.text)
+    assert "large model, guided by the small one" in rest
+    assert all(len(line) <= 80 for line in rest.splitlines())
+
+
+def test_json_is_one_document_with_answer_and_report(ask_tiny: Sgl) -> None:
+    code, out, err = ask_tiny("--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert sorted(document) == ["answer", "finish_reason", "report"]
+    assert RunReport.model_validate(document["report"]).route == "large"
+
+
+def test_json_stays_json_when_the_score_is_not_a_number() -> None:
+    response = Response(text="a", finish_reason="stop", report=report(score=float("nan")))
+    document = json.loads(ask.as_json(response), parse_constant=pytest.fail)
+    assert document["report"]["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--escalate", "never"], {"route": "small", "forced": True}),
+        (["--escalate", "always", "--threshold", "0"], {"route": "large", "forced": True}),
+        (["--threshold", "0"], {"route": "small", "forced": False, "threshold": 0.0}),
+        (["--retention", "64%"], {"prune_layer": 2, "kept_visual_tokens": 6}),
+        (["--retention", "9%"], {"prune_layer": 0, "kept_visual_tokens": 1}),
+        (["--keep-ratio", "0.5"], {"prune_layer": 1, "kept_visual_tokens": 8}),
+        (["--retention", "64%", "--keep-ratio", "1"], {"prune_layer": 2, "kept_visual_tokens": 16}),
+        (["--dtype", "bfloat16", "--device", "cpu"], {"route": "large"}),
+    ],
+)
+def test_options_reach_the_engine(ask_tiny: Sgl, arguments: list[str], expected: dict[str, object]) -> None:
+    code, out, _ = ask_tiny("--json", *arguments)
+    assert code == 0
+    found = json.loads(out)["report"]
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_a_picture_can_be_piped_in(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, pair: tuple[Path, Path], picture: Path
+) -> None:
+    arguments = ("what is it?", "--small", pair[0], "--large", pair[1], "--max-new-tokens", 2, "--json")
+    from_file = json.loads(sgl("ask", picture, *arguments)[1])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    from_pipe = json.loads(sgl("ask", "-", *arguments)[1])
+    assert from_pipe["answer"] == from_file["answer"]
+    assert from_pipe["report"]["score"] == from_file["report"]["score"]
+
+
+def test_defaults_are_the_engines_own() -> None:
+    parser = ask.argparse.ArgumentParser()
+    ask.add_arguments(parser)
+    assert options.engine_config(parser.parse_args(["x.png", "what?"])) == EngineConfig()
+
+
+def test_the_bundled_pair_is_the_default(monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path) -> None:
+    calls: list[object] = []
+
+    def bundled(config: EngineConfig, *, device: str | None) -> ScriptedEngine:
+        calls.append((config.exit.threshold, device))
+        return ScriptedEngine(lambda: "red")
+
+    def loaded(small: Path, large: Path, config: EngineConfig, **settings: object) -> ScriptedEngine:
+        calls.append((small, large, config.exit.threshold, settings))
+        return ScriptedEngine(lambda: "blue")
+
+    monkeypatch.setattr(demo, "demo_engine", bundled)
+    monkeypatch.setattr(SGLEngine, "from_pretrained", loaded)
+    assert sgl("ask", picture, "what?", "--threshold", 0.25, "--device", "cpu")[1].startswith("red\n")
+    assert sgl("ask", picture, "what?", "--dtype", "bfloat16")[1].startswith("blue\n")
+    folders = (demo.WEIGHTS / "small", demo.WEIGHTS / "large")
+    assert calls == [(0.25, "cpu"), (*folders, 0.8, {"device": None, "dtype": "bfloat16"})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.png", "what?"], "missing.png does not exist"),
+        (["http://example.org/x.png", "what?"], "scheme 'http'"),
+        (["data:image/png;base64,???", "what?"], "not base64"),
+        (["text.png", "what?"], "cannot be read as a picture"),
+        (["fine.png", "what?", "--small", "somewhere"], "--small is given without --large"),
+        (["fine.png", "what?", "--large", "somewhere"], "--large is given without --small"),
+        (["fine.png", "what?", "--small", "./a", "--large", "./b"], "no model folder ./a"),
+        (["fine.png", "what?", "--small", "./a", "--large", "./b", "--device", "abacus"], "device 'abacus'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sgl: Sgl, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("not a picture")
+    Image.new("RGB", (8, 8)).save("fine.png")
+    code, out, err = sgl("ask", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("sgl: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["ask"], "PICTURE, QUESTION"),
+        (["ask", "x.png", "  "], "argument QUESTION: it is empty"),
+        (["ask", "x.png", "q", "--threshold", "1.5"], "not a number from 0 to 1"),
+        (["ask", "x.png", "q", "--threshold", "nan"], "not a number from 0 to 1"),
+        (["ask", "x.png", "q", "--keep-ratio", "0"], "would keep nothing"),
+        (["ask", "x.png", "q", "--keep-ratio", "half"], "not a number from 0 to 1"),
+        (["ask", "x.png", "q", "--max-new-tokens", "0"], "whole number of at least 1"),
+        (["ask", "x.png", "q", "--retention", "50%"], "invalid choice"),
+        (["explain", "x.png", "q"], "-o/--output"),
+    ],
+)
+def test_wrong_usage_is_code_2(sgl: Sgl, arguments: list[str], said: str) -> None:
+    code, out, err = sgl(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_an_engine_failure_is_one_line_and_code_1(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path
+) -> None:
+    script(monkeypatch, raising(RuntimeError("out of\nmemory")))
+    code, out, err = sgl("ask", picture, "what?")
+    assert (code, out) == (1, "")
+    assert err.startswith("sgl: The engine failed (RuntimeError: out of)")
+    assert err.count("\n") == 1
+    with pytest.raises(RuntimeError):
+        sgl("ask", picture, "what?", "--debug")
+
+
+def test_an_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path) -> None:
+    script(monkeypatch, raising(KeyboardInterrupt()))
+    assert sgl("ask", picture, "what?")[0] == 130
+
+
+def test_an_answer_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path
+) -> None:
+    script(monkeypatch, lambda: "red\x1b[2J\r[bold]\nblue")
+    _, out, _ = sgl("ask", picture, "what?")
+    assert out.startswith("red\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}[bold]\nblue\n")
+
+
+def test_explain_writes_the_picture(sgl: Sgl, pair: tuple[Path, Path], picture: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    models = ("--small", pair[0], "--large", pair[1], "--max-new-tokens", 4)
+    code, out, err = sgl("explain", picture, "what is it?", "-o", target, *models)
+    assert (code, err) == (0, "")
+    assert out.endswith(f"wrote {target}\n")
+    with Image.open(target) as drawing:
+        assert drawing.width > 768
+        colours = drawing.convert("RGB").getcolors(2**20) or []
+    assert (0, 224, 255) in {colour for _, colour in colours}  # outlines of kept tokens
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("out.doc", "does not end like a picture's name"),
+        ("nowhere/out.png", "no folder nowhere"),
+        ("picture.png", "is the picture itself"),
+    ],
+)
+def test_explain_refuses_bad_targets_before_loading(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path, target: str, said: str
+) -> None:
+    monkeypatch.chdir(picture.parent)
+    script(monkeypatch, raising(AssertionError("loaded")))
+    code, _, err = sgl("explain", "picture.png", "what?", "-o", target)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_the_report_of_an_early_exit() -> None:
+    assert dict(output.rows(report())) == {
+        "answered by": "small model, early exit",
+        "score": "0.90, at least 0.80  (confidence 0.95, consistency 0.85)",
+        "visual tokens": "144, seen by the small model only",
+        "cost": "1 GFLOP, 75% less than the large model alone (4 GFLOP)",
+        "time": "15 ms",
+        "  small model": "encode 3, generate 12",
+        "tokens": "small 160 in, 3 out",
+        "models": "little, big",
+    }
+
+
+def test_the_report_of_an_escalation() -> None:
+    lines = dict(output.rows(report(**ESCALATED)))
+    assert lines["answered by"] == "large model, guided by the small one"
+    assert lines["score"] == "0.50, below 0.80  (confidence 0.95, consistency 0.85)"
+    assert lines["small answer"] == "12.50  (overruled)"
+    assert lines["visual tokens"] == "28 of 144 kept from layer 2 on, 36% on average"
+    assert lines["cost"] == "2.5 TFLOP, 25% more than the large model alone (2 TFLOP)"
+    assert lines["tokens"] == "small 160 in, 3 out; large 160 in, 4 out"
+
+
+def test_the_report_of_a_forced_route_says_so() -> None:
+    lines = dict(output.rows(report(**ESCALATED | {"forced": True, "large_agreed": True})))
+    assert lines["answered by"] == "large model, as --escalate says"
+    assert lines["score"] == "0.50  (confidence 0.95, consistency 0.85)"
+    assert lines["small answer"] == "12.50  (the large model agrees)"
+
+
+@pytest.mark.parametrize(("tera", "text"), [(12.3456, "12.3 TFLOP"), (0.5, "500 GFLOP"), (2e-6, "2 MFLOP")])
+def test_operations_come_in_a_readable_unit(tera: float, text: str) -> None:
+    assert output.flops(tera) == text
+
+
+def test_the_spinner_stays_out_of_pipes(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.waiting("Loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_and_usage_errors_load_no_models() -> None:
+    code = (
+        "import sys; from sgl_engine.cli import main; code = main(['ask', 'missing.png', 'what?']); "
+        "print(code, *{'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error(monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:
+    script(monkeypatch, lambda: "red")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["ask", str(picture), "what?"]) == 0
+        monkeypatch.undo()
