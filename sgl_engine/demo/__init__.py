@@ -1,0 +1,36 @@
+"""The bundled pair: two small models trained from scratch on pictures that this package draws, and those pictures.
+
+``demo_engine()`` needs no network and no GPU, and loads through the same code as any other pair. What it has learnt
+is in ``weights/README.md``: reading receipts and notes, scenes of coloured shapes, and bar charts, 192 x 192 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from sgl_engine.config import EngineConfig
+    from sgl_engine.engine import SGLEngine
+
+WEIGHTS = Path(__file__).with_name("weights")
+PICTURES = Path(__file__).with_name("pictures")
+
+__all__ = ["PICTURES", "WEIGHTS", "demo_engine"]
+
+
+def demo_engine(config: EngineConfig | None = None, *, device: str | torch.device | None = None) -> SGLEngine:
+    """The bundled pair, ready to answer.
+
+    Args:
+        config: What can be set; None is ``EngineConfig()``.
+        device: Where both models go; None is the CPU.
+    """
+    from sgl_engine.engine import SGLEngine
+
+    # Stored as float16 for size; computed in float32, which is the fast type on most CPUs.
+    return SGLEngine.from_pretrained(
+        WEIGHTS / "small", WEIGHTS / "large", config, dtype="float32", device=device
+    )

@@ -1,0 +1,141 @@
+"""Batches: pictures, dense facts, and slots of question-answer turns packed behind each picture.
+
+Slots stand side by side behind the picture; each sees the picture and itself only, and its positions start where
+the picture ends, so that a packed row equals that many separate conversations while the picture is encoded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sgl_engine.demo.drawing import GRID, PATCH
+from sgl_engine.demo.generator import Sample, Split, draw_sample, pick_questions
+from sgl_engine.demo.vocabulary import CHARACTER_CLASSES, FACTS, TRANSCRIBE
+from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
+
+FACT_INDEX = {name: index for index, name in enumerate(FACTS)}
+# (slots, tokens per slot, share of batches): single questions, two turns, transcriptions and longer conversations
+LAYOUTS = ((16, 16, 0.76), (8, 32, 0.10), (3, 80, 0.14))
+
+
+@dataclass
+class Batch:
+    """One step's material. P: tokens before the slots; N: slots; T: tokens in a slot; V: visual tokens.
+
+    Attributes:
+        pixels: float32 (B, 3, 192, 192), normalised as the processor does.
+        ids: int64 (B, P + N * T).
+        positions: int64 (1, P + N * T).
+        labels: int64 (B, N * T): the token that should come next, -100 where none is asked.
+        facts: int64 (B, V, facts).
+        prefix: P.
+        slots: N.
+        kinds: Kind of the question to which each answer belongs, in the order of ``answers``.
+        answers: (row, first, stop) of every answer within ``labels``.
+    """
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    facts: torch.Tensor
+    prefix: int
+    slots: int
+    kinds: list[str]
+    answers: list[tuple[int, int, int]]
+
+
+class Packer:
+    """Draws pictures and packs them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Keep the tokenizer and the ids of its special tokens."""
+        self.tokenizer = tokenizer
+        self.id = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, END, USER, ASSISTANT)}
+        self.head = tokenizer.convert_tokens_to_ids([USER, IMAGE_START, *[IMAGE] * GRID**2, IMAGE_END])
+        self.cache: dict[str, list[int]] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text; short ones are remembered."""
+        if text not in self.cache:
+            if len(self.cache) > 200_000:
+                self.cache.clear()
+            self.cache[text] = self.tokenizer(text).input_ids
+        return self.cache[text]
+
+    def batch(self, seed: int, size: int, *, split: Split = "train", layout: int | None = None) -> Batch:
+        """The batch of this seed: ``size`` pictures in one of the layouts."""
+        rng = np.random.default_rng((seed, 5))
+        if layout is None:
+            layout = int(rng.choice(len(LAYOUTS), p=[share for *_, share in LAYOUTS]))
+        slots, length, _ = LAYOUTS[layout]
+        samples = [draw_sample(seed * size + i, split=split) for i in range(size)]
+        prefix = len(self.head)
+        ids = np.full((size, prefix + slots * length), self.id[PAD], np.int64)
+        ids[:, :prefix] = self.head
+        labels = np.full((size, slots * length), -100, np.int64)
+        kinds: list[str] = []
+        answers: list[tuple[int, int, int]] = []
+        for row, sample in enumerate(samples):
+            turns = self._turns(sample, rng, slots, length)
+            for slot in range(slots):
+                self._fill(ids[row, prefix:], labels[row], slot * length, length, turns, kinds, answers, row)
+        positions = np.concatenate([np.arange(prefix), np.tile(np.arange(prefix, prefix + length), slots)])
+        pixels = np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2)
+        return Batch(
+            pixels=torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN[0]) / STD[0]),
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions)[None],
+            labels=torch.from_numpy(labels),
+            facts=torch.from_numpy(np.stack([dense_facts(sample) for sample in samples])),
+            prefix=prefix,
+            slots=slots,
+            kinds=kinds,
+            answers=answers,
+        )
+
+    def _turns(self, sample: Sample, rng: np.random.Generator, slots: int, length: int) -> list:
+        picked = pick_questions(sample, rng, 4 * slots if length > 16 else 2 * slots)
+        turns = [(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
+        if length == LAYOUTS[-1][1]:  # the transcription first: it needs a slot of its own
+            turns.sort(key=lambda turn: turn[2].text != TRANSCRIBE)
+        return [turn for turn in turns if len(turn[0]) + len(turn[1]) + 1 <= length]
+
+    def _fill(self, ids, labels, start, length, turns, kinds, answers, row) -> None:
+        """Write turns into one slot until the next does not fit."""
+        at = start
+        while turns:
+            question, answer, asked = turns[0]
+            opening = [] if at == start else [self.id[END], self.id[USER]]
+            if at + len(opening) + len(question) + len(answer) + 1 > start + length:
+                break
+            turns.pop(0)
+            text = [*opening, *question, self.id[ASSISTANT], *answer]
+            ids[at : at + len(text)] = text
+            stop = at + len(text)
+            first = stop - len(answer) - 1
+            labels[first:stop] = [*answer, self.id[END]]
+            kinds.append(asked.kind)
+            answers.append((row, first, stop))
+            at = stop
+            if length == LAYOUTS[0][1]:
+                break
+
+
+def dense_facts(sample: Sample) -> np.ndarray:
+    """What each patch holds, int64 (patches, facts); 0 where nothing."""
+    facts = np.zeros((GRID * GRID, len(FACTS)), np.int64)
+    for region in sample.regions:
+        for name, value in region.facts.items():
+            facts[list(region.cells), FACT_INDEX[name]] = value
+    for mark in sorted(sample.glyphs, key=lambda mark: mark.x):
+        if not (0 <= mark.x < GRID * PATCH and 0 <= mark.y < GRID * PATCH):
+            continue
+        cell = int(mark.y // PATCH) * GRID + int(mark.x // PATCH)
+        slot = FACT_INDEX["glyph0"] if facts[cell, FACT_INDEX["glyph0"]] == 0 else FACT_INDEX["glyph1"]
+        facts[cell, slot] = CHARACTER_CLASSES[mark.character.lower()]
+    return facts
