@@ -1,0 +1,111 @@
+"""Does the small model know what the large one needs to see? (SGL, finding iii and table 1, on the bundled pair.)
+
+    python -m benchmarks.premise --questions 500
+
+Exact match of the large model when its visual tokens are pruned by several rankings on equal terms: the small
+model's summed map, the large model's own map summed over all layers (an upper reference: it has already paid for the
+pass), one early layer's attention from the last prompt token (FastV), an even grid, and chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.heldout import is_exact, percent, questions
+from sgl_engine import SGLEngine
+from sgl_engine.attention import capture_attention
+from sgl_engine.cost import average_retention
+from sgl_engine.demo import demo_engine
+from sgl_engine.importance import importance_map
+from sgl_engine.large_pass import run_large_pass
+from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.small_pass import run_small_pass
+from sgl_engine.types import EncodedPrompt, ImportanceMap, Request
+
+FASTV_LAYER = 1
+"""0-based; FastV ranks by the attention of its second layer."""
+# name, K as a fraction of the layers, kept from K on
+POINTS = (("64 %", 0.4, 0.4), ("35 %", 0.2, 0.2), ("9 %", 0.0, 0.09), ("paper's 9 % preset", 0.05, 0.05))
+
+
+def rankings(
+    engine: SGLEngine, request: Request, prompt: EncodedPrompt, seed: int
+) -> dict[str, ImportanceMap]:
+    """Every ranking of the large prompt's visual tokens."""
+    limit = engine.config.generation.max_new_tokens
+    guided = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=limit).importance
+    assert guided is not None
+    with capture_attention(engine.large, prompt) as own:
+        run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+    with capture_attention(engine.large, prompt, first_row=len(prompt) - 1) as last_row:
+        run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=1)
+    count = prompt.num_visual_tokens
+    chance = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    # Every n-th token first, then the ones between: a regular grid at any ratio, along the reading order.
+    even = -((torch.arange(count) * 0.6180339887) % 1.0)
+
+    def ranked(mass: torch.Tensor) -> ImportanceMap:
+        return ImportanceMap(mass=mass.float(), spans=prompt.spans, num_queries=1)
+
+    return {
+        "small-guided": ranked(guided.mass),
+        "large's own, all layers": importance_map(own.sums(), prompt.spans),
+        "one early layer (FastV)": ranked(last_row.sums().prefill[FASTV_LAYER]),
+        "even spread": ranked(even),
+        "random": ranked(chance),
+    }
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--json", type=Path, help="also write the outcomes here")
+    options = parser.parse_args()
+    engine = demo_engine()
+    hits: dict[str, dict[str, list[bool]]] = {}
+    unpruned: list[bool] = []
+    retention: dict[str, float] = {}
+    layers = engine.large.num_layers
+    for index, (request, question) in enumerate(questions(options.questions, options.start)):
+        prompt = engine.large.encode(request)
+        answer: Callable[..., str] = lambda plan, prompt=prompt: (
+            run_large_pass(
+                engine.large, prompt, plan, max_new_tokens=engine.config.generation.max_new_tokens
+            ).generation.text
+        )
+        unpruned.append(is_exact(answer(keep_everything(prompt)), question))
+        for name, importance in rankings(engine, request, prompt, seed=index).items():
+            for point, fraction, ratio in POINTS:
+                plan = plan_pruning(prompt, importance, layer=int(layers * fraction), keep_ratio=ratio)
+                retention[point] = average_retention(plan, layers)
+                hits.setdefault(name, {}).setdefault(point, []).append(is_exact(answer(plan), question))
+    table = Table(
+        title=f"Exact match of the large model in % (95 % interval), {options.questions} held-out questions"
+    )
+    table.add_column("ranking")
+    for point, fraction, ratio in POINTS:
+        table.add_column(
+            f"{point}\nK = {int(layers * fraction)} of {layers}, keep {ratio:.0%}\nretention {retention[point]:.1%}",
+            justify="right",
+        )
+    table.add_row("unpruned", *[percent(unpruned)] * len(POINTS))
+    for name, results in hits.items():
+        table.add_row(name, *(percent(results[point]) for point, *_ in POINTS))
+    Console(width=140).print(table)
+    if options.json:
+        options.json.write_text(json.dumps({"unpruned": unpruned, **hits}))
+
+
+if __name__ == "__main__":
+    main()
