@@ -1,6 +1,5 @@
 # Everything runs in .venv, which is made on first use. `make` alone lists the targets.
 SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -46,10 +45,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the dependencies into $(VENV): a minute or two the first time (log: $(LOG))"
-	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
+	@set -o pipefail; $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
 	    | tee $(LOG) \
-	    | awk '/Downloading .*[0-9][0-9]\.[0-9] MB\)|Downloading .*[0-9]{3} MB\)|^Processing .*\/torch-/ \
-	               { n = split($$2, part, "/"); print "  fetching " part[n], $$3, $$4; fflush() } \
+	    | awk '/Downloading .*[0-9][0-9](\.[0-9])? MB\)|^Processing .*\/torch-/ \
+	               { n = split($$2, part, "/"); print "  fetching " part[n]; fflush() } \
 	           /^Installing collected/ { print "  unpacking " NF - 3 " package(s)"; fflush() }' \
 	    || { tail -n 20 $(LOG) >&2; echo "The installation failed; the whole log is $(LOG)" >&2; exit 1; }
 	@touch $@

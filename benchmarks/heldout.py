@@ -49,7 +49,7 @@ def percent(hits: Iterable[bool]) -> str:
 
 
 def auroc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """Probability that a right answer scores above a wrong one, ties counting half; NaN without both sorts."""
+    """Probability that a right answer scores above a wrong one, ties counting half; NaN without both."""
     values, labels = np.asarray(scores), np.asarray(right, dtype=bool)
     good, bad = values[labels], values[~labels]
     if not len(good) or not len(bad):

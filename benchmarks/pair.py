@@ -2,15 +2,17 @@
 
     python -m benchmarks.pair --questions 2000
 
-Every held-out question goes through the small model, the large model unpruned, and the large model pruned under the
-small one's guidance at the default operating point. Prints exact match per kind with 95 % intervals, AUROC of the
-score over all questions and within each kind, and the cascade at several thresholds.
+Every held-out question goes through the small model, the large model unpruned, and the large model pruned
+under the small one's guidance at the default operating point. Prints exact match per kind with 95 %
+intervals, AUROC of the score over all questions and within each kind, and the cascade at several
+thresholds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -122,7 +124,7 @@ def scorers_table(rows: list[Row]) -> Table:
             auroc([getattr(row, name) for row in group], [row.small for row in group])
             for group in by_kind(rows, lambda row: row.kind).values()
         ]
-        inside = [area for area in inside if area == area]
+        inside = [area for area in inside if not math.isnan(area)]
         overall = auroc([getattr(row, name) for row in rows], [row.small for row in rows])
         table.add_row(name, f"{overall:.3f}", f"{fmean(inside):.3f}")
     return table

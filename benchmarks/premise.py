@@ -1,17 +1,17 @@
-"""Does the small model know what the large one needs to see? (SGL, finding iii and table 1, on the bundled pair.)
+"""Does the small model know what the large one needs to see (SGL, finding iii, on the bundled pair)?
 
     python -m benchmarks.premise --questions 500
 
 Exact match of the large model when its visual tokens are pruned by several rankings on equal terms: the small
-model's summed map, the large model's own map summed over all layers (an upper reference: it has already paid for the
-pass), one early layer's attention from the last prompt token (FastV), an even grid, and chance.
+model's summed map, the large model's own map summed over all layers (an upper reference: it has already paid
+for the pass), one early layer's attention from the last prompt token (FastV), an even spread, and chance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -63,6 +63,47 @@ def rankings(
     }
 
 
+@dataclass
+class Outcome:
+    """Right or wrong, question by question."""
+
+    unpruned: list[bool] = field(default_factory=list)
+    pruned: dict[str, dict[str, list[bool]]] = field(default_factory=dict)  # ranking -> point -> outcomes
+    retention: dict[str, float] = field(default_factory=dict)  # point -> average retention
+
+
+def measure(engine: SGLEngine, count: int, start: int) -> Outcome:
+    """Every question under every ranking at every operating point."""
+    outcome, layers = Outcome(), engine.large.num_layers
+    limit = engine.config.generation.max_new_tokens
+    for index, (request, question) in enumerate(questions(count, start)):
+        prompt = engine.large.encode(request)
+        whole = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+        outcome.unpruned.append(is_exact(whole.generation.text, question))
+        for name, importance in rankings(engine, request, prompt, seed=index).items():
+            for point, fraction, ratio in POINTS:
+                plan = plan_pruning(prompt, importance, layer=int(layers * fraction), keep_ratio=ratio)
+                result = run_large_pass(engine.large, prompt, plan, max_new_tokens=limit)
+                outcome.retention[point] = average_retention(plan, layers)
+                hits = outcome.pruned.setdefault(name, {}).setdefault(point, [])
+                hits.append(is_exact(result.generation.text, question))
+    return outcome
+
+
+def show(outcome: Outcome, layers: int) -> Table:
+    """Rankings down, operating points across."""
+    count = len(outcome.unpruned)
+    table = Table(title=f"Exact match of the large model in % (95 % interval), {count} held-out questions")
+    table.add_column("ranking")
+    for point, fraction, ratio in POINTS:
+        depth = f"K = {int(layers * fraction)} of {layers}, keep {ratio:.0%}"
+        table.add_column(f"{point}\n{depth}\nretention {outcome.retention[point]:.1%}", justify="right")
+    table.add_row("unpruned", *[percent(outcome.unpruned)] * len(POINTS))
+    for name, results in outcome.pruned.items():
+        table.add_row(name, *(percent(results[point]) for point, *_ in POINTS))
+    return table
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(
@@ -73,38 +114,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the outcomes here")
     options = parser.parse_args()
     engine = demo_engine()
-    hits: dict[str, dict[str, list[bool]]] = {}
-    unpruned: list[bool] = []
-    retention: dict[str, float] = {}
-    layers = engine.large.num_layers
-    for index, (request, question) in enumerate(questions(options.questions, options.start)):
-        prompt = engine.large.encode(request)
-        answer: Callable[..., str] = lambda plan, prompt=prompt: (
-            run_large_pass(
-                engine.large, prompt, plan, max_new_tokens=engine.config.generation.max_new_tokens
-            ).generation.text
-        )
-        unpruned.append(is_exact(answer(keep_everything(prompt)), question))
-        for name, importance in rankings(engine, request, prompt, seed=index).items():
-            for point, fraction, ratio in POINTS:
-                plan = plan_pruning(prompt, importance, layer=int(layers * fraction), keep_ratio=ratio)
-                retention[point] = average_retention(plan, layers)
-                hits.setdefault(name, {}).setdefault(point, []).append(is_exact(answer(plan), question))
-    table = Table(
-        title=f"Exact match of the large model in % (95 % interval), {options.questions} held-out questions"
-    )
-    table.add_column("ranking")
-    for point, fraction, ratio in POINTS:
-        table.add_column(
-            f"{point}\nK = {int(layers * fraction)} of {layers}, keep {ratio:.0%}\nretention {retention[point]:.1%}",
-            justify="right",
-        )
-    table.add_row("unpruned", *[percent(unpruned)] * len(POINTS))
-    for name, results in hits.items():
-        table.add_row(name, *(percent(results[point]) for point, *_ in POINTS))
-    Console(width=140).print(table)
+    outcome = measure(engine, options.questions, options.start)
+    Console(width=140).print(show(outcome, engine.large.num_layers))
     if options.json:
-        options.json.write_text(json.dumps({"unpruned": unpruned, **hits}))
+        options.json.write_text(json.dumps(asdict(outcome)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ import os
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+
+from sgl_engine.report import ModelInfo, RunReport
 
 # One thread: tiny tensors gain nothing from more, and results do not depend on the machine's cores.
 torch.set_num_threads(1)
@@ -22,3 +27,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def make_report() -> Callable[..., RunReport]:
+    """Builds the report of an early exit, with changes."""
+    fields: dict[str, Any] = {
+        "engine_version": "0",
+        "route": "small",
+        "escalated": False,
+        "score": 0.9,
+        "threshold": 0.8,
+        "forced": False,
+        "confidence": 0.95,
+        "consistency": 0.85,
+        "visual_tokens": 144,
+        "kept_visual_tokens": None,
+        "prune_layer": None,
+        "keep_ratio": None,
+        "average_retention": None,
+        "small_tflops": 0.001,
+        "large_tflops": 0.0,
+        "large_alone_tflops": 0.004,
+        "saved_fraction": 0.75,
+        "stage_ms": {"encode_small": 3.0, "generate_small": 11.6, "total": 15.0},
+        "small_input_tokens": 160,
+        "small_output_tokens": 3,
+        "large_input_tokens": None,
+        "large_output_tokens": None,
+        "small_answer": None,
+        "large_agreed": None,
+        "small_model": ModelInfo(name="little"),
+        "large_model": ModelInfo(name="big"),
+    }
+    return lambda **changes: RunReport(**fields | changes)

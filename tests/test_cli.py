@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,11 +15,13 @@ from sgl_engine import demo
 from sgl_engine.cli import ask, main, options, output
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine
-from sgl_engine.report import ModelInfo, RunReport
+from sgl_engine.report import RunReport
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import Request, Response, StreamEvent, TextDelta
 
 Sgl = Callable[..., tuple[int, str, str]]
+Script = Callable[[Callable[[], str]], None]
+MakeReport = Callable[..., RunReport]
 
 
 @pytest.fixture(scope="module")
@@ -68,72 +69,29 @@ def ask_tiny(sgl: Sgl, pair: tuple[Path, Path], picture: Path) -> Sgl:
     return run
 
 
-def report(**changes: Any) -> RunReport:
-    """An early exit, with changes."""
-    fields: dict[str, Any] = {
-        "engine_version": "0",
-        "route": "small",
-        "escalated": False,
-        "score": 0.9,
-        "threshold": 0.8,
-        "forced": False,
-        "confidence": 0.95,
-        "consistency": 0.85,
-        "visual_tokens": 144,
-        "kept_visual_tokens": None,
-        "prune_layer": None,
-        "keep_ratio": None,
-        "average_retention": None,
-        "small_tflops": 0.001,
-        "large_tflops": 0.0,
-        "large_alone_tflops": 0.004,
-        "saved_fraction": 0.75,
-        "stage_ms": {"encode_small": 3.0, "generate_small": 11.6, "total": 15.0},
-        "small_input_tokens": 160,
-        "small_output_tokens": 3,
-        "large_input_tokens": None,
-        "large_output_tokens": None,
-        "small_answer": None,
-        "large_agreed": None,
-        "small_model": ModelInfo(name="little"),
-        "large_model": ModelInfo(name="big"),
-    }
-    return RunReport(**fields | changes)
-
-
-ESCALATED = {
-    "route": "large",
-    "escalated": True,
-    "score": 0.5,
-    "kept_visual_tokens": 28,
-    "prune_layer": 2,
-    "keep_ratio": 0.2,
-    "average_retention": 0.36,
-    "large_tflops": 2.5,
-    "large_alone_tflops": 2.0,
-    "saved_fraction": -0.2505,
-    "large_input_tokens": 160,
-    "large_output_tokens": 4,
-    "small_answer": "12.50",
-    "large_agreed": False,
-}
-
-
 class ScriptedEngine:
     """Stands where an engine does; says, or does, what a test wants."""
 
-    def __init__(self, behave: Callable[[], str]) -> None:
+    def __init__(self, behave: Callable[[], str], report: RunReport) -> None:
         self.behave = behave
+        self.report = report
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
         assert request.images
         text = self.behave()
         yield TextDelta(text)
-        yield Response(text=text, finish_reason="stop", report=report())
+        yield Response(text=text, finish_reason="stop", report=self.report)
 
 
-def script(monkeypatch: pytest.MonkeyPatch, behave: Callable[[], str]) -> None:
-    monkeypatch.setattr(options, "load_engine", lambda _arguments, _config: ScriptedEngine(behave))
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, make_report: MakeReport) -> Script:
+    """Puts a scripted engine in the place of the one that the arguments name."""
+
+    def put(behave: Callable[[], str]) -> None:
+        engine = ScriptedEngine(behave, make_report())
+        monkeypatch.setattr(options, "load_engine", lambda _arguments, _config: engine)
+
+    return put
 
 
 def raising(error: BaseException) -> Callable[[], str]:
@@ -164,8 +122,8 @@ def test_json_is_one_document_with_answer_and_report(ask_tiny: Sgl) -> None:
     assert RunReport.model_validate(document["report"]).route == "large"
 
 
-def test_json_stays_json_when_the_score_is_not_a_number() -> None:
-    response = Response(text="a", finish_reason="stop", report=report(score=float("nan")))
+def test_json_stays_json_when_the_score_is_not_a_number(make_report: MakeReport) -> None:
+    response = Response(text="a", finish_reason="stop", report=make_report(score=float("nan")))
     document = json.loads(ask.as_json(response), parse_constant=pytest.fail)
     assert document["report"]["score"] is None
 
@@ -207,16 +165,18 @@ def test_defaults_are_the_engines_own() -> None:
     assert options.engine_config(parser.parse_args(["x.png", "what?"])) == EngineConfig()
 
 
-def test_the_bundled_pair_is_the_default(monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path) -> None:
+def test_the_bundled_pair_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path, make_report: MakeReport
+) -> None:
     calls: list[object] = []
 
     def bundled(config: EngineConfig, *, device: str | None) -> ScriptedEngine:
         calls.append((config.exit.threshold, device))
-        return ScriptedEngine(lambda: "red")
+        return ScriptedEngine(lambda: "red", make_report())
 
     def loaded(small: Path, large: Path, config: EngineConfig, **settings: object) -> ScriptedEngine:
         calls.append((small, large, config.exit.threshold, settings))
-        return ScriptedEngine(lambda: "blue")
+        return ScriptedEngine(lambda: "blue", make_report())
 
     monkeypatch.setattr(demo, "demo_engine", bundled)
     monkeypatch.setattr(SGLEngine, "from_pretrained", loaded)
@@ -273,10 +233,8 @@ def test_wrong_usage_is_code_2(sgl: Sgl, arguments: list[str], said: str) -> Non
     assert said in err
 
 
-def test_an_engine_failure_is_one_line_and_code_1(
-    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path
-) -> None:
-    script(monkeypatch, raising(RuntimeError("out of\nmemory")))
+def test_an_engine_failure_is_one_line_and_code_1(script: Script, sgl: Sgl, picture: Path) -> None:
+    script(raising(RuntimeError("out of\nmemory")))
     code, out, err = sgl("ask", picture, "what?")
     assert (code, out) == (1, "")
     assert err.startswith("sgl: The engine failed (RuntimeError: out of)")
@@ -285,15 +243,13 @@ def test_an_engine_failure_is_one_line_and_code_1(
         sgl("ask", picture, "what?", "--debug")
 
 
-def test_an_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path) -> None:
-    script(monkeypatch, raising(KeyboardInterrupt()))
+def test_an_interrupt_is_code_130(script: Script, sgl: Sgl, picture: Path) -> None:
+    script(raising(KeyboardInterrupt()))
     assert sgl("ask", picture, "what?")[0] == 130
 
 
-def test_an_answer_cannot_steer_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path
-) -> None:
-    script(monkeypatch, lambda: "red\x1b[2J\r[bold]\nblue")
+def test_an_answer_cannot_steer_the_terminal(script: Script, sgl: Sgl, picture: Path) -> None:
+    script(lambda: "red\x1b[2J\r[bold]\nblue")
     _, out, _ = sgl("ask", picture, "what?")
     assert out.startswith("red\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}[bold]\nblue\n")
 
@@ -319,55 +275,14 @@ def test_explain_writes_the_picture(sgl: Sgl, pair: tuple[Path, Path], picture: 
     ],
 )
 def test_explain_refuses_bad_targets_before_loading(
-    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path, target: str, said: str
+    monkeypatch: pytest.MonkeyPatch, script: Script, sgl: Sgl, picture: Path, target: str, said: str
 ) -> None:
     monkeypatch.chdir(picture.parent)
-    script(monkeypatch, raising(AssertionError("loaded")))
+    script(raising(AssertionError("loaded")))
     code, _, err = sgl("explain", "picture.png", "what?", "-o", target)
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
-
-
-def test_the_report_of_an_early_exit() -> None:
-    assert dict(output.rows(report())) == {
-        "answered by": "small model, early exit",
-        "score": "0.90, at least 0.80  (confidence 0.95, consistency 0.85)",
-        "visual tokens": "144, seen by the small model only",
-        "cost": "1 GFLOP, 75% less than the large model alone (4 GFLOP)",
-        "time": "15 ms",
-        "  small model": "encode 3, generate 12",
-        "tokens": "small 160 in, 3 out",
-        "models": "little, big",
-    }
-
-
-def test_the_report_of_an_escalation() -> None:
-    lines = dict(output.rows(report(**ESCALATED)))
-    assert lines["answered by"] == "large model, guided by the small one"
-    assert lines["score"] == "0.50, below 0.80  (confidence 0.95, consistency 0.85)"
-    assert lines["small answer"] == "12.50  (overruled)"
-    assert lines["visual tokens"] == "28 of 144 kept from layer 2 on, 36% on average"
-    assert lines["cost"] == "2.5 TFLOP, 25% more than the large model alone (2 TFLOP)"
-    assert lines["tokens"] == "small 160 in, 3 out; large 160 in, 4 out"
-
-
-def test_the_report_of_a_forced_route_says_so() -> None:
-    lines = dict(output.rows(report(**ESCALATED | {"forced": True, "large_agreed": True})))
-    assert lines["answered by"] == "large model, as --escalate says"
-    assert lines["score"] == "0.50  (confidence 0.95, consistency 0.85)"
-    assert lines["small answer"] == "12.50  (the large model agrees)"
-
-
-@pytest.mark.parametrize(("tera", "text"), [(12.3456, "12.3 TFLOP"), (0.5, "500 GFLOP"), (2e-6, "2 MFLOP")])
-def test_operations_come_in_a_readable_unit(tera: float, text: str) -> None:
-    assert output.flops(tera) == text
-
-
-def test_the_spinner_stays_out_of_pipes(capsys: pytest.CaptureFixture[str]) -> None:
-    with output.waiting("Loading"):
-        pass
-    assert capsys.readouterr() == ("", "")
 
 
 def test_help_and_usage_errors_load_no_models() -> None:
@@ -379,8 +294,10 @@ def test_help_and_usage_errors_load_no_models() -> None:
     assert done.stdout == "2\n"
 
 
-def test_a_reader_that_stops_reading_is_no_error(monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:
-    script(monkeypatch, lambda: "red")
+def test_a_reader_that_stops_reading_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, script: Script, picture: Path
+) -> None:
+    script(lambda: "red")
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stdout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -31,11 +32,23 @@ def packed(prefix: int, slots: int) -> Iterator[None]:
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Switch the text model to packed attention (for training only; nothing of it is saved)."""
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    model.model.language_model.config._attn_implementation = NAME
+    AttentionMaskInterface.register(NAME, _no_mask)
+    model.model.language_model.config._attn_implementation = NAME  # noqa: SLF001  # no public setter
 
 
-def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def _no_mask(**_: object) -> None:
+    """The layout of the row is all that is masked by, and :func:`_attend` knows it."""
+
+
+def _attend(
+    module: Any,  # noqa: ARG001  # the interface's arguments
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """Query (B, heads, S, D), key and value (B, kv heads, S, D) -> (B, S, heads, D), None."""
     prefix, slots = _current.prefix, _current.slots
     groups = query.shape[1] // key.shape[1]

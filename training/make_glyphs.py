@@ -2,8 +2,9 @@
 
     python -m training.make_glyphs FONT_DIR
 
-Every glyph of every face is rendered into a fixed cell, so that pictures need no system font and look the same on
-every machine. The faces are from the DejaVu fonts, whose licence allows redistribution of what is rendered with them.
+Every glyph of every face is rendered into a fixed cell, so that pictures need no system font and look the
+same on every machine. The faces are from the DejaVu fonts, whose licence allows redistribution of what is
+rendered with them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OVERSAMPLE = 4
 
 
 def render(font_file: Path, width: int, height: int, scale: float) -> np.ndarray:
-    """Alpha of every character of ``ALPHABET`` in a cell of the given size, uint8 (characters, height, width)."""
+    """Alpha of every character of ``ALPHABET`` in cells of one size, uint8 (characters, height, width)."""
     font = ImageFont.truetype(str(font_file), int(height * OVERSAMPLE * 0.82 * scale))
     ascent, _ = font.getmetrics()
     glyphs = []

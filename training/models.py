@@ -128,7 +128,7 @@ def grow(model: InternVLForConditionalGeneration) -> InternVLForConditionalGener
 
 
 def adopt_vision(model: InternVLForConditionalGeneration, state: dict[str, torch.Tensor]) -> None:
-    """Start the vision tower from that of a model with as many or half as many vision layers, its function unchanged."""
+    """Start the vision tower from one with as many layers, or half as many: its function is unchanged."""
     prefix = "model.vision_tower."
     tower = {name: value for name, value in state.items() if name.startswith(prefix)}
     silent = ("attention.projection_layer", "mlp.fc2")

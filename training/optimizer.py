@@ -1,8 +1,8 @@
 """Muon for matrices, AdamW for the rest, over two processes where asked.
 
-Muon (Jordan et al., 2024) steps along the orthogonalised momentum. torch.optim.Muon orthogonalises in bfloat16,
-which CPUs without bfloat16 units run ten times slower than float32; here it is float32, batched over matrices of one
-shape, and shared out between the workers.
+Muon (Jordan et al., 2024) steps along the orthogonalised momentum. torch.optim.Muon orthogonalises in
+bfloat16, which CPUs without bfloat16 units run ten times slower than float32; here it is float32, batched
+over matrices of one shape, and shared out between the workers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
-    """Nearest semi-orthogonal matrices, roughly, by a quintic Newton-Schulz iteration. float32 (N, rows, columns)."""
+    """Roughly the nearest semi-orthogonal matrices, float32 (N, rows, columns): Newton-Schulz, quintic."""
     a, b, c = 3.4445, -4.7750, 2.0315
     flip = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if flip else matrices

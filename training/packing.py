@@ -1,24 +1,27 @@
 """Batches: pictures, dense facts, and slots of question-answer turns packed behind each picture.
 
-Slots stand side by side behind the picture; each sees the picture and itself only, and its positions start where
-the picture ends, so that a packed row equals that many separate conversations while the picture is encoded once.
+Slots stand side by side behind the picture; each sees the picture and itself only, and its positions start
+where the picture ends, so that a packed row equals that many separate conversations while the picture is
+encoded once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sgl_engine.demo.drawing import GRID, PATCH
+from sgl_engine.demo.drawing import GRID, PATCH, Question
 from sgl_engine.demo.generator import Sample, Split, draw_sample, pick_questions
 from sgl_engine.demo.vocabulary import CHARACTER_CLASSES, FACTS, TRANSCRIBE
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
 
 FACT_INDEX = {name: index for index, name in enumerate(FACTS)}
-# (slots, tokens per slot, share of batches): single questions, two turns, transcriptions and longer conversations
+# (slots, tokens per slot, share of batches): single questions, two turns, transcriptions and longer
+# conversations
 LAYOUTS = ((16, 16, 0.76), (8, 32, 0.10), (3, 80, 0.14))
 
 
@@ -49,6 +52,14 @@ class Batch:
     answers: list[tuple[int, int, int]]
 
 
+class Turn(NamedTuple):
+    """A question as tokens, its answer as tokens, and where both come from."""
+
+    question: list[int]
+    answer: list[int]
+    asked: Question
+
+
 class Packer:
     """Draws pictures and packs them."""
 
@@ -75,53 +86,51 @@ class Packer:
         slots, length, _ = LAYOUTS[layout]
         samples = [draw_sample(seed * size + i, split=split) for i in range(size)]
         prefix = len(self.head)
-        ids = np.full((size, prefix + slots * length), self.id[PAD], np.int64)
-        ids[:, :prefix] = self.head
-        labels = np.full((size, slots * length), -100, np.int64)
-        kinds: list[str] = []
-        answers: list[tuple[int, int, int]] = []
-        for row, sample in enumerate(samples):
-            turns = self._turns(sample, rng, slots, length)
-            for slot in range(slots):
-                self._fill(ids[row, prefix:], labels[row], slot * length, length, turns, kinds, answers, row)
-        positions = np.concatenate([np.arange(prefix), np.tile(np.arange(prefix, prefix + length), slots)])
+        ids = torch.full((size, prefix + slots * length), self.id[PAD])
+        ids[:, :prefix] = torch.tensor(self.head)
         pixels = np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2)
-        return Batch(
+        positions = [torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(slots)]
+        batch = Batch(
             pixels=torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN[0]) / STD[0]),
-            ids=torch.from_numpy(ids),
-            positions=torch.from_numpy(positions)[None],
-            labels=torch.from_numpy(labels),
+            ids=ids,
+            positions=torch.cat(positions)[None],
+            labels=torch.full((size, slots * length), -100),
             facts=torch.from_numpy(np.stack([dense_facts(sample) for sample in samples])),
             prefix=prefix,
             slots=slots,
-            kinds=kinds,
-            answers=answers,
+            kinds=[],
+            answers=[],
         )
+        for row, sample in enumerate(samples):
+            turns = self._turns(sample, rng, slots, length)
+            for slot in range(slots):
+                self._fill(batch, row, slot, length, turns)
+        return batch
 
-    def _turns(self, sample: Sample, rng: np.random.Generator, slots: int, length: int) -> list:
-        picked = pick_questions(sample, rng, 4 * slots if length > 16 else 2 * slots)
-        turns = [(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
+    def _turns(self, sample: Sample, rng: np.random.Generator, slots: int, length: int) -> list[Turn]:
+        picked = pick_questions(sample, rng, 4 * slots if length > LAYOUTS[0][1] else 2 * slots)
+        turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
         if length == LAYOUTS[-1][1]:  # the transcription first: it needs a slot of its own
-            turns.sort(key=lambda turn: turn[2].text != TRANSCRIBE)
-        return [turn for turn in turns if len(turn[0]) + len(turn[1]) + 1 <= length]
+            turns.sort(key=lambda turn: turn.asked.text.lower() != TRANSCRIBE)
+        return [turn for turn in turns if len(turn.question) + len(turn.answer) + 1 <= length]
 
-    def _fill(self, ids, labels, start, length, turns, kinds, answers, row) -> None:
-        """Write turns into one slot until the next does not fit."""
+    def _fill(self, batch: Batch, row: int, slot: int, length: int, turns: list[Turn]) -> None:
+        """Write turns into one slot until the next does not fit; single questions where slots are short."""
+        labels, start = batch.labels[row], slot * length
         at = start
         while turns:
-            question, answer, asked = turns[0]
+            turn = turns[0]
             opening = [] if at == start else [self.id[END], self.id[USER]]
-            if at + len(opening) + len(question) + len(answer) + 1 > start + length:
+            text = [*opening, *turn.question, self.id[ASSISTANT], *turn.answer]
+            if at + len(text) > start + length:
                 break
             turns.pop(0)
-            text = [*opening, *question, self.id[ASSISTANT], *answer]
-            ids[at : at + len(text)] = text
-            stop = at + len(text)
-            first = stop - len(answer) - 1
-            labels[first:stop] = [*answer, self.id[END]]
-            kinds.append(asked.kind)
-            answers.append((row, first, stop))
-            at = stop
+            batch.ids[row, batch.prefix + at : batch.prefix + at + len(text)] = torch.tensor(text)
+            at += len(text)
+            first = at - len(turn.answer) - 1
+            labels[first:at] = torch.tensor([*turn.answer, self.id[END]])
+            batch.kinds.append(turn.asked.kind)
+            batch.answers.append((row, first, at))
             if length == LAYOUTS[0][1]:
                 break
 

@@ -1,7 +1,7 @@
 """The tokenizer and processor of the bundled pair: a small byte-level BPE, uncased, digits single.
 
-Uncased, because pictures show a word in either case and people type either; byte-level, so that any text can be
-read and written.
+Uncased, because pictures show a word in either case and people type either; byte-level, so that any text
+can be read and written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MEAN, STD = (0.85, 0.85, 0.85), (0.25, 0.25, 0.25)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<img><IMG_CONTEXT></img>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}"
+    "{{ '<img><IMG_CONTEXT></img>' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

@@ -1,12 +1,13 @@
 """Train one model of the bundled pair, from scratch or from where it stopped.
 
-    python -m training.train small --run runs/small --vision-minutes 4 --joint-minutes 25
-    python -m training.train large --run runs/large --vision-minutes 12 --joint-minutes 90 --grow-at 0.5 --workers 2
+    python -m training.train small --run runs/small
+    python -m training.train large --run runs/large --grow-at 0.5 --workers 2
 
-Stage 1 (vision): the vision tower and the projector alone learn to hold, in each visual token, what the generator
-knows is there. Stage 2 (joint): the answers, with the dense loss beside them; at ``--grow-at`` of its time the decoder
-is doubled in depth. Learning rates follow elapsed training time, so an interrupted run ends as it would have. Progress goes
-to ``metrics.jsonl`` in the run's folder; ``checkpoint.pt`` holds all that is needed to go on.
+Stage 1 (vision): the vision tower and the projector alone learn to hold, in each visual token, what the
+generator knows is there. Stage 2 (joint): the answers, with the dense loss beside them; at ``--grow-at`` of
+its time the decoder is doubled in depth. Learning rates follow elapsed training time, so an interrupted run
+ends as it would have. Progress goes to ``metrics.jsonl`` in the run's folder; ``checkpoint.pt`` holds all
+that is needed to go on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,7 @@ SAVE_EVERY = 120.0
 
 @dataclass
 class Progress:
-    """Where a run stands. ``elapsed`` is seconds of training in the current stage, ``total`` over all stages."""
+    """Where a run stands; ``elapsed`` is seconds of training in this stage, ``total`` over all stages."""
 
     stage: str = "vision"
     step: int = 0
@@ -162,8 +164,8 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """One step on this worker's batch.
 
-        Workers take the mean of their gradients, and of the seconds since their last step: learning rates follow
-        the clock, so the clocks must agree exactly.
+        Workers take the mean of their gradients, and of the seconds since their last step: learning rates
+        follow the clock, so the clocks must agree exactly.
         """
         autocast = (
             torch.autocast(self.device.type, torch.bfloat16) if self.options.bfloat16 else nullcontext()
@@ -284,7 +286,7 @@ class Trainer:
             self._prepare()
             self.record({"grown": self.model.config.text_config.num_hidden_layers})
 
-    def _batches(self, world: int):
+    def _batches(self, world: int) -> Iterator[Batch]:
         first = self.progress.step
         source = _Batches(self.packer, self.options.pictures, self.rank, world, first)
         loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=self.options.loaders)
@@ -326,7 +328,9 @@ def main() -> None:
             )
         command = [sys.executable, "-m", "training.train", *sys.argv[1:]]
         workers = [
-            subprocess.Popen(command, env=environment | {"SGL_TRAINING_RANK": str(rank)})
+            subprocess.Popen(  # noqa: S603  # this very script
+                command, env=environment | {"SGL_TRAINING_RANK": str(rank)}
+            )
             for rank in range(options.workers)
         ]
         sys.exit(max(worker.wait() for worker in workers))

@@ -32,6 +32,12 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Models, operating point and escalation."""
+    _add_models(parser)
+    _add_operating_point(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models (default: the pair that comes with the package)")
     models.add_argument(
         "--small", metavar="MODEL", help="folder or hub id of the small model; goes with --large"
@@ -47,6 +53,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="(default: that of the weights; float32 for the bundled pair)",
     )
 
+
+def _add_operating_point(parser: argparse.ArgumentParser) -> None:
     pruning = parser.add_argument_group("what the large model sees of the picture")
     pruning.add_argument(
         "--retention",
@@ -75,7 +83,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: the score decides; never: the small answer is final; always: the large model answers",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:

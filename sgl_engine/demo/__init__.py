@@ -1,7 +1,7 @@
-"""The bundled pair: two small models trained from scratch on pictures that this package draws, and those pictures.
+"""The bundled pair: two small models, trained from scratch on pictures that this package draws.
 
-``demo_engine()`` needs no network and no GPU, and loads through the same code as any other pair. What it has learnt
-is in ``weights/README.md``: reading receipts and notes, scenes of coloured shapes, and bar charts, 192 x 192 pixels.
+``demo_engine()`` needs no network and no GPU, and loads through the same code as any other pair. What the
+pair has learnt is in ``weights/README.md``: receipts and notes, scenes of coloured shapes, bar charts.
 """
 
 from __future__ import annotations

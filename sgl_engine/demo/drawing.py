@@ -98,10 +98,10 @@ class Sheet:
         )
 
     def write(self, column: int, row: int, text: str, typeface: Typeface, color: Color | None = None) -> Box:
-        """Write ``text`` from half-patch ``column`` on in patch row ``row``, shifted a little; return its box.
+        """Write ``text`` in patch row ``row``, from half-patch ``column`` on; return its box.
 
-        Two characters to a patch and one line to a row of patches, up to a jitter of a few pixels, is what models
-        of a few million parameters learn to read within an hour of CPU time; free positions took ten times as long.
+        Two characters to a patch and one line to a row of patches, up to a jitter of a few pixels: what
+        models of a few million parameters learn to read within an hour on a CPU (docs/log.md).
         """
         x = column * CELL_WIDTH + self.shift[0]
         y = row * PATCH + self.shift[1] * (PATCH - typeface.height) // 3

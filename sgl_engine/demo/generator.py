@@ -1,7 +1,7 @@
 """Seeded pictures with questions: what the bundled pair was trained on and is tested on.
 
-A picture's *content* (what it says, not how it is drawn) decides to which split it belongs, so that no held-out
-content was ever seen in training, whatever the seeds.
+A picture's *content* (what it says, not how it is drawn) decides to which split it belongs, so that no
+held-out content was ever seen in training, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def draw_sample(seed: int, *, split: Split = "heldout", family: str | None = Non
 
 
 def _punctuate(question: Question, rng: np.random.Generator) -> Question:
-    """Write half of the questions as a sentence; the tokenizer is uncased, the question mark is a token more."""
+    """Write half of the questions as a sentence: the tokenizer is uncased, the question mark is a token."""
     if rng.random() < 0.5 or question.text.split()[0] not in ("what", "which", "how", "is"):
         return question
     return replace(question, text=question.text[0].upper() + question.text[1:] + "?")
@@ -113,7 +113,7 @@ def pick_questions(sample: Sample, rng: np.random.Generator, count: int) -> list
 
 
 def heldout_questions(count: int, *, start: int = 0) -> Iterator[tuple[Sample, Question]]:
-    """``count`` held-out (picture, question) pairs, one question per picture, kinds balanced within each family."""
+    """``count`` held-out (picture, question) pairs: one per picture, kinds balanced within each family."""
     for seed in range(start, start + count):
         sample = draw_sample(seed, split="heldout")
         rng = np.random.default_rng((seed, 11))

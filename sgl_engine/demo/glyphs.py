@@ -1,7 +1,8 @@
 """Text on numpy canvases, from an atlas of ready-rendered glyphs: no system font is needed.
 
-The atlas holds every character of :data:`ALPHABET` in several faces and cell sizes; ``training/make_glyphs.py`` made
-it. Drawing a character is one blend of a small array, which is what makes the generator fast enough to train from.
+The atlas holds every character of :data:`ALPHABET` in several faces and cell sizes;
+``training/make_glyphs.py`` made it. Drawing a character is one blend of a small array, which is what makes
+the generator fast enough to train from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ATLAS_PATH = Path(__file__).with_name("glyphs.npz")
 FACES = 3
 CELL_WIDTH = 8
 CELL_HEIGHTS = (13, 15)
-"""Sizes of character cells in pixels: two characters to a 16-pixel patch, and no more than one line of text."""
+"""Sizes of character cells in pixels: two characters to a 16-pixel patch, and one line of text."""
 
 _INDEX = {character: index for index, character in enumerate(ALPHABET)}
 

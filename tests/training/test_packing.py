@@ -1,0 +1,70 @@
+"""A packed row equals as many separate conversations: training must teach what inference asks."""
+
+import torch
+
+from training.attention import packed, use_packed_attention
+from training.models import build_model, grow
+from training.packing import LAYOUTS, Packer
+from training.tokenizer import ASSISTANT, END, USER, train_tokenizer
+
+torch.manual_seed(0)
+
+
+def test_packed_rows_equal_separate_conversations() -> None:
+    tokenizer = train_tokenizer()
+    packer = Packer(tokenizer)
+    model = build_model("small", tokenizer).eval()
+    for layout, (slots, length, _) in enumerate(LAYOUTS):
+        batch = packer.batch(3, 2, layout=layout)
+        features = model.model.get_image_features(batch.pixels, return_dict=True).pooler_output
+        embeddings = model.get_input_embeddings()(batch.ids)
+        is_image = (batch.ids == model.config.image_token_id)[..., None]
+        embeddings = embeddings.masked_scatter(is_image, features).detach()
+        plain = model.config.text_config._attn_implementation
+        use_packed_attention(model)
+        with torch.no_grad(), packed(batch.prefix, batch.slots):
+            together = model.model.language_model(
+                inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
+            ).last_hidden_state[:, batch.prefix :]
+        model.model.language_model.config._attn_implementation = plain
+        for slot in (0, slots - 1):
+            own = slice(slot * length, (slot + 1) * length)
+            alone = torch.cat([embeddings[:, : batch.prefix], embeddings[:, batch.prefix :][:, own]], dim=1)
+            with torch.no_grad() -> None:
+                expected = model.model.language_model(inputs_embeds=alone, use_cache=False).last_hidden_state
+            torch.testing.assert_close(together[:, own], expected[:, batch.prefix :], rtol=1e-4, atol=1e-4)
+            # The control: with the neighbour's tokens in the slot, the rows must differ.
+            other = alone.roll(1, dims=0)
+            with torch.no_grad() -> None:
+                wrong = model.model.language_model(inputs_embeds=other, use_cache=False).last_hidden_state
+            assert not torch.allclose(together[:, own], wrong[:, batch.prefix :], rtol=1e-2, atol=1e-2)
+
+
+def test_every_answer_is_asked_for_once_and_ends() -> None:
+    tokenizer = train_tokenizer()
+    packer = Packer(tokenizer)
+    end, user, assistant = tokenizer.convert_tokens_to_ids([END, USER, ASSISTANT])
+    for layout in range(len(LAYOUTS)):
+        batch = packer.batch(11, 4, layout=layout)
+        asked = torch.zeros_like(batch.labels, dtype=torch.bool)
+        for row, first, stop in batch.answers:
+            assert batch.ids[row, batch.prefix + first] == assistant
+            assert batch.labels[row, stop - 1] == end
+            # What should come next is what stands next in the row, up to the end of the answer.
+            following = batch.ids[row, batch.prefix + first + 1 : batch.prefix + stop]
+            assert torch.equal(batch.labels[row, first : stop - 1], following)
+            asked[row, first:stop] = True
+        assert torch.equal(asked, batch.labels >= 0)
+        assert (batch.ids == user).sum() >= len(batch.ids)
+
+
+def test_growing_changes_nothing() -> None:
+    tokenizer = train_tokenizer()
+    model = build_model("large", tokenizer).eval()
+    grown = grow(model).eval()
+    assert len(grown.model.language_model.layers) == 2 * len(model.model.language_model.layers)
+    rows = torch.randn(1, 9, model.config.text_config.hidden_size)
+    with torch.no_grad() -> None:
+        before = model.model.language_model(inputs_embeds=rows).last_hidden_state
+        after = grown.model.language_model(inputs_embeds=rows).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
