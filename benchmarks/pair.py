@@ -64,7 +64,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     plan = plan_pruning(
         large_prompt,
         small.importance,
-        layer=pruning.layer(engine.large.num_layers),
+    
         keep_ratio=pruning.keep_ratio,
     )
     large = run_large_pass(engine.large, large_prompt, keep_everything(large_prompt), max_new_tokens=limit)

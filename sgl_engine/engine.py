@@ -27,6 +27,7 @@ from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
     ExitDecision,
+    ImportanceMap,
     LargePassResult,
     PruningPlan,
     Request,
@@ -143,7 +144,7 @@ class SGLEngine:
             yield self._response(run)
             return
         large_prompt = self.large.encode(request, self.config.limits)
-        plan = self._plan(large_prompt, small)
+        plan = self.plan(large_prompt, small.importance)
         clock.lap("encode_large")
         large = yield from _as_deltas(
             stream_large_pass(
@@ -166,12 +167,21 @@ class SGLEngine:
         limit = request.max_new_tokens
         return defaults.max_new_tokens if limit is None else limit, decoding
 
-    def _plan(self, prompt: EncodedPrompt, small: SmallPassResult) -> PruningPlan:
-        if small.importance is None:
+    def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
+        """What the large model is made to keep of ``prompt``, at the configured operating point.
+
+        Args:
+            prompt: The prompt that is pruned.
+            importance: The small model's map; None, as for a request without images, keeps everything.
+
+        Raises:
+            IncompatiblePairError: The map's grids are not the prompt's.
+        """
+        if importance is None:
             return keep_everything(prompt)
         pruning = self.config.pruning
         layer = max(pruning.layer(self.large.num_layers), self.large.family.first_prunable_layer)
-        return plan_pruning(prompt, small.importance, layer=layer, keep_ratio=pruning.keep_ratio)
+        return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
     def _response(self, run: _Run) -> Response:
         answer = run.small.generation if run.large is None else run.large.generation

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from sgl_engine.cli import options, output
 from sgl_engine.errors import ConfigError
-from sgl_engine.types import PruningPlan, Request, Response
-
-if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
+from sgl_engine.types import Request
 
 HELP = "draw where the models look"
 DESCRIPTION = (
@@ -50,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     drawing = draw_importance(
         picture,
         response.importance,
-        guided_plan(engine, request, response),
+        # The large prompt may word the turn differently; on the small one, plan and map share positions.
+        engine.plan(engine.small.encode(request, config.limits), response.importance),
         question=arguments.question,
         answer=f"{response.text}   ({output.route(response.report)})",
     )
@@ -63,17 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
         ) from error
     print(output.printable(response.text))
     print(f"wrote {arguments.output}")
-
-
-def guided_plan(engine: SGLEngine, request: Request, response: Response) -> PruningPlan:
-    """What the large model is made to keep, if it is called, at the positions of the small prompt."""
-    from sgl_engine.pruning import plan_pruning
-
-    assert response.importance is not None
-    pruning = engine.config.pruning
-    layer = max(pruning.layer(engine.large.num_layers), engine.large.family.first_prunable_layer)
-    prompt = engine.small.encode(request, engine.config.limits)
-    return plan_pruning(prompt, response.importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
 
 def check_output(path: Path, picture: str) -> None:

@@ -30,12 +30,12 @@ def test_packed_rows_equal_separate_conversations() -> None:
         for slot in (0, slots - 1):
             own = slice(slot * length, (slot + 1) * length)
             alone = torch.cat([embeddings[:, : batch.prefix], embeddings[:, batch.prefix :][:, own]], dim=1)
-            with torch.no_grad() -> None:
+            with torch.no_grad():
                 expected = model.model.language_model(inputs_embeds=alone, use_cache=False).last_hidden_state
             torch.testing.assert_close(together[:, own], expected[:, batch.prefix :], rtol=1e-4, atol=1e-4)
             # The control: with the neighbour's tokens in the slot, the rows must differ.
             other = alone.roll(1, dims=0)
-            with torch.no_grad() -> None:
+            with torch.no_grad():
                 wrong = model.model.language_model(inputs_embeds=other, use_cache=False).last_hidden_state
             assert not torch.allclose(together[:, own], wrong[:, batch.prefix :], rtol=1e-2, atol=1e-2)
 
@@ -64,7 +64,7 @@ def test_growing_changes_nothing() -> None:
     grown = grow(model).eval()
     assert len(grown.model.language_model.layers) == 2 * len(model.model.language_model.layers)
     rows = torch.randn(1, 9, model.config.text_config.hidden_size)
-    with torch.no_grad() -> None:
+    with torch.no_grad():
         before = model.model.language_model(inputs_embeds=rows).last_hidden_state
         after = grown.model.language_model(inputs_embeds=rows).last_hidden_state
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
