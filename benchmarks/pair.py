@@ -25,7 +25,7 @@ from sgl_engine import SGLEngine, cost
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.large_pass import run_large_pass
-from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.pruning import keep_everything
 from sgl_engine.small_pass import run_small_pass
 from sgl_engine.types import Request
 
@@ -56,17 +56,11 @@ class Row:
 
 def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     """All three ways of answering one question."""
-    limit, pruning = engine.config.generation.max_new_tokens, engine.config.pruning
+    limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
     small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
-    assert small.importance is not None
     large_prompt = engine.large.encode(request)
-    plan = plan_pruning(
-        large_prompt,
-        small.importance,
-    
-        keep_ratio=pruning.keep_ratio,
-    )
+    plan = engine.plan(large_prompt, small.importance)
     large = run_large_pass(engine.large, large_prompt, keep_everything(large_prompt), max_new_tokens=limit)
     guided = run_large_pass(engine.large, large_prompt, plan, max_new_tokens=limit)
     flops = [

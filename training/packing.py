@@ -20,9 +20,11 @@ from sgl_engine.demo.vocabulary import CHARACTER_CLASSES, FACTS, TRANSCRIBE
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
 
 FACT_INDEX = {name: index for index, name in enumerate(FACTS)}
-# (slots, tokens per slot, share of batches): single questions, two turns, transcriptions and longer
-# conversations
-LAYOUTS = ((16, 16, 0.76), (8, 32, 0.10), (3, 80, 0.14))
+# (slots, tokens per slot, share of batches): short questions, longer ones, two turns, transcriptions with
+# conversations of several turns.
+LAYOUTS = ((21, 12, 0.40), (16, 16, 0.36), (8, 32, 0.09), (3, 80, 0.15))
+SINGLE = 16
+"""Slots of at most so many tokens hold one question each."""
 
 
 @dataclass
@@ -58,6 +60,11 @@ class Turn(NamedTuple):
     question: list[int]
     answer: list[int]
     asked: Question
+
+    @property
+    def size(self) -> int:
+        """Tokens that the turn takes as input: all but the end of the answer, which is only predicted."""
+        return len(self.question) + 1 + len(self.answer)
 
 
 class Packer:
@@ -108,11 +115,13 @@ class Packer:
         return batch
 
     def _turns(self, sample: Sample, rng: np.random.Generator, slots: int, length: int) -> list[Turn]:
-        picked = pick_questions(sample, rng, 4 * slots if length > LAYOUTS[0][1] else 2 * slots)
+        picked = pick_questions(sample, rng, 4 * slots)
         turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
         if length == LAYOUTS[-1][1]:  # the transcription first: it needs a slot of its own
             turns.sort(key=lambda turn: turn.asked.text.lower() != TRANSCRIBE)
-        return [turn for turn in turns if len(turn.question) + len(turn.answer) + 1 <= length]
+        if length == SINGLE:  # the other layout of single questions has no room for long ones
+            turns.sort(key=lambda turn: turn.size <= LAYOUTS[0][1])
+        return [turn for turn in turns if turn.size <= length]
 
     def _fill(self, batch: Batch, row: int, slot: int, length: int, turns: list[Turn]) -> None:
         """Write turns into one slot until the next does not fit; single questions where slots are short."""
@@ -131,7 +140,7 @@ class Packer:
             labels[first:at] = torch.tensor([*turn.answer, self.id[END]])
             batch.kinds.append(turn.asked.kind)
             batch.answers.append((row, first, at))
-            if length == LAYOUTS[0][1]:
+            if length <= SINGLE:
                 break
 
 

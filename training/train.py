@@ -186,7 +186,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(parameters, 2.0)
         joint, rate = self.progress.stage == "joint", self.rate()
         muon = (self.options.muon if joint else self.options.vision_muon) * rate
-        self.optimizer.step(muon, muon * (0.3 if joint else 1.0), self.options.adamw * rate)
+        self.optimizer.step(muon, muon * (0.2 if joint else 1.0), self.options.adamw * rate)
         self.model.zero_grad(set_to_none=True)
         self.heads.zero_grad(set_to_none=True)
         self.progress.elapsed += spent
@@ -204,7 +204,7 @@ class Trainer:
         world = dist.get_world_size() if dist.is_initialized() else 1
         for index in range(self.rank, DEV_BATCHES, world):
             batch = self.packer.batch(
-                DEV_SEED + index, 16, split="heldout", layout=2 if index % 5 == 4 else 0
+                DEV_SEED + index, 16, split="heldout", layout=(0, 1, 0, 1, 3)[index % 5]
             )
             features = self.model.model.get_image_features(
                 batch.pixels.to(self.device), return_dict=True
