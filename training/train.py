@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,13 +33,14 @@ from sgl_engine.demo.vocabulary import FACTS
 from training.attention import packed, use_packed_attention
 from training.models import DenseHeads, adopt_vision, build_model, grow
 from training.optimizer import MuonAdamW
-from training.packing import Batch, Packer
+from training.packing import LAYOUTS, Batch, Packer
 from training.tokenizer import load_or_train
 
 DEV_SEED = 1_000_000
 DEV_BATCHES = 10
 EVALUATE_EVERY = 240.0  # seconds of training
 SAVE_EVERY = 120.0
+LOG_EVERY = 15.0
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Trainer:
     def __init__(self, options: argparse.Namespace, rank: int) -> None:
         """Build the model, or take it from the run's checkpoint."""
         self.options, self.rank = options, rank
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
         self.clock: float | None = None  # when the last step's gradients were ready; None after a pause
         self.device = torch.device(options.device)
         self.tokenizer = load_or_train(options.run.parent / "tokenizer")
@@ -177,12 +181,14 @@ class Trainer:
         now = time.perf_counter()
         spent, self.clock = now - (self.clock or now), now
         if dist.is_initialized():
-            flat = torch.cat([*(p.grad.flatten() for p in parameters), torch.tensor([spent])])
+            flat = torch.cat(
+                [*(p.grad.flatten() for p in parameters), torch.tensor([spent, float(self.stopping)])]
+            )
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
-            for p, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+            for p, part in zip(parameters, flat[:-2].split([p.numel() for p in parameters]), strict=True):
                 p.grad.copy_(part.view_as(p))
-            spent = float(flat[-1])
+            spent, self.stopping = float(flat[-2]), bool(flat[-1] > 0)
         torch.nn.utils.clip_grad_norm_(parameters, 2.0)
         joint, rate = self.progress.stage == "joint", self.rate()
         muon = (self.options.muon if joint else self.options.vision_muon) * rate
@@ -248,36 +254,42 @@ class Trainer:
             print(json.dumps(shown), flush=True)
 
     def train(self) -> None:
-        """Run both stages to their end."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        for stage, minutes in (
-            ("vision", self.options.vision_minutes),
-            ("joint", self.options.joint_minutes),
-        ):
-            if self.progress.stage != stage:
-                continue
-            saved, logged = self.progress.elapsed, self.progress.elapsed
-            window: list[dict[str, float]] = []
-            for batch in self._batches(world):
-                if self.progress.elapsed >= 60 * minutes:
-                    break
-                if stage == "joint" and 0 < self.options.grow_at * 60 * minutes <= self.progress.elapsed:
-                    self._grow_once()
-                window.append(self.step(batch))
-                if self.progress.elapsed - logged >= 15:
-                    logged = self.progress.elapsed
-                    self.record({key: float(np.mean([log[key] for log in window])) for key in window[-1]})
-                    window.clear()
-                if stage == "joint" and self.progress.elapsed - self.progress.evaluated >= EVALUATE_EVERY:
-                    self.progress.evaluated = self.progress.elapsed
-                    self.record({"dev": self.evaluate()})
-                if self.progress.elapsed - saved >= SAVE_EVERY:
-                    saved = self.progress.elapsed
-                    self.save()
-            if stage == "vision":
-                self.progress.stage, self.progress.elapsed = "joint", 0.0
-            self.save()
-        self.record({"dev": self.evaluate()})
+        """Run both stages to their end, or until SIGTERM."""
+        stages = {"vision": self.options.vision_minutes, "joint": self.options.joint_minutes}
+        for stage, minutes in stages.items():
+            if self.progress.stage == stage:
+                self._run_stage(60 * minutes)
+                if not self.stopping and stage == "vision":
+                    self.progress.stage, self.progress.elapsed = "joint", 0.0
+                self.save()
+        if not self.stopping:
+            self.record({"dev": self.evaluate()})
+
+    def _run_stage(self, seconds: float) -> None:
+        """Steps until the stage has had its time; logs, evaluates and saves in between."""
+        joint = self.progress.stage == "joint"
+        saved, logged = self.progress.elapsed, self.progress.elapsed
+        window: list[dict[str, float]] = []
+        for batch in self._batches():
+            if self.stopping or self.progress.elapsed >= seconds:
+                return
+            if joint and 0 < self.options.grow_at * seconds <= self.progress.elapsed:
+                self._grow_once()
+            window.append(self.step(batch))
+            if self.progress.elapsed - logged >= LOG_EVERY:
+                logged = self.progress.elapsed
+                self.record({key: float(np.mean([log[key] for log in window])) for key in window[-1]})
+                window.clear()
+            if joint and self.progress.elapsed - self.progress.evaluated >= EVALUATE_EVERY:
+                self.progress.evaluated = self.progress.elapsed
+                self.record({"dev": self.evaluate()})
+            if self.progress.elapsed - saved >= SAVE_EVERY:
+                saved = self.progress.elapsed
+                self.save()
+
+    def _stop(self, *_: object) -> None:
+        """On SIGTERM: finish the step, save, and end."""
+        self.stopping = True
 
     def _grow_once(self) -> None:
         if not self.progress.grown:
@@ -286,9 +298,8 @@ class Trainer:
             self._prepare()
             self.record({"grown": self.model.config.text_config.num_hidden_layers})
 
-    def _batches(self, world: int) -> Iterator[Batch]:
-        first = self.progress.step
-        source = _Batches(self.packer, self.options.pictures, self.rank, world, first)
+    def _batches(self) -> Iterator[Batch]:
+        source = _Batches(self.packer, self.options.pictures, self.rank, self.progress.step)
         loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=self.options.loaders)
         return iter(loader)
 
@@ -296,16 +307,14 @@ class Trainer:
 class _Batches(torch.utils.data.Dataset):
     """Batch number ``i`` of a worker, for ever; every worker and step has seeds of its own."""
 
-    def __init__(self, packer: Packer, size: int, rank: int, world: int, first: int) -> None:
-        self.packer, self.size, self.rank, self.world, self.first = packer, size, rank, world, first
+    def __init__(self, packer: Packer, size: int, rank: int, first: int) -> None:
+        self.packer, self.size, self.rank, self.first = packer, size, rank, first
 
     def __len__(self) -> int:
         return 10**8
 
     def __getitem__(self, index: int) -> Batch:
         # The layout must be that of the other workers, so that no worker waits: draw it from the step alone.
-        from training.packing import LAYOUTS
-
         step = self.first + index
         layout = int(
             np.random.default_rng((step, 9)).choice(len(LAYOUTS), p=[share for *_, share in LAYOUTS])
@@ -333,6 +342,7 @@ def main() -> None:
             )
             for rank in range(options.workers)
         ]
+        signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
         sys.exit(max(worker.wait() for worker in workers))
     rank = int(os.environ["SGL_TRAINING_RANK"])
     if options.device == "cpu":
