@@ -63,8 +63,8 @@ class Chart:
 
     @property
     def transcription(self) -> str:
-        """One line of text per bar."""
-        return "\n".join(f"{bar.label} {bar.color} {bar.value}" for bar in self.bars)
+        """Label, colour and height of each bar, separated by commas."""
+        return ", ".join(f"{bar.label} {bar.color} {bar.value}" for bar in self.bars)
 
     def extreme(self, *, highest: bool) -> Bar | None:
         """The highest (lowest) bar, or None where two share that height."""

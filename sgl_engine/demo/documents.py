@@ -55,8 +55,8 @@ class Document:
 
     @property
     def transcription(self) -> str:
-        """One line of text per line of the document."""
-        return "\n".join(f"{label} {value}" for label, value in self.lines)
+        """Label and value of each line, separated by commas."""
+        return ", ".join(f"{label} {value}" for label, value in self.lines)
 
 
 def _price(rng: np.random.Generator) -> str:

@@ -78,8 +78,8 @@ class Scene:
 
     @property
     def transcription(self) -> str:
-        """One line of text per object, in reading order."""
-        return "\n".join(f"{thing.name} {thing.number}" for thing in self.things)
+        """Name and number of each object in reading order, separated by commas."""
+        return ", ".join(f"{thing.name} {thing.number}" for thing in self.things)
 
     def neighbor(self, thing: Thing, side: str) -> Thing | None:
         """The nearest object on that side in the same row (left, right) or column (above, below)."""

@@ -1,0 +1,99 @@
+"""The bundled pair: shipped whole, loaded like any other, and able to answer."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sgl_engine import Request, SGLEngine, run_small_pass
+from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
+from sgl_engine.demo.drawing import Question
+from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.explain import draw_importance
+
+MAX_BYTES = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def engine() -> SGLEngine:
+    return demo_engine()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[tuple[Request, Question]]:
+    return [
+        (Request.ask(question.text, Image.fromarray(sample.pixels)), question)
+        for sample, question in heldout_questions(40)
+    ]
+
+
+def _files() -> Iterator[Path]:
+    return (path for path in WEIGHTS.rglob("*") if path.is_file())
+
+
+def test_weights_are_small_and_safe() -> None:
+    assert sum(path.stat().st_size for path in _files()) <= MAX_BYTES
+    assert {path.suffix for path in _files()} <= {".safetensors", ".json", ".jinja", ".md"}
+
+
+def test_both_see_one_grid_and_the_large_one_is_deep(engine: SGLEngine) -> None:
+    prompt = Request.ask("x", Image.new("RGB", (300, 200)))
+    spans = [vlm.encode(prompt).spans for vlm in (engine.small, engine.large)]
+    assert spans[0] == spans[1]
+    assert 144 <= len(spans[0][0]) <= 256
+    assert engine.large.num_layers >= 10
+    assert engine.config.pruning.layer(engine.large.num_layers) >= 2
+
+
+def test_transformers_alone_loads_and_runs_them(engine: SGLEngine, asked: list) -> None:
+    processor = AutoProcessor.from_pretrained(WEIGHTS / "small")
+    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "small", dtype="float32").eval()
+    for request, question in asked[:5]:
+        conversation = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}
+        ]
+        text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+        inputs = processor(text=[text], images=[request.images[0].source], return_tensors="pt")
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=80, do_sample=False)
+        plain = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ours = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=80)
+        assert ours.generation.text == plain
+
+
+def test_the_pair_answers_and_uses_both_routes(engine: SGLEngine, asked: list) -> None:
+    responses = [engine.run(request) for request, _ in asked]
+    right = [r.text == question.answer for r, (_, question) in zip(responses, asked, strict=True)]
+    assert sum(right) >= 0.6 * len(right)  # a floor, not the measurement: benchmarks/pair.py
+    assert {response.report.route for response in responses} == {"small", "large"}
+    escalated = [response.report for response in responses if response.report.escalated]
+    assert all(report.kept_visual_tokens == 28 for report in escalated)
+    # The control: the same questions about blank pictures cannot be answered.
+    blank = Image.new("RGB", (192, 192), "white")
+    blind = [engine.run(Request.ask(question.text, blank)).text == question.answer for _, question in asked]
+    assert sum(blind) < 0.5 * sum(right)
+
+
+def test_the_score_tells_right_from_wrong(engine: SGLEngine, asked: list) -> None:
+    passes = [run_small_pass(engine.small, engine.small.encode(r), max_new_tokens=80) for r, _ in asked]
+    right = [p.generation.text == question.answer for p, (_, question) in zip(passes, asked, strict=True)]
+    scores = torch.tensor([p.confidence.score for p in passes])
+    mask = torch.tensor(right)
+    assert 0 < mask.sum() < len(mask)
+    assert scores[mask].mean() > scores[~mask].mean() + 0.1
+
+
+def test_every_bundled_picture_can_be_asked_and_explained(engine: SGLEngine) -> None:
+    pictures = sorted(PICTURES.glob("*.png"))
+    assert [path.stem for path in pictures] == ["chart", "receipt", "scene"]
+    asked = json.loads((PICTURES / "questions.json").read_text())
+    for path in pictures:
+        for question, answer in asked[path.stem].items():
+            response = engine.run(Request.ask(question, path))
+            assert response.text == answer
+            assert response.importance is not None
+            assert draw_importance(Image.open(path), response.importance).width > 192
