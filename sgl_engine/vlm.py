@@ -72,6 +72,7 @@ class VLM:
         device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        name: str | None = None,
     ) -> VLM:
         """Loads a model and its processor. Only safetensors weights are read.
 
@@ -82,6 +83,7 @@ class VLM:
             device_map: As in transformers (needs accelerate).
             revision: Branch, tag or commit on the hub.
             trust_remote_code: Run code that comes with the model.
+            name: What reports call it; None is ``path_or_hub_id``.
 
         Raises:
             ModelNotFoundError: No such folder or hub id, or no model in it.
@@ -90,16 +92,18 @@ class VLM:
             ProcessorError: The processor cannot be loaded.
         """
         folder = Path(path_or_hub_id).expanduser()
-        name = str(folder) if folder.is_dir() else str(path_or_hub_id)
-        _check_folder(name)
+        source = str(folder) if folder.is_dir() else str(path_or_hub_id)
+        _check_folder(source)
         hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-        config = _load_config(name, hub)
-        find_family(config, name)  # before gigabytes of weights are read
-        processor = load_processor(name, revision=revision, trust_remote_code=trust_remote_code)
-        model = _load_model(name, config, dtype=dtype, device_map=device_map, hub=hub)
+        config = _load_config(source, hub)
+        find_family(config, source)  # before gigabytes of weights are read
+        processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+        model = _load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
         if device is not None:
             model.to(device)
-        return cls(model, processor, name=name, revision=getattr(config, "_commit_hash", None) or revision)
+        return cls(
+            model, processor, name=name or source, revision=getattr(config, "_commit_hash", None) or revision
+        )
 
     @property
     def config(self) -> PreTrainedConfig:

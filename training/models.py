@@ -15,22 +15,22 @@ from transformers import (
 from transformers.models.internvl import InternVLVisionConfig
 
 from sgl_engine.demo.drawing import PATCH, SIZE
-from sgl_engine.demo.vocabulary import FACTS
+from sgl_engine.demo.vocabulary import BARS, COLORS, FACTS, FIELDS, ITEMS
+from sgl_engine.demo.vocabulary import SHAPES as SHAPE_WORDS
 from training.tokenizer import END, IMAGE, PAD
 
-VISION_WIDTH = 128
-# vision layers, then width, layers, heads and key-value heads of the text model, before growing
-SHAPES = {"small": (3, 128, 3, 2, 1), "large": (6, 192, 5, 4, 2)}
+# width of tower and decoder, vision layers, text layers before growing, heads, key-value heads
+SHAPES = {"small": (128, 3, 3, 2, 1), "large": (128, 6, 6, 2, 1)}
 
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGeneration:
     """A model with random weights: "small" or "large", before growing."""
-    vision_layers, width, text_layers, heads, kv_heads = SHAPES[name]
+    width, vision_layers, text_layers, heads, kv_heads = SHAPES[name]
     vision = InternVLVisionConfig(
-        hidden_size=VISION_WIDTH,
+        hidden_size=width,
         num_hidden_layers=vision_layers,
-        num_attention_heads=VISION_WIDTH // 64,
-        intermediate_size=4 * VISION_WIDTH,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
         image_size=(SIZE, SIZE),
         patch_size=(PATCH, PATCH),
         layer_scale_init_value=1.0,
@@ -61,7 +61,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForCon
     # Waves over rows and columns let attention find neighbouring patches from the first step on.
     with torch.no_grad():
         embeddings = model.model.vision_tower.embeddings
-        embeddings.position_embeddings[0, 1:] = 0.5 * _waves(SIZE // PATCH, VISION_WIDTH)
+        embeddings.position_embeddings[0, 1:] = 0.5 * _waves(SIZE // PATCH, width)
         embeddings.cls_token.normal_(std=0.5)
     return model
 
@@ -112,6 +112,35 @@ class DenseHeads(nn.Module):
         return torch.stack(losses) @ self.weights.to(features.device), torch.stack(hits)
 
 
+ALIGNED: dict[str, tuple[str, ...]] = {"label": ITEMS + FIELDS + BARS, "color": COLORS, "shape": SHAPE_WORDS}
+"""Facts that are words, and the words of their classes 1, 2, ...; each word is one token."""
+
+
+def alignment_loss(
+    features: torch.Tensor, facts: torch.Tensor, embeddings: torch.Tensor, word_ids: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """How badly visual tokens point at the embeddings of the words that they hold.
+
+    A question that names a word finds its patch by attention from the word's embedding. Where patches lie in
+    the same directions as words, one alignment serves every word; otherwise each has to be found by chance.
+
+    Args:
+        features: float (pictures, patches, width), the projector's output.
+        facts: int64 (pictures, patches, number of facts).
+        embeddings: float (vocabulary, width), the text model's.
+        word_ids: Token ids of the words of each fact in ``ALIGNED``.
+    """
+    normed = nn.functional.normalize(features, dim=-1)
+    losses = []
+    for fact, ids in word_ids.items():
+        target = facts[..., list(FACTS).index(fact)]
+        there = (target > 0) & (target <= len(ids))
+        words = nn.functional.normalize(embeddings[ids], dim=-1)
+        if there.any():
+            losses.append(nn.functional.cross_entropy(10 * normed[there] @ words.T, target[there] - 1))
+    return torch.stack(losses).mean()
+
+
 def grow(model: InternVLForConditionalGeneration) -> InternVLForConditionalGeneration:
     """Double the decoder's depth without changing its function.
 
@@ -127,16 +156,10 @@ def grow(model: InternVLForConditionalGeneration) -> InternVLForConditionalGener
     return grown
 
 
-def adopt_vision(model: InternVLForConditionalGeneration, state: dict[str, torch.Tensor]) -> None:
-    """Start the vision tower from one with as many layers, or half as many: its function is unchanged."""
-    prefix = "model.vision_tower."
-    tower = {name: value for name, value in state.items() if name.startswith(prefix)}
-    silent = ("attention.projection_layer", "mlp.fc2")
-    deeper = tower if len(tower) == len(model.model.vision_tower.state_dict()) else None
-    deeper = deeper or _deepen(tower, ".encoder.layer.", silent)
-    model.model.vision_tower.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in deeper.items()}
-    )
+def grow_both(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of the large model from those of the small one: twice the layers in tower and decoder."""
+    deeper = _deepen(state, ".encoder.layer.", ("attention.projection_layer", "mlp.fc2"))
+    return _deepen(deeper, ".language_model.layers.", ("self_attn.o_proj", "mlp.down_proj"))
 
 
 def _deepen(state: dict[str, torch.Tensor], layers: str, silent: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Train one model of the bundled pair, from scratch or from where it stopped.
 
     python -m training.train small --run runs/small
-    python -m training.train large --run runs/large --grow-at 0.5 --workers 2
+    python -m training.train large --run runs/large --grow-from runs/small --grow-at 0.5 --workers 2
 
 Stage 1 (vision): the vision tower and the projector alone learn to hold, in each visual token, what the
 generator knows is there. Stage 2 (joint): the answers, with the dense loss beside them; at ``--grow-at`` of
@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from sgl_engine.demo.vocabulary import FACTS
 from training.attention import packed, use_packed_attention
-from training.models import DenseHeads, adopt_vision, build_model, grow
+from training.models import ALIGNED, DenseHeads, alignment_loss, build_model, grow, grow_both
 from training.optimizer import MuonAdamW
 from training.packing import LAYOUTS, Batch, Packer
 from training.tokenizer import load_or_train
@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", choices=("small", "large"))
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and metrics")
     parser.add_argument(
-        "--vision-from", type=Path, help="a run of the small model whose vision tower to start from"
+        "--grow-from", type=Path, help="a run of the small model, for the large one to start from"
     )
     parser.add_argument("--vision-minutes", type=float, default=10)
     parser.add_argument("--joint-minutes", type=float, default=90)
@@ -78,7 +78,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--bfloat16", action="store_true", help="autocast; on CPUs only with AMX or AVX512-BF16"
     )
-    parser.add_argument("--vision-muon", type=float, default=0.006, help="rate of the vision stage")
+    parser.add_argument(
+        "--vision-muon",
+        type=float,
+        default=0.006,
+        help="rate of the vision tower; a quarter in the joint stage",
+    )
     parser.add_argument("--muon", type=float, default=0.008)
     parser.add_argument("--adamw", type=float, default=1.5e-3)
     parser.add_argument(
@@ -99,6 +104,10 @@ class Trainer:
         self.device = torch.device(options.device)
         self.tokenizer = load_or_train(options.run.parent / "tokenizer")
         self.packer = Packer(self.tokenizer)
+        self.word_ids = {
+            fact: torch.tensor([self.packer.tokens(word)[0] for word in words])
+            for fact, words in ALIGNED.items()
+        }
         self.progress = Progress()
         torch.manual_seed(0)
         self.model = build_model(options.model, self.tokenizer)
@@ -111,9 +120,12 @@ class Trainer:
                 self.model = grow(self.model)
             self.model.load_state_dict(saved["model"])
             self.heads.load_state_dict(saved["heads"])
-        elif options.vision_from is not None:
-            donor = torch.load(options.vision_from / "checkpoint.pt", map_location="cpu", weights_only=True)
-            adopt_vision(self.model, donor["model"])
+        elif options.grow_from is not None:
+            parent = torch.load(options.grow_from / "checkpoint.pt", map_location="cpu", weights_only=True)
+            self.model.load_state_dict(grow_both(parent["model"]))
+            self.heads.load_state_dict(parent["heads"])
+            inherited = {name: parent["progress"][name] for name in ("step", "pictures", "total")}
+            self.progress = Progress(stage="joint", **inherited)
         self._prepare()
         if saved is not None:
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -140,7 +152,10 @@ class Trainer:
             return dense, log | {f"fact/{n}": h for n, h in zip(FACTS, hits.tolist(), strict=True)}
         logits, labels = self.answer_logits(batch, features)
         answer = torch.nn.functional.cross_entropy(logits.float(), labels)
-        return answer + self.options.dense * dense, log | {"answer": answer.item()}
+        embeddings = self.model.get_input_embeddings().weight
+        words = alignment_loss(features, batch.facts.to(self.device), embeddings, self.word_ids)
+        loss = answer + self.options.dense * (dense + words)
+        return loss, log | {"answer": answer.item(), "words": words.item()}
 
     def answer_logits(self, batch: Batch, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (answer tokens, vocabulary) and labels (answer tokens,)."""
@@ -191,8 +206,11 @@ class Trainer:
             spent, self.stopping = float(flat[-2]), bool(flat[-1] > 0)
         torch.nn.utils.clip_grad_norm_(parameters, 2.0)
         joint, rate = self.progress.stage == "joint", self.rate()
-        muon = (self.options.muon if joint else self.options.vision_muon) * rate
-        self.optimizer.step(muon, muon * (0.2 if joint else 1.0), self.options.adamw * rate)
+        vision = self.options.vision_muon * rate
+        muon = self.options.muon * rate
+        self.optimizer.step(
+            *((muon, 0.25 * vision) if joint else (vision, vision)), self.options.adamw * rate
+        )
         self.model.zero_grad(set_to_none=True)
         self.heads.zero_grad(set_to_none=True)
         self.progress.elapsed += spent

@@ -29,8 +29,11 @@ def demo_engine(config: EngineConfig | None = None, *, device: str | torch.devic
         device: Where both models go; None is the CPU.
     """
     from sgl_engine.engine import SGLEngine
+    from sgl_engine.vlm import VLM
 
     # Stored as float16 for size; computed in float32, which is the fast type on most CPUs.
-    return SGLEngine.from_pretrained(
-        WEIGHTS / "small", WEIGHTS / "large", config, dtype="float32", device=device
+    small, large = (
+        VLM.from_pretrained(WEIGHTS / size, dtype="float32", device=device, name=f"sgl-demo-{size}")
+        for size in ("small", "large")
     )
+    return SGLEngine(small, large, config)
