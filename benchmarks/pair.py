@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.heldout import auroc, by_kind, is_exact, percent, questions
 from sgl_engine import SGLEngine, cost
+from sgl_engine.confidence import SCORERS
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.large_pass import run_large_pass
@@ -30,7 +31,6 @@ from sgl_engine.small_pass import run_small_pass
 from sgl_engine.types import Request
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
-SCORERS = ("score", "confidence", "consistency_product", "consistency_geometric_mean")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class Row:
     guided: bool
     agreed: bool
     score: float
-    confidence: float
-    consistency_product: float
-    consistency_geometric_mean: float
+    scores: dict[str, float]  # by every scorer
     small_tflops: float
     large_tflops: float
     guided_tflops: float
@@ -58,7 +56,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     """All three ways of answering one question."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
-    small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
+    small = run_small_pass(engine.small, prompt, max_new_tokens=limit, scorer=engine.config.exit.scorer)
     large_prompt = engine.large.encode(request)
     plan = engine.plan(large_prompt, small.importance)
     large = run_large_pass(engine.large, large_prompt, keep_everything(large_prompt), max_new_tokens=limit)
@@ -73,7 +71,6 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         )
         for result in (large, guided)
     ]
-    parts = small.confidence.parts
     return Row(
         kind=question.kind,
         small=is_exact(small.generation.text, question),
@@ -81,9 +78,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         guided=is_exact(guided.generation.text, question),
         agreed=large.generation.text == guided.generation.text,
         score=small.confidence.score,
-        confidence=parts["confidence"],
-        consistency_product=parts["consistency_product"],
-        consistency_geometric_mean=parts["consistency_geometric_mean"],
+        scores={name: scorer(small.confidence.parts) for name, scorer in SCORERS.items()},
         small_tflops=cost.small_pass_flops(engine.small.shape, prompt=prompt, result=small) / 1e12,
         large_tflops=flops[0] / 1e12,
         guided_tflops=flops[1] / 1e12,
@@ -115,11 +110,11 @@ def scorers_table(rows: list[Row]) -> Table:
         table.add_column(name, justify="left" if name == "score" else "right")
     for name in SCORERS:
         inside = [
-            auroc([getattr(row, name) for row in group], [row.small for row in group])
+            auroc([row.scores[name] for row in group], [row.small for row in group])
             for group in by_kind(rows, lambda row: row.kind).values()
         ]
         inside = [area for area in inside if not math.isnan(area)]
-        overall = auroc([getattr(row, name) for row in rows], [row.small for row in rows])
+        overall = auroc([row.scores[name] for row in rows], [row.small for row in rows])
         table.add_row(name, f"{overall:.3f}", f"{fmean(inside):.3f}")
     return table
 

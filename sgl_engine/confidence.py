@@ -17,15 +17,17 @@ Scorer: TypeAlias = Callable[[Mapping[str, float]], float]
 """Parts of a Confidence, consistency included -> score in [0, 1], higher = surer."""
 
 SCORERS: dict[str, Scorer] = {
-    "mean_geometric": lambda parts: (parts["confidence"] + parts["consistency_geometric_mean"]) / 2,
     "mean_product": lambda parts: (parts["confidence"] + parts["consistency_product"]) / 2,
+    "mean_geometric": lambda parts: (parts["confidence"] + parts["consistency_geometric_mean"]) / 2,
     "confidence": lambda parts: parts["confidence"],
+    "answer_probability": lambda parts: parts["answer_probability"],
     "consistency_geometric_mean": lambda parts: parts["consistency_geometric_mean"],
     "consistency_product": lambda parts: parts["consistency_product"],
 }
-"""Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it."""
+"""Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it;
+``answer_probability`` suits short answers, and falls with every token of a long one."""
 
-DEFAULT_SCORER = "mean_geometric"
+DEFAULT_SCORER = "mean_product"
 
 
 def find_scorer(name: str | None) -> Scorer:
@@ -67,7 +69,7 @@ def measure_confidence(
         ConfigError: There is no such scorer.
     """
     score = find_scorer(scorer)
-    parts = {"confidence": geometric_mean(answer)}
+    parts = {"confidence": geometric_mean(answer), "answer_probability": product(answer)}
     if consistency is None:
         return Confidence(score=parts["confidence"], parts=parts)
     parts["consistency_product"] = product(consistency)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine import cost
-from sgl_engine.confidence import find_scorer
+from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig
 from sgl_engine.early_exit import decide_exit
 from sgl_engine.errors import IncompatiblePairError
@@ -201,10 +201,11 @@ class SGLEngine:
             route="small" if large is None else "large",
             escalated=large is not None,
             score=run.decision.score,
+            scorer=self.config.exit.scorer or DEFAULT_SCORER,
             threshold=run.decision.threshold,
             forced=run.decision.policy == "forced",
             confidence=small.confidence.parts["confidence"],
-            consistency=small.confidence.parts.get("consistency_geometric_mean"),
+            consistency=small.confidence.parts.get("consistency_product"),
             visual_tokens=run.small_prompt.num_visual_tokens,
             kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
             prune_layer=None if plan is None else plan.layer,

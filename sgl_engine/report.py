@@ -36,11 +36,12 @@ class RunReport(BaseModel):
         route: Whose answer was returned.
         escalated: True when the large model was called; the same as ``route == "large"``.
         score: The small model's score in [0, 1], higher = surer.
+        scorer: What computed it, a name in ``sgl_engine.confidence.SCORERS``.
         threshold: What the score was compared with; not used when ``forced``.
         forced: True when the configuration, and not the score, chose the route.
         confidence: Geometric mean probability of the small answer's tokens.
-        consistency: Geometric mean probability of the small answer when only the most important visual tokens
-            are seen; None when the request holds no image.
+        consistency: Probability of the small answer when only the most important visual tokens are seen; None
+            when the request holds no image.
         visual_tokens: Visual tokens of the prompt.
         kept_visual_tokens: Of those, how many the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.
@@ -68,6 +69,7 @@ class RunReport(BaseModel):
     route: Literal["small", "large"]
     escalated: bool
     score: float
+    scorer: str
     threshold: float
     forced: bool
     confidence: float

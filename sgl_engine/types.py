@@ -223,8 +223,8 @@ class Confidence:
 
     Attributes:
         score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
-        parts: "confidence", and, where the prompt holds images, "consistency_product" and
-            "consistency_geometric_mean"; each in [0, 1].
+        parts: "confidence" and "answer_probability"; where the prompt holds images also
+            "consistency_product" and "consistency_geometric_mean"; each in [0, 1].
     """
 
     score: float

@@ -37,6 +37,7 @@ def make_report() -> Callable[..., RunReport]:
         "route": "small",
         "escalated": False,
         "score": 0.9,
+        "scorer": "mean_product",
         "threshold": 0.8,
         "forced": False,
         "confidence": 0.95,

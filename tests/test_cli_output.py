@@ -30,7 +30,7 @@ ESCALATED = {
 def test_the_report_of_an_early_exit(make_report: MakeReport) -> None:
     assert dict(output.rows(make_report())) == {
         "answered by": "small model, early exit",
-        "score": "0.90, at least 0.80  (confidence 0.95, consistency 0.85)",
+        "score": "0.90 by mean_product, at least 0.80  (confidence 0.95, consistency 0.85)",
         "visual tokens": "144, seen by the small model only",
         "cost": "1 GFLOP, 75% less than the large model alone (4 GFLOP)",
         "time": "15 ms",
@@ -43,7 +43,7 @@ def test_the_report_of_an_early_exit(make_report: MakeReport) -> None:
 def test_the_report_of_an_escalation(make_report: MakeReport) -> None:
     lines = dict(output.rows(make_report(**ESCALATED)))
     assert lines["answered by"] == "large model, guided by the small one"
-    assert lines["score"] == "0.50, below 0.80  (confidence 0.95, consistency 0.85)"
+    assert lines["score"] == "0.50 by mean_product, below 0.80  (confidence 0.95, consistency 0.85)"
     assert lines["small answer"] == "12.50  (overruled)"
     assert lines["visual tokens"] == "28 of 144 kept from layer 2 on, 36% on average"
     assert lines["cost"] == "2.5 TFLOP, 25% more than the large model alone (2 TFLOP)"

@@ -68,9 +68,9 @@ def _score(report: RunReport) -> str:
     if report.consistency is not None:
         parts += f", consistency {report.consistency:.2f}"
     if report.forced:
-        return f"{report.score:.2f}  ({parts})"
+        return f"{report.score:.2f} by {report.scorer}  ({parts})"
     relation = "at least" if report.score >= report.threshold else "below"
-    return f"{report.score:.2f}, {relation} {report.threshold:.2f}  ({parts})"
+    return f"{report.score:.2f} by {report.scorer}, {relation} {report.threshold:.2f}  ({parts})"
 
 
 def _visual_tokens(report: RunReport) -> str:

@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
+SCORER = "answer_probability"
+"""What separates this pair's right answers from its wrong ones best (``benchmarks/pair.py``)."""
 
-__all__ = ["PICTURES", "WEIGHTS", "demo_engine"]
+__all__ = ["PICTURES", "SCORER", "WEIGHTS", "demo_engine"]
 
 
 def demo_engine(config: EngineConfig | None = None, *, device: str | torch.device | None = None) -> SGLEngine:
     """The bundled pair, ready to answer.
 
     Args:
-        config: What can be set; None is ``EngineConfig()``.
+        config: What can be set; None is ``EngineConfig()``. Where it names no scorer, it gets ``SCORER``.
         device: Where both models go; None is the CPU.
     """
+    from sgl_engine.config import EngineConfig
     from sgl_engine.engine import SGLEngine
     from sgl_engine.vlm import VLM
 
+    config = config or EngineConfig()
+    if config.exit.scorer is None:
+        config = config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
     # Stored as float16 for size; computed in float32, which is the fast type on most CPUs.
     small, large = (
         VLM.from_pretrained(WEIGHTS / size, dtype="float32", device=device, name=f"sgl-demo-{size}")

@@ -14,6 +14,7 @@ PROBABILITIES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20)
 def test_parts_equal_products_of_probabilities(answer: list[float], consistency: list[float]) -> None:
     got = measure_confidence([math.log(p) for p in answer], [math.log(p) for p in consistency])
     assert got.parts["confidence"] == pytest.approx(math.prod(answer) ** (1 / len(answer)))
+    assert got.parts["answer_probability"] == pytest.approx(math.prod(answer))
     assert got.parts["consistency_product"] == pytest.approx(math.prod(consistency))
     mean = math.prod(consistency) ** (1 / len(consistency))
     assert got.parts["consistency_geometric_mean"] == pytest.approx(mean)
@@ -34,6 +35,7 @@ def test_long_answers_do_not_underflow() -> None:
         ("mean_geometric", (0.5 + 0.4) / 2),
         ("mean_product", (0.5 + 0.16) / 2),
         ("confidence", 0.5),
+        ("answer_probability", 0.25),
         ("consistency_geometric_mean", 0.4),
         ("consistency_product", 0.16),
     ],

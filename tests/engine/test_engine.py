@@ -80,7 +80,7 @@ def test_a_sure_small_model_answers_alone(engine: SGLEngine, monkeypatch: pytest
     assert response.text == small.generation.text
     assert report.score == small.confidence.score
     assert report.confidence == small.confidence.parts["confidence"]
-    assert report.consistency == small.confidence.parts["consistency_geometric_mean"]
+    assert report.consistency == small.confidence.parts["consistency_product"]
     assert response.plan is None
     assert report.kept_visual_tokens is report.large_input_tokens is report.small_answer is None
     assert report.large_tflops == 0

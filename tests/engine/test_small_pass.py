@@ -39,9 +39,7 @@ def test_confidence_and_consistency_equal_values_from_logits(case: Case, keep_ra
     assert parts["confidence"] == pytest.approx(math.prod(chosen) ** (1 / 5), rel=1e-4)
     assert parts["consistency_product"] == pytest.approx(math.prod(consistent), rel=1e-3)
     assert parts["consistency_geometric_mean"] == pytest.approx(math.prod(consistent) ** (1 / 5), rel=1e-4)
-    assert result.confidence.score == pytest.approx(
-        (parts["confidence"] + parts["consistency_geometric_mean"]) / 2
-    )
+    assert result.confidence.score == pytest.approx((parts["confidence"] + parts["consistency_product"]) / 2)
 
 
 def test_the_unpruned_prompt_gives_another_consistency(case: Case) -> None:
