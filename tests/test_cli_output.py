@@ -53,7 +53,7 @@ def test_the_report_of_an_escalation(make_report: MakeReport) -> None:
 def test_the_report_of_a_forced_route_says_so(make_report: MakeReport) -> None:
     lines = dict(output.rows(make_report(**ESCALATED | {"forced": True, "large_agreed": True})))
     assert lines["answered by"] == "large model, as --escalate says"
-    assert lines["score"] == "0.50  (confidence 0.95, consistency 0.85)"
+    assert lines["score"] == "0.50 by mean_product  (confidence 0.95, consistency 0.85)"
     assert lines["small answer"] == "12.50  (the large model agrees)"
 
 
