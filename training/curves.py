@@ -17,9 +17,14 @@ import matplotlib.pyplot as plt
 
 
 def load(run: Path) -> list[dict[str, Any]]:
-    """Every entry of a run's metrics, oldest first."""
+    """Every entry of a run's metrics, oldest first, without what a killed run lost."""
     with (run / "metrics.jsonl").open() as file:
-        return [json.loads(line) for line in file]
+        entries = [json.loads(line) for line in file]
+    kept: list[dict[str, Any]] = []
+    for entry in reversed(entries):
+        if not kept or entry["step"] <= kept[-1]["step"]:
+            kept.append(entry)
+    return kept[::-1]
 
 
 def draw(runs: list[Path], output: Path) -> None:

@@ -84,8 +84,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=0.006,
         help="rate of the vision tower; a quarter in the joint stage",
     )
-    parser.add_argument("--muon", type=float, default=0.008)
-    parser.add_argument("--adamw", type=float, default=1.5e-3)
+    parser.add_argument("--muon", type=float, default=0.012)
+    parser.add_argument("--adamw", type=float, default=2e-3)
     parser.add_argument(
         "--dense", type=float, default=0.15, help="weight of the dense loss in the joint stage"
     )
@@ -346,12 +346,15 @@ def main() -> None:
     options.run.mkdir(parents=True, exist_ok=True)
     if "SGL_TRAINING_RANK" not in os.environ:
         load_or_train(options.run.parent / "tokenizer")
+        (options.run / "meeting").unlink(
+            missing_ok=True
+        )  # a killed run leaves it, and the workers would wait
         environment = dict(os.environ, OMP_NUM_THREADS="1" if options.device == "cpu" else "8")
         jemalloc = Path("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")
         if jemalloc.exists():  # eight times as fast as glibc's malloc on small virtual machines
             environment["LD_PRELOAD"] = str(jemalloc)
             environment["MALLOC_CONF"] = (
-                "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0,narenas:1"
+                "thp:always,dirty_decay_ms:10000,muzzy_decay_ms:10000,oversize_threshold:0,narenas:1"
             )
         command = [sys.executable, "-m", "training.train", *sys.argv[1:]]
         workers = [

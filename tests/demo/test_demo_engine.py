@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sgl_engine import Request, SGLEngine, run_small_pass
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
-from sgl_engine.demo.drawing import Question
+from sgl_engine.demo.drawing import Question, box_cells
 from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.explain import draw_importance
 
@@ -97,3 +98,25 @@ def test_every_bundled_picture_can_be_asked_and_explained(engine: SGLEngine) -> 
             assert response.text == answer
             assert response.importance is not None
             assert draw_importance(Image.open(path), response.importance).width > 192
+
+
+def test_the_heat_lies_where_the_answer_is(engine: SGLEngine, asked: list) -> None:
+    """Where the small answer is right, the patches it was read from get far more attention than others."""
+    ratios, shuffled = [], []
+    for request, question in asked:
+        result = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=80)
+        if (
+            result.generation.text != question.answer
+            or not question.evidence
+            or question.kind == "transcribe"
+        ):
+            continue
+        assert result.importance is not None
+        cells = sorted({cell for box in question.evidence for cell in box_cells(box)})
+        mass = result.importance.mass
+        ratios.append(float(mass[cells].mean() / mass.mean()))
+        # The control: the same boxes on the map turned upside down.
+        shuffled.append(float(mass.flip(0)[cells].mean() / mass.mean()))
+    assert len(ratios) >= 10
+    assert median(ratios) > 2
+    assert median(ratios) > 2 * median(shuffled)
