@@ -22,8 +22,8 @@ define ask
 endef
 
 demo: $(INSTALLED) ## ask the bundled pair two questions about a bundled picture
-	$(call ask,$(PICTURES)/receipt.png,what is the total?)
-	$(call ask,$(PICTURES)/scene.png,what color is the shape above number 10?)
+	$(call ask,$(PICTURES)/receipt.png,How much is the total?)
+	$(call ask,$(PICTURES)/scene.png,How many purple shapes are there?)
 
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest

@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--json", type=Path, help="also write every row here")
     options = parser.parse_args()
+    if options.json:  # before the work, not after it
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     engine = demo_engine()
     rows = [
         measure(engine, request, question)

@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--json", type=Path, help="also write the outcomes here")
     options = parser.parse_args()
+    if options.json:  # before the work, not after it
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     engine = demo_engine()
     outcome = measure(engine, options.questions, options.start)
     Console(width=140).print(show(outcome, engine.large.num_layers))

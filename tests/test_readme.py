@@ -20,4 +20,4 @@ def test_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     if FROM_THE_HUB in block:
         pytest.skip("names models on the hub, which tests cannot reach; it compiles")
     exec(code, {"__name__": "readme"})  # that is the test
-    assert capsys.readouterr().out
+    assert capsys.readouterr().out.strip()

@@ -65,7 +65,7 @@ def _attend(
     )
     shape = (batch, heads, slots, each, dim)
     to_self = torch.matmul(asked.reshape(shape), own_keys.reshape(shape).transpose(-1, -2))
-    future = torch.ones(each, each, dtype=torch.bool).triu(1)
+    future = torch.ones(each, each, dtype=torch.bool, device=to_self.device).triu(1)
     to_self = to_self.masked_fill(future, torch.finfo(to_self.dtype).min)
     weights = torch.softmax(torch.cat([to_picture, to_self], -1) * scaling, -1)
     from_picture = torch.matmul(

@@ -80,7 +80,7 @@ def _waves(side: int, width: int) -> torch.Tensor:
 
 
 class DenseHeads(nn.Module):
-    """Throwaway linear readers of what each visual token holds (demo recipe, stage 1)."""
+    """Throwaway linear readers of what each visual token holds."""
 
     def __init__(self, width: int) -> None:
         """One linear map for all facts; ``width`` is that of the projector's output."""

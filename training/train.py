@@ -364,7 +364,8 @@ def main() -> None:
             for rank in range(options.workers)
         ]
         signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
-        sys.exit(max(worker.wait() for worker in workers))
+        codes = [worker.wait() for worker in workers]
+        sys.exit(any(code != 0 for code in codes))
     rank = int(os.environ["SGL_TRAINING_RANK"])
     if options.device == "cpu":
         torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import torch
 
 from training.attention import packed, use_packed_attention
-from training.models import build_model, grow
+from training.models import build_model, grow, grow_both
 from training.packing import LAYOUTS, Packer
 from training.tokenizer import ASSISTANT, END, USER, train_tokenizer
 
@@ -68,3 +68,18 @@ def test_growing_changes_nothing() -> None:
         before = model.model.language_model(inputs_embeds=rows).last_hidden_state
         after = grown.model.language_model(inputs_embeds=rows).last_hidden_state
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+
+
+def test_the_large_model_starts_as_the_small_one() -> None:
+    tokenizer = train_tokenizer()
+    small, large = build_model("small", tokenizer).eval(), build_model("large", tokenizer).eval()
+    batch = Packer(tokenizer).batch(5, 2, layout=0)
+    inputs = {"input_ids": batch.ids[:, : batch.prefix + 12], "pixel_values": batch.pixels}
+    with torch.no_grad():
+        expected = small(**inputs).logits
+        large.load_state_dict(grow_both(small.state_dict()))
+        torch.testing.assert_close(large(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        # The control: with one copied layer no longer silent, the function changes.
+        layer = large.model.language_model.layers[0]
+        layer.mlp.down_proj.weight.copy_(large.model.language_model.layers[1].mlp.down_proj.weight)
+        assert not torch.allclose(large(**inputs).logits, expected, rtol=1e-2, atol=1e-2)
