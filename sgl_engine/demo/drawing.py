@@ -48,7 +48,7 @@ class Question:
         text: The question.
         answer: Its only right answer; "none" where the picture does not hold one.
         kind: What is asked, for instance "document value"; results are broken down by it.
-        evidence: Boxes of the picture from which the answer is read; empty where there is nothing to point at.
+        evidence: Boxes of the picture from which the answer is read; empty where there is none.
     """
 
     text: str
