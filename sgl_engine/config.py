@@ -17,18 +17,18 @@ Escalate: TypeAlias = Literal["auto", "never", "always"]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PruningConfig(_Config):
     """Where the large model is pruned, and how much it keeps (SGL, section 3.2).
 
     Attributes:
-        layer_fraction: The first pruned layer is K = int(L * layer_fraction).
+        layer_fraction: The first pruned layer is K = int(L * layer_fraction), so less than 1.
         keep_ratio: Fraction of visual tokens kept from K on; 1 keeps all, bit for bit.
     """
 
-    layer_fraction: Fraction = 0.2
+    layer_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
 
     def layer(self, num_layers: int) -> int:
@@ -130,8 +130,14 @@ class EngineConfig(_Config):
         return cls(pruning=pruning_preset(retention))
 
     def escalating(self, escalate: Escalate) -> EngineConfig:
-        """This configuration with another rule for calling the large model; for ``SGLEngine.with_config``."""
-        return self.model_copy(update={"exit": self.exit.model_copy(update={"escalate": escalate})})
+        """This configuration with another rule for calling the large model; for ``SGLEngine.with_config``.
+
+        Raises:
+            pydantic.ValidationError: There is no such rule.
+        """
+        # Constructed, because model_copy(update=...) takes any value.
+        leaving = ExitConfig(**{**self.exit.model_dump(), "escalate": escalate})
+        return self.model_copy(update={"exit": leaving})
 
 
 def pruning_preset(retention: str) -> PruningConfig:

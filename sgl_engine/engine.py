@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from sgl_engine import cost
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
-from sgl_engine.config import EngineConfig
+from sgl_engine.config import EngineConfig, GenerationConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import IncompatiblePairError
+from sgl_engine.errors import IncompatiblePairError, InvalidRequestError
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
 from sgl_engine.pruning import keep_everything, plan_pruning
@@ -155,17 +157,28 @@ class SGLEngine:
         yield self._response(replace(run, large_prompt=large_prompt, large=large))
 
     def _resolve(self, request: Request) -> tuple[int, Decoding]:
-        """The request's wishes, and the configuration where it has none."""
-        defaults = self.config.generation
+        """The request's wishes, and the configuration where it has none.
+
+        Raises:
+            InvalidRequestError: A wish that the configuration would not take either.
+        """
+        values = self.config.generation.model_dump()
+        values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
+        try:
+            wanted = GenerationConfig(**values)
+        except ValidationError as error:
+            raise InvalidRequestError(
+                f"The request cannot be answered with {_wrong_values(error)}.",
+                remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
+            ) from error
         decoding = Decoding(
-            temperature=defaults.temperature if request.temperature is None else request.temperature,
-            top_p=defaults.top_p if request.top_p is None else request.top_p,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
             seed=request.seed,
             stop=request.stop,
             deadline=request.deadline,
         )
-        limit = request.max_new_tokens
-        return defaults.max_new_tokens if limit is None else limit, decoding
+        return wanted.max_new_tokens, decoding
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """What the large model is made to keep of ``prompt``, at the configured operating point.
@@ -297,6 +310,13 @@ def _as_deltas(
 def _agree(first: str, second: str) -> bool:
     """Whether two answers differ in case, surrounding space and a final full stop at most."""
     return first.strip().removesuffix(".").casefold() == second.strip().removesuffix(".").casefold()
+
+
+def _wrong_values(error: ValidationError) -> str:
+    """Each refused value and why: ``temperature=-1 (Input should be greater than or equal to 0)``."""
+    return ", ".join(
+        f"{'.'.join(map(str, wrong['loc']))}={wrong['input']!r} ({wrong['msg']})" for wrong in error.errors()
+    )
 
 
 def _version() -> str:

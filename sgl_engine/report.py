@@ -17,7 +17,7 @@ class ModelInfo(BaseModel):
     """Which model ran.
 
     Attributes:
-        name: Path or hub id.
+        name: Path, hub id, or the name that it was given.
         revision: Commit on the hub; None for a local folder.
     """
 

@@ -32,7 +32,7 @@ def tiny_vlm(
     seed: int = 0,
     context_tokens: int = 2048,
 ) -> VLM:
-    """A VLM of a few thousand parameters, in float32 on the CPU. Its answers are gibberish, and repeatable.
+    """A VLM of 60 to 180 thousand parameters, float32, on the CPU. Its answers are gibberish, and repeatable.
 
     Args:
         family: Architecture family.

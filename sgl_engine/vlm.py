@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
 from sgl_engine.config import LimitsConfig
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
+    ConfigError,
     InvalidRequestError,
     ModelNotFoundError,
     PromptTooLongError,
@@ -86,11 +88,17 @@ class VLM:
             name: What reports call it; None is ``path_or_hub_id``.
 
         Raises:
-            ModelNotFoundError: No such folder or hub id, or no model in it.
+            ModelNotFoundError: No such folder or hub id, or no whole model in it.
             UnsafeWeightsError: The weights are pickled.
-            UnsupportedModelError: No family knows the architecture.
+            UnsupportedModelError: No family knows the architecture, or the weights cannot be loaded into it.
             ProcessorError: The processor cannot be loaded.
+            ConfigError: Both ``device`` and ``device_map`` are given.
         """
+        if device is not None and device_map is not None:
+            raise ConfigError(
+                f"Both device={str(device)!r} and device_map={device_map!r} are given.",
+                remedy="Use device for the whole model in one place, or device_map to spread it.",
+            )
         folder = Path(path_or_hub_id).expanduser()
         source = str(folder) if folder.is_dir() else str(path_or_hub_id)
         _check_folder(source)
@@ -200,8 +208,18 @@ class VLM:
 
     @torch.inference_mode()
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Embeddings (1, S, hidden) with the visual features in place; runs the vision tower once."""
+        """Embeddings (1, S, hidden) with the visual features in place; runs the vision tower once.
+
+        Raises:
+            InvalidRequestError: The images do not give one feature for each image token.
+        """
         features = self.family.image_features(self.model, prompt.inputs)
+        given = 0 if features is None else len(features)
+        if given != prompt.num_visual_tokens:
+            raise InvalidRequestError(
+                f"The prompt has {prompt.num_visual_tokens} image tokens, but its images give {given}.",
+                remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
+            )
         return self.family.embed(self.model, prompt.input_ids, features)
 
     @torch.inference_mode()
@@ -303,15 +321,42 @@ def _load_model(
     hub: Mapping[str, Any],
 ) -> Any:
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **hub
+        auto: Any = AutoModelForImageTextToText
+        model, loading = auto.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+            **hub,
         )
+    except SafetensorError as error:
+        raise ModelNotFoundError(
+            f"The weights of {name} are not whole safetensors files ({_first_line(error)}).",
+            remedy="Download them again; files of some hundred bytes are git-LFS pointers (git lfs pull).",
+        ) from error
     except OSError as error:
         kind = UnsafeWeightsError if "safetensors" in str(error) else ModelNotFoundError
         raise kind(
             f"The weights of {name} cannot be loaded ({_first_line(error)}).",
             remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
         ) from error
+    except torch.OutOfMemoryError:  # a RuntimeError, but nothing is wrong with the model
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UnsupportedModelError(
+            f"The weights of {name} cannot be loaded as configured ({_first_line(error)}).",
+            remedy="Use weights, config.json, dtype and device_map that fit each other; a device_map needs "
+            "accelerate.",
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelNotFoundError(
+            f"The weights of {name} lack {len(missing)} of the model's tensors ({', '.join(missing[:3])}).",
+            remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
+        )
+    return model
 
 
 def _first_line(error: Exception) -> str:

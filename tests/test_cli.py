@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -170,20 +172,48 @@ def test_the_bundled_pair_is_the_default(
 ) -> None:
     calls: list[object] = []
 
-    def bundled(config: EngineConfig, *, device: str | None) -> ScriptedEngine:
-        calls.append((config.exit.threshold, device))
+    def bundled(config: EngineConfig, **settings: object) -> ScriptedEngine:
+        calls.append((config.exit.threshold, settings))
         return ScriptedEngine(lambda: "red", make_report())
 
-    def loaded(small: Path, large: Path, config: EngineConfig, **settings: object) -> ScriptedEngine:
-        calls.append((small, large, config.exit.threshold, settings))
-        return ScriptedEngine(lambda: "blue", make_report())
-
     monkeypatch.setattr(demo, "demo_engine", bundled)
-    monkeypatch.setattr(SGLEngine, "from_pretrained", loaded)
     assert sgl("ask", picture, "what?", "--threshold", 0.25, "--device", "cpu")[1].startswith("red\n")
-    assert sgl("ask", picture, "what?", "--dtype", "bfloat16")[1].startswith("blue\n")
-    folders = (demo.WEIGHTS / "small", demo.WEIGHTS / "large")
-    assert calls == [(0.25, "cpu"), (*folders, 0.8, {"device": None, "dtype": "bfloat16"})]
+    assert sgl("ask", picture, "what?", "--dtype", "bfloat16")[1].startswith("red\n")
+    assert calls == [
+        (0.25, {"device": "cpu", "dtype": "auto"}),
+        (0.8, {"device": None, "dtype": "bfloat16"}),
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_the_bundled_pair_is_the_same_in_every_dtype(
+    monkeypatch: pytest.MonkeyPatch, sgl: Sgl, picture: Path, dtype: str
+) -> None:
+    engines: list[SGLEngine] = []
+    load = demo.demo_engine
+
+    def loaded(*arguments: Any, **settings: Any) -> SGLEngine:
+        engines.append(load(*arguments, **settings))
+        return engines[-1]
+
+    monkeypatch.setattr(demo, "demo_engine", loaded)
+    code, out, _ = sgl("ask", picture, "what?", "--json", "--max-new-tokens", 1, "--dtype", dtype)
+    report = json.loads(out)["report"]
+    assert (code, report["scorer"], report["small_model"]["name"]) == (0, demo.SCORER, "sgl-demo-small")
+    wanted = "float32" if dtype == "auto" else dtype
+    assert {str(vlm.model.dtype) for vlm in (engines[0].small, engines[0].large)} == {f"torch.{wanted}"}
+
+
+def test_weights_that_cannot_be_loaded_are_one_line_and_code_2(
+    sgl: Sgl, pair: tuple[Path, Path], picture: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pair[0], broken)
+    (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    code, out, err = sgl("ask", picture, "what?", "--small", broken, "--large", pair[1])
+    assert (code, out) == (2, "")
+    assert "not whole safetensors files" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -129,13 +129,13 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
 
     logging.disable_progress_bar()  # one line of ours instead of two bars of theirs
     logging.set_verbosity_error()
-    from sgl_engine.demo import WEIGHTS, demo_engine
+    from sgl_engine.demo import demo_engine
     from sgl_engine.engine import SGLEngine
 
-    if arguments.small is None and arguments.dtype == "auto":
-        return demo_engine(config, device=arguments.device)
-    small, large = arguments.small or WEIGHTS / "small", arguments.large or WEIGHTS / "large"
-    return SGLEngine.from_pretrained(small, large, config, device=arguments.device, dtype=arguments.dtype)
+    settings = {"device": arguments.device, "dtype": arguments.dtype}
+    if arguments.small is None:
+        return demo_engine(config, **settings)
+    return SGLEngine.from_pretrained(arguments.small, arguments.large, config, **settings)
 
 
 def _check_device(device: str | None) -> None:

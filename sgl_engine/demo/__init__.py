@@ -23,23 +23,32 @@ SCORER = "answer_probability"
 __all__ = ["PICTURES", "SCORER", "WEIGHTS", "demo_engine"]
 
 
-def demo_engine(config: EngineConfig | None = None, *, device: str | torch.device | None = None) -> SGLEngine:
+def demo_engine(
+    config: EngineConfig | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+) -> SGLEngine:
     """The bundled pair, ready to answer.
 
     Args:
         config: What can be set; None is ``EngineConfig()``. Where it names no scorer, it gets ``SCORER``.
         device: Where both models go; None is the CPU.
+        dtype: What both compute in; "auto" is float32 too, although the weights are stored as float16.
     """
-    from sgl_engine.config import EngineConfig
+    from sgl_engine.config import EngineConfig, ExitConfig
     from sgl_engine.engine import SGLEngine
     from sgl_engine.vlm import VLM
 
     config = config or EngineConfig()
     if config.exit.scorer is None:
-        config = config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
-    # Stored as float16 for size; computed in float32, which is the fast type on most CPUs.
+        config = config.model_copy(
+            update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})}
+        )
+    # Stored as float16 for size; float32 is the fast type on most CPUs.
+    dtype = "float32" if dtype == "auto" else dtype
     small, large = (
-        VLM.from_pretrained(WEIGHTS / size, dtype="float32", device=device, name=f"sgl-demo-{size}")
+        VLM.from_pretrained(WEIGHTS / size, dtype=dtype, device=device, name=f"sgl-demo-{size}")
         for size in ("small", "large")
     )
     return SGLEngine(small, large, config)

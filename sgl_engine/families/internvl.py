@@ -92,7 +92,10 @@ class InternVL:
         return features.flatten(0, 1)
 
     def embed(self, model: Any, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        """As the model's own forward merges them."""
+        """As the model's own forward merges them; ``VLM.embed`` has checked that their numbers agree.
+
+        Without features every token is text, a generated image token too.
+        """
         embeddings: Tensor = model.get_input_embeddings()(input_ids)
         if features is None:
             return embeddings

@@ -1,14 +1,11 @@
 """Tiny models, built once; tests that change a model build their own."""
 
 import pytest
-import torch
 from samples import REQUESTS
 
 from sgl_engine import VLM
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import EncodedPrompt
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from sgl_engine import EngineConfig, ExitConfig, LimitsConfig, PruningConfig
-from sgl_engine.config import PRESETS, pruning_preset
+from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, LimitsConfig, PruningConfig
+from sgl_engine.config import PRESETS, UrlPolicy, pruning_preset
 from sgl_engine.errors import ConfigError
 
 
@@ -27,9 +27,12 @@ def test_unknown_presets_are_refused() -> None:
         (PruningConfig, {"keep_ratio": 0.0}),
         (PruningConfig, {"keep_ratio": 1.1}),
         (PruningConfig, {"layer_fraction": -0.1}),
+        (PruningConfig, {"layer_fraction": 1.0}),
         (PruningConfig, {"prune_ratio": 0.5}),
         (ExitConfig, {"threshold": 2.0}),
         (ExitConfig, {"escalate": "sometimes"}),
+        (GenerationConfig, {"temperature": float("inf")}),
+        (UrlPolicy, {"timeout_s": float("inf")}),
         (LimitsConfig, {"max_images": -1}),
         (EngineConfig, {"exits": {}}),
     ],
@@ -48,3 +51,10 @@ def test_configurations_are_frozen_and_derived() -> None:
     forced = config.escalating("always")
     assert (forced.exit.escalate, forced.pruning) == ("always", config.pruning)
     assert config.exit.escalate == "auto"
+
+
+def test_a_derived_configuration_is_validated() -> None:
+    config = EngineConfig(exit=ExitConfig(threshold=0.3))
+    with pytest.raises(ValidationError, match="nevr"):
+        config.escalating("nevr")  # type: ignore[arg-type]
+    assert config.escalating("never").exit == ExitConfig(threshold=0.3, escalate="never")

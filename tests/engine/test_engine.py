@@ -29,6 +29,7 @@ from sgl_engine.errors import (
     DeadlineError,
     ImageLimitError,
     IncompatiblePairError,
+    InvalidRequestError,
     MissingImageError,
     PromptTooLongError,
     SGLError,
@@ -196,6 +197,26 @@ def test_a_bad_request_fails_alone(
     assert caught.value.remedy
     assert (traces(engine.small), traces(engine.large)) == before
     assert engine.run(ASK).text == expected.text
+
+
+NAN = float("nan")
+UNANSWERABLE: list[tuple[Request, str]] = [
+    (Request.ask("?", Path("nowhere.png"), temperature=-1), r"temperature=-1 \(.*temperature >= 0"),
+    (Request.ask("?", Path("nowhere.png"), temperature=NAN), "temperature=nan"),
+    (Request.ask("?", Path("nowhere.png"), temperature=float("inf")), "temperature=inf"),
+    (Request.ask("?", Path("nowhere.png"), top_p=0), "top_p=0 "),
+    (Request.ask("?", Path("nowhere.png"), top_p=5), "top_p=5 "),
+    (Request.ask("?", Path("nowhere.png"), max_new_tokens=0), "max_new_tokens=0 "),
+    (Request.ask("?", Path("nowhere.png"), max_new_tokens=0, top_p=5), "max_new_tokens=0 .*top_p=5 "),
+]
+
+
+@pytest.mark.parametrize(("request_", "message"), UNANSWERABLE)
+def test_bad_wishes_are_refused_before_images_are_loaded(
+    request_: Request, message: str, engine: SGLEngine
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        engine.run(request_)
 
 
 def test_limits_are_the_configurations(engine: SGLEngine) -> None:

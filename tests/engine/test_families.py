@@ -33,6 +33,12 @@ def test_shapes_follow_the_configuration(decoder: str) -> None:
     assert vlm.family.tile_grid(vlm.config) == (5, 5)
 
 
+def test_a_generated_image_token_is_text() -> None:
+    vlm = tiny_vlm()
+    token = torch.tensor([vlm.config.image_token_id])
+    assert torch.equal(vlm.embed_tokens(token)[0], vlm.model.get_input_embeddings()(token))
+
+
 class CroppingProcessor:
     """What `tile_boxes` reads of a processor that crops the centre."""
 

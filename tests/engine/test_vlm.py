@@ -1,13 +1,19 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from samples import REQUESTS, noise
 
 from sgl_engine import VLM, Message, Request
 from sgl_engine.errors import (
+    ConfigError,
     InvalidRequestError,
+    ModelError,
     ModelNotFoundError,
     ProcessorError,
     PromptTooLongError,
@@ -93,6 +99,78 @@ def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UnsafeWeightsError, match=r"pytorch_model\.bin.*save_pretrained"):
         VLM.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A saved model that a test may damage."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kept", [b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_weights_that_are_not_whole(copy: Path, kept: bytes | None) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(kept or weights.read_bytes()[:-1000])
+    with pytest.raises(ModelNotFoundError, match="not whole safetensors files .*Download them again"):
+        VLM.from_pretrained(copy)
+
+
+def test_weights_that_are_incomplete(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    name = min(tensors)
+    del tensors[name]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFoundError, match=r"lack 1 of the model's tensors \(.*\).*would be random"):
+        VLM.from_pretrained(copy)
+
+
+def test_weights_of_another_shape(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    name = min(tensors)
+    tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match="cannot be loaded as configured .*fit each other"):
+        VLM.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, ImportError])
+def test_what_transformers_refuses(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, error: type[Exception]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error("Using a `device_map` requires `accelerate`.")
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match="requires `accelerate`"):
+        VLM.from_pretrained(folder, device_map="auto")
+
+
+def test_running_out_of_memory_does_not_blame_the_model(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        VLM.from_pretrained(folder)
+
+
+def test_device_and_device_map_exclude_each_other(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="device='cpu' and device_map='auto'"):
+        VLM.from_pretrained(folder, device="cpu", device_map="auto")
+
+
+def test_image_tokens_and_features_must_match() -> None:
+    vlm = tiny_vlm()
+    prompt = vlm.encode(REQUESTS["one image"])
+    pixels = prompt.inputs["pixel_values"]
+    surplus = {**prompt.inputs, "pixel_values": torch.cat((pixels, pixels))}
+    with pytest.raises(InvalidRequestError, match="16 image tokens, but its images give 32"):
+        vlm.embed(replace(prompt, inputs=surplus))
+    with pytest.raises(InvalidRequestError, match="16 image tokens, but its images give 0"):
+        vlm.embed(vlm.prompt({"input_ids": prompt.input_ids}))
 
 
 def test_an_unsupported_architecture(folder: Path, tmp_path: Path) -> None:
