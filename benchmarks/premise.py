@@ -29,6 +29,8 @@ from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.small_pass import run_small_pass
 from sgl_engine.types import EncodedPrompt, ImportanceMap, Request
 
+LONGEST = 64
+"""Answer tokens; the longest right answer has 46. A pruned model that loops would go on to the end."""
 FASTV_LAYER = 1
 """0-based; FastV ranks by the attention of its second layer."""
 # name, K as a fraction of the layers, kept from K on
@@ -39,7 +41,7 @@ def rankings(
     engine: SGLEngine, request: Request, prompt: EncodedPrompt, seed: int
 ) -> dict[str, ImportanceMap]:
     """Every ranking of the large prompt's visual tokens."""
-    limit = engine.config.generation.max_new_tokens
+    limit = LONGEST
     guided = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=limit).importance
     assert guided is not None
     with capture_attention(engine.large, prompt) as own:
@@ -75,7 +77,7 @@ class Outcome:
 def measure(engine: SGLEngine, count: int, start: int) -> Outcome:
     """Every question under every ranking at every operating point."""
     outcome, layers = Outcome(), engine.large.num_layers
-    limit = engine.config.generation.max_new_tokens
+    limit = LONGEST
     for index, (request, question) in enumerate(questions(count, start)):
         prompt = engine.large.encode(request)
         whole = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)

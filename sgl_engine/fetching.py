@@ -117,6 +117,9 @@ def _is_public(address: str) -> bool:
         )
         if inner is not None:
             return _is_public(str(inner))
+        # Site-local addresses and whole reserved blocks count as global in Python 3.11.
+        if ip.is_site_local or (ip.is_reserved and not nat64):
+            return False
     return ip.is_global and not ip.is_multicast
 
 

@@ -162,7 +162,7 @@ class _TextStream:
 
     def _pending(self) -> int:
         """Characters at the end that must wait for the next token."""
-        if self.text.endswith("�"):  # the first bytes of a character whose last ones are still to come
-            return len(self.text) - len(self.text.rstrip("�"))
+        final = self.text.rstrip("�")  # the first bytes of a character whose last ones are still to come
         beginnings = (string[:size] for string in self._stop for size in range(1, len(string)))
-        return max((len(start) for start in beginnings if self.text.endswith(start)), default=0)
+        held = max((len(start) for start in beginnings if final.endswith(start)), default=0)
+        return len(self.text) - len(final) + held

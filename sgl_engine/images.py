@@ -9,9 +9,12 @@ import base64
 import binascii
 import dataclasses
 import io
+import struct
+import zlib
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import (
@@ -92,7 +95,7 @@ def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
             f"{label} is a decompression bomb ({error}); the limit is {limits.max_image_pixels} pixels.",
             remedy="Scale the image down before sending it.",
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise CorruptImageError(
             f"{label}, {len(data)} bytes, cannot be read as a picture ({error}).",
             remedy=f"Send an intact file in one of the formats {', '.join(FORMATS)}.",
@@ -101,6 +104,8 @@ def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # convert() would clip all but the darkest 255 of 65,536 levels
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")

@@ -17,7 +17,6 @@ from sgl_engine.demo.generator import draw_sample
 QUESTIONS = {
     "receipt": {
         "How much is the total?": "3.73",
-        "What is the price of bread?": "8.31",
         "Which line says 9.35?": "apple",
         "What is the price of pasta?": "none",
     },

@@ -100,6 +100,13 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(vlm: VLM, prompt: E
     assert len(stopped) < 12
 
 
+def test_a_stop_string_beyond_ascii_is_not_shown_byte_by_byte() -> None:
+    encoded = "un né".encode()
+    stream = _TextStream(lambda ids: encoded[: len(ids)].decode(errors="replace"), ("né",))
+    deltas = [stream.push(range(size)) for size in range(1, len(encoded) + 1)]
+    assert "".join(deltas) == stream.text == "un "
+
+
 def test_nothing_that_may_become_a_stop_string_is_shown_early() -> None:
     pieces = ["a", "ab", "abE", "abEN", "abENd", "abENdEND", "abENdENDx"]
     stream = _TextStream(lambda ids: pieces[len(ids) - 1], ("END",))

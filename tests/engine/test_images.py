@@ -4,6 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from samples import noise
@@ -153,3 +154,12 @@ def test_resolving_keeps_order_and_text() -> None:
         "b",
         (6, 4),
     ]
+
+
+def test_deep_greyscale_keeps_its_tones() -> None:
+    ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None])
+    assert ramp.mode == "I;16"
+    loaded = np.asarray(load_image(ramp, LimitsConfig()))[0, :, 0]
+    assert loaded[0] == 0
+    assert loaded[-1] == 255
+    assert 120 < loaded[128] < 136  # clipping would have made it 255
