@@ -2,7 +2,8 @@
 
 The host is resolved here, every address is checked, and the connection goes to the checked address (the name
 is kept for TLS and the Host header), so a second DNS answer cannot lead elsewhere. Redirects are followed by
-hand and checked the same way. The body is read in pieces, and dropped when it grows too large or too slow.
+hand and checked the same way. The body is read in pieces, as sent and never decompressed, and dropped when it
+grows too large or too slow.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fetch(
         with httpx.Client(transport=transport, trust_env=False, timeout=policy.timeout_s) as client:
             target = httpx.URL(url)
             for _ in range(policy.max_redirects + 1):
-                request = _pinned_request(client, target, policy)
+                request = _pinned_request(client, target, policy, deadline=deadline)
                 response = client.send(request, stream=True, follow_redirects=False)
                 try:
                     if not response.has_redirect_location:
@@ -64,17 +65,37 @@ def fetch(
     )
 
 
-def _pinned_request(client: httpx.Client, url: httpx.URL, policy: UrlPolicy) -> httpx.Request:
-    """A request that goes to the address that was checked, and still names the host."""
+def _pinned_request(
+    client: httpx.Client, url: httpx.URL, policy: UrlPolicy, *, deadline: float
+) -> httpx.Request:
+    """A request that goes to the address that was checked, still names the host, and has the time left."""
+    _remaining_s(url, policy, deadline)
     address = _checked_address(url, policy)
     port = "" if url.port is None else f":{url.port}"
     host = f"[{url.host}]" if ":" in url.host else url.host
     return client.build_request(
         "GET",
         url.copy_with(host=address),
-        headers={"Host": f"{host}{port}", "User-Agent": _USER_AGENT, "Accept": "image/*"},
+        headers={
+            "Host": f"{host}{port}",
+            "User-Agent": _USER_AGENT,
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+        },
         extensions={"sni_hostname": url.host},
+        timeout=_remaining_s(url, policy, deadline),  # asked again, since resolving took time
     )
+
+
+def _remaining_s(url: httpx.URL, policy: UrlPolicy, deadline: float) -> float:
+    """Seconds left of the whole download; fails when none is."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise ImageFetchError(
+            f"The image at {url} takes longer than {policy.timeout_s} s, the limit.",
+            remedy="Send the image itself, or raise UrlPolicy.timeout_s.",
+        )
+    return remaining_s
 
 
 def _checked_address(url: httpx.URL, policy: UrlPolicy) -> str:
@@ -131,17 +152,19 @@ def _read_body(
             f"The image at {url} answers with status {response.status_code}; 200 is needed.",
             remedy="Check the URL, or send the image itself.",
         )
+    encoding = response.headers.get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ImageFetchError(
+            f"The image at {url} has the Content-Encoding {encoding!r}; identity was asked for.",
+            remedy="Check the server, or send the image itself.",
+        )
     body = bytearray()
-    for piece in response.iter_bytes():
+    for piece in response.iter_raw():
         body += piece
         if len(body) > max_bytes:
             raise ImageLimitError(
                 f"The image at {url} has more than {max_bytes} bytes, the limit.",
                 remedy="Send a smaller image, or raise LimitsConfig.max_image_bytes.",
             )
-        if time.monotonic() > deadline:
-            raise ImageFetchError(
-                f"The image at {url} takes longer than {policy.timeout_s} s, the limit.",
-                remedy="Send the image itself, or raise UrlPolicy.timeout_s.",
-            )
+        _remaining_s(url, policy, deadline)
     return bytes(body)

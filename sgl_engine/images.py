@@ -11,6 +11,8 @@ import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,19 @@ from sgl_engine.types import ImagePart, ImageSource, Request
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Decoders that run; the others of Pillow, some of which start other programs, never see the bytes."""
+
+_BROKEN = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders and its EXIF reader raise over damaged bytes."""
 
 
 def resolve_images(request: Request, limits: LimitsConfig) -> Request:
@@ -64,12 +79,17 @@ def resolve_images(request: Request, limits: LimitsConfig) -> Request:
 def load_image(source: ImageSource, limits: LimitsConfig) -> Image.Image:
     """One image, RGB uint8, upright (EXIF orientation applied), transparency over white.
 
+    Greyscale of 16 bits keeps its upper 8. Integers of 32 bits are taken as 8 bits if none is above 255, and
+    as 16 if none is above 65535; wider ones, negative ones and floating-point pixels have no known white, and
+    are refused as corrupt.
+
     Raises:
         ImageError: It is missing, corrupt, too large, or refused by the URL policy.
     """
     if isinstance(source, Image.Image):
         _check_pixels(source, limits, "The image")
-        return _upright_rgb(source)
+        with _readable("The image"):
+            return _upright_rgb(source)
     if isinstance(source, bytes | bytearray):
         data, label = bytes(source), "The image"
     elif isinstance(source, Path):
@@ -87,7 +107,10 @@ def load_image(source: ImageSource, limits: LimitsConfig) -> Image.Image:
 
 def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with (
+            _readable(f"{label}, {len(data)} bytes,"),
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
             _check_pixels(image, limits, label)
             return _upright_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -95,22 +118,43 @@ def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
             f"{label} is a decompression bomb ({error}); the limit is {limits.max_image_pixels} pixels.",
             remedy="Scale the image down before sending it.",
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+
+
+@contextmanager
+def _readable(label: str) -> Iterator[None]:
+    """Turns what broken data raises into CorruptImageError; a PIL image may be lazy, and break here too."""
+    try:
+        yield
+    except _BROKEN as error:
         raise CorruptImageError(
-            f"{label}, {len(data)} bytes, cannot be read as a picture ({error}).",
+            f"{label} cannot be read as a picture ({error}).",
             remedy=f"Send an intact file in one of the formats {', '.join(FORMATS)}.",
         ) from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # convert() would clip all but the darkest 255 of 65,536 levels
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        upright = _eight_bits(upright)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright)
     return upright.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep greyscale -> mode L; ``convert`` would clip all but the darkest 255 of 65,536 levels."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high > 0xFFFF:
+        raise CorruptImageError(
+            f"The image has pixels of mode {image.mode} from {low} to {high}; which one is white is unknown.",
+            remedy="Scale them to 0..255 and convert the image to mode L or RGB.",
+        )
+    grey = values if image.mode == "I" and high <= 0xFF else values >> 8
+    # A PNG can name one grey value as transparent: white, like all transparency.
+    return Image.fromarray(np.where(values == image.info.get("transparency", -1), 255, grey).astype(np.uint8))
 
 
 def _check_bytes(size: int, limits: LimitsConfig, label: str) -> None:
@@ -135,15 +179,16 @@ def _check_pixels(image: Image.Image, limits: LimitsConfig, label: str) -> None:
 
 
 def _read_file(path: Path, limits: LimitsConfig) -> bytes:
-    if not path.is_file():
-        kind = "is not a regular file" if path.exists() else "does not exist"
-        raise MissingImageError(f"The image file {path} {kind}.", remedy="Check the path.")
-    _check_bytes(path.stat().st_size, limits, f"The file {path}")
     try:
+        if not path.is_file():
+            kind = "is not a regular file" if path.exists() else "does not exist"
+            raise MissingImageError(f"The image file {path} {kind}.", remedy="Check the path.")
+        _check_bytes(path.stat().st_size, limits, f"The file {path}")
         return path.read_bytes()
     except OSError as error:
         raise MissingImageError(
-            f"The image file {path} cannot be read ({error.strerror}).", remedy="Check its permissions."
+            f"The image file {path} cannot be read ({error.strerror}).",
+            remedy="Check its name and permissions.",
         ) from error
 
 

@@ -75,14 +75,16 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
     Args:
         processor: The model's processor.
         request: Its images loaded (``sgl_engine.images.resolve_images``).
-        image_token: Text of the image token; the caller's texts must not contain it.
+        image_token: Text of the image token; the caller's texts must contain neither it nor another special
+            token of the tokenizer, which would act as the template's own.
 
     Raises:
-        InvalidRequestError: A text contains the image token.
+        InvalidRequestError: A text contains the image token or another special token.
         ProcessorError: The processor has no chat template, or fails.
     """
+    special = _special_tokens(processor.tokenizer)
     conversation = [
-        {"role": message.role, "content": [_part(part, image_token) for part in message.content]}
+        {"role": message.role, "content": [_part(part, image_token, special) for part in message.content]}
         for message in request.messages
     ]
     images = [part.source for part in request.images]
@@ -103,7 +105,14 @@ def loaded_sizes(request: Request) -> list[tuple[int, int]]:
     return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
 
 
-def _part(part: str | ImagePart, image_token: str) -> dict[str, str]:
+def _special_tokens(tokenizer: Any) -> list[str]:
+    """The texts that the tokenizer reads as control tokens; the longest first, to name the whole one."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    names = {*tokenizer.all_special_tokens, *added}
+    return sorted((name for name in names if name.strip()), key=lambda name: (-len(name), name))
+
+
+def _part(part: str | ImagePart, image_token: str, special: list[str]) -> dict[str, str]:
     if isinstance(part, ImagePart):
         return {"type": "image"}
     if image_token in part:
@@ -111,4 +120,10 @@ def _part(part: str | ImagePart, image_token: str) -> dict[str, str]:
             f"The text contains {image_token!r}, which stands for an image.",
             remedy="Remove it; name images with ImagePart.",
         )
+    for token in special:
+        if token in part:
+            raise InvalidRequestError(
+                f"The text contains {token!r}, which is a control token of the model.",
+                remedy="Remove it, or write it with a space inside.",
+            )
     return {"type": "text", "text": part}

@@ -1,3 +1,4 @@
+import gzip
 import socket
 from collections.abc import Callable, Iterator
 
@@ -34,6 +35,11 @@ def get(url: str, handler: Handler, policy: UrlPolicy | None = None, max_bytes: 
     return fetch(url, policy or UrlPolicy(), max_bytes=max_bytes, transport=httpx.MockTransport(handler))
 
 
+def answered(body: bytes, **headers: str) -> httpx.Response:
+    """A response whose body is still to be read, as the network gives it."""
+    return httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
+
+
 def never(request: httpx.Request) -> httpx.Response:
     raise AssertionError(f"{request.url} was fetched")
 
@@ -44,7 +50,7 @@ def test_connects_to_the_checked_address_and_names_the_host(names: dict[str, lis
         assert request.headers["host"] == "example.org"
         assert request.extensions["sni_hostname"] == "example.org"
         assert request.url.path == "/a.png"
-        return httpx.Response(200, content=b"picture")
+        return answered(b"picture")
 
     assert get("https://example.org/a.png?x=1", answer) == b"picture"
 
@@ -83,12 +89,12 @@ def test_unsafe_urls_are_refused(url: str, reason: str, names: dict[str, list[st
 
 
 def test_the_control_a_public_address_is_fetched(names: dict[str, list[str]]) -> None:
-    assert get(f"https://{PUBLIC}/", lambda _: httpx.Response(200, content=b"x")) == b"x"
+    assert get(f"https://{PUBLIC}/", lambda _: answered(b"x")) == b"x"
 
 
 def test_private_addresses_and_http_where_allowed(names: dict[str, list[str]]) -> None:
     policy = UrlPolicy(allow_private=True, schemes=("http", "https"))
-    assert get("http://inside.org:8080/", lambda _: httpx.Response(200, content=b"x"), policy) == b"x"
+    assert get("http://inside.org:8080/", lambda _: answered(b"x"), policy) == b"x"
 
 
 def test_no_urls_at_all(names: dict[str, list[str]]) -> None:
@@ -107,7 +113,7 @@ def test_relative_redirects_stay_on_the_named_host(names: dict[str, list[str]]) 
         assert request.headers["host"] == "example.org"
         if request.url.path == "/a":
             return httpx.Response(301, headers={"location": "/b"})
-        return httpx.Response(200, content=request.url.path.encode())
+        return answered(request.url.path.encode())
 
     assert get("https://example.org/a", answer) == b"/b"
 
@@ -161,3 +167,51 @@ def test_other_failures_are_typed(names: dict[str, list[str]]) -> None:
         get("https://nowhere.invalid/", never)
     with pytest.raises(ImageFetchError, match="InvalidURL"):
         get("https://example.org:port/", never)
+
+
+def test_compressed_bodies_are_neither_asked_for_nor_unpacked(names: dict[str, list[str]]) -> None:
+    bomb = gzip.compress(bytes(100_000))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return answered(bomb, **{"Content-Encoding": "gzip"})
+
+    with pytest.raises(ImageFetchError, match="Content-Encoding 'gzip'"):
+        get("https://example.org/", answer)
+
+
+def test_the_control_identity_is_no_compression(names: dict[str, list[str]]) -> None:
+    assert get("https://example.org/", lambda _: answered(b"x", **{"Content-Encoding": "Identity"})) == b"x"
+
+
+def test_the_time_is_that_of_all_hops_together(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("sgl_engine.fetching.time.monotonic", lambda: now[0])
+    left: list[float] = []
+
+    def circle(request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions["timeout"]
+        assert len(set(timeout.values())) == 1  # connect, read, write and pool alike
+        left.append(timeout["read"])
+        now[0] += 1.0
+        return httpx.Response(302, headers={"location": "/"})
+
+    with pytest.raises(ImageFetchError, match=r"longer than 2\.5 s"):
+        get("https://example.org/", circle, UrlPolicy(timeout_s=2.5, max_redirects=9))
+    assert left == [2.5, 1.5, 0.5]
+
+
+def test_slow_resolving_counts(names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("sgl_engine.fetching.time.monotonic", lambda: now[0])
+    resolve = socket.getaddrinfo
+
+    def slow(host: str, port: int, **options: int) -> object:
+        now[0] += 4.0
+        return resolve(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with pytest.raises(ImageFetchError, match=r"longer than 3\.0 s"):
+        get("https://example.org/", never, UrlPolicy(timeout_s=3))

@@ -163,3 +163,66 @@ def test_deep_greyscale_keeps_its_tones() -> None:
     assert loaded[0] == 0
     assert loaded[-1] == 255
     assert 120 < loaded[128] < 136  # clipping would have made it 255
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0, 32768, 65535), (0, 128, 255)), ((0, 9, 200), (0, 9, 200))]
+)
+def test_wide_integers_are_scaled_by_their_range(
+    values: tuple[int, int, int], expected: tuple[int, int, int]
+) -> None:
+    picture = Image.fromarray(np.array([values], dtype=np.int32))
+    assert picture.mode == "I"
+    assert load_image(picture, LIMITS).tobytes() == bytes(np.repeat(np.array(expected, dtype=np.uint8), 3))
+
+
+def test_the_transparent_value_of_deep_greyscale_is_white() -> None:
+    picture = Image.fromarray(np.array([[256, 257]], dtype=np.uint16))
+    data = encoded(picture, transparency=257)
+    assert load_image(data, LIMITS).tobytes() == bytes((1, 1, 1, 255, 255, 255))
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([[0.0, 1.0]], dtype=np.float32), np.array([[-1, 5]]), np.array([[0, 65536]])]
+)
+def test_pixels_without_a_known_white_are_refused(values: np.ndarray) -> None:
+    picture = Image.fromarray(values if values.dtype == np.float32 else values.astype(np.int32))
+    with pytest.raises(CorruptImageError, match="which one is white is unknown"):
+        load_image(picture, LIMITS)
+
+
+def test_a_lazy_picture_from_a_broken_file() -> None:
+    lazy = Image.open(io.BytesIO(encoded(noise(50, 50))[:200]))
+    with pytest.raises(CorruptImageError, match="The image cannot be read as a picture"):
+        load_image(lazy, LIMITS)
+
+
+def test_broken_exif() -> None:
+    data = encoded(noise(4, 4), exif=b"Exif\0\0II*\0")  # cut off in the header
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(CorruptImageError, match="cannot be read as a picture"):
+            load_image(source, LIMITS)
+
+
+@pytest.mark.parametrize("error", [zlib.error, EOFError, struct.error, IndexError, OSError])
+def test_whatever_a_decoder_raises_is_typed(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise error("broken")
+
+    data, picture = encoded(noise(4, 4)), noise(4, 4)
+    monkeypatch.setattr(Image.Image, "load", broken)
+    for source in (data, picture):
+        with pytest.raises(CorruptImageError, match="broken"):
+            load_image(source, LIMITS)
+
+
+def test_a_path_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingImageError, match="File name too long"):
+        load_image(tmp_path / ("x" * 300), LIMITS)
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", closed)
+    with pytest.raises(MissingImageError, match=r"cannot be read \(Permission denied\)"):
+        load_image(Path("/closed/picture.png"), LIMITS)
