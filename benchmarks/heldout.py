@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,20 @@ from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.generator import heldout_questions
 
 Row = TypeVar("Row")
+
+
+def parse(description: str | None, *, questions: int, json: str) -> argparse.Namespace:
+    """The command line of a measurement: how many questions, from which seed on, and where results go."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", type=int, default=questions)
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--json", type=Path, help=json)
+    options = parser.parse_args()
+    if options.json:  # before the work, not after it
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def questions(count: int, start: int = 0) -> Iterator[tuple[Request, Question]]:

@@ -10,17 +10,15 @@ thresholds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean, median
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.heldout import auroc, by_kind, is_exact, percent, questions
+from benchmarks.heldout import auroc, by_kind, is_exact, parse, percent, questions
 from sgl_engine import SGLEngine, cost
 from sgl_engine.confidence import SCORERS
 from sgl_engine.demo import demo_engine
@@ -41,7 +39,6 @@ class Row:
     small: bool
     large: bool
     guided: bool
-    agreed: bool
     score: float
     scores: dict[str, float]  # by every scorer
     small_tflops: float
@@ -76,7 +73,6 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         small=is_exact(small.generation.text, question),
         large=is_exact(large.generation.text, question),
         guided=is_exact(guided.generation.text, question),
-        agreed=large.generation.text == guided.generation.text,
         score=small.confidence.score,
         scores={name: scorer(small.confidence.parts) for name, scorer in SCORERS.items()},
         small_tflops=cost.small_pass_flops(engine.small.shape, prompt=prompt, result=small) / 1e12,
@@ -115,7 +111,7 @@ def scorers_table(rows: list[Row]) -> Table:
         ]
         inside = [area for area in inside if not math.isnan(area)]
         overall = auroc([row.scores[name] for row in rows], [row.small for row in rows])
-        table.add_row(name, f"{overall:.3f}", f"{fmean(inside):.3f}")
+        table.add_row(name, f"{overall:.3f}", f"{fmean(inside) if inside else math.nan:.3f}")
     return table
 
 
@@ -148,15 +144,7 @@ def cascade_table(rows: list[Row]) -> Table:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--start", type=int, default=0, help="first seed")
-    parser.add_argument("--json", type=Path, help="also write every row here")
-    options = parser.parse_args()
-    if options.json:  # before the work, not after it
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+    options = parse(__doc__, questions=2000, json="also write every row here")
     engine = demo_engine()
     rows = [
         measure(engine, request, question)

@@ -9,16 +9,14 @@ for the pass), one early layer's attention from the last prompt token (FastV), a
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.heldout import is_exact, percent, questions
+from benchmarks.heldout import is_exact, parse, percent, questions
 from sgl_engine import SGLEngine
 from sgl_engine.attention import capture_attention
 from sgl_engine.cost import average_retention
@@ -108,15 +106,7 @@ def show(outcome: Outcome, layers: int) -> Table:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--questions", type=int, default=500)
-    parser.add_argument("--start", type=int, default=0, help="first seed")
-    parser.add_argument("--json", type=Path, help="also write the outcomes here")
-    options = parser.parse_args()
-    if options.json:  # before the work, not after it
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+    options = parse(__doc__, questions=500, json="also write the outcomes here")
     engine = demo_engine()
     outcome = measure(engine, options.questions, options.start)
     Console(width=140).print(show(outcome, engine.large.num_layers))

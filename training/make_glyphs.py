@@ -17,21 +17,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sgl_engine.demo.glyphs import ALPHABET, ATLAS_PATH, CELL_HEIGHTS, CELL_WIDTH
 
-FACES = (
-    ("DejaVuSansMono.ttf", 1.0),
-    ("DejaVuSansMono-Bold.ttf", 1.0),
-    ("DejaVuSansMono-Oblique.ttf", 1.0),
-)
+FACES = ("DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSansMono-Oblique.ttf")
 OVERSAMPLE = 4
 
 
-def render(font_file: Path, width: int, height: int, scale: float) -> np.ndarray:
+def render(font_file: Path, width: int, height: int) -> np.ndarray:
     """Alpha of every character of ``ALPHABET`` in cells of one size, uint8 (characters, height, width)."""
-    font = ImageFont.truetype(str(font_file), int(height * OVERSAMPLE * 0.82 * scale))
+    font = ImageFont.truetype(str(font_file), int(height * OVERSAMPLE * 0.82))
     ascent, _ = font.getmetrics()
     glyphs = []
     for character in ALPHABET:
-        # Proportional faces: squeeze what is wider than the cell, centre what is narrower.
+        # Squeeze what is wider than the cell, centre what is narrower.
         advance = max(1, int(np.ceil(font.getlength(character))))
         tall = Image.new("L", (advance + 2 * OVERSAMPLE, height * OVERSAMPLE), 0)
         ImageDraw.Draw(tall).text(
@@ -50,8 +46,8 @@ def main() -> None:
     """Write the atlas to where the package reads it."""
     fonts = Path(sys.argv[1])
     atlas = {
-        f"{index}_{CELL_WIDTH}x{height}": render(fonts / name, CELL_WIDTH, height, scale)
-        for index, (name, scale) in enumerate(FACES)
+        f"{index}_{CELL_WIDTH}x{height}": render(fonts / name, CELL_WIDTH, height)
+        for index, name in enumerate(FACES)
         for height in CELL_HEIGHTS
     }
     np.savez_compressed(ATLAS_PATH, **atlas)

@@ -351,7 +351,7 @@ def main() -> None:
         )  # a killed run leaves it, and the workers would wait
         environment = dict(os.environ, OMP_NUM_THREADS="1" if options.device == "cpu" else "8")
         jemalloc = Path("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")
-        if jemalloc.exists():  # eight times as fast as glibc's malloc on small virtual machines
+        if jemalloc.exists():  # page faults are dear on small virtual machines
             environment["LD_PRELOAD"] = str(jemalloc)
             environment["MALLOC_CONF"] = (
                 "thp:always,dirty_decay_ms:10000,muzzy_decay_ms:10000,oversize_threshold:0,narenas:1"
