@@ -12,7 +12,8 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   │   └── ImageFetchError       the URL is allowed but cannot be downloaded
     │   ├── InvalidRequestError       an empty or contradictory request
     │   ├── PromptTooLongError        prompt longer than the model's context
-    │   └── DeadlineError             the request's deadline has passed
+    │   ├── DeadlineError             the request's deadline has passed
+    │   └── RequestCancelledError     the caller does not want the answer any more
     ├── ModelError                    a model, or a pair of models, cannot be used
     │   ├── ModelNotFoundError        no such folder or hub id
     │   ├── UnsafeWeightsError        pickled weights only
@@ -87,6 +88,10 @@ class PromptTooLongError(RequestError):
 
 class DeadlineError(RequestError):
     """The request's deadline has passed."""
+
+
+class RequestCancelledError(RequestError):
+    """The caller does not want the answer any more."""
 
 
 class ModelError(SGLError):

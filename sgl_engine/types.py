@@ -7,10 +7,11 @@ identity (``eq=False``).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from sgl_engine.report import RunReport
 
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+ToolChoice: TypeAlias = Literal["auto", "any", "none"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Box: TypeAlias = tuple[float, float, float, float]
 """(x0, y0, x1, y1), fractions in [0, 1] of the source image's width and height."""
@@ -38,11 +40,69 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class ToolSpec:
+    """A function that a model may ask its caller to run.
+
+    Attributes:
+        name: What calls name.
+        description: What it does, for the model.
+        parameters: JSON schema of the arguments, an object.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A model's wish to have a tool run.
+
+    Attributes:
+        id: Ties the tool's result to this call.
+        name: Name of a ``ToolSpec``.
+        arguments: As the tool's schema says, where decoding was constrained; else whatever the model wrote.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class InvalidToolCall:
+    """Something that was meant as a tool call and cannot be read as one.
+
+    Attributes:
+        id: An id, as a valid call would have.
+        name: The tool's name, where it can be told.
+        arguments: What the model wrote for them.
+        error: Why it is not a call.
+    """
+
+    id: str
+    name: str | None
+    arguments: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn: a role, then texts and images in the order in which the model reads them."""
+    """One turn: a role, then texts and images in the order in which the model reads them.
+
+    Attributes:
+        role: Who speaks.
+        content: Texts and images.
+        tool_calls: Of an assistant: what it called after the text.
+        tool_call_id: Of a tool: which call this is the result of.
+        name: Of a tool: its name, where it is known.
+    """
 
     role: Role
     content: tuple[str | ImagePart, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +119,13 @@ class Request:
         stop: Strings that end the answer; they are not part of it.
         seed: Makes sampling repeatable.
         deadline: ``time.monotonic()`` value in seconds, after which the request fails with ``DeadlineError``.
+        cancel: Once set, the request fails with ``RequestCancelledError`` within one token.
+        tools: What the model may call.
+        tool_choice: "auto" leaves it to the model, "any" makes it call at least one, "none" forbids calls.
+        tool_name: The only tool that may be called; None is any of ``tools``.
+        parallel_tool_calls: Whether one answer may hold several calls.
+        response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
+            any JSON object. Not together with a forced call.
     """
 
     messages: tuple[Message, ...]
@@ -68,6 +135,12 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     deadline: float | None = None
+    cancel: threading.Event | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    response_schema: Mapping[str, Any] | None = None
 
     @classmethod
     def ask(
@@ -316,14 +389,30 @@ class LargePassResult:
     stage_ms: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token of an answer.
+
+    Attributes:
+        token: Its text alone; half a character shows as U+FFFD.
+        logprob: Natural log of its probability under the model's own distribution, see ``Generation``.
+    """
+
+    token: str
+    logprob: float
+
+
 @dataclass(frozen=True, eq=False)
 class Response:
     """The answer, and how it came about.
 
     Attributes:
-        text: The answer.
+        text: The answer, tool calls left out.
         finish_reason: Why it ends.
         report: What it cost and how it was decided; JSON-safe.
+        tool_calls: What the model wants to have run, in order.
+        invalid_tool_calls: Calls that cannot be read.
+        tokens: The answer's tokens, the end-of-sequence token included.
         importance: The small model's map; None when the request holds no image.
         plan: What the large model saw; None when it was not called.
     """
@@ -331,6 +420,9 @@ class Response:
     text: str
     finish_reason: FinishReason
     report: RunReport
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
     importance: ImportanceMap | None = None
     plan: PruningPlan | None = field(default=None)
 
@@ -342,5 +434,22 @@ class TextDelta:
     text: str
 
 
-StreamEvent: TypeAlias = TextDelta | Response
-"""``SGLEngine.stream`` yields text deltas, then one Response, last."""
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of a tool call, in order; the arguments of one index join to one JSON object.
+
+    Attributes:
+        index: Which call of the answer, from 0.
+        id: On the first piece of a call, else None.
+        name: On the first piece of a call, else None.
+        arguments: Piece of the arguments' JSON text.
+    """
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+StreamEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta | Response
+"""``SGLEngine.stream`` yields the decision, then text and tool call deltas, then one Response, last."""

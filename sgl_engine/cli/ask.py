@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         if isinstance(event, TextDelta):
             sys.stdout.write(output.printable(event.text))
             sys.stdout.flush()
-        else:
+        elif isinstance(event, Response):
             sys.stdout.write("\n")
             output.print_report(event.report)
 
