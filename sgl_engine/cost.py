@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgl_engine.types import EncodedPrompt, PruningPlan, SmallPassResult
+from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, SmallPassResult
 
 
 @dataclass(frozen=True)
@@ -164,3 +164,36 @@ def small_pass_flops(shape: ModelShape, *, prompt: EncodedPrompt, result: SmallP
         + capture
         + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
     )
+
+
+def scoring_flops(
+    shape: ModelShape,
+    *,
+    prompt: EncodedPrompt,
+    answer_tokens: Sequence[int],
+    plan: PruningPlan | None = None,
+    importance: ImportanceMap | None = None,
+) -> int:
+    """One prefill, then several answers that are each fed whole onto its cache.
+
+    Args:
+        shape: The model.
+        prompt: The prompt, before pruning.
+        answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
+        plan: What is pruned; None is nothing.
+        importance: The map, where attention was recorded, during the prefill and the last of the answers.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
+    prefill = len(prompt.spans) * shape.vision.tile_flops + forward_flops(decoder, layer_tokens, logit_rows=1)
+    answers = sum(
+        rows * (decoder.token_flops + (before + rows) * decoder.pair_flops)
+        for rows in answer_tokens
+        for before in layer_tokens
+    )
+    answers += sum(answer_tokens) * decoder.logit_flops
+    if importance is None:
+        return prefill + answers
+    recorded = answer_tokens[-1]
+    pairs = importance.num_queries * len(prompt) + recorded * recorded
+    return prefill + answers + decoder.layers * pairs * decoder.pair_flops // 2
