@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_engine.importance import AttentionSums
@@ -44,6 +45,7 @@ class AttentionRecorder:
             prompt.visual_positions, dtype=torch.int64, device=prompt.input_ids.device
         )
         self._decode_rows = [0] * layers
+        self._seen = [0] * layers
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
@@ -63,23 +65,29 @@ class AttentionRecorder:
         Args:
             layer: Decoder layer.
             query: (1, H, Q, D), after rotation.
-            key: (1, H_kv, N, D), after rotation, cache included.
+            key: (1, H_kv, N, D), after rotation, what the cache holds included.
             mask: Boolean (True = visible) or additive, (1, 1, Q, N); None is causal.
             scaling: Factor on the products.
         """
         if len(self._visual) == 0:
             return
         rows, keys = query.shape[2], key.shape[2]
-        prefill = keys - rows < self._prompt_tokens
-        start = max(0, self._first_row - (keys - rows)) if prefill else 0
+        # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
+        before = self._seen[layer]
+        self._seen[layer] += rows
+        dropped = before + rows - keys
+        prefill = before < self._prompt_tokens
+        start = max(0, self._first_row - before) if prefill else 0
         self._visual = self._visual.to(query.device)
-        received = torch.zeros(len(self._visual), device=query.device)
+        columns = self._visual if dropped == 0 else self._visual[self._visual >= dropped] - dropped
+        received = torch.zeros(len(columns), device=query.device)
         for first in range(start, rows, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, rows)
             probabilities = _attention_rows(query, key, mask, scaling, first, last)
-            received += probabilities[:, self._visual].sum(dim=0)
+            received += probabilities[:, columns].sum(dim=0)
         kept = self._prefill if prefill else self._decode
-        kept[layer] = kept[layer] + received
+        # Visual tokens ascend, so those that the window has left behind come first.
+        kept[layer] = kept[layer] + F.pad(received, (len(self._visual) - len(columns), 0))
         if not prefill:
             self._decode_rows[layer] += rows
 

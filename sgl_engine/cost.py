@@ -44,37 +44,35 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """A vision tower over one tile, then a two-layer projector over merged patches.
+    """A vision tower, then a projector over merged patches.
 
     Attributes:
         layers: Encoder layers.
         hidden: Their width.
-        intermediate: Width of their MLP (two matrices).
-        patches: Patches of a tile, without the class token.
+        intermediate: Width of their MLP.
         patch_values: Values per patch (channels times patch height times width).
-        merged_tokens: Visual tokens of a tile.
-        merged_width: Width of a merged patch, the projector's input.
-        output: The decoder's width.
+        class_tokens: Tokens beside the patches.
+        patches_per_token: Patches that become one visual token.
+        projector: Weights that one visual token is multiplied with.
+        mlp_matrices: 2, or 3 for a gated MLP.
     """
 
     layers: int
     hidden: int
     intermediate: int
-    patches: int
     patch_values: int
-    merged_tokens: int
-    merged_width: int
-    output: int
+    class_tokens: int
+    patches_per_token: int
+    projector: int
+    mlp_matrices: int = 2
 
-    @property
-    def tile_flops(self) -> int:
-        """One tile through tower and projector."""
-        tokens = self.patches + 1
-        embed = 2 * self.patches * self.patch_values * self.hidden
-        layer = 2 * tokens * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+    def pass_flops(self, patches: int) -> int:
+        """An image or tile of that many patches through tower and projector."""
+        tokens = patches + self.class_tokens
+        embed = 2 * patches * self.patch_values * self.hidden
+        layer = 2 * tokens * (4 * self.hidden**2 + self.mlp_matrices * self.hidden * self.intermediate)
         layer += 4 * tokens**2 * self.hidden
-        project = 2 * self.merged_tokens * self.output * (self.merged_width + self.output)
-        return embed + self.layers * layer + project
+        return embed + self.layers * layer + 2 * (patches // self.patches_per_token) * self.projector
 
 
 @dataclass(frozen=True)
@@ -126,20 +124,25 @@ def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int,
 
 
 def answer_flops(
-    shape: ModelShape, *, tiles: int, prompt_tokens: int, output_tokens: int, plan: PruningPlan | None = None
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    output_tokens: int,
+    plan: PruningPlan | None = None,
 ) -> int:
     """A whole answer: vision tower, prefill and decoding.
 
     Args:
         shape: The model.
-        tiles: Images or tiles that go through the vision tower.
+        patches: Patches of each image or tile that goes through the vision tower.
         prompt_tokens: S, before pruning.
         output_tokens: T, the end-of-sequence token included.
         plan: What is pruned; None is nothing.
     """
     layer_tokens = tokens_per_layer(prompt_tokens, plan, shape.decoder.layers)
     return (
-        tiles * shape.vision.tile_flops
+        sum(shape.vision.pass_flops(count) for count in patches)
         + forward_flops(shape.decoder, layer_tokens, logit_rows=1)
         + decode_flops(shape.decoder, layer_tokens, output_tokens)
     )
@@ -151,10 +154,12 @@ def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: 
     return forward_flops(shape, tokens_per_layer(sequence, plan, shape.layers), logit_rows=output_tokens)
 
 
-def small_pass_flops(shape: ModelShape, *, prompt: EncodedPrompt, result: SmallPassResult) -> int:
+def small_pass_flops(
+    shape: ModelShape, *, patches: Sequence[int], prompt: EncodedPrompt, result: SmallPassResult
+) -> int:
     """A whole small pass: answer, attention capture and consistency pass."""
     output = len(result.generation)
-    answer = answer_flops(shape, tiles=len(prompt.spans), prompt_tokens=len(prompt), output_tokens=output)
+    answer = answer_flops(shape, patches=patches, prompt_tokens=len(prompt), output_tokens=output)
     if result.importance is None or result.consistency_plan is None:
         return answer
     prefill_queries = result.importance.num_queries - (output - 1)

@@ -19,7 +19,7 @@ from sgl_engine import cost
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, GenerationConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import IncompatiblePairError, InvalidRequestError
+from sgl_engine.errors import InvalidRequestError
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
 from sgl_engine.pruning import keep_everything, plan_pruning
@@ -64,7 +64,6 @@ class SGLEngine:
         self.large = large
         self.config = config or EngineConfig()
         find_scorer(self.config.exit.scorer)
-        _check_pair(small, large)
 
     def __repr__(self) -> str:
         return f"SGLEngine(small={self.small!r}, large={self.large!r})"
@@ -245,14 +244,18 @@ class SGLEngine:
         Where the large model was not called, its own token counts are unknown; the small model's stand in.
         """
         small, large = run.small, run.large
-        small_flops = cost.small_pass_flops(self.small.shape, prompt=run.small_prompt, result=small)
+        small_patches = self.small.tower_patches(run.small_prompt)
+        small_flops = cost.small_pass_flops(
+            self.small.shape, patches=small_patches, prompt=run.small_prompt, result=small
+        )
         prompt = run.large_prompt or run.small_prompt
+        patches = small_patches if run.large_prompt is None else self.large.tower_patches(prompt)
         answer = small.generation if large is None else large.generation
 
         def large_flops(plan: PruningPlan | None) -> int:
             return cost.answer_flops(
                 self.large.shape,
-                tiles=len(prompt.spans),
+                patches=patches,
                 prompt_tokens=len(prompt),
                 output_tokens=len(answer),
                 plan=plan,
@@ -324,14 +327,3 @@ def _version() -> str:
         return importlib.metadata.version("langchain-sgl")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         return "0+uninstalled"
-
-
-def _check_pair(small: VLM, large: VLM) -> None:
-    """Refuses a pair whose tiles hold different grids; how images are cut into tiles shows per request."""
-    grids = [vlm.family.tile_grid(vlm.config) for vlm in (small, large)]
-    if grids[0] != grids[1]:
-        raise IncompatiblePairError(
-            f"A tile is {grids[0][0]} x {grids[0][1]} visual tokens for {small.name}, but {grids[1][0]} x "
-            f"{grids[1][1]} for {large.name}; they must be equal.",
-            remedy="Use two sizes of one family, with the same image size, patch size and downsampling.",
-        )

@@ -149,7 +149,7 @@ def _layers(importance: ImportanceMap, plan: PruningPlan | None, num_pictures: i
         cell_area = (x1 - x0) * (y1 - y0) / len(span)
         kept = None
         if positions is not None:
-            kept = np.isin(np.arange(span.start, span.stop), positions).reshape(span.grid)
+            kept = np.isin(np.array(span.positions), positions).reshape(span.grid)
         layers[span.image].append(
             _Layer(span.box, np.nan_to_num(grid.double().numpy()) / (even * cell_area), kept)
         )

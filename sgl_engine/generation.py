@@ -62,7 +62,7 @@ def stream_tokens(
     while True:
         check_deadline(decoding.deadline, f"after {len(ids)} of {limit} answer tokens")
         with patch():
-            logits = vlm.forward(embeddings, first_position=position, cache=cache)[0]
+            logits = vlm.forward(embeddings, prompt=prompt, first_position=position, cache=cache)[0]
         position += embeddings.shape[1]
         ids.append(choose(logits))
         logprobs.append(float(logits.log_softmax(dim=-1)[ids[-1]]))

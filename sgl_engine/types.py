@@ -181,9 +181,10 @@ class VisualSpan:
         image: Index of the image in the request, from 0.
         start: First prompt position.
         stop: One past the last prompt position.
-        grid: (rows, cols) of tokens after merging; rows * cols == stop - start, row-major.
+        grid: (rows, cols) of tokens after merging, row-major.
         box: The part of the source image that the tokens see; None where it is unknown (a tiled prompt built
             from raw inputs, without the image sizes).
+        row_gap: Prompt tokens between two rows that are no visual tokens (row separators); they are text.
     """
 
     image: int
@@ -191,10 +192,18 @@ class VisualSpan:
     stop: int
     grid: tuple[int, int]
     box: Box | None
+    row_gap: int = 0
 
     def __len__(self) -> int:
         """Number of visual tokens."""
-        return self.stop - self.start
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Prompt positions of the visual tokens, ascending."""
+        rows, cols = self.grid
+        starts = range(self.start, self.start + rows * (cols + self.row_gap), cols + self.row_gap)
+        return tuple(position for start in starts for position in range(start, start + cols))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +214,14 @@ class EncodedPrompt:
         inputs: The model's keyword arguments (input_ids, attention_mask, pixel_values, ...).
         input_ids: int64 (B, S).
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
+        positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
+            None where tokens are simply numbered.
     """
 
     inputs: Mapping[str, Tensor]
     input_ids: Tensor
     spans: tuple[VisualSpan, ...]
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -223,7 +235,7 @@ class EncodedPrompt:
     @property
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
-        return tuple(position for span in self.spans for position in range(span.start, span.stop))
+        return tuple(position for span in self.spans for position in span.positions)
 
 
 @dataclass(frozen=True)

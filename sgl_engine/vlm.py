@@ -136,6 +136,15 @@ class VLM:
         return len(self.family.decoder_layers(self.model))
 
     @property
+    def has_sliding_layers(self) -> bool:
+        """Whether some decoder layers see only the last tokens."""
+        config = self.text_model.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return getattr(config, "sliding_window", None) is not None
+        return "sliding_attention" in kinds
+
+    @property
     def shape(self) -> ModelShape:
         """Sizes, for counting operations."""
         return self.family.shape(self.config)
@@ -167,7 +176,7 @@ class VLM:
             ProcessorError: The processor fails.
         """
         loaded = resolve_images(request, limits or LimitsConfig())
-        image_token = self.processor.tokenizer.decode([self.family.image_token_id(self.config)])
+        image_token = self.family.image_text(self.processor, self.config)
         inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
 
@@ -199,25 +208,34 @@ class VLM:
                 "answer included.",
                 remedy="Shorten the text, or send fewer or smaller images.",
             )
-        boxes = None
-        if image_sizes is not None:
-            boxes = [self.family.tile_boxes(self.processor, width, height) for width, height in image_sizes]
-        spans = self.family.spans(self.config, ids, boxes)
+        spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
         moved = {key: value.to(self.device) for key, value in inputs.items()}
-        return EncodedPrompt(inputs=moved, input_ids=moved["input_ids"], spans=spans)
+        return EncodedPrompt(
+            inputs=moved,
+            input_ids=moved["input_ids"],
+            spans=spans,
+            positions=self.family.positions(self.model, moved),
+        )
+
+    def tower_patches(self, prompt: EncodedPrompt) -> tuple[int, ...]:
+        """Patches in each pass of the vision tower, for counting operations."""
+        return self.family.tower_patches(self.config, prompt.inputs)
 
     @torch.inference_mode()
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Embeddings (1, S, hidden) with the visual features in place; runs the vision tower once.
+        """Embeddings (1, S, width) with the visual features in place; runs the vision tower once.
+
+        The width is the decoder's, or a multiple of it where the decoder takes further visual features.
 
         Raises:
             InvalidRequestError: The images do not give one feature for each image token.
         """
         features = self.family.image_features(self.model, prompt.inputs)
         given = 0 if features is None else len(features)
-        if given != prompt.num_visual_tokens:
+        wanted = int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
+        if given != wanted:
             raise InvalidRequestError(
-                f"The prompt has {prompt.num_visual_tokens} image tokens, but its images give {given}.",
+                f"The prompt has {wanted} image tokens, but its images give {given}.",
                 remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
             )
         return self.family.embed(self.model, prompt.input_ids, features)
@@ -227,32 +245,52 @@ class VLM:
         """Embeddings (1, T, hidden) of text tokens, int64 (T,)."""
         return self.family.embed(self.model, token_ids.to(self.device)[None], None)
 
+    @torch.inference_mode()
+    def append_tokens(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+        """A prompt's embeddings, (1, S, width), and those of text tokens, int64 (T,), after it."""
+        text = self.embed_tokens(token_ids)
+        text = torch.nn.functional.pad(text, (0, embeddings.shape[-1] - text.shape[-1]))
+        return torch.cat((embeddings, text), dim=1)
+
     def new_cache(self) -> DynamicCache:
         """An empty key-value cache."""
         return DynamicCache(config=self.text_model.config)
 
+    def cache_tokens(self, cache: DynamicCache) -> tuple[int, ...]:
+        """Tokens that each layer's cache has seen (L,); 0 for recurrent layers, whose state has one size."""
+        return tuple(
+            0 if recurrent else cache.get_seq_length(layer) for layer, recurrent in enumerate(cache.is_linear)
+        )
+
     @torch.inference_mode()
     def forward(
-        self, embeddings: Tensor, *, first_position: int, cache: DynamicCache | None, logit_rows: int = 1
+        self,
+        embeddings: Tensor,
+        *,
+        prompt: EncodedPrompt,
+        first_position: int,
+        cache: DynamicCache | None,
+        logit_rows: int = 1,
     ) -> Tensor:
         """One pass of the decoder.
 
         Args:
-            embeddings: (1, N, hidden).
-            first_position: Position of the first of them. Given explicitly, because the length of a pruned
-                cache is not the position.
+            embeddings: (1, N, width): the whole prompt and perhaps tokens after it, or tokens after it.
+            prompt: The prompt that they belong to.
+            first_position: Index of the first of them in prompt and answer. Given explicitly, because the
+                length of a pruned cache is not the position.
             cache: Extended in place; None for a pass on its own.
             logit_rows: How many of the last rows go through the LM head.
 
         Returns:
             Logits, float32 (logit_rows, vocab).
         """
-        positions = torch.arange(
-            first_position, first_position + embeddings.shape[1], device=embeddings.device
-        )
+        positions = _positions(prompt, first_position, embeddings.shape[1])
         output = self.text_model(
-            inputs_embeds=embeddings,
-            position_ids=positions[None],
+            **self.family.decoder_inputs(
+                self.model, embeddings, prompt.inputs, positions, cache, prefill=first_position == 0
+            ),
+            position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
@@ -266,6 +304,20 @@ class VLM:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _positions(prompt: EncodedPrompt, first: int, count: int) -> Tensor:
+    """Rotary positions of ``count`` tokens from index ``first`` on: (1, N), or (axes, 1, N).
+
+    Tokens after the prompt go on by one from the largest position in it, on every axis.
+    """
+    index = torch.arange(first, first + count, device=prompt.input_ids.device)
+    if prompt.positions is None:
+        return index[None]
+    known = prompt.positions[..., first : first + count]
+    after = index[known.shape[-1] :] - len(prompt)
+    following = prompt.positions.amax(dim=(0, 2))[None, :, None] + 1 + after
+    return torch.cat((known, following.expand(*known.shape[:-1], -1)), dim=-1)
 
 
 def _check_folder(name: str) -> None:
