@@ -15,7 +15,20 @@ from sgl_engine.types import EncodedPrompt, PruningPlan, SmallPassResult
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """A decoder of ``layers`` equal layers: grouped-query attention, gated MLP of three matrices, LM head."""
+    """A decoder: grouped-query attention or a recurrence, gated MLP of three matrices, LM head.
+
+    Attributes:
+        layers: L.
+        hidden: Width.
+        query_heads: Query heads of an attention layer.
+        kv_heads: Its key and value heads.
+        head_dim: Width of a head.
+        intermediate: Width of the MLP.
+        vocab: Rows of the LM head.
+        gated: Whether attention's output is multiplied with a gate, as wide as the queries.
+        recurrent_layers: Layers that have a recurrence instead of attention.
+        recurrent_values: Multiply-adds of one such recurrence for one token, its matrices included.
+    """
 
     layers: int
     hidden: int
@@ -24,12 +37,26 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     vocab: int
+    gated: bool = False
+    recurrent_layers: tuple[int, ...] = ()
+    recurrent_values: int = 0
 
     @property
     def token_flops(self) -> int:
-        """Matrix products of one layer for one token."""
-        attention = self.hidden * self.head_dim * (2 * self.query_heads + 2 * self.kv_heads)
-        return 2 * (attention + 3 * self.hidden * self.intermediate)
+        """Matrix products of one attention layer for one token."""
+        heads = (3 if self.gated else 2) * self.query_heads + 2 * self.kv_heads
+        return 2 * (self.hidden * self.head_dim * heads + 3 * self.hidden * self.intermediate)
+
+    @property
+    def recurrent_flops(self) -> int:
+        """One recurrent layer for one token."""
+        return 2 * (self.recurrent_values + 3 * self.hidden * self.intermediate)
+
+    def layer_flops(self, layer: int, tokens: int, pairs: int) -> int:
+        """One layer: so many tokens, so many query rows times keys."""
+        if layer in self.recurrent_layers:
+            return tokens * self.recurrent_flops
+        return tokens * self.token_flops + pairs * self.pair_flops
 
     @property
     def pair_flops(self) -> int:
@@ -102,7 +129,7 @@ def average_retention(plan: PruningPlan, layers: int) -> float:
 
 def forward_flops(shape: DecoderShape, layer_tokens: Sequence[int], logit_rows: int) -> int:
     """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits."""
-    layers = sum(n * shape.token_flops + n * n * shape.pair_flops for n in layer_tokens)
+    layers = sum(shape.layer_flops(layer, n, n * n) for layer, n in enumerate(layer_tokens))
     return layers + logit_rows * shape.logit_flops
 
 
@@ -111,16 +138,17 @@ def decode_flops(shape: DecoderShape, layer_tokens: Sequence[int], output_tokens
     steps = max(0, output_tokens - 1)
     keys_beyond_prompt = steps * (steps + 1) // 2
     layers = sum(
-        steps * shape.token_flops + (steps * n + keys_beyond_prompt) * shape.pair_flops for n in layer_tokens
+        shape.layer_flops(layer, steps, steps * n + keys_beyond_prompt)
+        for layer, n in enumerate(layer_tokens)
     )
     return layers + steps * shape.logit_flops
 
 
 def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
-    """What reading attention rows adds: one more query-key product per recorded row, in every layer."""
+    """What reading attention rows adds: one more query-key product per recorded row, in attention layers."""
     steps = max(0, output_tokens - 1)
     pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
-    return shape.layers * pairs * shape.pair_flops // 2
+    return (shape.layers - len(shape.recurrent_layers)) * pairs * shape.pair_flops // 2
 
 
 def answer_flops(
