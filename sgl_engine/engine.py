@@ -55,7 +55,6 @@ class SGLEngine:
         config: What can be set; None is ``EngineConfig()``.
 
     Raises:
-        IncompatiblePairError: The models do not see the same visual grid.
         ConfigError: The configuration names a scorer that does not exist.
     """
 
@@ -108,7 +107,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
         *_, last = self.stream(request)
         assert isinstance(last, Response)
@@ -121,7 +120,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
         clock = _Clock()
         max_new_tokens, decoding = self._resolve(request)
@@ -187,7 +186,7 @@ class SGLEngine:
             importance: The small model's map; None, as for a request without images, keeps everything.
 
         Raises:
-            IncompatiblePairError: The map's grids are not the prompt's.
+            IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         """
         if importance is None:
             return keep_everything(prompt)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgl_engine.errors import ConfigError, IncompatiblePairError
+from sgl_engine.errors import ConfigError
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ def plan_pruning(
 
     Args:
         prompt: The prompt that will be pruned; it need not be the one that the map was taken from.
-        importance: (V,), higher = more important; ties go to the lower index.
+        importance: Higher = more important; carried onto the prompt's visual tokens where it was taken from
+            others. Ties go to the lower index.
         layer: K, the first layer that sees only the kept tokens.
         keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept.
 
     Raises:
-        IncompatiblePairError: The map's grids are not the prompt's.
+        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         ConfigError: A ratio outside (0, 1], or a negative layer.
     """
     if not 0.0 < keep_ratio <= 1.0 or layer < 0:
@@ -44,10 +45,10 @@ def plan_pruning(
             f"Cannot keep {keep_ratio} of the visual tokens from layer {layer} on.",
             remedy="Give a keep_ratio in (0, 1] and a layer of at least 0.",
         )
-    check_same_grids(importance, prompt)
+    mass = importance.resample(prompt.spans).mass
     total = prompt.num_visual_tokens
     kept = min(total, max(1, math.floor(total * keep_ratio)))
-    ranking = torch.sort(importance.mass, descending=True, stable=True).indices
+    ranking = torch.sort(mass, descending=True, stable=True).indices
     mask = torch.ones(len(prompt), dtype=torch.bool)
     mask[torch.tensor(prompt.visual_positions, dtype=torch.int64)[ranking[kept:]]] = False
     return PruningPlan(
@@ -57,6 +58,7 @@ def plan_pruning(
         visual_tokens=total,
         kept_visual_tokens=kept,
         keep_ratio=keep_ratio,
+        spans=prompt.spans,
     )
 
 
@@ -69,27 +71,8 @@ def keep_everything(prompt: EncodedPrompt) -> PruningPlan:
         visual_tokens=prompt.num_visual_tokens,
         kept_visual_tokens=prompt.num_visual_tokens,
         keep_ratio=1.0,
+        spans=prompt.spans,
     )
-
-
-def check_same_grids(importance: ImportanceMap, prompt: EncodedPrompt) -> None:
-    """Refuses a map whose images, tiles or grids are not the prompt's.
-
-    Raises:
-        IncompatiblePairError: They differ.
-    """
-    theirs = [(span.image, span.grid) for span in importance.spans]
-    ours = [(span.image, span.grid) for span in prompt.spans]
-    if theirs != ours:
-        raise IncompatiblePairError(
-            f"The importance map covers {_describe(theirs)}, but the prompt {_describe(ours)}.",
-            remedy="Use two models that cut images into the same tiles and tokens: two sizes of one family.",
-        )
-
-
-def _describe(spans: list[tuple[int, tuple[int, int]]]) -> str:
-    grids = ", ".join(sorted({f"{rows} x {cols}" for _, (rows, cols) in spans})) or "none"
-    return f"{len({image for image, _ in spans})} images in {len(spans)} tiles of {grids} tokens"
 
 
 @contextmanager

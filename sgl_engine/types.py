@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sgl_engine.resampling import resample
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -301,6 +303,20 @@ class ImportanceMap:
             first += len(span)
         return tuple(grids)
 
+    def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
+        """The same map on another prompt's visual tokens: other tiles, grids, model or family.
+
+        Mass goes where it lies in the picture (``sgl_engine.resampling``); where the spans agree, it is the
+        map itself. Mass that none of the new tokens see, as behind a crop, is left out.
+
+        Args:
+            spans: The other prompt's, of the same images.
+
+        Raises:
+            IncompatiblePairError: Other images, or boxes that are needed and unknown.
+        """
+        return ImportanceMap(resample(self.mass, self.spans, spans), spans, self.num_queries)
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -346,6 +362,7 @@ class PruningPlan:
         visual_tokens: V.
         kept_visual_tokens: Of the V.
         keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
+        spans: The prompt's visual spans, to show what is kept in the picture.
     """
 
     keep: Tensor
@@ -354,6 +371,7 @@ class PruningPlan:
     visual_tokens: int
     kept_visual_tokens: int
     keep_ratio: float
+    spans: tuple[VisualSpan, ...] = ()
 
     @property
     def prunes(self) -> bool:
