@@ -9,7 +9,7 @@ map is never built. (SGL, section 3.2; rows as in its public code.)
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -192,3 +192,58 @@ class _CapturingAttention:
         # Eager attention is not registered anywhere: every modelling file brings its own.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get(self._implementation, eager)
+
+
+@contextmanager
+def reference_attention(
+    vlm: VLM, *, layer: int = 0, hidden: Sequence[int] = (), first_row: int = 0
+) -> Iterator[dict[int, Tensor]]:
+    """The slow, obvious way, to hold the fast ones against: whole probabilities, eager masks, no cache.
+
+    Within the context the text model runs softmax attention of plain matrix products, in which the layers
+    from ``layer`` on do not see the positions ``hidden``. Rows of these are computed too; nobody reads them.
+
+    Args:
+        vlm: The model; it must be run on whole sequences.
+        layer: First layer that does not see ``hidden``.
+        hidden: Positions.
+        first_row: First row whose attention is added up.
+
+    Yields:
+        Per layer that has run: attention that each position received, summed over heads and rows, (N,).
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    received: dict[int, Tensor] = {}
+    columns = list(hidden)
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = query.float() @ key.float().transpose(2, 3) * scaling + mask
+        if columns and module.layer_idx >= layer:
+            own = scores.diagonal(dim1=-2, dim2=-1).clone()
+            scores[..., columns] = torch.finfo(scores.dtype).min
+            scores.diagonal(dim1=-2, dim2=-1).copy_(own)  # hidden rows need something to look at
+        probabilities = scores.softmax(dim=-1)
+        received[module.layer_idx] = probabilities[0, :, first_row:].sum(dim=(0, 1))
+        return (probabilities.to(value.dtype) @ value).transpose(1, 2).contiguous(), probabilities
+
+    config = vlm.text_model.config
+    original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
+    AttentionMaskInterface.register("sgl_reference", eager_mask)
+    AttentionInterface.register("sgl_reference", attend)
+    config._attn_implementation = "sgl_reference"  # noqa: SLF001
+    try:
+        yield received
+    finally:
+        config._attn_implementation = original  # noqa: SLF001
+        AttentionInterface.register("sgl_reference", _left_behind)
+
+
+def _left_behind(*_: Any, **__: Any) -> Any:
+    """Keeps the reference's name from holding on to a finished one."""
+    raise RuntimeError("reference_attention has ended")

@@ -22,6 +22,7 @@ from sgl_engine.early_exit import decide_exit
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.small_pass import run_small_pass
@@ -55,6 +56,7 @@ class SGLEngine:
         config: What can be set; None is ``EngineConfig()``.
 
     Raises:
+        UnsupportedModelError: An architecture without a family, and the model is not run exactly.
         ConfigError: The configuration names a scorer that does not exist.
     """
 
@@ -63,6 +65,8 @@ class SGLEngine:
         self.large = large
         self.config = config or EngineConfig()
         find_scorer(self.config.exit.scorer)
+        for vlm in (small, large):
+            prove(vlm)
 
     def __repr__(self) -> str:
         return f"SGLEngine(small={self.small!r}, large={self.large!r})"

@@ -45,6 +45,10 @@ class VLM:
         name: What reports call it.
         revision: Commit on the hub, for reports.
 
+    Attributes:
+        proven: False for an architecture without a family of its own, until ``sgl_engine.proof`` has seen
+            this model captured and pruned exactly; an engine sees to that.
+
     Raises:
         UnsupportedModelError: No family knows the architecture.
     """
@@ -58,6 +62,7 @@ class VLM:
         self.processor = processor
         self.name = name
         self.revision = revision
+        self.proven = not self.family.needs_proof
 
     def __repr__(self) -> str:
         return (

@@ -37,6 +37,7 @@ LAYERS = {
     "sgl_engine.generation": 3,
     "sgl_engine.small_pass": 3,
     "sgl_engine.large_pass": 3,
+    "sgl_engine.proof": 3,
     "sgl_engine.engine": 4,
     "sgl_engine.demo": 5,
     "sgl_engine.explain": 5,

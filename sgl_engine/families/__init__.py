@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import UnsupportedModelError
+from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ class Family(Protocol):
         first_prunable_layer: The smallest K at which visual tokens may be dropped.
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
+        needs_proof: Whether ``sgl_engine.proof`` must have seen the loaded model work.
     """
 
     name: str
     first_prunable_layer: int
     plane_adder: str | None
+    needs_proof: bool
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """The decoder, without vision tower and LM head."""
@@ -133,14 +136,19 @@ def find_family(config: PreTrainedConfig, name: str) -> Family:
         name: Path or hub id, for the message.
 
     Raises:
-        UnsupportedModelError: No family, or a decoder with layers that cannot be pruned.
+        UnsupportedModelError: No family, and not plain enough to do without; or a decoder with layers that
+            cannot be pruned.
     """
     if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"{name} has the architecture {config.model_type!r}; supported: {', '.join(FAMILIES)}.",
-            remedy="Use a supported family in transformers format (InternVL: a repository whose name ends in "
-            "-hf), or add a file to sgl_engine/families.",
-        )
+        reason = why_not_generic(config)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{name} has the architecture {config.model_type!r}, and {reason}; supported: "
+                f"{', '.join(FAMILIES)}.",
+                remedy="Use a supported family in transformers format (InternVL: a repository whose name "
+                'ends in -hf), or write a family (CONTRIBUTING.md, "An architecture family").',
+            )
+        return Generic()
     layer_types = set(
         getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
     )

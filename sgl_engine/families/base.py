@@ -43,6 +43,7 @@ class BaseFamily:
     first_prunable_layer = 0
     separators_are_image_tokens = False
     plane_adder: str | None = None
+    needs_proof = False
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """``model.model.language_model``."""
@@ -107,8 +108,11 @@ class BaseFamily:
         """As the model's own forward computes them, one row per image token."""
         if inputs.get("pixel_values") is None:
             return None
-        features = model.model.get_image_features(**self.vision_inputs(inputs), return_dict=True)
-        return flat(features.pooler_output)
+        return self.features(model, self.vision_inputs(inputs))
+
+    def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Rows (V, hidden) of what the vision side is given."""
+        return flat(model.model.get_image_features(**inputs, return_dict=True).pooler_output)
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the vision side takes."""

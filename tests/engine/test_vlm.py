@@ -176,7 +176,9 @@ def test_image_tokens_and_features_must_match() -> None:
 def test_an_unsupported_architecture(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UnsupportedModelError, match="architecture 'gpt2'; supported: .*internvl.*-hf"):
+    with pytest.raises(
+        UnsupportedModelError, match="architecture 'gpt2', and it is not .*; supported: .*internvl.*-hf"
+    ):
         VLM.from_pretrained(tmp_path)
 
 
