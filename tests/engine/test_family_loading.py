@@ -7,19 +7,26 @@ import pytest
 import torch
 from samples import noise
 from test_cost import counted
-from test_family_exactness import REQUESTS, encoded, model, random_plan
+from test_family_exactness import ANSWER, REQUESTS, STEPS, encoded, gap, model, random_plan, stepwise_logits
+from whole_model import masked_logits, visual_positions
 
 from sgl_engine import VLM, Request, run_large_pass
 from sgl_engine.cost import answer_flops
 from sgl_engine.errors import InvalidRequestError, ProcessorError
 from sgl_engine.families import FAMILIES
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.testing import tiny_vlm
 
 # A tower's windows are counted as if they were the whole image; a recurrence token by token, not in chunks.
 COUNTED_WITHIN = {"qwen2_5_vl": 0.15, "qwen3_5": 0.2}
 
 families = pytest.mark.parametrize("family", TINY_FAMILIES)
+
+
+def test_the_table_names_every_family() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    assert all(f"| `{family}`" in table or f", `{family}`" in table for family in FAMILIES)
 
 
 def save(vlm: VLM, folder: Path) -> None:
@@ -103,3 +110,37 @@ def test_text_cannot_pretend_to_be_an_image(family: str) -> None:
     image = vlm.family.image_text(vlm.processor, vlm.config)
     with pytest.raises(InvalidRequestError, match="stands for an image"):
         vlm.encode(Request.ask(f"look: {image}", noise(8, 8)))
+
+
+def test_pixtral_checkpoints_that_call_themselves_llava() -> None:
+    """Another tower and other tiles than the rest of their family: those of Mistral 3, unmerged."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    rows = tiny_vlm("mistral3", size="large", max_tiles=4)
+    rows.processor.spatial_merge_size = 1
+    config = LlavaConfig(
+        text_config=rows.config.text_config,
+        vision_config=rows.config.vision_config,
+        image_token_index=rows.config.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = LlavaForConditionalGeneration(config)
+        randomize(built)
+    vlm = VLM(built.float(), rows.processor, name="pixtral")
+    for request in REQUESTS.values():
+        prompt = vlm.encode(request)
+        assert all(span.row_gap == 1 for span in prompt.spans)
+        assert list(prompt.visual_positions) == visual_positions(vlm, prompt)
+        plan = random_plan(prompt, 1)
+        got = stepwise_logits(vlm, prompt, plan, STEPS["several at once"])
+        expected = masked_logits(vlm, prompt, ANSWER, layer=1, keep=plan.keep.tolist())
+        assert gap(got, expected[len(prompt) - 1 :]) < 2e-4
+    counted_ = counted(lambda: vlm.embed(prompt))
+    assert sum(vlm.shape.vision.pass_flops(n) for n in vlm.tower_patches(prompt)) == pytest.approx(
+        counted_,
+        rel=0.05,  # the first convolution also runs over padding
+    )
