@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from sgl_engine.pruning import plan_pruning, prune_visual_tokens
     from sgl_engine.report import RunReport
     from sgl_engine.small_pass import run_small_pass
-    from sgl_engine.types import ImagePart, Message, Request, Response, TextDelta
+    from sgl_engine.types import (
+        ExitDecision,
+        ImagePart,
+        Message,
+        Request,
+        Response,
+        TextDelta,
+        TokenLogprob,
+        ToolCall,
+        ToolCallDelta,
+        ToolSpec,
+    )
     from sgl_engine.vlm import VLM
 
 __version__ = "0.1.0"
@@ -34,6 +45,7 @@ _HOME = {
     "PRESETS": "config",
     "EngineConfig": "config",
     "ExitConfig": "config",
+    "ExitDecision": "types",
     "GenerationConfig": "config",
     "ImagePart": "types",
     "LimitsConfig": "config",
@@ -45,6 +57,10 @@ _HOME = {
     "SGLEngine": "engine",
     "SGLError": "errors",
     "TextDelta": "types",
+    "TokenLogprob": "types",
+    "ToolCall": "types",
+    "ToolCallDelta": "types",
+    "ToolSpec": "types",
     "UrlPolicy": "config",
     "VLM": "vlm",
     "capture_attention": "attention",
@@ -59,6 +75,7 @@ __all__ = [
     "VLM",
     "EngineConfig",
     "ExitConfig",
+    "ExitDecision",
     "GenerationConfig",
     "ImagePart",
     "LimitsConfig",
@@ -70,6 +87,10 @@ __all__ = [
     "SGLEngine",
     "SGLError",
     "TextDelta",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolSpec",
     "UrlPolicy",
     "__version__",
     "capture_attention",

@@ -40,8 +40,9 @@ PRESETS: dict[str, PruningConfig] = {
     "64%": PruningConfig(layer_fraction=0.4, keep_ratio=0.4),
     "35%": PruningConfig(layer_fraction=0.2, keep_ratio=0.2),
     "9%": PruningConfig(layer_fraction=0.05, keep_ratio=0.05),
+    "100%": PruningConfig(layer_fraction=0.0, keep_ratio=1.0),
 }
-"""The paper's operating points, by average retention of visual tokens over all layers."""
+"""The paper's operating points, by average retention of visual tokens ; "100%" prunes nothing."""
 
 
 class ExitConfig(_Config):
@@ -122,7 +123,7 @@ class EngineConfig(_Config):
         """A configuration at one of the paper's operating points.
 
         Args:
-            retention: "64%", "35%" or "9%".
+            retention: "64%", "35%", "9%" or "100%".
 
         Raises:
             ConfigError: There is no such preset.

@@ -20,6 +20,7 @@ from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, GenerationConfig
 from sgl_engine.early_exit import decide_exit
 from sgl_engine.errors import InvalidRequestError
+from sgl_engine.generation import token_logprobs
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
 from sgl_engine.proof import prove
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class SGLEngine:
-    """Answers requests with a pair of models, one request at a time.
+    """Answers requests with a pair of models; may be shared between threads, which take turns at each model.
 
     Nothing of a request stays in the engine or on the models; a bad request fails alone.
 
@@ -118,9 +119,10 @@ class SGLEngine:
         return last
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
-        """Answers piece by piece: text deltas, then the Response, last.
+        """Answers piece by piece: the ExitDecision, text and tool call deltas, then the Response, last.
 
-        Nothing is yielded before the exit decision, so text of an overruled small answer is never shown.
+        The decision comes first, so text of an overruled small answer is never shown. Closing the iterator,
+        or setting the request's ``cancel`` from anywhere, stops generation within one token.
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
@@ -141,7 +143,8 @@ class SGLEngine:
         )
         clock.add("small", small.stage_ms)
         decision = decide_exit(small.confidence, self.config.exit)
-        run = _Run(clock, small_prompt, small, decision)
+        run = _Run(request, clock, small_prompt, small, decision)
+        yield decision
         if decision.exit:
             if small.generation.text:
                 yield TextDelta(small.generation.text)
@@ -157,6 +160,14 @@ class SGLEngine:
         )
         clock.add("large", large.stage_ms)
         yield self._response(replace(run, large_prompt=large_prompt, large=large))
+
+    def count_tokens(self, request: Request) -> int:
+        """Prompt tokens of a request, visual ones included, as the large model reads it.
+
+        Raises:
+            RequestError: This request is bad.
+        """
+        return len(self.large.encode(request, self.config.limits))
 
     def _resolve(self, request: Request) -> tuple[int, Decoding]:
         """The request's wishes, and the configuration where it has none.
@@ -179,6 +190,7 @@ class SGLEngine:
             seed=request.seed,
             stop=request.stop,
             deadline=request.deadline,
+            cancel=request.cancel,
         )
         return wanted.max_new_tokens, decoding
 
@@ -199,11 +211,13 @@ class SGLEngine:
         return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
     def _response(self, run: _Run) -> Response:
+        vlm = self.small if run.large is None else self.large
         answer = run.small.generation if run.large is None else run.large.generation
         return Response(
             text=answer.text,
             finish_reason=answer.finish_reason,
             report=self._report(run),
+            tokens=token_logprobs(vlm, answer) if run.request.logprobs else (),
             importance=run.small.importance,
             plan=None if run.large is None else run.large.plan,
         )
@@ -269,8 +283,9 @@ class SGLEngine:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one request has produced so far."""
+    """What one request, its images loaded, has produced so far."""
 
+    request: Request
     clock: _Clock
     small_prompt: EncodedPrompt
     small: SmallPassResult

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from sgl_engine.errors import DeadlineError, InvalidRequestError
-from sgl_engine.types import Decoding, EncodedPrompt, Generation
+from sgl_engine.cancellation import check_wanted
+from sgl_engine.errors import InvalidRequestError
+from sgl_engine.types import Decoding, EncodedPrompt, Generation, TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
 Result = TypeVar("Result")
+_HALF = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers decode the first bytes of a character to, while its last ones are still to come."""
 
 
 def stream_tokens(
@@ -41,12 +44,13 @@ def stream_tokens(
         cache: An empty cache; filled.
         max_new_tokens: Upper limit; the context's end is one too.
         stop_at_eos: False goes on to the limit, whatever the model says.
-        decoding: How tokens are chosen, stop strings, deadline.
+        decoding: How tokens are chosen, stop strings, deadline, cancellation.
         patch: Entered around every forward and left before anything is yielded, so that nothing is changed
-            in the model while the consumer of a stream does something else.
+            in the model while the consumer of a stream does something else; the model is held for as long.
 
     Raises:
         DeadlineError: The deadline passed; checked before every forward.
+        RequestCancelledError: The answer is not wanted any more; checked before every forward.
         InvalidRequestError: ``max_new_tokens`` below 1.
     """
     if max_new_tokens < 1:
@@ -60,8 +64,9 @@ def stream_tokens(
     logprobs: list[float] = []
     position = 0
     while True:
-        check_deadline(decoding.deadline, f"after {len(ids)} of {limit} answer tokens")
-        with patch():
+        still_wanted = partial(check_wanted, decoding, f"after {len(ids)} of {limit} answer tokens")
+        still_wanted()
+        with vlm.exclusive(still_wanted), patch():
             logits = vlm.forward(embeddings, prompt=prompt, first_position=position, cache=cache)[0]
         position += embeddings.shape[1]
         ids.append(choose(logits))
@@ -94,20 +99,17 @@ def finish(stream: Generator[object, None, Result]) -> Result:
             return result
 
 
-def check_deadline(deadline: float | None, where: str) -> None:
-    """Fails when ``deadline``, a ``time.monotonic()`` value in seconds, has passed.
-
-    Raises:
-        DeadlineError: It has.
-    """
-    if deadline is None:
-        return
-    late_s = time.monotonic() - deadline
-    if late_s > 0:
-        raise DeadlineError(
-            f"The deadline passed {late_s:.3f} s ago, {where}.",
-            remedy="Set a later deadline, ask for fewer tokens, or keep less of the image.",
-        )
+def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]:
+    """The answer token by token: what each adds to the text, and its log-probability."""
+    ids = generation.token_ids.tolist()
+    tokens, sent = [], 0
+    for count, logprob in enumerate(generation.logprobs.tolist(), start=1):
+        final = vlm.text(ids[:count])
+        if count < len(ids):
+            final = final.rstrip(_HALF)
+        tokens.append(TokenLogprob(token=final[sent:], logprob=logprob))
+        sent = max(sent, len(final))
+    return tuple(tokens)
 
 
 class _Chooser:
@@ -162,7 +164,7 @@ class _TextStream:
 
     def _pending(self) -> int:
         """Characters at the end that must wait for the next token."""
-        final = self.text.rstrip("�")  # the first bytes of a character whose last ones are still to come
+        final = self.text.rstrip(_HALF)
         beginnings = (string[:size] for string in self._stop for size in range(1, len(string)))
         held = max((len(start) for start in beginnings if final.endswith(start)), default=0)
         return len(self.text) - len(final) + held

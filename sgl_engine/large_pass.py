@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING
 
+from sgl_engine.cancellation import check_wanted
 from sgl_engine.generation import finish, stream_tokens
 from sgl_engine.pruning import prune_visual_tokens
 from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
@@ -33,14 +35,17 @@ def stream_large_pass(
         plan: For this prompt (``plan_pruning``, or ``keep_everything`` for the model on its own).
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
-        decoding: How tokens are chosen, stop strings, deadline; None is greedy.
+        decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
 
     Raises:
         DeadlineError: The deadline passed.
+        RequestCancelledError: The answer is not wanted any more.
         ConfigError: The model cannot be pruned at the plan's layer.
     """
+    decoding = decoding or Decoding()
     started = time.perf_counter()
-    embeddings = vlm.embed(prompt)
+    with vlm.exclusive(partial(check_wanted, decoding, "before the large model began")):
+        embeddings = vlm.embed(prompt)
     seen = time.perf_counter()
     cache = vlm.new_cache()
     generation = yield from stream_tokens(
@@ -50,7 +55,7 @@ def stream_large_pass(
         cache=cache,
         max_new_tokens=max_new_tokens,
         stop_at_eos=stop_at_eos,
-        decoding=decoding or Decoding(),
+        decoding=decoding,
         patch=lambda: prune_visual_tokens(vlm, plan),
     )
     return LargePassResult(

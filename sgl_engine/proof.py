@@ -39,7 +39,8 @@ def prove(vlm: VLM) -> None:
     if vlm.proven:
         return
     try:
-        fault = _first_fault(vlm)
+        with vlm.exclusive():
+            fault = _first_fault(vlm)
     except (
         AttributeError,
         IndexError,

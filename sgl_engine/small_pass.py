@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from sgl_engine.attention import capture_attention
+from sgl_engine.cancellation import check_wanted
 from sgl_engine.confidence import find_scorer, measure_confidence
-from sgl_engine.generation import check_deadline, finish, stream_tokens
+from sgl_engine.generation import finish, stream_tokens
 from sgl_engine.importance import importance_map
 from sgl_engine.pruning import plan_pruning, prune_visual_tokens
 from sgl_engine.types import Decoding, EncodedPrompt, Generation, PruningPlan, SmallPassResult
@@ -39,16 +41,40 @@ def run_small_pass(
         prompt: Encoded by it.
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
-        decoding: How tokens are chosen, stop strings, deadline; None is greedy.
+        decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
         scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
 
     Raises:
         DeadlineError: The deadline passed.
+        RequestCancelledError: The answer is not wanted any more.
         ConfigError: There is no such scorer.
     """
     decoding = decoding or Decoding()
     find_scorer(scorer)  # before the work, not after it
+    # Held from the first layer to the last token: what is recorded must be this request's attention.
+    with vlm.exclusive(partial(check_wanted, decoding, "before the small model began")):
+        return _answer(
+            vlm,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            decoding=decoding,
+            scorer=scorer,
+            consistency_keep_ratio=consistency_keep_ratio,
+        )
+
+
+def _answer(
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    *,
+    max_new_tokens: int,
+    stop_at_eos: bool,
+    decoding: Decoding,
+    scorer: str | None,
+    consistency_keep_ratio: float,
+) -> SmallPassResult:
     started = time.perf_counter()
     embeddings = vlm.embed(prompt)
     seen = time.perf_counter()
@@ -67,7 +93,7 @@ def run_small_pass(
     answered = time.perf_counter()
     importance, plan, consistency = None, None, None
     if prompt.spans:
-        check_deadline(decoding.deadline, "before the consistency pass")
+        check_wanted(decoding, "before the consistency pass")
         importance = importance_map(recorder.sums(), prompt.spans)
         first = vlm.family.first_prunable_layer
         plan = plan_pruning(prompt, importance, layer=first, keep_ratio=consistency_keep_ratio)

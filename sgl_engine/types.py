@@ -126,6 +126,7 @@ class Request:
         tool_choice: "auto" leaves it to the model, "any" makes it call at least one, "none" forbids calls.
         tool_name: The only tool that may be called; None is any of ``tools``.
         parallel_tool_calls: Whether one answer may hold several calls.
+        logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
             any JSON object. Not together with a forced call.
     """
@@ -142,6 +143,7 @@ class Request:
     tool_choice: ToolChoice = "auto"
     tool_name: str | None = None
     parallel_tool_calls: bool = True
+    logprobs: bool = False
     response_schema: Mapping[str, Any] | None = None
 
     @classmethod
@@ -250,6 +252,7 @@ class Decoding:
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
+        cancel: Once set, generation ends within one token with ``RequestCancelledError``.
     """
 
     temperature: float = 0.0
@@ -257,6 +260,7 @@ class Decoding:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     deadline: float | None = None
+    cancel: threading.Event | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,7 +428,8 @@ class TokenLogprob:
     """One token of an answer.
 
     Attributes:
-        token: Its text alone; half a character shows as U+FFFD.
+        token: What it adds to the text: the tokens of an answer join to its text. Empty for a control token,
+            and for the first bytes of a character, which shows with its last byte.
         logprob: Natural log of its probability under the model's own distribution, see ``Generation``.
     """
 
@@ -442,7 +447,7 @@ class Response:
         report: What it cost and how it was decided; JSON-safe.
         tool_calls: What the model wants to have run, in order.
         invalid_tool_calls: Calls that cannot be read.
-        tokens: The answer's tokens, the end-of-sequence token included.
+        tokens: The answer's tokens, the end-of-sequence token included, where the request asked for them.
         importance: The small model's map; None when the request holds no image.
         plan: What the large model saw; None when it was not called.
     """

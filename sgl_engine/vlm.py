@@ -6,7 +6,10 @@ is the decoder alone, on embeddings and explicit positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
+from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import LimitsConfig
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
@@ -33,11 +37,12 @@ from sgl_engine.types import EncodedPrompt, Request
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_LOOK_UP_S = 0.05  # how soon somebody who waits for the model notices that nobody waits for the answer
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class VLM:
-    """A vision-language model, ready to be run step by step; one request at a time.
+    """A vision-language model, ready to be run step by step, from any thread: one step at a time.
 
     Args:
         model: A model of a supported family; put into evaluation mode.
@@ -63,6 +68,7 @@ class VLM:
         self.name = name
         self.revision = revision
         self.proven = not self.family.needs_proof
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return (
@@ -117,6 +123,22 @@ class VLM:
         return cls(
             model, processor, name=name or source, revision=getattr(config, "_commit_hash", None) or revision
         )
+
+    @contextmanager
+    def exclusive(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the context, no other thread runs this model, its processor or its patches.
+
+        Whoever patches the model holds it from before the patch until after it. Re-entrant.
+
+        Args:
+            still_wanted: Called now and then while waiting; what it raises ends the wait.
+        """
+        while not self._lock.acquire(timeout=_LOOK_UP_S):
+            still_wanted()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -177,12 +199,15 @@ class VLM:
             limits: What it may bring; None is ``LimitsConfig()``.
 
         Raises:
-            RequestError: A bad image, an empty request, or a prompt longer than the context.
+            RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
+                was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
         loaded = resolve_images(request, limits or LimitsConfig())
         image_token = self.family.image_text(self.processor, self.config)
-        inputs = process(self.processor, loaded, image_token=image_token)
+        waiting = partial(check_wanted, request, "while the model read another request")
+        with self.exclusive(waiting):  # tokenizers keep padding and truncation as state
+            inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
 
     def prompt(
@@ -235,7 +260,8 @@ class VLM:
         Raises:
             InvalidRequestError: The images do not give one feature for each image token.
         """
-        features = self.family.image_features(self.model, prompt.inputs)
+        with self.exclusive():
+            features = self.family.image_features(self.model, prompt.inputs)
         given = 0 if features is None else len(features)
         wanted = int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
         if given != wanted:

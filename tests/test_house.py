@@ -23,6 +23,7 @@ LAYERS = {
     "sgl_engine.types": 0,
     "sgl_engine.config": 0,
     "sgl_engine.report": 0,
+    "sgl_engine.cancellation": 1,
     "sgl_engine.importance": 1,
     "sgl_engine.confidence": 1,
     "sgl_engine.early_exit": 1,

@@ -11,6 +11,7 @@ from sgl_engine import (
     VLM,
     EngineConfig,
     ExitConfig,
+    ExitDecision,
     GenerationConfig,
     LimitsConfig,
     PruningConfig,
@@ -96,7 +97,9 @@ def test_the_route_can_be_forced(engine: SGLEngine) -> None:
 
 def test_a_stream_yields_text_after_the_decision_then_the_response(engine: SGLEngine) -> None:
     for escalate in ("never", "always"):
-        *deltas, last = forced(engine, escalate).stream(ASK)
+        decision, *deltas, last = forced(engine, escalate).stream(ASK)
+        assert isinstance(decision, ExitDecision)
+        assert decision.exit is (escalate == "never")
         assert isinstance(last, Response)
         assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
         assert "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)) == last.text

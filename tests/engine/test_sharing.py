@@ -1,0 +1,158 @@
+"""One engine, many threads: cancelled requests stop at once, and answers do not depend on who else asks."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+from oracles import traces
+from samples import noise
+
+from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta
+from sgl_engine.errors import DeadlineError, RequestCancelledError
+from sgl_engine.testing import tiny_vlm
+
+
+@pytest.fixture
+def engine() -> SGLEngine:
+    return SGLEngine(tiny_vlm(size="small", side_tokens=6), tiny_vlm(size="large", side_tokens=6))
+
+
+def ask(index: int, **settings: object) -> Request:
+    # Sizes, lengths and seeds all differ, so that a mixed-up cache, map or patch shows.
+    picture = noise(40 + index, 50, seed=index)
+    settings = {"max_new_tokens": 3 + index % 9} | settings
+    return Request.ask(f"What is number {index}?", picture, **settings)  # type: ignore[arg-type]
+
+
+def outcome(response: Response) -> tuple[object, ...]:
+    importance = response.importance
+    assert importance is not None
+    return response.text, response.report.score, importance.mass.tolist(), response.report.kept_visual_tokens
+
+
+def counting(vlm: VLM, do: Callable[[int], None]) -> list[int]:
+    """Calls `do(count)` after each decoder forward of `vlm`."""
+    calls = []
+
+    def count(*_: object) -> None:
+        calls.append(1)
+        do(len(calls))
+
+    vlm.text_model.register_forward_hook(count)
+    return calls
+
+
+def test_thirty_two_threads_get_the_answers_of_single_runs(engine: SGLEngine) -> None:
+    requests = [ask(index) for index in range(32)]
+    alone = [outcome(engine.run(request)) for request in requests]
+    before = traces(engine.large)
+    with ThreadPoolExecutor(32) as pool:
+        together = [outcome(response) for response in pool.map(engine.run, requests)]
+    assert together == alone
+    assert len({text for text, *_ in alone}) > 1
+    assert traces(engine.large) == before
+
+
+def test_without_taking_turns_answers_would_mix(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [ask(index) for index in range(32)]
+    alone = [outcome(engine.run(request)) for request in requests]
+    monkeypatch.setattr(VLM, "exclusive", lambda *_: nullcontext())
+
+    def run(request: Request) -> object:
+        try:
+            return outcome(engine.run(request))
+        except Exception as error:  # noqa: BLE001  # whatever a patch taken away in mid-air leads to
+            return error
+
+    mixed = False
+    for _ in range(5):  # a race may be lucky once
+        with ThreadPoolExecutor(32) as pool:
+            mixed = mixed or list(pool.map(run, requests)) != alone
+    assert mixed
+
+
+def test_two_engines_on_the_same_models_take_turns_too(engine: SGLEngine) -> None:
+    always = engine.with_config(engine.config.escalating("always"))
+    requests = [ask(index) for index in range(8)]
+    alone = [outcome(always.run(request)) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        first, second = pool.map(always.run, requests), pool.map(engine.run, requests)
+        assert [outcome(response) for response in first] == alone
+        assert len(list(second)) == 8
+
+
+@pytest.mark.parametrize("route", ["small", "large"])
+def test_cancelling_stops_within_one_token(engine: SGLEngine, route: str) -> None:
+    cancel = threading.Event()
+    vlm = getattr(engine, route)
+    calls = counting(vlm, lambda count: cancel.set() if count == 4 else None)
+    endless = dataclasses.replace(ask(1), cancel=cancel, max_new_tokens=500, stop=("never",))
+    if route == "large":
+        engine = engine.with_config(engine.config.escalating("always"))
+        endless = dataclasses.replace(endless, max_new_tokens=100)
+    with pytest.raises(RequestCancelledError, match="was cancelled after 4 of"):
+        engine.run(endless)
+    assert len(calls) == 4
+
+
+def test_leaving_a_stream_stops_within_one_token(engine: SGLEngine) -> None:
+    always = engine.with_config(engine.config.escalating("always"))
+    stream = always.stream(ask(3, max_new_tokens=50))
+    assert not isinstance(next(stream), TextDelta)  # the decision
+    calls = counting(engine.large, lambda _: None)
+    next(stream)
+    made = len(calls)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(calls) == made < 50
+    assert outcome(engine.run(ask(4)))  # nobody holds the model any more
+
+
+def test_whoever_waits_for_the_model_can_be_cancelled_or_late(engine: SGLEngine) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine.small.exclusive():
+            held.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            engine.run(ask(1, deadline=started + 0.2))
+        assert time.monotonic() - started < 5
+        cancel = threading.Event()
+        threading.Timer(0.2, cancel.set).start()
+        with pytest.raises(RequestCancelledError):
+            engine.run(dataclasses.replace(ask(1), cancel=cancel))
+    finally:
+        release.set()
+        holder.join()
+
+
+def test_token_logprobs_join_to_the_text(engine: SGLEngine) -> None:
+    for escalate in ("never", "always"):
+        run = engine.with_config(engine.config.escalating(escalate)).run  # type: ignore[arg-type]
+        wanted = run(dataclasses.replace(ask(5, max_new_tokens=20), logprobs=True))
+        assert "".join(token.token for token in wanted.tokens) == wanted.text
+        assert all(token.logprob <= 0 for token in wanted.tokens)
+        assert run(ask(5)).tokens == ()
+    small = engine.with_config(engine.config.escalating("never")).run(
+        dataclasses.replace(ask(5, max_new_tokens=20), logprobs=True)
+    )
+    mean = torch.tensor([token.logprob for token in small.tokens]).mean().exp()
+    assert float(mean) == pytest.approx(small.report.confidence, rel=1e-5)
+
+
+def test_tokens_are_counted_with_their_pictures(engine: SGLEngine) -> None:
+    response = engine.with_config(engine.config.escalating("always")).run(ask(1))
+    assert engine.count_tokens(ask(1)) == response.report.large_input_tokens
+    words = Request.ask("What is number 1?")
+    assert engine.count_tokens(ask(1)) - engine.count_tokens(words) >= response.report.visual_tokens
