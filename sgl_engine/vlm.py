@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+from transformers import DynamicCache
 
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import LimitsConfig
@@ -24,13 +23,11 @@ from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
     ConfigError,
     InvalidRequestError,
-    ModelNotFoundError,
     PromptTooLongError,
-    UnsafeWeightsError,
-    UnsupportedModelError,
 )
 from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
+from sgl_engine.loading import check_folder, load_config, load_model
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.types import EncodedPrompt, Request
 
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _LOOK_UP_S = 0.05  # how soon somebody who waits for the model notices that nobody waits for the answer
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class VLM:
@@ -112,12 +108,12 @@ class VLM:
             )
         folder = Path(path_or_hub_id).expanduser()
         source = str(folder) if folder.is_dir() else str(path_or_hub_id)
-        _check_folder(source)
+        check_folder(source)
         hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-        config = _load_config(source, hub)
+        config = load_config(source, hub)
         find_family(config, source)  # before gigabytes of weights are read
         processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
-        model = _load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
+        model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
         if device is not None:
             model.to(device)
         return cls(
@@ -349,98 +345,3 @@ def _positions(prompt: EncodedPrompt, first: int, count: int) -> Tensor:
     after = index[known.shape[-1] :] - len(prompt)
     following = prompt.positions.amax(dim=(0, 2))[None, :, None] + 1 + after
     return torch.cat((known, following.expand(*known.shape[:-1], -1)), dim=-1)
-
-
-def _check_folder(name: str) -> None:
-    """Says what is wrong with a local folder before transformers guesses."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-            raise ModelNotFoundError(
-                f"There is no model folder {name}.",
-                remedy="Check the path, or give a hub id such as owner/name.",
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"The folder {name} holds no config.json.",
-            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise UnsafeWeightsError(
-            f"The folder {name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
-            remedy="If you trust them, load them with transformers and call model.save_pretrained(folder).",
-        )
-    raise ModelNotFoundError(
-        f"The folder {name} holds no weights (*.safetensors).", remedy="Save the model there first."
-    )
-
-
-def _load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"The configuration of {name} cannot be loaded ({_first_line(error)}).",
-            remedy="Check the path or hub id, the revision and the network.",
-        ) from error
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"The configuration of {name} cannot be used ({_first_line(error)}).",
-            remedy="Use a supported family in transformers format, and a transformers version that knows it.",
-        ) from error
-    return config
-
-
-def _load_model(
-    name: str,
-    config: PreTrainedConfig,
-    *,
-    dtype: str | torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-    hub: Mapping[str, Any],
-) -> Any:
-    try:
-        auto: Any = AutoModelForImageTextToText
-        model, loading = auto.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            output_loading_info=True,
-            **hub,
-        )
-    except SafetensorError as error:
-        raise ModelNotFoundError(
-            f"The weights of {name} are not whole safetensors files ({_first_line(error)}).",
-            remedy="Download them again; files of some hundred bytes are git-LFS pointers (git lfs pull).",
-        ) from error
-    except OSError as error:
-        kind = UnsafeWeightsError if "safetensors" in str(error) else ModelNotFoundError
-        raise kind(
-            f"The weights of {name} cannot be loaded ({_first_line(error)}).",
-            remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
-        ) from error
-    except torch.OutOfMemoryError:  # a RuntimeError, but nothing is wrong with the model
-        raise
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UnsupportedModelError(
-            f"The weights of {name} cannot be loaded as configured ({_first_line(error)}).",
-            remedy="Use weights, config.json, dtype and device_map that fit each other; a device_map needs "
-            "accelerate.",
-        ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelNotFoundError(
-            f"The weights of {name} lack {len(missing)} of the model's tensors ({', '.join(missing[:3])}).",
-            remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
-        )
-    return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -31,6 +31,7 @@ LAYERS = {
     "sgl_engine.families": 1,
     "sgl_engine.fetching": 2,
     "sgl_engine.images": 2,
+    "sgl_engine.loading": 2,
     "sgl_engine.processing": 2,
     "sgl_engine.vlm": 2,
     "sgl_engine.attention": 2,
