@@ -7,6 +7,7 @@ each other; under a pruning plan it is ragged, and is cropped by the same number
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from sgl_engine import cost
 from sgl_engine.answer_scores import ScoringPassResult
@@ -87,7 +89,7 @@ def _score(
         prune_visual_tokens(vlm, plan),
         capture_attention(vlm, prompt) if guide else nullcontext() as recorder,
     ):
-        first = vlm.forward(embeddings, first_position=0, cache=cache)
+        first = vlm.forward(embeddings, prompt=prompt, first_position=0, cache=cache)
     prefilled = time.perf_counter()
     scored: list[tuple[float, ...]] = []
     for ids in tokens:
@@ -103,7 +105,12 @@ def _score(
         best=best,
         importance=importance,
         flops=cost.scoring_flops(
-            vlm.shape, prompt=prompt, answer_tokens=forced, plan=plan, importance=importance
+            vlm.shape,
+            patches=vlm.tower_patches(prompt),
+            prompt=prompt,
+            answer_tokens=forced,
+            plan=plan,
+            importance=importance,
         ),
         stage_ms={
             "vision": 1e3 * (seen - started),
@@ -116,8 +123,14 @@ def _score(
 def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[int]) -> Tensor:
     """Logits (T, vocab) after each of T answer tokens; the cache is left as it was."""
     embeddings = vlm.embed_tokens(torch.tensor(ids, dtype=torch.int64))
-    logits = vlm.forward(embeddings, first_position=len(prompt), cache=cache, logit_rows=len(ids))
-    cache.crop(-len(ids))  # tokens to drop, so it is right for the shorter caches of pruned layers as well
+    # A recurrent state, or a window that has moved on, cannot be taken back: those work on a copy.
+    can_be_cropped = all(type(layer) is DynamicLayer for layer in cache.layers)
+    used = cache if can_be_cropped else copy.deepcopy(cache)
+    logits = vlm.forward(
+        embeddings, prompt=prompt, first_position=len(prompt), cache=used, logit_rows=len(ids)
+    )
+    if can_be_cropped:
+        cache.crop(-len(ids))  # tokens to drop, so it is right for the shorter caches of pruned layers too
     return logits
 
 
@@ -133,7 +146,7 @@ def _importance(
     vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, prefill: AttentionRecorder, best: Sequence[int]
 ) -> ImportanceMap:
     """The map that a generation of the best answer would have left: its tokens are fed again, recorded."""
-    with capture_attention(vlm, prompt) as recorder:
+    with capture_attention(vlm, prompt, cached_tokens=len(prompt)) as recorder:
         _force(vlm, prompt, cache, best)
     before, after = prefill.sums(), recorder.sums()
     sums = AttentionSums(before.prefill, after.decode, before.prefill_queries, after.decode_queries)

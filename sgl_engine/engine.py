@@ -22,11 +22,12 @@ from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import ConfigError, IncompatiblePairError, InvalidRequestError
+from sgl_engine.errors import ConfigError, InvalidRequestError
 from sgl_engine.generation import token_logprobs
 from sgl_engine.grammar import answer_grammar
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.small_pass import run_small_pass
@@ -60,7 +61,7 @@ class SGLEngine:
         config: What can be set; None is ``EngineConfig()``.
 
     Raises:
-        IncompatiblePairError: The models do not see the same visual grid.
+        UnsupportedModelError: An architecture without a family, and the model is not run exactly.
         ConfigError: The configuration names a scorer that does not exist.
     """
 
@@ -69,7 +70,8 @@ class SGLEngine:
         self.large = large
         self.config = config or EngineConfig()
         find_scorer(self.config.exit.scorer)
-        _check_pair(small, large)
+        for vlm in (small, large):
+            prove(vlm)
 
     def __repr__(self) -> str:
         return f"SGLEngine(small={self.small!r}, large={self.large!r})"
@@ -114,7 +116,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
         *_, last = self.stream(request)
         assert isinstance(last, Response)
@@ -128,7 +130,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
         clock = _Clock()
         max_new_tokens, decoding = self._resolve(request)
@@ -183,7 +185,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request, or an answer, is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
             ConfigError: There is no such model.
         """
         clock = _Clock()
@@ -274,7 +276,7 @@ class SGLEngine:
             importance: The small model's map; None, as for a request without images, keeps everything.
 
         Raises:
-            IncompatiblePairError: The map's grids are not the prompt's.
+            IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         """
         if importance is None:
             return keep_everything(prompt)
@@ -338,14 +340,18 @@ class SGLEngine:
         Where the large model was not called, its own token counts are unknown; the small model's stand in.
         """
         small, large = run.small, run.large
-        small_flops = cost.small_pass_flops(self.small.shape, prompt=run.small_prompt, result=small)
+        small_patches = self.small.tower_patches(run.small_prompt)
+        small_flops = cost.small_pass_flops(
+            self.small.shape, patches=small_patches, prompt=run.small_prompt, result=small
+        )
         prompt = run.large_prompt or run.small_prompt
+        patches = small_patches if run.large_prompt is None else self.large.tower_patches(prompt)
         answer = small.generation if large is None else large.generation
 
         def large_flops(plan: PruningPlan | None) -> int:
             return cost.answer_flops(
                 self.large.shape,
-                tiles=len(prompt.spans),
+                patches=patches,
                 prompt_tokens=len(prompt),
                 output_tokens=len(answer),
                 plan=plan,
@@ -431,14 +437,3 @@ def _version() -> str:
         return importlib.metadata.version("langchain-sgl")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         return "0+uninstalled"
-
-
-def _check_pair(small: VLM, large: VLM) -> None:
-    """Refuses a pair whose tiles hold different grids; how images are cut into tiles shows per request."""
-    grids = [vlm.family.tile_grid(vlm.config) for vlm in (small, large)]
-    if grids[0] != grids[1]:
-        raise IncompatiblePairError(
-            f"A tile is {grids[0][0]} x {grids[0][1]} visual tokens for {small.name}, but {grids[1][0]} x "
-            f"{grids[1][1]} for {large.name}; they must be equal.",
-            remedy="Use two sizes of one family, with the same image size, patch size and downsampling.",
-        )

@@ -72,7 +72,7 @@ def stream_tokens(
         still_wanted = partial(check_wanted, decoding, f"after {len(ids)} of {limit} answer tokens")
         still_wanted()
         with vlm.exclusive(still_wanted), patch():
-            logits = vlm.forward(embeddings, first_position=position, cache=cache)[0]
+            logits = vlm.forward(embeddings, prompt=prompt, first_position=position, cache=cache)[0]
         position += embeddings.shape[1]
         token = choose(logits) if held is None else held.choose(logits, choose)
         if token is None:  # whole, and nothing that the grammar allows fits any more

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sgl_engine.conversation import render
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.processors import image_only
+from sgl_engine.families.processors import image_only_class
 from sgl_engine.types import Request
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         ProcessorError: It is missing or cannot be loaded.
     """
     import transformers
+    from transformers.processing_utils import ProcessorMixin
     from transformers.utils.import_utils import is_torchvision_available
 
     auto: Any = transformers.AutoProcessor
@@ -37,8 +38,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     try:
         if is_torchvision_available():
             return auto.from_pretrained(name, **hub)
-        cls, settings = _processor_class(name, hub)
-        if cls is None or "video_processor" not in cls.get_attributes():
+        settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
+        cls = image_only_class(settings.get("processor_class") or "")
+        if cls is None:
             return auto.from_pretrained(name, **hub)
         return _load_image_only(cls, settings, name, hub)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
@@ -48,17 +50,8 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         ) from error
 
 
-def _processor_class(name: str, hub: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class that the saved processor names, None if transformers has none such; and its settings."""
-    import transformers
-    from transformers.processing_utils import ProcessorMixin
-
-    settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
-    return getattr(transformers, settings.get("processor_class") or "", None), settings
-
-
 def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
-    """Builds ``cls`` with ``video_processor=None``."""
+    """Builds a class from ``image_only_class``."""
     import transformers
 
     images: Any = transformers.AutoImageProcessor
@@ -67,7 +60,7 @@ def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[st
         "tokenizer": transformers.AutoTokenizer.from_pretrained(name, **hub),
         "video_processor": None,
     }
-    return image_only(cls).from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)
+    return cls.from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)
 
 
 def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
@@ -86,7 +79,7 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
     text = render(processor, request, image_token=image_token)
     images = [part.source for part in request.images]
     try:
-        inputs = processor(text=[text], images=images or None, return_tensors="pt")
+        inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ProcessorError(
             f"The processor {type(processor).__name__} cannot encode {len(images)} images and "

@@ -28,6 +28,7 @@ from sgl_engine.families.tiny import (
     TinyDecoder,
     build_tiny,
 )
+from sgl_engine.families.tiny.sizes import TinyOptions
 from sgl_engine.types import (
     Confidence,
     Decoding,
@@ -53,10 +54,11 @@ def tiny_vlm(
     """A VLM of 60 to 180 thousand parameters, float32, on the CPU. Its answers are gibberish, and repeatable.
 
     Args:
-        family: Architecture family.
+        family: Architecture family, by its ``config.model_type``.
         size: "small" has 3 decoder layers, "large" 6 wider ones; both see the same grid.
-        decoder: Which text model; the families' checkpoints come with several.
-        max_tiles: 1 makes one tile of every image; more cuts large images into tiles, and adds a thumbnail.
+        decoder: Which text model, for the default family, whose checkpoints come with several.
+        max_tiles: 1 makes one tile of every image; more cuts large images into tiles, as the family does it,
+            or makes their one grid larger.
         side_tokens: A tile is side_tokens x side_tokens visual tokens.
         seed: Of the weights; the global random state is left as it was.
         context_tokens: Longest sequence.
@@ -69,14 +71,10 @@ def tiny_vlm(
             f"There is no tiny model of the family {family!r}.",
             remedy=f"Use one of {', '.join(TINY_FAMILIES)}.",
         )
-    model, processor = build_tiny(
-        TINY_SIZES[size],
-        decoder=decoder,
-        max_tiles=max_tiles,
-        side_tokens=side_tokens,
-        seed=seed,
-        context_tokens=context_tokens,
+    options = TinyOptions(
+        size=TINY_SIZES[size], max_tiles=max_tiles, side_tokens=side_tokens, context_tokens=context_tokens
     )
+    model, processor = build_tiny(family, options, decoder=decoder, seed=seed)
     return VLM(model, processor, name=f"tiny-{family}-{size}")
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sgl_engine.resampling import resample
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -187,9 +189,10 @@ class VisualSpan:
         image: Index of the image in the request, from 0.
         start: First prompt position.
         stop: One past the last prompt position.
-        grid: (rows, cols) of tokens after merging; rows * cols == stop - start, row-major.
+        grid: (rows, cols) of tokens after merging, row-major.
         box: The part of the source image that the tokens see; None where it is unknown (a tiled prompt built
             from raw inputs, without the image sizes).
+        row_gap: Prompt tokens between two rows that are no visual tokens (row separators); they are text.
     """
 
     image: int
@@ -197,10 +200,18 @@ class VisualSpan:
     stop: int
     grid: tuple[int, int]
     box: Box | None
+    row_gap: int = 0
 
     def __len__(self) -> int:
         """Number of visual tokens."""
-        return self.stop - self.start
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Prompt positions of the visual tokens, ascending."""
+        rows, cols = self.grid
+        starts = range(self.start, self.start + rows * (cols + self.row_gap), cols + self.row_gap)
+        return tuple(position for start in starts for position in range(start, start + cols))
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,11 +222,14 @@ class EncodedPrompt:
         inputs: The model's keyword arguments (input_ids, attention_mask, pixel_values, ...).
         input_ids: int64 (B, S).
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
+        positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
+            None where tokens are simply numbered.
     """
 
     inputs: Mapping[str, Tensor]
     input_ids: Tensor
     spans: tuple[VisualSpan, ...]
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -229,7 +243,7 @@ class EncodedPrompt:
     @property
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
-        return tuple(position for span in self.spans for position in range(span.start, span.stop))
+        return tuple(position for span in self.spans for position in span.positions)
 
 
 @dataclass(frozen=True)
@@ -300,6 +314,20 @@ class ImportanceMap:
             first += len(span)
         return tuple(grids)
 
+    def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
+        """The same map on another prompt's visual tokens: other tiles, grids, model or family.
+
+        Mass goes where it lies in the picture (``sgl_engine.resampling``); where the spans agree, it is the
+        map itself. Mass that none of the new tokens see, as behind a crop, is left out.
+
+        Args:
+            spans: The other prompt's, of the same images.
+
+        Raises:
+            IncompatiblePairError: Other images, or boxes that are needed and unknown.
+        """
+        return ImportanceMap(resample(self.mass, self.spans, spans), spans, self.num_queries)
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -346,6 +374,7 @@ class PruningPlan:
         visual_tokens: V.
         kept_visual_tokens: Of the V.
         keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
+        spans: The prompt's visual spans, to show what is kept in the picture.
     """
 
     keep: Tensor
@@ -354,6 +383,7 @@ class PruningPlan:
     visual_tokens: int
     kept_visual_tokens: int
     keep_ratio: float
+    spans: tuple[VisualSpan, ...] = ()
 
     @property
     def prunes(self) -> bool:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower numbers, or from its own number without a cycle. New modules get a number here.
 LAYERS = {
     "sgl_engine.errors": 0,
+    "sgl_engine.resampling": 0,
     "sgl_engine.types": 0,
     "sgl_engine.config": 0,
     "sgl_engine.report": 0,
@@ -35,6 +36,7 @@ LAYERS = {
     "sgl_engine.fetching": 2,
     "sgl_engine.images": 2,
     "sgl_engine.conversation": 2,
+    "sgl_engine.loading": 2,
     "sgl_engine.processing": 2,
     "sgl_engine.vlm": 2,
     "sgl_engine.attention": 2,
@@ -48,6 +50,7 @@ LAYERS = {
     "sgl_engine.large_pass": 3,
     "sgl_engine.answer_scores": 3,
     "sgl_engine.answer_scoring": 3,
+    "sgl_engine.proof": 3,
     "sgl_engine.engine": 4,
     "sgl_engine.demo": 5,
     "sgl_engine.explain": 5,

@@ -29,7 +29,6 @@ from sgl_engine.errors import (
     CorruptImageError,
     DeadlineError,
     ImageLimitError,
-    IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
     PromptTooLongError,
@@ -230,17 +229,13 @@ def test_limits_are_the_configurations(engine: SGLEngine) -> None:
         strict.run(ASK)
 
 
-def test_a_pair_with_different_grids(small: VLM) -> None:
-    with pytest.raises(IncompatiblePairError, match="6 x 6 .* but 4 x 4 .*must be equal.*same image size"):
-        SGLEngine(small, tiny_vlm(size="large", side_tokens=4))
-
-
-def test_a_pair_that_cuts_images_differently() -> None:
-    """Only a request's images show it; the engine survives."""
-    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large", max_tiles=4))
-    with pytest.raises(IncompatiblePairError, match="1 images in 1 tiles.*1 images in 3 tiles"):
-        engine.run(Request.ask("?", noise(64, 32)))
-    assert engine.run(Request.ask("?", noise(32, 32), max_new_tokens=1)).report.route == "large"
+def test_a_pair_with_different_grids_and_tiles(small: VLM) -> None:
+    """6 x 6 tokens of the whole picture guide tiles of 4 x 4 and a thumbnail."""
+    engine = SGLEngine(small, tiny_vlm(size="large", side_tokens=4, max_tiles=4))
+    response = engine.run(Request.ask("?", noise(64, 32), max_new_tokens=1))
+    assert response.plan is not None
+    assert response.report.visual_tokens == 36
+    assert (response.plan.visual_tokens, response.plan.kept_visual_tokens) == (48, 9)
 
 
 def test_an_unknown_scorer(small: VLM, large: VLM) -> None:
