@@ -31,6 +31,7 @@ _DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 _HOUR = "(?:[01][0-9]|2[0-3])"
 _TIME = rf"{_HOUR}:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,6}})?(?:Z|[+-]{_HOUR}:[0-5][0-9])"
 _PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
@@ -147,6 +148,7 @@ def prepare_schema(schema: dict[str, Any]) -> dict[str, Any]:
             node["pattern"] = _PATTERNS[node.pop("format")]
         if close and isinstance(node.get("properties"), dict) and "patternProperties" not in node:
             node.setdefault("additionalProperties", False)
+        _narrow_bounds(node)
         tag = node.get("discriminator")
         if isinstance(tag, dict) and isinstance(tag.get("propertyName"), str) and "oneOf" in node:
             node["oneOf"] = [_with_required(part, tag["propertyName"]) for part in node["oneOf"]]
@@ -157,6 +159,24 @@ def prepare_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
     prepared: dict[str, Any] = _mapped(schema, one)
     return prepared
+
+
+def _narrow_bounds(node: dict[str, Any]) -> None:
+    """Moves an excluded bound inwards, by a millionth of a range less than 1 wide.
+
+    llguidance 1.9 takes the bound itself there where it is a whole number: 0 for above 0 and up to 0.5.
+    """
+    bounds = {name: node.get(name) for name in _BOUNDS}
+    numbers = {name: value for name, value in bounds.items() if isinstance(value, int | float)}
+    lowest = max((value for name, value in numbers.items() if "inimum" in name), default=None)
+    highest = min((value for name, value in numbers.items() if "aximum" in name), default=None)
+    if node.get("type") == "integer" or lowest is None or highest is None or not 0 < highest - lowest < 1:
+        return
+    step = (highest - lowest) / 1e6
+    if node.get("exclusiveMinimum") == lowest:
+        node["minimum"] = node.pop("exclusiveMinimum") + step
+    if node.get("exclusiveMaximum") == highest:
+        node["maximum"] = node.pop("exclusiveMaximum") - step
 
 
 def _mapped(node: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

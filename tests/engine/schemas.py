@@ -95,6 +95,7 @@ _CHECKS: dict[str, Callable[..., list[str]]] = {
     "minimum": _simple((int, float), lambda value, wanted: value >= wanted),
     "maximum": _simple((int, float), lambda value, wanted: value <= wanted),
     "exclusiveMinimum": _simple((int, float), lambda value, wanted: value > wanted),
+    "exclusiveMaximum": _simple((int, float), lambda value, wanted: value < wanted),
     "multipleOf": _simple(int, lambda value, wanted: value % wanted == 0),
     "minItems": _simple(list, lambda value, wanted: len(value) >= wanted),
     "maxItems": _simple(list, lambda value, wanted: len(value) <= wanted),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 import pytest
 from llguidance import LLMatcher
 from pydantic import BaseModel, Field, create_model
+from schemas import faults
 
 from sgl_engine import Request
 from sgl_engine.closing import byte_tokenizer, closes, find_closings
@@ -238,6 +239,23 @@ def test_what_pydantic_generates_works(kind: str) -> None:
 def test_an_alternative_that_cannot_be_enforced_is_left_out() -> None:
     grammar = json_grammar({"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^(?!-$)[-0-9]+$"}]})
     assert takes(grammar, "1", '"1"') == [True, False]
+
+
+NEAR = [-1, -0.5, -0.05, 0, 0.01, 0.5, 0.95, 1, 1.5, 10, 10.5]
+NUMBERS = [
+    f"{sign}{whole}{rest}" for sign in ("", "-") for whole in (0, 1, 9, 10) for rest in ("", ".0", ".3", ".5")
+]
+
+
+@pytest.mark.parametrize("low", ["minimum", "exclusiveMinimum"])
+@pytest.mark.parametrize("high", ["maximum", "exclusiveMaximum"])
+def test_bounds_hold(low: str, high: str) -> None:
+    for least, most in [(least, most) for least in NEAR for most in NEAR if least < most]:
+        schema = {"type": "number", low: least, high: most}
+        found = takes(json_grammar(schema), *NUMBERS)
+        taken = [text for text, ok in zip(NUMBERS, found, strict=True) if ok]
+        assert [fault for text in taken for fault in faults(float(text), schema)] == []
+        assert taken or most - least <= 0.5
 
 
 def test_dates_are_days_that_exist() -> None:
