@@ -6,32 +6,26 @@ request -> images -> small pass -> exit? -+-> the small answer
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from sgl_engine import cost
-from sgl_engine.answer_reader import AnswerReader, agree, read_answer
+from sgl_engine.accounting import Clock, Run, engine_version, run_report
+from sgl_engine.answer_reader import AnswerReader
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
-from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
+from sgl_engine.config import EngineConfig, ExitConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import ConfigError, InvalidRequestError
+from sgl_engine.errors import ConfigError
 from sgl_engine.generation import token_logprobs
-from sgl_engine.grammar import answer_grammar
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
 from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
-from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.small_pass import run_small_pass
-from sgl_engine.tool_calls import ParsedAnswer, check_tools
+from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
@@ -45,6 +39,7 @@ from sgl_engine.types import (
     StreamEvent,
 )
 from sgl_engine.vlm import VLM
+from sgl_engine.wishes import hold_to_form, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -132,9 +127,9 @@ class SGLEngine:
             RequestError: This request is bad; the engine is unharmed.
             IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
-        clock = _Clock()
-        max_new_tokens, decoding = self._resolve(request)
-        decoding = _held(request, decoding)
+        clock = Clock()
+        max_new_tokens, decoding = resolve(request, self.config.generation)
+        decoding = hold_to_form(request, decoding)
         request = resolve_images(request, self.config.limits)
         small_prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
@@ -142,7 +137,7 @@ class SGLEngine:
         small = self._small_pass(request, small_prompt, max_new_tokens, reader.suited(decoding))
         clock.add("small", small.stage_ms)
         decision = _permitted(request, decide_exit(small.confidence, self.config.exit))
-        run = _Run(request, clock, small_prompt, small, decision)
+        run = Run(request, clock, small_prompt, small, decision)
         yield decision
         if decision.exit:
             yield from reader.push(small.generation.text)
@@ -188,9 +183,9 @@ class SGLEngine:
             IncompatiblePairError: A model does not say which part of the images its tokens show.
             ConfigError: There is no such model.
         """
-        clock = _Clock()
+        clock = Clock()
         exit_config = self._exit_config(model)
-        _, decoding = self._resolve(request)
+        _, decoding = resolve(request, self.config.generation)
         request = resolve_images(request, self.config.limits)
         small_prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
@@ -207,7 +202,7 @@ class SGLEngine:
             clock.add("large", large.stage_ms)
             run = replace(run, large_prompt=large_prompt, plan=plan, large=large)
         report = scoring_report(
-            run, self.small, self.large, engine_version=_version(), stage_ms=clock.stage_ms()
+            run, self.small, self.large, engine_version=engine_version(), stage_ms=clock.stage_ms()
         )
         return AnswerScores(run.answers, (run.large or small).logprobs, report)
 
@@ -241,33 +236,6 @@ class SGLEngine:
         """
         return len(self.large.encode(request, self.config.limits))
 
-    def _resolve(self, request: Request) -> tuple[int, Decoding]:
-        """The request's wishes, and the configuration where it has none.
-
-        Raises:
-            InvalidRequestError: A wish that the configuration would not take either, or wishes about tools
-                that contradict each other.
-        """
-        check_tools(request)
-        values = self.config.generation.model_dump()
-        values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
-        try:
-            wanted = GenerationConfig(**values)
-        except ValidationError as error:
-            raise InvalidRequestError(
-                f"The request cannot be answered with {_wrong_values(error)}.",
-                remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
-            ) from error
-        decoding = Decoding(
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=request.seed,
-            stop=request.stop,
-            deadline=request.deadline,
-            cancel=request.cancel,
-        )
-        return wanted.max_new_tokens, decoding
-
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """What the large model is made to keep of ``prompt``, at the configured operating point.
 
@@ -284,116 +252,21 @@ class SGLEngine:
         layer = max(pruning.layer(self.large.num_layers), self.large.family.first_prunable_layer)
         return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
-    def _response(self, run: _Run, answer: ParsedAnswer) -> Response:
+    def _response(self, run: Run, answer: ParsedAnswer) -> Response:
         vlm = self.small if run.large is None else self.large
         generation = run.small.generation if run.large is None else run.large.generation
         return Response(
             text=answer.text,
             finish_reason=generation.finish_reason,
-            report=self._report(run, answer),
+            report=run_report(
+                run, answer, self.small, self.large, scorer=self.config.exit.scorer or DEFAULT_SCORER
+            ),
             tool_calls=answer.tool_calls,
             invalid_tool_calls=answer.invalid_tool_calls,
             tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
             importance=run.small.importance,
             plan=None if run.large is None else run.large.plan,
         )
-
-    def _report(self, run: _Run, answer: ParsedAnswer) -> RunReport:
-        small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
-        small_flops, large_flops, alone_flops = self._flops(run)
-        return RunReport(
-            engine_version=_version(),
-            route="small" if large is None else "large",
-            escalated=large is not None,
-            score=run.decision.score,
-            scorer=self.config.exit.scorer or DEFAULT_SCORER,
-            threshold=run.decision.threshold,
-            forced=run.decision.policy == "forced",
-            confidence=small.confidence.parts["confidence"],
-            consistency=small.confidence.parts.get("consistency_product"),
-            visual_tokens=run.small_prompt.num_visual_tokens,
-            kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
-            prune_layer=None if plan is None else plan.layer,
-            keep_ratio=None if plan is None else plan.keep_ratio,
-            average_retention=None if plan is None else cost.average_retention(plan, self.large.num_layers),
-            small_tflops=small_flops / 1e12,
-            large_tflops=large_flops / 1e12,
-            large_alone_tflops=alone_flops / 1e12,
-            saved_fraction=1 - (small_flops + large_flops) / alone_flops,
-            stage_ms=run.clock.stage_ms(),
-            small_input_tokens=len(run.small_prompt),
-            small_output_tokens=len(small.generation),
-            large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
-            large_output_tokens=None if large is None else len(large.generation),
-            small_answer=None if large is None else small.generation.text,
-            large_agreed=None if large is None else agree(self._small_answer(run), answer),
-            small_model=ModelInfo(name=self.small.name, revision=self.small.revision),
-            large_model=ModelInfo(name=self.large.name, revision=self.large.revision),
-        )
-
-    def _small_answer(self, run: _Run) -> ParsedAnswer:
-        return read_answer(self.small, run.request, run.small_prompt, run.small.generation)
-
-    def _flops(self, run: _Run) -> tuple[int, int, int]:
-        """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
-
-        Where the large model was not called, its own token counts are unknown; the small model's stand in.
-        """
-        small, large = run.small, run.large
-        small_patches = self.small.tower_patches(run.small_prompt)
-        small_flops = cost.small_pass_flops(
-            self.small.shape, patches=small_patches, prompt=run.small_prompt, result=small
-        )
-        prompt = run.large_prompt or run.small_prompt
-        patches = small_patches if run.large_prompt is None else self.large.tower_patches(prompt)
-        answer = small.generation if large is None else large.generation
-
-        def large_flops(plan: PruningPlan | None) -> int:
-            return cost.answer_flops(
-                self.large.shape,
-                patches=patches,
-                prompt_tokens=len(prompt),
-                output_tokens=len(answer),
-                plan=plan,
-            )
-
-        return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one request, its images loaded, has produced so far."""
-
-    request: Request
-    clock: _Clock
-    small_prompt: EncodedPrompt
-    small: SmallPassResult
-    decision: ExitDecision
-    large_prompt: EncodedPrompt | None = None
-    large: LargePassResult | None = None
-
-
-class _Clock:
-    """Milliseconds per stage of one request."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """Ends a stage that began where the last one ended."""
-        now = time.perf_counter()
-        self._stages[stage] = 1e3 * (now - self._last)
-        self._last = now
-
-    def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself."""
-        self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
-        self._last = time.perf_counter()
-
-    def stage_ms(self) -> dict[str, float]:
-        """All stages so far, and "total" since the beginning."""
-        return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
 
 
 def _permitted(request: Request, decision: ExitDecision) -> ExitDecision:
@@ -413,27 +286,3 @@ def _as_deltas(
             result: LargePassResult = end.value
             return result
         yield from reader.push(text)
-
-
-def _held(request: Request, decoding: Decoding) -> Decoding:
-    """The decoding, held to what the request says an answer may look like.
-
-    Raises:
-        InvalidRequestError: A schema cannot be enforced.
-    """
-    whole = request.response_schema is not None or request.tool_choice == "any"
-    return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
-
-
-def _wrong_values(error: ValidationError) -> str:
-    """Each refused value and why: ``temperature=-1 (Input should be greater than or equal to 0)``."""
-    return ", ".join(
-        f"{'.'.join(map(str, wrong['loc']))}={wrong['input']!r} ({wrong['msg']})" for wrong in error.errors()
-    )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("langchain-sgl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "0+uninstalled"
