@@ -36,16 +36,17 @@ class AttentionRecorder:
         layers: L.
         prompt: Where the visual tokens are.
         first_row: First prompt row that counts.
+        seen: Tokens that the cache has seen before.
     """
 
-    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int) -> None:
+    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int, seen: int = 0) -> None:
         self._prompt_tokens = len(prompt)
         self._first_row = first_row
         self._visual = torch.tensor(
             prompt.visual_positions, dtype=torch.int64, device=prompt.input_ids.device
         )
         self._decode_rows = [0] * layers
-        self._seen = [0] * layers
+        self._seen = [seen] * layers
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
@@ -73,8 +74,8 @@ class AttentionRecorder:
             return
         rows, keys = query.shape[2], key.shape[2]
         # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
-        before = self._seen[layer]
-        self._seen[layer] += rows
+        before = max(self._seen[layer], keys - rows)
+        self._seen[layer] = before + rows
         dropped = before + rows - keys
         prefill = before < self._prompt_tokens
         start = max(0, self._first_row - before) if prefill else 0
@@ -119,7 +120,7 @@ def _attention_rows(
 
 @contextmanager
 def capture_attention(
-    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None
+    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None, seen: int = 0
 ) -> Iterator[AttentionRecorder]:
     """Records attention to visual tokens while ``vlm`` runs ``prompt`` and decodes, unpruned.
 
@@ -130,10 +131,11 @@ def capture_attention(
         vlm: The model that will run inside the context.
         prompt: The prompt that it will run.
         first_row: First prompt row that counts; None is the last visual token, as in the paper. For studies.
+        seen: Tokens that the cache has seen before the context was entered.
     """
     if first_row is None:
         first_row = max(prompt.visual_positions, default=len(prompt) - 1)
-    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row)
+    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row, seen)
     config = vlm.text_model.config
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)

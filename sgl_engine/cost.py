@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgl_engine.types import EncodedPrompt, PruningPlan, SmallPassResult
+from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, SmallPassResult
 
 
 @dataclass(frozen=True)
@@ -197,3 +197,40 @@ def small_pass_flops(
         + capture
         + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
     )
+
+
+def scoring_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt: EncodedPrompt,
+    answer_tokens: Sequence[int],
+    plan: PruningPlan | None = None,
+    importance: ImportanceMap | None = None,
+) -> int:
+    """One prefill, then several answers that are each fed whole onto its cache.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt: The prompt, before pruning.
+        answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
+        plan: What is pruned; None is nothing.
+        importance: The map, where attention was recorded, during the prefill and the last of the answers.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
+    prefill = sum(shape.vision.pass_flops(count) for count in patches)
+    prefill += forward_flops(decoder, layer_tokens, logit_rows=1)
+    answers = sum(
+        decoder.layer_flops(layer, rows, rows * (before + rows))
+        for rows in answer_tokens
+        for layer, before in enumerate(layer_tokens)
+    )
+    answers += sum(answer_tokens) * decoder.logit_flops
+    if importance is None:
+        return prefill + answers
+    recorded = answer_tokens[-1]
+    pairs = importance.num_queries * len(prompt) + recorded * recorded
+    attention_layers = decoder.layers - len(decoder.recurrent_layers)
+    return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2

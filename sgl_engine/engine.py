@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from sgl_engine import cost
+from sgl_engine.answer_reader import AnswerReader, agree, read_answer
+from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
+from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
-from sgl_engine.config import EngineConfig, GenerationConfig
+from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine.errors import ConfigError, InvalidRequestError
 from sgl_engine.generation import token_logprobs
+from sgl_engine.grammar import answer_grammar
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
 from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.small_pass import run_small_pass
+from sgl_engine.tool_calls import ParsedAnswer, check_tools
 from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
@@ -38,7 +43,6 @@ from sgl_engine.types import (
     Response,
     SmallPassResult,
     StreamEvent,
-    TextDelta,
 )
 from sgl_engine.vlm import VLM
 
@@ -130,36 +134,104 @@ class SGLEngine:
         """
         clock = _Clock()
         max_new_tokens, decoding = self._resolve(request)
+        decoding = _held(request, decoding)
         request = resolve_images(request, self.config.limits)
         small_prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
-        small = run_small_pass(
+        reader = AnswerReader(self.small, request, small_prompt)
+        small = self._small_pass(request, small_prompt, max_new_tokens, reader.suited(decoding))
+        clock.add("small", small.stage_ms)
+        decision = _permitted(request, decide_exit(small.confidence, self.config.exit))
+        run = _Run(request, clock, small_prompt, small, decision)
+        yield decision
+        if decision.exit:
+            yield from reader.push(small.generation.text)
+            held_back, answer = reader.finish(small.generation)
+            yield from held_back
+            yield self._response(run, answer)
+            return
+        large_prompt = self.large.encode(request, self.config.limits)
+        plan = self.plan(large_prompt, small.importance)
+        clock.lap("encode_large")
+        reader = AnswerReader(self.large, request, large_prompt)
+        large = yield from _as_deltas(
+            stream_large_pass(
+                self.large,
+                large_prompt,
+                plan,
+                max_new_tokens=max_new_tokens,
+                decoding=reader.suited(decoding),
+            ),
+            reader,
+        )
+        held_back, answer = reader.finish(large.generation)
+        yield from held_back
+        clock.add("large", large.stage_ms)
+        yield self._response(replace(run, large_prompt=large_prompt, large=large), answer)
+
+    def score_answers(
+        self, request: Request, answers: Sequence[str], *, model: Literal["auto", "small", "large"] = "auto"
+    ) -> AnswerScores:
+        """How likely each of ``answers`` is, instead of generating one.
+
+        The small model scores first. It is sure enough when its best answer has at least the exit threshold's
+        share among the answers; of a single answer with probability p, when max(p, 1 - p) reaches it. If not,
+        the large model scores them, guided as it is when it answers.
+
+        Args:
+            request: What is asked. How it wants answers to be generated has no meaning here.
+            answers: At least one; none of them empty.
+            model: Whose scores are returned; "auto" goes by the exit configuration.
+
+        Raises:
+            RequestError: This request, or an answer, is bad; the engine is unharmed.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
+            ConfigError: There is no such model.
+        """
+        clock = _Clock()
+        exit_config = self._exit_config(model)
+        _, decoding = self._resolve(request)
+        request = resolve_images(request, self.config.limits)
+        small_prompt = self.small.encode(request, self.config.limits)
+        clock.lap("encode_small")
+        guide = exit_config.escalate != "never"
+        small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
+        clock.add("small", small.stage_ms)
+        decision = _permitted(request, decide_exit(decision_confidence(small), exit_config))
+        run = ScoringRun(tuple(answers), decision, small_prompt, small)
+        if not decision.exit:
+            large_prompt = self.large.encode(request, self.config.limits)
+            plan = self.plan(large_prompt, small.importance)
+            clock.lap("encode_large")
+            large = run_scoring_pass(self.large, large_prompt, answers, plan=plan, decoding=decoding)
+            clock.add("large", large.stage_ms)
+            run = replace(run, large_prompt=large_prompt, plan=plan, large=large)
+        report = scoring_report(
+            run, self.small, self.large, engine_version=_version(), stage_ms=clock.stage_ms()
+        )
+        return AnswerScores(run.answers, (run.large or small).logprobs, report)
+
+    def _exit_config(self, model: Literal["auto", "small", "large"]) -> ExitConfig:
+        """The configured one, or the one that forces ``model``."""
+        if model == "auto":
+            return self.config.exit
+        if model not in ("small", "large"):
+            raise ConfigError(f"There is no model {model!r}.", remedy='Use "auto", "small" or "large".')
+        return self.config.escalating("never" if model == "small" else "always").exit
+
+    def _small_pass(
+        self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding
+    ) -> SmallPassResult:
+        """The small model's turn; ``request`` is for engines whose small pass is scripted."""
+        del request
+        return run_small_pass(
             self.small,
-            small_prompt,
+            prompt,
             max_new_tokens=max_new_tokens,
             decoding=decoding,
             scorer=self.config.exit.scorer,
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
         )
-        clock.add("small", small.stage_ms)
-        decision = decide_exit(small.confidence, self.config.exit)
-        run = _Run(request, clock, small_prompt, small, decision)
-        yield decision
-        if decision.exit:
-            if small.generation.text:
-                yield TextDelta(small.generation.text)
-            yield self._response(run)
-            return
-        large_prompt = self.large.encode(request, self.config.limits)
-        plan = self.plan(large_prompt, small.importance)
-        clock.lap("encode_large")
-        large = yield from _as_deltas(
-            stream_large_pass(
-                self.large, large_prompt, plan, max_new_tokens=max_new_tokens, decoding=decoding
-            )
-        )
-        clock.add("large", large.stage_ms)
-        yield self._response(replace(run, large_prompt=large_prompt, large=large))
 
     def count_tokens(self, request: Request) -> int:
         """Prompt tokens of a request, visual ones included, as the large model reads it.
@@ -173,8 +245,10 @@ class SGLEngine:
         """The request's wishes, and the configuration where it has none.
 
         Raises:
-            InvalidRequestError: A wish that the configuration would not take either.
+            InvalidRequestError: A wish that the configuration would not take either, or wishes about tools
+                that contradict each other.
         """
+        check_tools(request)
         values = self.config.generation.model_dump()
         values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
         try:
@@ -210,19 +284,21 @@ class SGLEngine:
         layer = max(pruning.layer(self.large.num_layers), self.large.family.first_prunable_layer)
         return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
-    def _response(self, run: _Run) -> Response:
+    def _response(self, run: _Run, answer: ParsedAnswer) -> Response:
         vlm = self.small if run.large is None else self.large
-        answer = run.small.generation if run.large is None else run.large.generation
+        generation = run.small.generation if run.large is None else run.large.generation
         return Response(
             text=answer.text,
-            finish_reason=answer.finish_reason,
-            report=self._report(run),
-            tokens=token_logprobs(vlm, answer) if run.request.logprobs else (),
+            finish_reason=generation.finish_reason,
+            report=self._report(run, answer),
+            tool_calls=answer.tool_calls,
+            invalid_tool_calls=answer.invalid_tool_calls,
+            tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
             importance=run.small.importance,
             plan=None if run.large is None else run.large.plan,
         )
 
-    def _report(self, run: _Run) -> RunReport:
+    def _report(self, run: _Run, answer: ParsedAnswer) -> RunReport:
         small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
         small_flops, large_flops, alone_flops = self._flops(run)
         return RunReport(
@@ -250,10 +326,13 @@ class SGLEngine:
             large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
             large_output_tokens=None if large is None else len(large.generation),
             small_answer=None if large is None else small.generation.text,
-            large_agreed=None if large is None else _agree(small.generation.text, large.generation.text),
+            large_agreed=None if large is None else agree(self._small_answer(run), answer),
             small_model=ModelInfo(name=self.small.name, revision=self.small.revision),
             large_model=ModelInfo(name=self.large.name, revision=self.large.revision),
         )
+
+    def _small_answer(self, run: _Run) -> ParsedAnswer:
+        return read_answer(self.small, run.request, run.small_prompt, run.small.generation)
 
     def _flops(self, run: _Run) -> tuple[int, int, int]:
         """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
@@ -317,20 +396,33 @@ class _Clock:
         return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
 
 
+def _permitted(request: Request, decision: ExitDecision) -> ExitDecision:
+    """The decision, or a forced exit where the request may not escalate."""
+    if decision.exit or request.may_escalate is None or request.may_escalate():
+        return decision
+    return replace(decision, exit=True, policy="forced")
+
+
 def _as_deltas(
-    stream: Generator[str, None, LargePassResult],
+    stream: Generator[str, None, LargePassResult], reader: AnswerReader
 ) -> Generator[StreamEvent, None, LargePassResult]:
     while True:
         try:
-            yield TextDelta(next(stream))
+            text = next(stream)
         except StopIteration as end:
             result: LargePassResult = end.value
             return result
+        yield from reader.push(text)
 
 
-def _agree(first: str, second: str) -> bool:
-    """Whether two answers differ in case, surrounding space and a final full stop at most."""
-    return first.strip().removesuffix(".").casefold() == second.strip().removesuffix(".").casefold()
+def _held(request: Request, decoding: Decoding) -> Decoding:
+    """The decoding, held to what the request says an answer may look like.
+
+    Raises:
+        InvalidRequestError: A schema cannot be enforced.
+    """
+    whole = request.response_schema is not None or request.tool_choice == "any"
+    return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
 
 
 def _wrong_values(error: ValidationError) -> str:

@@ -8,7 +8,7 @@ identity (``eq=False``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -118,17 +118,20 @@ class Request:
         max_new_tokens: Upper limit of answer tokens.
         temperature: 0 is greedy.
         top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
-        stop: Strings that end the answer; they are not part of it.
+        stop: Strings that end the answer; they are not part of it. JSON and tool calls are never cut: inside
+            them, and so in an answer that has to be JSON or a call, these strings mean nothing.
         seed: Makes sampling repeatable.
         deadline: ``time.monotonic()`` value in seconds, after which the request fails with ``DeadlineError``.
         cancel: Once set, the request fails with ``RequestCancelledError`` within one token.
+        may_escalate: Asked, from the thread that runs the request, right before the large model would be
+            called; False keeps the small answer. For budgets that many requests share.
         tools: What the model may call.
         tool_choice: "auto" leaves it to the model, "any" makes it call at least one, "none" forbids calls.
         tool_name: The only tool that may be called; None is any of ``tools``.
         parallel_tool_calls: Whether one answer may hold several calls.
         logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
-            any JSON object. Not together with a forced call.
+            any JSON object. With tools, the answer is that or calls. Not together with a forced call.
     """
 
     messages: tuple[Message, ...]
@@ -139,6 +142,7 @@ class Request:
     seed: int | None = None
     deadline: float | None = None
     cancel: threading.Event | None = None
+    may_escalate: Callable[[], bool] | None = None
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: ToolChoice = "auto"
     tool_name: str | None = None
@@ -253,6 +257,8 @@ class Decoding:
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
         cancel: Once set, generation ends within one token with ``RequestCancelledError``.
+        grammar: What the answer is held to (``sgl_engine.grammar``), or None. Log-probabilities do not
+            change: they are the model's own, not those of the choice that was left.
     """
 
     temperature: float = 0.0
@@ -261,6 +267,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     deadline: float | None = None
     cancel: threading.Event | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +279,7 @@ class Generation:
         token_ids: int64 (T,), the end-of-sequence token included where it was generated.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
             temperature 1, nothing masked, whatever the sampling did.
-        finish_reason: "stop" (end-of-sequence token or stop string) or "length".
+        finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
     """
 
     text: str
@@ -344,7 +351,8 @@ class ExitDecision:
         exit: True: keep the small answer, the large model is not called.
         score: The small model's score.
         threshold: What the score was compared with.
-        policy: "threshold", or "forced" when the configuration says never or always.
+        policy: "threshold", or "forced" when the configuration says never or always, or the request's
+            ``may_escalate`` said no.
         calibration: Identifier of the calibration that gave the threshold; None for a plain number.
     """
 

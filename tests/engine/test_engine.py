@@ -23,7 +23,7 @@ from sgl_engine import (
     run_large_pass,
     run_small_pass,
 )
-from sgl_engine.engine import _agree
+from sgl_engine.answer_reader import agree
 from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
@@ -36,6 +36,8 @@ from sgl_engine.errors import (
 )
 from sgl_engine.pruning import keep_everything
 from sgl_engine.testing import tiny_vlm
+from sgl_engine.tool_calls import ParsedAnswer
+from sgl_engine.types import InvalidToolCall, ToolCall
 
 ASK = Request.ask("What is it?", noise(40, 50), max_new_tokens=6)
 
@@ -255,8 +257,29 @@ def test_from_pretrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "agree"),
-    [("Red", " red. ", True), ("red", "blue", False), ("", "", True), ("3.5", "35", False)],
+    ("first", "second", "same"),
+    [
+        ("Red", " red. ", True),
+        ("red", "blue", False),
+        ("", "", True),
+        ("3.5", "35", False),
+        ('{"a": 1, "b": [2]}', '{"b":[2],"a":1}', True),
+        ('{"a": 1}', '{"a": 2}', False),
+        ("1.0", "1", False),
+    ],
 )
-def test_agreement(first: str, second: str, agree: bool) -> None:
-    assert _agree(first, second) == agree
+def test_agreement(first: str, second: str, same: bool) -> None:
+    assert agree(ParsedAnswer(first), ParsedAnswer(second)) == same
+
+
+def test_agreement_is_about_calls_too() -> None:
+    def call(call_id: str, value: int) -> ToolCall:
+        return ToolCall(call_id, "add", {"a": value})
+
+    one, other = ParsedAnswer("", (call("1", 1),)), ParsedAnswer("", (call("2", 1),))
+    assert agree(one, other)
+    assert not agree(one, ParsedAnswer("", (call("1", 2),)))
+    assert not agree(one, ParsedAnswer("", (call("1", 1), call("2", 1))))
+    assert not agree(one, ParsedAnswer(""))
+    unreadable = ParsedAnswer("", (), (InvalidToolCall("1", None, "", "why"),))
+    assert not agree(unreadable, unreadable)
