@@ -120,14 +120,12 @@ def scoring_report(
     """The report of a scored request: its answers are the likeliest ones, its tokens those of all answers."""
     result, plan = run.large, run.plan
     confidence = decision_confidence(run.small)
+    # Where the large model was not called, its own counts are unknown; the small model's stand in.
+    vlm, prompt = (small, run.small_prompt) if run.large_prompt is None else (large, run.large_prompt)
     alone_flops = cost.scoring_flops(
         large.shape,
-        patches=(
-            small.tower_patches(run.small_prompt)
-            if run.large_prompt is None
-            else large.tower_patches(run.large_prompt)
-        ),
-        prompt=run.large_prompt or run.small_prompt,
+        patches=vlm.tower_patches(prompt),
+        prompt=prompt,
         answer_tokens=[len(tokens) - 1 for tokens in (result or run.small).token_logprobs],
     )
     large_flops = 0 if result is None else result.flops

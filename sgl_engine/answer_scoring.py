@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from sgl_engine import cost
 from sgl_engine.answer_scores import ScoringPassResult
@@ -122,15 +123,14 @@ def _score(
 def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[int]) -> Tensor:
     """Logits (T, vocab) after each of T answer tokens; the cache is left as it was."""
     embeddings = vlm.embed_tokens(torch.tensor(ids, dtype=torch.int64))
-    kept_whole = any(cache.is_linear) or any(cache.is_sliding)
-    used = copy.deepcopy(cache) if kept_whole else cache  # what has been forgotten cannot be cropped back
+    # A recurrent state, or a window that has moved on, cannot be taken back: those work on a copy.
+    can_be_cropped = all(type(layer) is DynamicLayer for layer in cache.layers)
+    used = cache if can_be_cropped else copy.deepcopy(cache)
     logits = vlm.forward(
         embeddings, prompt=prompt, first_position=len(prompt), cache=used, logit_rows=len(ids)
     )
-    if not kept_whole:
-        cache.crop(
-            -len(ids)
-        )  # tokens to drop, so it is right for the shorter caches of pruned layers as well
+    if can_be_cropped:
+        cache.crop(-len(ids))  # tokens to drop, so it is right for the shorter caches of pruned layers too
     return logits
 
 
@@ -146,7 +146,7 @@ def _importance(
     vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, prefill: AttentionRecorder, best: Sequence[int]
 ) -> ImportanceMap:
     """The map that a generation of the best answer would have left: its tokens are fed again, recorded."""
-    with capture_attention(vlm, prompt, seen=len(prompt)) as recorder:
+    with capture_attention(vlm, prompt, cached_tokens=len(prompt)) as recorder:
         _force(vlm, prompt, cache, best)
     before, after = prefill.sums(), recorder.sums()
     sums = AttentionSums(before.prefill, after.decode, before.prefill_queries, after.decode_queries)

@@ -36,17 +36,17 @@ class AttentionRecorder:
         layers: L.
         prompt: Where the visual tokens are.
         first_row: First prompt row that counts.
-        seen: Tokens that the cache has seen before.
+        cached_tokens: Positions that were run before the recording began.
     """
 
-    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int, seen: int = 0) -> None:
+    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int, cached_tokens: int = 0) -> None:
         self._prompt_tokens = len(prompt)
         self._first_row = first_row
         self._visual = torch.tensor(
             prompt.visual_positions, dtype=torch.int64, device=prompt.input_ids.device
         )
         self._decode_rows = [0] * layers
-        self._seen = [seen] * layers
+        self._seen = [cached_tokens] * layers
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
@@ -120,7 +120,7 @@ def _attention_rows(
 
 @contextmanager
 def capture_attention(
-    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None, seen: int = 0
+    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None, cached_tokens: int = 0
 ) -> Iterator[AttentionRecorder]:
     """Records attention to visual tokens while ``vlm`` runs ``prompt`` and decodes, unpruned.
 
@@ -131,11 +131,11 @@ def capture_attention(
         vlm: The model that will run inside the context.
         prompt: The prompt that it will run.
         first_row: First prompt row that counts; None is the last visual token, as in the paper. For studies.
-        seen: Tokens that the cache has seen before the context was entered.
+        cached_tokens: Positions that are in the cache already: len(prompt), to record what comes after it.
     """
     if first_row is None:
         first_row = max(prompt.visual_positions, default=len(prompt) - 1)
-    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row, seen)
+    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row, cached_tokens)
     config = vlm.text_model.config
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)

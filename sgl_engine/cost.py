@@ -220,8 +220,7 @@ def scoring_flops(
     """
     decoder = shape.decoder
     layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
-    prefill = sum(shape.vision.pass_flops(count) for count in patches)
-    prefill += forward_flops(decoder, layer_tokens, logit_rows=1)
+    prefill = sum(map(shape.vision.pass_flops, patches)) + forward_flops(decoder, layer_tokens, logit_rows=1)
     answers = sum(
         decoder.layer_flops(layer, rows, rows * (before + rows))
         for rows in answer_tokens
