@@ -74,8 +74,8 @@ class AttentionRecorder:
             return
         rows, keys = query.shape[2], key.shape[2]
         # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
-        before = self._seen[layer]
-        self._seen[layer] += rows
+        before = max(self._seen[layer], keys - rows)
+        self._seen[layer] = before + rows
         dropped = before + rows - keys
         prefill = before < self._prompt_tokens
         start = max(0, self._first_row - before) if prefill else 0

@@ -13,6 +13,7 @@ from whole_model import attention_of, attention_sum, masked_logits, visual_posit
 
 from sgl_engine import VLM, Message, Request, plan_pruning, pruning, run_large_pass, run_small_pass
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.pruning import prune_visual_tokens
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import EncodedPrompt, ImagePart, ImportanceMap, PruningPlan
@@ -271,6 +272,48 @@ def test_nothing_remains(family: str) -> None:
         assert traces(vlm) == before
     with prune_visual_tokens(vlm, plan):
         assert traces(vlm) != before  # the control: hooks are seen
+
+
+def rebuilt(family: str, **text: Any) -> VLM:
+    """A tiny model with another decoder configuration."""
+    base = tiny_vlm(family, size="large", decoder="qwen2", max_tiles=4)
+    settings = base.config.text_config.to_dict() | {"layer_types": None} | text
+    base.config.text_config = type(base.config.text_config)(**settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = type(base.model)(base.config)
+        randomize(built)
+    return VLM(built.float(), base.processor, name="rebuilt")
+
+
+OTHER_WINDOWS = {
+    "in every layer": ("llava_next", {"sliding_window": 20}),
+    "in the upper layers": (
+        "internvl",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("windows", OTHER_WINDOWS)
+@implementations
+@layers
+def test_windows_of_other_decoders(windows: str, implementation: str, layer: int) -> None:
+    family, text = OTHER_WINDOWS[windows]
+    vlm = rebuilt(family, **text)
+    assert vlm.has_sliding_layers
+    prompt = vlm.encode(REQUESTS["a conversation"])
+    plan = random_plan(prompt, layer)
+    expected = masked_logits(vlm, prompt, ANSWER, layer=layer, keep=plan.keep.tolist())[len(prompt) - 1 :]
+    with attention_of(vlm, implementation):
+        for steps in STEPS.values():
+            assert gap(stepwise_logits(vlm, prompt, plan, steps), expected) < 2e-4
+        result = run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False)
+    assert result.importance is not None
+    answer = result.generation.token_ids.tolist()
+    assert result.importance.mass.double() == pytest.approx(
+        attention_sum(vlm, prompt, answer), rel=1e-4, abs=1e-4
+    )
 
 
 def test_sliding_layers_are_among_the_families() -> None:

@@ -144,3 +144,10 @@ def test_pixtral_checkpoints_that_call_themselves_llava() -> None:
         counted_,
         rel=0.05,  # the first convolution also runs over padding
     )
+
+
+def test_several_pictures_of_one_prompt_are_counted_together() -> None:
+    """LLaVA-OneVision shows several pictures whole only; as if each were of another prompt, in tiles."""
+    spans = encoded("llava_onevision", "a conversation").spans
+    assert [(span.image, span.grid) for span in spans] == [(image, (4, 4)) for image in range(3)]
+    assert len(encoded("llava_onevision", "one picture").spans) == 2
