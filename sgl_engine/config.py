@@ -106,7 +106,7 @@ class LimitsConfig(_Config):
 
     max_image_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    max_images: Annotated[int, Field(ge=0)] = 16
+    max_images: Annotated[int, Field(ge=0)] = 32
     urls: UrlPolicy = UrlPolicy()
 
 
