@@ -17,6 +17,7 @@ from transformers.models.internvl import InternVLVisionConfig
 from sgl_engine.demo.drawing import PATCH, SIZE
 from sgl_engine.demo.vocabulary import BARS, COLORS, FACTS, FIELDS, ITEMS
 from sgl_engine.demo.vocabulary import SHAPES as SHAPE_WORDS
+from training.packing import nearest_cells
 from training.tokenizer import END, IMAGE, PAD
 
 # width of tower and decoder, vision layers, text layers before growing, heads, key-value heads
@@ -145,8 +146,7 @@ def copying_loss(features: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         teacher: float (pictures, other number of patches, width).
     """
     side, other = (round(tokens.shape[1] ** 0.5) for tokens in (features, teacher))
-    nearest = ((torch.arange(side) + 0.5) * other / side).long()
-    target = teacher[:, (nearest[:, None] * other + nearest).flatten()]
+    target = teacher[:, torch.from_numpy(nearest_cells(side, other))]
     return (features - target).square().mean() / target.var()
 
 

@@ -144,6 +144,12 @@ class Packer:
                 break
 
 
+def nearest_cells(grid: int, other: int) -> np.ndarray:
+    """For each cell of grid x grid that of other x other in which its centre lies, int64 (grid * grid,)."""
+    nearest = ((np.arange(grid) + 0.5) * other / grid).astype(np.int64)
+    return (nearest[:, None] * other + nearest).ravel()
+
+
 def dense_facts(sample: Sample, grid: int = GRID) -> np.ndarray:
     """What each patch holds, int64 (patches, facts); 0 where nothing.
 
@@ -153,8 +159,7 @@ def dense_facts(sample: Sample, grid: int = GRID) -> np.ndarray:
     for region in sample.regions:
         for name, value in region.facts.items():
             facts[list(region.cells), FACT_INDEX[name]] = value
-    nearest = ((np.arange(grid) + 0.5) * GRID / grid).astype(np.int64)
-    facts = facts[(nearest[:, None] * GRID + nearest).ravel()]
+    facts = facts[nearest_cells(grid, GRID)]
     for mark in sorted(sample.glyphs, key=lambda mark: mark.x):
         if not (0 <= mark.x < SIZE and 0 <= mark.y < SIZE):
             continue

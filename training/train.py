@@ -52,6 +52,8 @@ DEV_BATCHES = 10
 EVALUATE_EVERY = 240.0  # seconds of training
 SAVE_EVERY = 120.0
 LOG_EVERY = 15.0
+COPYING = 5.0
+"""Weight of copying a teacher's visual tokens beside the dense loss."""
 
 
 @dataclass
@@ -180,7 +182,7 @@ class Trainer:
             with torch.no_grad():
                 taught = self.teacher.get_image_features(batch.pixels.to(self.device), return_dict=True)
             copying = copying_loss(features, taught.pooler_output)
-            dense, log["copying"] = dense + copying, copying.item()
+            dense, log["copying"] = dense + COPYING * copying, copying.item()
         if self.progress.stage == "vision":
             return dense, log | {f"fact/{n}": h for n, h in zip(FACTS, hits.tolist(), strict=True)}
         logits, labels = self.answer_logits(batch, features)
