@@ -61,7 +61,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     flops = [
         cost.answer_flops(
             engine.large.shape,
-            tiles=len(large_prompt.spans),
+            patches=engine.large.tower_patches(large_prompt),
             prompt_tokens=len(large_prompt),
             output_tokens=len(result.generation),
             plan=result.plan,
@@ -75,7 +75,10 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         guided=is_exact(guided.generation.text, question),
         score=small.confidence.score,
         scores={name: scorer(small.confidence.parts) for name, scorer in SCORERS.items()},
-        small_tflops=cost.small_pass_flops(engine.small.shape, prompt=prompt, result=small) / 1e12,
+        small_tflops=cost.small_pass_flops(
+            engine.small.shape, patches=engine.small.tower_patches(prompt), prompt=prompt, result=small
+        )
+        / 1e12,
         large_tflops=flops[0] / 1e12,
         guided_tflops=flops[1] / 1e12,
         small_ms=sum(small.stage_ms.values()),

@@ -9,12 +9,13 @@ map is never built. (SGL, section 3.2; rows as in its public code.)
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_engine.importance import AttentionSums
@@ -35,15 +36,17 @@ class AttentionRecorder:
         layers: L.
         prompt: Where the visual tokens are.
         first_row: First prompt row that counts.
+        cached_tokens: Positions that were run before the recording began.
     """
 
-    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int) -> None:
+    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int, cached_tokens: int = 0) -> None:
         self._prompt_tokens = len(prompt)
         self._first_row = first_row
         self._visual = torch.tensor(
             prompt.visual_positions, dtype=torch.int64, device=prompt.input_ids.device
         )
         self._decode_rows = [0] * layers
+        self._seen = [cached_tokens] * layers
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
@@ -63,23 +66,29 @@ class AttentionRecorder:
         Args:
             layer: Decoder layer.
             query: (1, H, Q, D), after rotation.
-            key: (1, H_kv, N, D), after rotation, cache included.
+            key: (1, H_kv, N, D), after rotation, what the cache holds included.
             mask: Boolean (True = visible) or additive, (1, 1, Q, N); None is causal.
             scaling: Factor on the products.
         """
         if len(self._visual) == 0:
             return
         rows, keys = query.shape[2], key.shape[2]
-        prefill = keys - rows < self._prompt_tokens
-        start = max(0, self._first_row - (keys - rows)) if prefill else 0
+        # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
+        before = max(self._seen[layer], keys - rows)
+        self._seen[layer] = before + rows
+        dropped = before + rows - keys
+        prefill = before < self._prompt_tokens
+        start = max(0, self._first_row - before) if prefill else 0
         self._visual = self._visual.to(query.device)
-        received = torch.zeros(len(self._visual), device=query.device)
+        columns = self._visual if dropped == 0 else self._visual[self._visual >= dropped] - dropped
+        received = torch.zeros(len(columns), device=query.device)
         for first in range(start, rows, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, rows)
             probabilities = _attention_rows(query, key, mask, scaling, first, last)
-            received += probabilities[:, self._visual].sum(dim=0)
+            received += probabilities[:, columns].sum(dim=0)
         kept = self._prefill if prefill else self._decode
-        kept[layer] = kept[layer] + received
+        # Visual tokens ascend, so those that the window has left behind come first.
+        kept[layer] = kept[layer] + F.pad(received, (len(self._visual) - len(columns), 0))
         if not prefill:
             self._decode_rows[layer] += rows
 
@@ -111,7 +120,7 @@ def _attention_rows(
 
 @contextmanager
 def capture_attention(
-    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None
+    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None, cached_tokens: int = 0
 ) -> Iterator[AttentionRecorder]:
     """Records attention to visual tokens while ``vlm`` runs ``prompt`` and decodes, unpruned.
 
@@ -122,10 +131,11 @@ def capture_attention(
         vlm: The model that will run inside the context.
         prompt: The prompt that it will run.
         first_row: First prompt row that counts; None is the last visual token, as in the paper. For studies.
+        cached_tokens: Positions that are in the cache already: len(prompt), to record what comes after it.
     """
     if first_row is None:
         first_row = max(prompt.visual_positions, default=len(prompt) - 1)
-    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row)
+    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row, cached_tokens)
     config = vlm.text_model.config
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)
@@ -184,3 +194,58 @@ class _CapturingAttention:
         # Eager attention is not registered anywhere: every modelling file brings its own.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get(self._implementation, eager)
+
+
+@contextmanager
+def reference_attention(
+    vlm: VLM, *, layer: int = 0, hidden: Sequence[int] = (), first_row: int = 0
+) -> Iterator[dict[int, Tensor]]:
+    """The slow, obvious way, to hold the fast ones against: whole probabilities, eager masks, no cache.
+
+    Within the context the text model runs softmax attention of plain matrix products, in which the layers
+    from ``layer`` on do not see the positions ``hidden``. Rows of these are computed too; nobody reads them.
+
+    Args:
+        vlm: The model; it must be run on whole sequences.
+        layer: First layer that does not see ``hidden``.
+        hidden: Positions.
+        first_row: First row whose attention is added up.
+
+    Yields:
+        Per layer that has run: attention that each position received, summed over heads and rows, (N,).
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    received: dict[int, Tensor] = {}
+    columns = list(hidden)
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = query.float() @ key.float().transpose(2, 3) * scaling + mask
+        if columns and module.layer_idx >= layer:
+            own = scores.diagonal(dim1=-2, dim2=-1).clone()
+            scores[..., columns] = torch.finfo(scores.dtype).min
+            scores.diagonal(dim1=-2, dim2=-1).copy_(own)  # hidden rows need something to look at
+        probabilities = scores.softmax(dim=-1)
+        received[module.layer_idx] = probabilities[0, :, first_row:].sum(dim=(0, 1))
+        return (probabilities.to(value.dtype) @ value).transpose(1, 2).contiguous(), probabilities
+
+    config = vlm.text_model.config
+    original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
+    AttentionMaskInterface.register("sgl_reference", eager_mask)
+    AttentionInterface.register("sgl_reference", attend)
+    config._attn_implementation = "sgl_reference"  # noqa: SLF001
+    try:
+        yield received
+    finally:
+        config._attn_implementation = original  # noqa: SLF001
+        AttentionInterface.register("sgl_reference", _left_behind)
+
+
+def _left_behind(*_: Any, **__: Any) -> Any:
+    """Keeps the reference's name from holding on to a finished one."""
+    raise RuntimeError("reference_attention has ended")

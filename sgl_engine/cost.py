@@ -10,12 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgl_engine.types import EncodedPrompt, PruningPlan, SmallPassResult
+from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, SmallPassResult
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """A decoder of ``layers`` equal layers: grouped-query attention, gated MLP of three matrices, LM head."""
+    """A decoder: grouped-query attention or a recurrence, gated MLP of three matrices, LM head.
+
+    Attributes:
+        layers: L.
+        hidden: Width.
+        query_heads: Query heads of an attention layer.
+        kv_heads: Its key and value heads.
+        head_dim: Width of a head.
+        intermediate: Width of the MLP.
+        vocab: Rows of the LM head.
+        gated: Whether attention's output is multiplied with a gate, as wide as the queries.
+        recurrent_layers: Layers that have a recurrence instead of attention.
+        recurrent_values: Multiply-adds of one such recurrence for one token, its matrices included.
+    """
 
     layers: int
     hidden: int
@@ -24,12 +37,26 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     vocab: int
+    gated: bool = False
+    recurrent_layers: tuple[int, ...] = ()
+    recurrent_values: int = 0
 
     @property
     def token_flops(self) -> int:
-        """Matrix products of one layer for one token."""
-        attention = self.hidden * self.head_dim * (2 * self.query_heads + 2 * self.kv_heads)
-        return 2 * (attention + 3 * self.hidden * self.intermediate)
+        """Matrix products of one attention layer for one token."""
+        heads = (3 if self.gated else 2) * self.query_heads + 2 * self.kv_heads
+        return 2 * (self.hidden * self.head_dim * heads + 3 * self.hidden * self.intermediate)
+
+    @property
+    def recurrent_flops(self) -> int:
+        """One recurrent layer for one token."""
+        return 2 * (self.recurrent_values + 3 * self.hidden * self.intermediate)
+
+    def layer_flops(self, layer: int, tokens: int, pairs: int) -> int:
+        """One layer: so many tokens, so many query rows times keys."""
+        if layer in self.recurrent_layers:
+            return tokens * self.recurrent_flops
+        return tokens * self.token_flops + pairs * self.pair_flops
 
     @property
     def pair_flops(self) -> int:
@@ -44,37 +71,35 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """A vision tower over one tile, then a two-layer projector over merged patches.
+    """A vision tower, then a projector over merged patches.
 
     Attributes:
         layers: Encoder layers.
         hidden: Their width.
-        intermediate: Width of their MLP (two matrices).
-        patches: Patches of a tile, without the class token.
+        intermediate: Width of their MLP.
         patch_values: Values per patch (channels times patch height times width).
-        merged_tokens: Visual tokens of a tile.
-        merged_width: Width of a merged patch, the projector's input.
-        output: The decoder's width.
+        class_tokens: Tokens beside the patches.
+        patches_per_token: Patches that become one visual token.
+        projector: Weights that one visual token is multiplied with.
+        mlp_matrices: 2, or 3 for a gated MLP.
     """
 
     layers: int
     hidden: int
     intermediate: int
-    patches: int
     patch_values: int
-    merged_tokens: int
-    merged_width: int
-    output: int
+    class_tokens: int
+    patches_per_token: int
+    projector: int
+    mlp_matrices: int = 2
 
-    @property
-    def tile_flops(self) -> int:
-        """One tile through tower and projector."""
-        tokens = self.patches + 1
-        embed = 2 * self.patches * self.patch_values * self.hidden
-        layer = 2 * tokens * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+    def pass_flops(self, patches: int) -> int:
+        """An image or tile of that many patches through tower and projector."""
+        tokens = patches + self.class_tokens
+        embed = 2 * patches * self.patch_values * self.hidden
+        layer = 2 * tokens * (4 * self.hidden**2 + self.mlp_matrices * self.hidden * self.intermediate)
         layer += 4 * tokens**2 * self.hidden
-        project = 2 * self.merged_tokens * self.output * (self.merged_width + self.output)
-        return embed + self.layers * layer + project
+        return embed + self.layers * layer + 2 * (patches // self.patches_per_token) * self.projector
 
 
 @dataclass(frozen=True)
@@ -104,7 +129,7 @@ def average_retention(plan: PruningPlan, layers: int) -> float:
 
 def forward_flops(shape: DecoderShape, layer_tokens: Sequence[int], logit_rows: int) -> int:
     """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits."""
-    layers = sum(n * shape.token_flops + n * n * shape.pair_flops for n in layer_tokens)
+    layers = sum(shape.layer_flops(layer, n, n * n) for layer, n in enumerate(layer_tokens))
     return layers + logit_rows * shape.logit_flops
 
 
@@ -113,33 +138,39 @@ def decode_flops(shape: DecoderShape, layer_tokens: Sequence[int], output_tokens
     steps = max(0, output_tokens - 1)
     keys_beyond_prompt = steps * (steps + 1) // 2
     layers = sum(
-        steps * shape.token_flops + (steps * n + keys_beyond_prompt) * shape.pair_flops for n in layer_tokens
+        shape.layer_flops(layer, steps, steps * n + keys_beyond_prompt)
+        for layer, n in enumerate(layer_tokens)
     )
     return layers + steps * shape.logit_flops
 
 
 def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
-    """What reading attention rows adds: one more query-key product per recorded row, in every layer."""
+    """What reading attention rows adds: one more query-key product per recorded row, in attention layers."""
     steps = max(0, output_tokens - 1)
     pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
-    return shape.layers * pairs * shape.pair_flops // 2
+    return (shape.layers - len(shape.recurrent_layers)) * pairs * shape.pair_flops // 2
 
 
 def answer_flops(
-    shape: ModelShape, *, tiles: int, prompt_tokens: int, output_tokens: int, plan: PruningPlan | None = None
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    output_tokens: int,
+    plan: PruningPlan | None = None,
 ) -> int:
     """A whole answer: vision tower, prefill and decoding.
 
     Args:
         shape: The model.
-        tiles: Images or tiles that go through the vision tower.
+        patches: Patches of each image or tile that goes through the vision tower.
         prompt_tokens: S, before pruning.
         output_tokens: T, the end-of-sequence token included.
         plan: What is pruned; None is nothing.
     """
     layer_tokens = tokens_per_layer(prompt_tokens, plan, shape.decoder.layers)
     return (
-        tiles * shape.vision.tile_flops
+        sum(shape.vision.pass_flops(count) for count in patches)
         + forward_flops(shape.decoder, layer_tokens, logit_rows=1)
         + decode_flops(shape.decoder, layer_tokens, output_tokens)
     )
@@ -151,10 +182,12 @@ def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: 
     return forward_flops(shape, tokens_per_layer(sequence, plan, shape.layers), logit_rows=output_tokens)
 
 
-def small_pass_flops(shape: ModelShape, *, prompt: EncodedPrompt, result: SmallPassResult) -> int:
+def small_pass_flops(
+    shape: ModelShape, *, patches: Sequence[int], prompt: EncodedPrompt, result: SmallPassResult
+) -> int:
     """A whole small pass: answer, attention capture and consistency pass."""
     output = len(result.generation)
-    answer = answer_flops(shape, tiles=len(prompt.spans), prompt_tokens=len(prompt), output_tokens=output)
+    answer = answer_flops(shape, patches=patches, prompt_tokens=len(prompt), output_tokens=output)
     if result.importance is None or result.consistency_plan is None:
         return answer
     prefill_queries = result.importance.num_queries - (output - 1)
@@ -164,3 +197,39 @@ def small_pass_flops(shape: ModelShape, *, prompt: EncodedPrompt, result: SmallP
         + capture
         + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
     )
+
+
+def scoring_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt: EncodedPrompt,
+    answer_tokens: Sequence[int],
+    plan: PruningPlan | None = None,
+    importance: ImportanceMap | None = None,
+) -> int:
+    """One prefill, then several answers that are each fed whole onto its cache.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt: The prompt, before pruning.
+        answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
+        plan: What is pruned; None is nothing.
+        importance: The map, where attention was recorded, during the prefill and the last of the answers.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
+    prefill = sum(map(shape.vision.pass_flops, patches)) + forward_flops(decoder, layer_tokens, logit_rows=1)
+    answers = sum(
+        decoder.layer_flops(layer, rows, rows * (before + rows))
+        for rows in answer_tokens
+        for layer, before in enumerate(layer_tokens)
+    )
+    answers += sum(answer_tokens) * decoder.logit_flops
+    if importance is None:
+        return prefill + answers
+    recorded = answer_tokens[-1]
+    pairs = importance.num_queries * len(prompt) + recorded * recorded
+    attention_layers = decoder.layers - len(decoder.recurrent_layers)
+    return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2

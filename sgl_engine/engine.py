@@ -6,26 +6,26 @@ request -> images -> small pass -> exit? -+-> the small answer
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from sgl_engine import cost
+from sgl_engine.accounting import Clock, Run, engine_version, run_report
+from sgl_engine.answer_reader import AnswerReader
+from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
+from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
-from sgl_engine.config import EngineConfig, GenerationConfig
+from sgl_engine.config import EngineConfig, ExitConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import IncompatiblePairError, InvalidRequestError
+from sgl_engine.errors import ConfigError
 from sgl_engine.generation import token_logprobs
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
-from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.small_pass import run_small_pass
+from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
@@ -37,9 +37,9 @@ from sgl_engine.types import (
     Response,
     SmallPassResult,
     StreamEvent,
-    TextDelta,
 )
 from sgl_engine.vlm import VLM
+from sgl_engine.wishes import hold_to_form, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class SGLEngine:
         config: What can be set; None is ``EngineConfig()``.
 
     Raises:
-        IncompatiblePairError: The models do not see the same visual grid.
+        UnsupportedModelError: An architecture without a family, and the model is not run exactly.
         ConfigError: The configuration names a scorer that does not exist.
     """
 
@@ -65,7 +65,8 @@ class SGLEngine:
         self.large = large
         self.config = config or EngineConfig()
         find_scorer(self.config.exit.scorer)
-        _check_pair(small, large)
+        for vlm in (small, large):
+            prove(vlm)
 
     def __repr__(self) -> str:
         return f"SGLEngine(small={self.small!r}, large={self.large!r})"
@@ -110,7 +111,7 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
         *_, last = self.stream(request)
         assert isinstance(last, Response)
@@ -124,40 +125,108 @@ class SGLEngine:
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
-            IncompatiblePairError: The models cut this request's images differently.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
-        clock = _Clock()
-        max_new_tokens, decoding = self._resolve(request)
+        clock = Clock()
+        max_new_tokens, decoding = resolve(request, self.config.generation)
+        decoding = hold_to_form(request, decoding)
         request = resolve_images(request, self.config.limits)
         small_prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
-        small = run_small_pass(
+        reader = AnswerReader(self.small, request, small_prompt)
+        small = self._small_pass(request, small_prompt, max_new_tokens, reader.suited(decoding))
+        clock.add("small", small.stage_ms)
+        decision = _permitted(request, decide_exit(small.confidence, self.config.exit))
+        run = Run(request, clock, small_prompt, small, decision)
+        yield decision
+        if decision.exit:
+            yield from reader.push(small.generation.text)
+            held_back, answer = reader.finish(small.generation)
+            yield from held_back
+            yield self._response(run, answer)
+            return
+        large_prompt = self.large.encode(request, self.config.limits)
+        plan = self.plan(large_prompt, small.importance)
+        clock.lap("encode_large")
+        reader = AnswerReader(self.large, request, large_prompt)
+        large = yield from _as_deltas(
+            stream_large_pass(
+                self.large,
+                large_prompt,
+                plan,
+                max_new_tokens=max_new_tokens,
+                decoding=reader.suited(decoding),
+            ),
+            reader,
+        )
+        held_back, answer = reader.finish(large.generation)
+        yield from held_back
+        clock.add("large", large.stage_ms)
+        yield self._response(replace(run, large_prompt=large_prompt, large=large), answer)
+
+    def score_answers(
+        self, request: Request, answers: Sequence[str], *, model: Literal["auto", "small", "large"] = "auto"
+    ) -> AnswerScores:
+        """How likely each of ``answers`` is, instead of generating one.
+
+        The small model scores first. It is sure enough when its best answer has at least the exit threshold's
+        share among the answers; of a single answer with probability p, when max(p, 1 - p) reaches it. If not,
+        the large model scores them, guided as it is when it answers.
+
+        Args:
+            request: What is asked. How it wants answers to be generated has no meaning here.
+            answers: At least one; none of them empty.
+            model: Whose scores are returned; "auto" goes by the exit configuration.
+
+        Raises:
+            RequestError: This request, or an answer, is bad; the engine is unharmed.
+            IncompatiblePairError: A model does not say which part of the images its tokens show.
+            ConfigError: There is no such model.
+        """
+        clock = Clock()
+        exit_config = self._exit_config(model)
+        _, decoding = resolve(request, self.config.generation)
+        request = resolve_images(request, self.config.limits)
+        small_prompt = self.small.encode(request, self.config.limits)
+        clock.lap("encode_small")
+        guide = exit_config.escalate != "never"
+        small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
+        clock.add("small", small.stage_ms)
+        decision = _permitted(request, decide_exit(decision_confidence(small), exit_config))
+        run = ScoringRun(tuple(answers), decision, small_prompt, small)
+        if not decision.exit:
+            large_prompt = self.large.encode(request, self.config.limits)
+            plan = self.plan(large_prompt, small.importance)
+            clock.lap("encode_large")
+            large = run_scoring_pass(self.large, large_prompt, answers, plan=plan, decoding=decoding)
+            clock.add("large", large.stage_ms)
+            run = replace(run, large_prompt=large_prompt, plan=plan, large=large)
+        report = scoring_report(
+            run, self.small, self.large, engine_version=engine_version(), stage_ms=clock.stage_ms()
+        )
+        return AnswerScores(run.answers, (run.large or small).logprobs, report)
+
+    def _exit_config(self, model: Literal["auto", "small", "large"]) -> ExitConfig:
+        """The configured one, or the one that forces ``model``."""
+        if model == "auto":
+            return self.config.exit
+        if model not in ("small", "large"):
+            raise ConfigError(f"There is no model {model!r}.", remedy='Use "auto", "small" or "large".')
+        return self.config.escalating("never" if model == "small" else "always").exit
+
+    def _small_pass(
+        self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding
+    ) -> SmallPassResult:
+        """The small model's turn; ``request`` is for engines whose small pass is scripted."""
+        del request
+        return run_small_pass(
             self.small,
-            small_prompt,
+            prompt,
             max_new_tokens=max_new_tokens,
             decoding=decoding,
             scorer=self.config.exit.scorer,
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
         )
-        clock.add("small", small.stage_ms)
-        decision = decide_exit(small.confidence, self.config.exit)
-        run = _Run(request, clock, small_prompt, small, decision)
-        yield decision
-        if decision.exit:
-            if small.generation.text:
-                yield TextDelta(small.generation.text)
-            yield self._response(run)
-            return
-        large_prompt = self.large.encode(request, self.config.limits)
-        plan = self.plan(large_prompt, small.importance)
-        clock.lap("encode_large")
-        large = yield from _as_deltas(
-            stream_large_pass(
-                self.large, large_prompt, plan, max_new_tokens=max_new_tokens, decoding=decoding
-            )
-        )
-        clock.add("large", large.stage_ms)
-        yield self._response(replace(run, large_prompt=large_prompt, large=large))
 
     def count_tokens(self, request: Request) -> int:
         """Prompt tokens of a request, visual ones included, as the large model reads it.
@@ -167,31 +236,6 @@ class SGLEngine:
         """
         return len(self.large.encode(request, self.config.limits))
 
-    def _resolve(self, request: Request) -> tuple[int, Decoding]:
-        """The request's wishes, and the configuration where it has none.
-
-        Raises:
-            InvalidRequestError: A wish that the configuration would not take either.
-        """
-        values = self.config.generation.model_dump()
-        values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
-        try:
-            wanted = GenerationConfig(**values)
-        except ValidationError as error:
-            raise InvalidRequestError(
-                f"The request cannot be answered with {_wrong_values(error)}.",
-                remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
-            ) from error
-        decoding = Decoding(
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=request.seed,
-            stop=request.stop,
-            deadline=request.deadline,
-            cancel=request.cancel,
-        )
-        return wanted.max_new_tokens, decoding
-
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """What the large model is made to keep of ``prompt``, at the configured operating point.
 
@@ -200,7 +244,7 @@ class SGLEngine:
             importance: The small model's map; None, as for a request without images, keeps everything.
 
         Raises:
-            IncompatiblePairError: The map's grids are not the prompt's.
+            IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         """
         if importance is None:
             return keep_everything(prompt)
@@ -208,145 +252,37 @@ class SGLEngine:
         layer = max(pruning.layer(self.large.num_layers), self.large.family.first_prunable_layer)
         return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
-    def _response(self, run: _Run) -> Response:
+    def _response(self, run: Run, answer: ParsedAnswer) -> Response:
         vlm = self.small if run.large is None else self.large
-        answer = run.small.generation if run.large is None else run.large.generation
+        generation = run.small.generation if run.large is None else run.large.generation
         return Response(
             text=answer.text,
-            finish_reason=answer.finish_reason,
-            report=self._report(run),
-            tokens=token_logprobs(vlm, answer) if run.request.logprobs else (),
+            finish_reason=generation.finish_reason,
+            report=run_report(
+                run, answer, self.small, self.large, scorer=self.config.exit.scorer or DEFAULT_SCORER
+            ),
+            tool_calls=answer.tool_calls,
+            invalid_tool_calls=answer.invalid_tool_calls,
+            tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
             importance=run.small.importance,
             plan=None if run.large is None else run.large.plan,
         )
 
-    def _report(self, run: _Run) -> RunReport:
-        small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
-        small_flops, large_flops, alone_flops = self._flops(run)
-        return RunReport(
-            engine_version=_version(),
-            route="small" if large is None else "large",
-            escalated=large is not None,
-            score=run.decision.score,
-            scorer=self.config.exit.scorer or DEFAULT_SCORER,
-            threshold=run.decision.threshold,
-            forced=run.decision.policy == "forced",
-            confidence=small.confidence.parts["confidence"],
-            consistency=small.confidence.parts.get("consistency_product"),
-            visual_tokens=run.small_prompt.num_visual_tokens,
-            kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
-            prune_layer=None if plan is None else plan.layer,
-            keep_ratio=None if plan is None else plan.keep_ratio,
-            average_retention=None if plan is None else cost.average_retention(plan, self.large.num_layers),
-            small_tflops=small_flops / 1e12,
-            large_tflops=large_flops / 1e12,
-            large_alone_tflops=alone_flops / 1e12,
-            saved_fraction=1 - (small_flops + large_flops) / alone_flops,
-            stage_ms=run.clock.stage_ms(),
-            small_input_tokens=len(run.small_prompt),
-            small_output_tokens=len(small.generation),
-            large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
-            large_output_tokens=None if large is None else len(large.generation),
-            small_answer=None if large is None else small.generation.text,
-            large_agreed=None if large is None else _agree(small.generation.text, large.generation.text),
-            small_model=ModelInfo(name=self.small.name, revision=self.small.revision),
-            large_model=ModelInfo(name=self.large.name, revision=self.large.revision),
-        )
 
-    def _flops(self, run: _Run) -> tuple[int, int, int]:
-        """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
-
-        Where the large model was not called, its own token counts are unknown; the small model's stand in.
-        """
-        small, large = run.small, run.large
-        small_flops = cost.small_pass_flops(self.small.shape, prompt=run.small_prompt, result=small)
-        prompt = run.large_prompt or run.small_prompt
-        answer = small.generation if large is None else large.generation
-
-        def large_flops(plan: PruningPlan | None) -> int:
-            return cost.answer_flops(
-                self.large.shape,
-                tiles=len(prompt.spans),
-                prompt_tokens=len(prompt),
-                output_tokens=len(answer),
-                plan=plan,
-            )
-
-        return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one request, its images loaded, has produced so far."""
-
-    request: Request
-    clock: _Clock
-    small_prompt: EncodedPrompt
-    small: SmallPassResult
-    decision: ExitDecision
-    large_prompt: EncodedPrompt | None = None
-    large: LargePassResult | None = None
-
-
-class _Clock:
-    """Milliseconds per stage of one request."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """Ends a stage that began where the last one ended."""
-        now = time.perf_counter()
-        self._stages[stage] = 1e3 * (now - self._last)
-        self._last = now
-
-    def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself."""
-        self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
-        self._last = time.perf_counter()
-
-    def stage_ms(self) -> dict[str, float]:
-        """All stages so far, and "total" since the beginning."""
-        return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+def _permitted(request: Request, decision: ExitDecision) -> ExitDecision:
+    """The decision, or a forced exit where the request may not escalate."""
+    if decision.exit or request.may_escalate is None or request.may_escalate():
+        return decision
+    return replace(decision, exit=True, policy="forced")
 
 
 def _as_deltas(
-    stream: Generator[str, None, LargePassResult],
+    stream: Generator[str, None, LargePassResult], reader: AnswerReader
 ) -> Generator[StreamEvent, None, LargePassResult]:
     while True:
         try:
-            yield TextDelta(next(stream))
+            text = next(stream)
         except StopIteration as end:
             result: LargePassResult = end.value
             return result
-
-
-def _agree(first: str, second: str) -> bool:
-    """Whether two answers differ in case, surrounding space and a final full stop at most."""
-    return first.strip().removesuffix(".").casefold() == second.strip().removesuffix(".").casefold()
-
-
-def _wrong_values(error: ValidationError) -> str:
-    """Each refused value and why: ``temperature=-1 (Input should be greater than or equal to 0)``."""
-    return ", ".join(
-        f"{'.'.join(map(str, wrong['loc']))}={wrong['input']!r} ({wrong['msg']})" for wrong in error.errors()
-    )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("langchain-sgl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "0+uninstalled"
-
-
-def _check_pair(small: VLM, large: VLM) -> None:
-    """Refuses a pair whose tiles hold different grids; how images are cut into tiles shows per request."""
-    grids = [vlm.family.tile_grid(vlm.config) for vlm in (small, large)]
-    if grids[0] != grids[1]:
-        raise IncompatiblePairError(
-            f"A tile is {grids[0][0]} x {grids[0][1]} visual tokens for {small.name}, but {grids[1][0]} x "
-            f"{grids[1][1]} for {large.name}; they must be equal.",
-            remedy="Use two sizes of one family, with the same image size, patch size and downsampling.",
-        )
+        yield from reader.push(text)

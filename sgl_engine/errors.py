@@ -9,6 +9,7 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   │   ├── CorruptImageError     bytes that are not a readable picture
     │   │   ├── ImageLimitError       too many bytes, pixels (decompression bomb) or images
     │   │   ├── UnsafeUrlError        a scheme, host or redirect that the URL policy refuses
+    │   │   ├── UnsafePathError       a local path where none is allowed, or outside the allowed folder
     │   │   └── ImageFetchError       the URL is allowed but cannot be downloaded
     │   ├── InvalidRequestError       an empty or contradictory request
     │   ├── PromptTooLongError        prompt longer than the model's context
@@ -20,6 +21,7 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   ├── UnsupportedModelError     an architecture without a family here
     │   ├── ProcessorError            the model's processor cannot be loaded or used
     │   └── IncompatiblePairError     small and large do not see the same visual grid
+    ├── BudgetSpentError              the caller's own budget for the large model is spent
     └── ConfigError                   a preset, scorer or option that does not exist
 """
 
@@ -74,6 +76,10 @@ class UnsafeUrlError(ImageError):
     """The URL policy refuses this scheme, host or redirect."""
 
 
+class UnsafePathError(ImageError):
+    """Local paths are not allowed here, or this one leads out of the allowed folder."""
+
+
 class ImageFetchError(ImageError):
     """The URL is allowed, but the download failed."""
 
@@ -116,6 +122,10 @@ class ProcessorError(ModelError):
 
 class IncompatiblePairError(ModelError):
     """The small model's importance map does not fit the large model's visual tokens."""
+
+
+class BudgetSpentError(SGLError):
+    """The caller's own budget for the large model is spent, and the caller asked to be told by an error."""
 
 
 class ConfigError(SGLError):

@@ -65,11 +65,12 @@ def draw_importance(
 ) -> Image.Image:
     """Draw the importance map over the pictures that it was measured on.
 
+    With the plan of a model that cuts pictures differently, the map is drawn as that model's ranking saw it.
+
     Args:
         images: The request's pictures, in order; any PIL mode.
         importance: Mass per visual token, with the spans that say where each token lies.
-        plan: Outlines the visual tokens that it keeps and dims the others. It must be made for the prompt of
-            the importance map, so that both mean the same positions.
+        plan: Outlines the visual tokens that it keeps and dims the others.
         question: For the caption.
         answer: For the caption.
         size: Pixels. Each picture's longer side is brought to at least this, and to at most twice this.
@@ -82,6 +83,8 @@ def draw_importance(
             or the plan was made for another prompt.
     """
     pictures = [images] if isinstance(images, Image.Image) else list(images)
+    if plan is not None and plan.spans:
+        importance = importance.resample(plan.spans)
     layers = _layers(importance, plan, len(pictures))
     panels = [_panel(picture, layers[index], size) for index, picture in enumerate(pictures)]
     peak = max(_MIN_PEAK, *(float(np.quantile(panel.heat, _PEAK_QUANTILE)) for panel in panels))
@@ -149,7 +152,7 @@ def _layers(importance: ImportanceMap, plan: PruningPlan | None, num_pictures: i
         cell_area = (x1 - x0) * (y1 - y0) / len(span)
         kept = None
         if positions is not None:
-            kept = np.isin(np.arange(span.start, span.stop), positions).reshape(span.grid)
+            kept = np.isin(np.array(span.positions), positions).reshape(span.grid)
         layers[span.image].append(
             _Layer(span.box, np.nan_to_num(grid.double().numpy()) / (even * cell_area), kept)
         )

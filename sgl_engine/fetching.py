@@ -3,14 +3,19 @@
 The host is resolved here, every address is checked, and the connection goes to the checked address (the name
 is kept for TLS and the Host header), so a second DNS answer cannot lead elsewhere. Redirects are followed by
 hand and checked the same way. The body is read in pieces, as sent and never decompressed, and dropped when it
-grows too large or too slow.
+grows too large or too slow. All of this runs in a thread of its own: neither resolving a name nor a server
+that sends its headers byte by byte can be timed out from within.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitTimeoutError
 from typing import TYPE_CHECKING
 
 from sgl_engine.config import UrlPolicy
@@ -20,18 +25,25 @@ if TYPE_CHECKING:
     import httpx
 
 _USER_AGENT = "langchain-sgl"
+_LOOK_UP_S = 0.05  # how soon a caller who is not waited for any more notices
 
 
 def fetch(
-    url: str, policy: UrlPolicy, *, max_bytes: int, transport: httpx.BaseTransport | None = None
+    url: str,
+    policy: UrlPolicy,
+    *,
+    max_bytes: int,
+    transport: httpx.BaseTransport | None = None,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> bytes:
-    """The body behind ``url``.
+    """The body behind ``url``, within ``policy.timeout_s`` seconds, whatever the network does.
 
     Args:
         url: Absolute URL.
         policy: What may be reached.
         max_bytes: Larger bodies are refused, whatever their Content-Length says.
         transport: Replaces the network, for tests.
+        still_wanted: Called now and then while waiting; what it raises ends the wait.
 
     Raises:
         UnsafeUrlError: The policy refuses the scheme, host, address or redirect.
@@ -41,19 +53,44 @@ def fetch(
     import httpx
 
     deadline = time.monotonic() + policy.timeout_s
+    # The environment's proxies are not used: a proxy would resolve the name again.
+    client = httpx.Client(transport=transport, trust_env=False, timeout=policy.timeout_s)
+    body: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            body.set_result(_download(client, url, policy, max_bytes=max_bytes, deadline=deadline))
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            body.set_exception(error)
+
+    threading.Thread(target=work, name="sgl-fetch", daemon=True).start()
     try:
-        # The environment's proxies are not used: a proxy would resolve the name again.
-        with httpx.Client(transport=transport, trust_env=False, timeout=policy.timeout_s) as client:
-            target = httpx.URL(url)
-            for _ in range(policy.max_redirects + 1):
-                request = _pinned_request(client, target, policy, deadline=deadline)
-                response = client.send(request, stream=True, follow_redirects=False)
-                try:
-                    if not response.has_redirect_location:
-                        return _read_body(response, target, policy, max_bytes=max_bytes, deadline=deadline)
-                    target = target.join(response.headers["location"])
-                finally:
-                    response.close()
+        while True:
+            try:
+                return body.result(timeout=_LOOK_UP_S)
+            except WaitTimeoutError:
+                still_wanted()
+                if not body.done():
+                    _remaining_s(url, policy, deadline)
+    finally:
+        client.close()  # which also ends a download that nobody waits for
+
+
+def _download(client: httpx.Client, url: str, policy: UrlPolicy, *, max_bytes: int, deadline: float) -> bytes:
+    """Follows redirects to the body, by hand; see ``fetch``."""
+    import httpx
+
+    try:
+        target = httpx.URL(url)
+        for _ in range(policy.max_redirects + 1):
+            request = _pinned_request(client, target, policy, deadline=deadline)
+            response = client.send(request, stream=True, follow_redirects=False)
+            try:
+                if not response.has_redirect_location:
+                    return _read_body(response, target, policy, max_bytes=max_bytes, deadline=deadline)
+                target = target.join(response.headers["location"])
+            finally:
+                response.close()
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise ImageFetchError(
             f"The image at {url} cannot be downloaded ({type(error).__name__}: {error}).",
@@ -87,7 +124,7 @@ def _pinned_request(
     )
 
 
-def _remaining_s(url: httpx.URL, policy: UrlPolicy, deadline: float) -> float:
+def _remaining_s(url: httpx.URL | str, policy: UrlPolicy, deadline: float) -> float:
     """Seconds left of the whole download; fails when none is."""
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:

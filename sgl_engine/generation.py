@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from sgl_engine.cancellation import check_wanted
+from sgl_engine.constraint import TokenConstraint
 from sgl_engine.errors import InvalidRequestError
+from sgl_engine.tool_calls import CLOSE, OPEN
 from sgl_engine.types import Decoding, EncodedPrompt, Generation, TokenLogprob
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
 Result = TypeVar("Result")
+_CALL = re.compile(f"{OPEN}.*?(?:{CLOSE}|$)", re.DOTALL)
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers decode the first bytes of a character to, while its last ones are still to come."""
 
@@ -51,15 +55,16 @@ def stream_tokens(
     Raises:
         DeadlineError: The deadline passed; checked before every forward.
         RequestCancelledError: The answer is not wanted any more; checked before every forward.
-        InvalidRequestError: ``max_new_tokens`` below 1.
+        InvalidRequestError: ``max_new_tokens`` below 1, or too few for the shortest answer of the grammar.
     """
     if max_new_tokens < 1:
         raise InvalidRequestError(
             f"max_new_tokens is {max_new_tokens}; it must be at least 1.", remedy="Raise it."
         )
     limit = min(max_new_tokens, vlm.context_tokens - len(prompt))
+    held = _constraint(vlm, decoding, limit)
     choose = _Chooser(decoding, embeddings.device)
-    text = _TextStream(vlm.text, decoding.stop)
+    text = _TextStream(vlm.text, decoding.stop, with_calls=held is not None)
     ids: list[int] = []
     logprobs: list[float] = []
     position = 0
@@ -67,11 +72,15 @@ def stream_tokens(
         still_wanted = partial(check_wanted, decoding, f"after {len(ids)} of {limit} answer tokens")
         still_wanted()
         with vlm.exclusive(still_wanted), patch():
-            logits = vlm.forward(embeddings, first_position=position, cache=cache)[0]
+            logits = vlm.forward(embeddings, prompt=prompt, first_position=position, cache=cache)[0]
         position += embeddings.shape[1]
-        ids.append(choose(logits))
-        logprobs.append(float(logits.log_softmax(dim=-1)[ids[-1]]))
-        ended = stop_at_eos and ids[-1] in vlm.eos_token_ids
+        token = choose(logits) if held is None else held.choose(logits, choose)
+        if token is None:  # whole, and nothing that the grammar allows fits any more
+            ended, delta = False, text.flush()
+            break
+        ids.append(token)
+        logprobs.append(float(logits.log_softmax(dim=-1)[token]))  # unmasked: how likely it was by itself
+        ended = (stop_at_eos and token in vlm.eos_token_ids) or (held is not None and held.finished)
         delta = text.push(ids)
         if ended or text.stopped or len(ids) == limit:
             delta += text.flush()
@@ -112,6 +121,20 @@ def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]
     return tuple(tokens)
 
 
+def _constraint(vlm: VLM, decoding: Decoding, limit: int) -> TokenConstraint | None:
+    """What holds the answer to the decoding's grammar, where it has one."""
+    if decoding.grammar is None:
+        return None
+    with vlm.exclusive(partial(check_wanted, decoding, "before the answer began")):
+        return TokenConstraint(
+            vlm.processor.tokenizer,
+            vocab_size=int(vlm.model.get_output_embeddings().weight.shape[0]),
+            eos_token_ids=vlm.eos_token_ids,
+            grammar=decoding.grammar,
+            max_new_tokens=limit,
+        )
+
+
 class _Chooser:
     """Logits (vocab,) -> token: the largest, or a draw from the nucleus."""
 
@@ -134,10 +157,19 @@ class _Chooser:
 
 
 class _TextStream:
-    """Tokens so far -> the text that is final: no half characters, nothing that may become a stop string."""
+    """Tokens so far -> the text that is final: no half characters, nothing that may become a stop string.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+    Args:
+        decode: Tokens -> text.
+        stop: Strings that end the text.
+        with_calls: Whether the text may hold tool calls, inside which stop strings mean nothing.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str], *, with_calls: bool = False
+    ) -> None:
         self._decode = decode
+        self._with_calls = with_calls
         self._stop = tuple(string for string in stop if string)
         self._sent = 0
         self.text = ""
@@ -146,7 +178,8 @@ class _TextStream:
     def push(self, ids: Sequence[int]) -> str:
         """Takes all tokens so far; returns the text that is newly final."""
         self.text = self._decode(ids)
-        ends = [at for at in (self.text.find(string) for string in self._stop) if at >= 0]
+        free = _CALL.sub(lambda call: "\0" * len(call[0]), self.text) if self._with_calls else self.text
+        ends = [at for at in (free.find(string) for string in self._stop) if at >= 0]
         if ends:
             self.stopped = True
             self.text = self.text[: min(ends)]

@@ -11,13 +11,15 @@ import dataclasses
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import (
     CorruptImageError,
@@ -63,11 +65,14 @@ def resolve_images(request: Request, limits: LimitsConfig) -> Request:
             f"The request holds {len(request.images)} images; the limit is {limits.max_images}.",
             remedy="Send fewer images, or raise LimitsConfig.max_images.",
         )
+    still_wanted = partial(check_wanted, request, "while its images were loaded")
     messages = tuple(
         dataclasses.replace(
             message,
             content=tuple(
-                ImagePart(load_image(part.source, limits)) if isinstance(part, ImagePart) else part
+                ImagePart(load_image(part.source, limits, still_wanted))
+                if isinstance(part, ImagePart)
+                else part
                 for part in message.content
             ),
         )
@@ -76,7 +81,9 @@ def resolve_images(request: Request, limits: LimitsConfig) -> Request:
     return dataclasses.replace(request, messages=messages)
 
 
-def load_image(source: ImageSource, limits: LimitsConfig) -> Image.Image:
+def load_image(
+    source: ImageSource, limits: LimitsConfig, still_wanted: Callable[[], None] = lambda: None
+) -> Image.Image:
     """One image, RGB uint8, upright (EXIF orientation applied), transparency over white.
 
     Greyscale of 16 bits keeps its upper 8. Integers of 32 bits are taken as 8 bits if none is above 255, and
@@ -93,9 +100,9 @@ def load_image(source: ImageSource, limits: LimitsConfig) -> Image.Image:
     if isinstance(source, bytes | bytearray):
         data, label = bytes(source), "The image"
     elif isinstance(source, Path):
-        data, label = _read_file(source, limits), f"The file {source}"
+        data, label = read_file(source, limits), f"The file {source}"
     elif isinstance(source, str):
-        data, label = _read_url(source, limits), f"The image at {_short(source)}"
+        data, label = _read_url(source, limits, still_wanted), f"The image at {_short(source)}"
     else:
         raise MissingImageError(
             f"An image is named, but its source is {type(source).__name__}.",
@@ -178,7 +185,13 @@ def _check_pixels(image: Image.Image, limits: LimitsConfig, label: str) -> None:
         )
 
 
-def _read_file(path: Path, limits: LimitsConfig) -> bytes:
+def read_file(path: Path, limits: LimitsConfig) -> bytes:
+    """The bytes of a local picture, undecoded.
+
+    Raises:
+        MissingImageError: There is no such file, or it cannot be read.
+        ImageLimitError: It is larger than the limits allow.
+    """
     try:
         if not path.is_file():
             kind = "is not a regular file" if path.exists() else "does not exist"
@@ -192,7 +205,7 @@ def _read_file(path: Path, limits: LimitsConfig) -> bytes:
         ) from error
 
 
-def _read_url(url: str, limits: LimitsConfig) -> bytes:
+def _read_url(url: str, limits: LimitsConfig, still_wanted: Callable[[], None]) -> bytes:
     scheme, colon, rest = url.partition(":")
     if not url:
         raise MissingImageError(
@@ -201,7 +214,7 @@ def _read_url(url: str, limits: LimitsConfig) -> bytes:
     if colon and scheme.lower() == "data":
         return _decode_data_url(rest)
     if colon and rest.startswith("//"):
-        return fetch(url, limits.urls, max_bytes=limits.max_image_bytes)
+        return fetch(url, limits.urls, max_bytes=limits.max_image_bytes, still_wanted=still_wanted)
     raise UnsafeUrlError(
         f"{_short(url)!r} is not a URL, and text never opens a local file.",
         remedy="Give a https: or data: URL, or wrap the file name in pathlib.Path.",

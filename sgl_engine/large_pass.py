@@ -61,7 +61,7 @@ def stream_large_pass(
     return LargePassResult(
         generation=generation,
         plan=plan,
-        cache_tokens=tuple(cache.get_seq_length(layer) for layer in range(vlm.num_layers)),
+        cache_tokens=vlm.cache_tokens(cache),
         stage_ms={"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)},
     )
 

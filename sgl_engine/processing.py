@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sgl_engine.errors import InvalidRequestError, ProcessorError
-from sgl_engine.families.processors import image_only
-from sgl_engine.types import ImagePart, Request
+from sgl_engine.conversation import render
+from sgl_engine.errors import ProcessorError
+from sgl_engine.families.processors import image_only_class
+from sgl_engine.types import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         ProcessorError: It is missing or cannot be loaded.
     """
     import transformers
+    from transformers.processing_utils import ProcessorMixin
     from transformers.utils.import_utils import is_torchvision_available
 
     auto: Any = transformers.AutoProcessor
@@ -36,8 +38,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     try:
         if is_torchvision_available():
             return auto.from_pretrained(name, **hub)
-        cls, settings = _processor_class(name, hub)
-        if cls is None or "video_processor" not in cls.get_attributes():
+        settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
+        cls = image_only_class(settings.get("processor_class") or "")
+        if cls is None:
             return auto.from_pretrained(name, **hub)
         return _load_image_only(cls, settings, name, hub)
     except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
@@ -47,17 +50,8 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         ) from error
 
 
-def _processor_class(name: str, hub: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class that the saved processor names, None if transformers has none such; and its settings."""
-    import transformers
-    from transformers.processing_utils import ProcessorMixin
-
-    settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
-    return getattr(transformers, settings.get("processor_class") or "", None), settings
-
-
 def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
-    """Builds ``cls`` with ``video_processor=None``."""
+    """Builds a class from ``image_only_class``."""
     import transformers
 
     images: Any = transformers.AutoImageProcessor
@@ -66,7 +60,7 @@ def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[st
         "tokenizer": transformers.AutoTokenizer.from_pretrained(name, **hub),
         "video_processor": None,
     }
-    return image_only(cls).from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)
+    return cls.from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)
 
 
 def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
@@ -80,22 +74,17 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
 
     Raises:
         InvalidRequestError: A text contains the image token or another special token.
-        ProcessorError: The processor has no chat template, or fails.
+        ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
-    special = _special_tokens(processor.tokenizer)
-    conversation = [
-        {"role": message.role, "content": [_part(part, image_token, special) for part in message.content]}
-        for message in request.messages
-    ]
+    text = render(processor, request, image_token=image_token)
     images = [part.source for part in request.images]
     try:
-        text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        inputs = processor(text=[text], images=images or None, return_tensors="pt")
+        inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ProcessorError(
             f"The processor {type(processor).__name__} cannot encode {len(images)} images and "
             f"{len(request.messages)} messages ({type(error).__name__}: {error}).",
-            remedy="Check that it was saved with a chat template, and that the template takes these roles.",
+            remedy="Check that its chat template has one image token for each image.",
         ) from error
     return dict(inputs)
 
@@ -103,27 +92,3 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
 def loaded_sizes(request: Request) -> list[tuple[int, int]]:
     """(width, height) in pixels of each loaded image."""
     return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    """The texts that the tokenizer reads as control tokens; the longest first, to name the whole one."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    names = {*tokenizer.all_special_tokens, *added}
-    return sorted((name for name in names if name.strip()), key=lambda name: (-len(name), name))
-
-
-def _part(part: str | ImagePart, image_token: str, special: list[str]) -> dict[str, str]:
-    if isinstance(part, ImagePart):
-        return {"type": "image"}
-    if image_token in part:
-        raise InvalidRequestError(
-            f"The text contains {image_token!r}, which stands for an image.",
-            remedy="Remove it; name images with ImagePart.",
-        )
-    for token in special:
-        if token in part:
-            raise InvalidRequestError(
-                f"The text contains {token!r}, which is a control token of the model.",
-                remedy="Remove it, or write it with a space inside.",
-            )
-    return {"type": "text", "text": part}

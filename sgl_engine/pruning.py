@@ -2,8 +2,9 @@
 
 Planning is pure. ``prune_visual_tokens`` hooks the decoder layers from K on: on the first forward, layer K
 gathers the kept rows, and every layer from K on gathers its positions and its mask, so that kept tokens keep
-their original positions. Later steps run on a ragged cache (shorter from K on); the model builds one mask,
-sized for layer 0, so the layers from K on get its columns for the tokens that they have.
+their original positions. Later steps run on a ragged cache (shorter from K on); the model builds its masks
+for the first layers, so the layers from K on get their own. Recurrent layers read the kept rows as if the
+others had never been there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgl_engine.errors import ConfigError, IncompatiblePairError
+from sgl_engine.errors import ConfigError
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ def plan_pruning(
 
     Args:
         prompt: The prompt that will be pruned; it need not be the one that the map was taken from.
-        importance: (V,), higher = more important; ties go to the lower index.
+        importance: Higher = more important; carried onto the prompt's visual tokens where it was taken from
+            others. Ties go to the lower index.
         layer: K, the first layer that sees only the kept tokens.
         keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept.
 
     Raises:
-        IncompatiblePairError: The map's grids are not the prompt's.
+        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         ConfigError: A ratio outside (0, 1], or a negative layer.
     """
     if not 0.0 < keep_ratio <= 1.0 or layer < 0:
@@ -43,10 +45,10 @@ def plan_pruning(
             f"Cannot keep {keep_ratio} of the visual tokens from layer {layer} on.",
             remedy="Give a keep_ratio in (0, 1] and a layer of at least 0.",
         )
-    check_same_grids(importance, prompt)
+    mass = importance.resample(prompt.spans).mass
     total = prompt.num_visual_tokens
     kept = min(total, max(1, math.floor(total * keep_ratio)))
-    ranking = torch.sort(importance.mass, descending=True, stable=True).indices
+    ranking = torch.sort(mass, descending=True, stable=True).indices
     mask = torch.ones(len(prompt), dtype=torch.bool)
     mask[torch.tensor(prompt.visual_positions, dtype=torch.int64)[ranking[kept:]]] = False
     return PruningPlan(
@@ -56,6 +58,7 @@ def plan_pruning(
         visual_tokens=total,
         kept_visual_tokens=kept,
         keep_ratio=keep_ratio,
+        spans=prompt.spans,
     )
 
 
@@ -68,27 +71,8 @@ def keep_everything(prompt: EncodedPrompt) -> PruningPlan:
         visual_tokens=prompt.num_visual_tokens,
         kept_visual_tokens=prompt.num_visual_tokens,
         keep_ratio=1.0,
+        spans=prompt.spans,
     )
-
-
-def check_same_grids(importance: ImportanceMap, prompt: EncodedPrompt) -> None:
-    """Refuses a map whose images, tiles or grids are not the prompt's.
-
-    Raises:
-        IncompatiblePairError: They differ.
-    """
-    theirs = [(span.image, span.grid) for span in importance.spans]
-    ours = [(span.image, span.grid) for span in prompt.spans]
-    if theirs != ours:
-        raise IncompatiblePairError(
-            f"The importance map covers {_describe(theirs)}, but the prompt {_describe(ours)}.",
-            remedy="Use two models that cut images into the same tiles and tokens: two sizes of one family.",
-        )
-
-
-def _describe(spans: list[tuple[int, tuple[int, int]]]) -> str:
-    grids = ", ".join(sorted({f"{rows} x {cols}" for _, (rows, cols) in spans})) or "none"
-    return f"{len({image for image, _ in spans})} images in {len(spans)} tiles of {grids} tokens"
 
 
 @contextmanager
@@ -100,30 +84,65 @@ def prune_visual_tokens(vlm: VLM, plan: PruningPlan) -> Iterator[None]:
     A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
 
     Raises:
-        ConfigError: The plan's layer does not exist, or this architecture cannot be pruned there.
+        ConfigError: The plan's layer does not exist, or this model cannot be pruned there.
     """
-    first, layers = vlm.family.first_prunable_layer, vlm.family.decoder_layers(vlm.model)
-    if plan.prunes and not first <= plan.layer < len(layers):
-        raise ConfigError(
-            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {len(layers) - 1}.",
-            remedy="Choose another PruningConfig.layer_fraction.",
-        )
+    if not plan.prunes:
+        yield
+        return
+    layers = vlm.family.decoder_layers(vlm.model)
+    implementation = _check_prunable(vlm, plan, len(layers))
     with ExitStack() as hooks:
-        if plan.prunes:
-            for index in range(plan.layer, len(layers)):
-                handle = layers[index].register_forward_pre_hook(_layer_hook(plan, index), with_kwargs=True)
-                hooks.callback(handle.remove)
+        for index in range(plan.layer, len(layers)):
+            hook = _layer_hook(plan, index, additive=implementation.endswith("eager"))
+            hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        adder = vlm.family.plane_adder
+        if adder is not None:
+            decoder = vlm.text_model
+            setattr(decoder, adder, _pruned_adder(plan, getattr(decoder, adder)))
+            hooks.callback(delattr, decoder, adder)  # the class's own method shows again
         yield
 
 
-def _layer_hook(plan: PruningPlan, index: int) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+def _check_prunable(vlm: VLM, plan: PruningPlan, layers: int) -> str:
+    """The attention implementation, where the plan can be carried out with it."""
+    first = vlm.family.first_prunable_layer
+    if not first <= plan.layer < layers:
+        raise ConfigError(
+            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {layers - 1}.",
+            remedy="Choose another PruningConfig.layer_fraction.",
+        )
+    config = vlm.text_model.config
+    implementation: str = config._attn_implementation  # noqa: SLF001  # transformers has no public getter
+    flash = "flash" in implementation
+    if not (flash or implementation.endswith(("sdpa", "eager"))) or (flash and vlm.has_sliding_layers):
+        raise ConfigError(
+            f"{vlm.name} runs {implementation} attention{' in a sliding window' if flash else ''}, "
+            "which cannot be told which tokens are left.",
+            remedy='Use model.set_attn_implementation("sdpa").',
+        )
+    return implementation
+
+
+def _layer_hook(
+    plan: PruningPlan, index: int, *, additive: bool
+) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
-        if cache is None or cache.get_seq_length(index) == 0:
+        if cache is None or not _has_seen(cache, index):
             return _prune_first_forward(plan, index, args, kwargs)
-        return args, {**kwargs, "attention_mask": _own_columns(plan, kwargs["attention_mask"])}
+        if cache.is_linear[index]:
+            return args, kwargs  # a recurrent state has no columns
+        visible = _visible(plan, cache.layers[index], args[0].shape[1])
+        return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
     return hook
+
+
+def _has_seen(cache: Any, index: int) -> bool:
+    """Whether a layer's cache holds anything."""
+    if cache.is_linear[index]:
+        return bool(cache.has_previous_state(index))
+    return bool(cache.get_seq_length(index))
 
 
 def _prune_first_forward(
@@ -133,27 +152,66 @@ def _prune_first_forward(
     hidden, *rest = args
     cos, sin = kwargs["position_embeddings"]
     rows = _seen(plan, cos.shape[-2], cos.device)
-    mask = kwargs["attention_mask"]
+    mask, position_ids = kwargs["attention_mask"], kwargs.get("position_ids")
+    if mask is not None:  # None means causal, and rows in ascending order stay causal
+        mask = mask.index_select(-1, rows)
+        mask = mask.index_select(-2, rows) if mask.ndim == 4 else mask  # else (B, S), of a recurrent layer
     pruned = {
         **kwargs,
         "position_embeddings": (cos.index_select(-2, rows), sin.index_select(-2, rows)),
-        "position_ids": kwargs["position_ids"].index_select(-1, rows),
-        # No mask means causal, and rows in ascending order stay causal.
-        "attention_mask": None if mask is None else mask.index_select(-2, rows).index_select(-1, rows),
+        "position_ids": None if position_ids is None else position_ids.index_select(-1, rows),
+        "attention_mask": mask,
     }
     if index == plan.layer:
         hidden = hidden.index_select(1, rows.to(hidden.device))
     return (hidden, *rest), pruned
 
 
-def _own_columns(plan: PruningPlan, mask: Tensor | None) -> Tensor | None:
-    """The columns of layer 0's mask (1, 1, Q, N) that a pruned layer's cache has.
+def _visible(plan: PruningPlan, layer: Any, steps: int) -> Tensor | None:
+    """Which keys of a pruned layer's cache each of ``steps`` new tokens sees, bool (Q, N); None is all.
 
-    With K = 0, layer 0 is itself pruned, and its mask already has the right columns.
+    Sliding windows go by original positions: fewer tokens are left in them, not older ones.
     """
-    if mask is None or plan.layer == 0:
-        return mask
-    return mask.index_select(-1, _seen(plan, mask.shape[-1], mask.device))
+    length = layer.get_seq_length()  # what is left of the prompt, and all tokens since
+    window = layer.sliding_window if layer.is_sliding else None
+    if steps == 1 and window is None:
+        return None
+    first = plan.prompt_tokens + length - len(plan.keep)
+    stored = length if window is None else min(length, window - 1)
+    keys = _seen(plan, first + steps, torch.device("cpu"))[length - stored :]
+    queries = torch.arange(first, first + steps)[:, None]
+    visible = keys <= queries
+    if window is not None:
+        visible &= keys > queries - window
+    return None if bool(visible.all()) else visible
+
+
+def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tensor | None:
+    """As attention takes it, (1, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
+    if visible is None:
+        return None
+    visible = visible.to(hidden.device)[None, None]
+    if not additive:
+        return visible
+    nothing = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+    return nothing.masked_fill(~visible, torch.finfo(hidden.dtype).min)
+
+
+def _pruned_adder(
+    plan: PruningPlan, original: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Adds a plane of visual features to what is left of the image tokens."""
+
+    def add(hidden: Tensor, is_image: Tensor, plane: Tensor) -> Tensor:
+        """Hidden states (1, N, hidden), which of the unpruned prompt are visual (1, S), (V, hidden)."""
+        if hidden.shape[1] == is_image.shape[1]:
+            return original(hidden, is_image, plane)
+        rows = _seen(plan, is_image.shape[1], is_image.device)
+        left = is_image.index_select(1, rows)
+        planes = (is_image.cumsum(dim=1) - 1).index_select(1, rows)[left]
+        return original(hidden, left, plane[planes.to(plane.device)])
+
+    return add
 
 
 def _seen(plan: PruningPlan, tokens: int, device: torch.device) -> Tensor:

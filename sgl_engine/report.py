@@ -36,12 +36,13 @@ class RunReport(BaseModel):
         route: Whose answer was returned.
         escalated: True when the large model was called; the same as ``route == "large"``.
         score: The small model's score in [0, 1], higher = surer.
-        scorer: What computed it, a name in ``sgl_engine.confidence.SCORERS``.
+        scorer: What computed it, a name in ``sgl_engine.confidence.SCORERS``; "answer_share" where given
+            answers were scored.
         threshold: What the score was compared with; not used when ``forced``.
-        forced: True when the configuration, and not the score, chose the route.
+        forced: True when the configuration or a budget, and not the score, chose the route.
         confidence: Geometric mean probability of the small answer's tokens.
         consistency: Probability of the small answer when only the most important visual tokens are seen; None
-            when the request holds no image.
+            when the request holds no image, or given answers were scored.
         visual_tokens: Visual tokens of the prompt.
         kept_visual_tokens: Of those, how many the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.

@@ -6,7 +6,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from sgl_engine.attention import capture_attention
@@ -98,7 +97,7 @@ def _answer(
         importance = importance_map(recorder.sums(), prompt.spans)
         first = vlm.family.first_prunable_layer
         plan = plan_pruning(prompt, importance, layer=first, keep_ratio=consistency_keep_ratio)
-        consistency = answer_logprobs(vlm, embeddings, generation, plan).tolist()
+        consistency = answer_logprobs(vlm, prompt, embeddings, generation, plan).tolist()
     return SmallPassResult(
         generation=generation,
         confidence=measure_confidence(generation.logprobs.tolist(), consistency, scorer),
@@ -112,12 +111,15 @@ def _answer(
     )
 
 
-def answer_logprobs(vlm: VLM, embeddings: Tensor, generation: Generation, plan: PruningPlan) -> Tensor:
+def answer_logprobs(
+    vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, generation: Generation, plan: PruningPlan
+) -> Tensor:
     """How likely an answer is on a pruned prompt: one teacher-forced pass.
 
     Args:
         vlm: The model.
-        embeddings: The unpruned prompt's, (1, S, hidden), vision features included.
+        prompt: The prompt.
+        embeddings: ``vlm.embed(prompt)``: of the unpruned prompt, vision features included.
         generation: The answer, T tokens.
         plan: What of the prompt is seen.
 
@@ -125,7 +127,7 @@ def answer_logprobs(vlm: VLM, embeddings: Tensor, generation: Generation, plan: 
         float32 (T,), natural log of each answer token's probability.
     """
     tokens = generation.token_ids
-    forced = torch.cat((embeddings, vlm.embed_tokens(tokens[:-1])), dim=1)
+    forced = vlm.append_tokens(embeddings, tokens[:-1])
     with prune_visual_tokens(vlm, plan):
-        logits = vlm.forward(forced, first_position=0, cache=None, logit_rows=len(tokens))
+        logits = vlm.forward(forced, prompt=prompt, first_position=0, cache=None, logit_rows=len(tokens))
     return logits.log_softmax(dim=-1).gather(1, tokens.to(logits.device)[:, None])[:, 0].cpu()

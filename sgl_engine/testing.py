@@ -1,15 +1,24 @@
-"""Tiny models for tests of code that uses this package: real architectures, random weights, no downloads.
+"""For tests of code that uses this package: tiny models, and an engine that says what it is told to say.
 
-from sgl_engine import Request, SGLEngine
-from sgl_engine.testing import tiny_vlm
+    from sgl_engine import SGLEngine
+    from sgl_engine.testing import FakeEngine, tiny_vlm
 
-engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+    scripted = FakeEngine(lambda request: "a receipt", score=0.97)
+
+Tiny models are real architectures with random weights; nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
+import torch
+
+from sgl_engine.config import EngineConfig
+from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
@@ -18,6 +27,16 @@ from sgl_engine.families.tiny import (
     TINY_SIZES,
     TinyDecoder,
     build_tiny,
+)
+from sgl_engine.families.tiny.sizes import TinyOptions
+from sgl_engine.types import (
+    Confidence,
+    Decoding,
+    EncodedPrompt,
+    Generation,
+    ImportanceMap,
+    Request,
+    SmallPassResult,
 )
 from sgl_engine.vlm import VLM
 
@@ -35,10 +54,11 @@ def tiny_vlm(
     """A VLM of 60 to 180 thousand parameters, float32, on the CPU. Its answers are gibberish, and repeatable.
 
     Args:
-        family: Architecture family.
+        family: Architecture family, by its ``config.model_type``.
         size: "small" has 3 decoder layers, "large" 6 wider ones; both see the same grid.
-        decoder: Which text model; the families' checkpoints come with several.
-        max_tiles: 1 makes one tile of every image; more cuts large images into tiles, and adds a thumbnail.
+        decoder: Which text model, for the default family, whose checkpoints come with several.
+        max_tiles: 1 makes one tile of every image; more cuts large images into tiles, as the family does it,
+            or makes their one grid larger.
         side_tokens: A tile is side_tokens x side_tokens visual tokens.
         seed: Of the weights; the global random state is left as it was.
         context_tokens: Longest sequence.
@@ -51,12 +71,73 @@ def tiny_vlm(
             f"There is no tiny model of the family {family!r}.",
             remedy=f"Use one of {', '.join(TINY_FAMILIES)}.",
         )
-    model, processor = build_tiny(
-        TINY_SIZES[size],
-        decoder=decoder,
-        max_tiles=max_tiles,
-        side_tokens=side_tokens,
-        seed=seed,
-        context_tokens=context_tokens,
+    options = TinyOptions(
+        size=TINY_SIZES[size], max_tiles=max_tiles, side_tokens=side_tokens, context_tokens=context_tokens
     )
+    model, processor = build_tiny(family, options, decoder=decoder, seed=seed)
     return VLM(model, processor, name=f"tiny-{family}-{size}")
+
+
+class FakeEngine(SGLEngine):
+    """An engine whose small pass is scripted; everything around it is real.
+
+    Requests are checked, encoded and counted, tool calls are read out of the scripted text, and where the
+    score is below the threshold a real large model answers. Images get equal importance.
+
+    Args:
+        answer: What the small model says to a request, tool calls in its own format included
+            (``sgl_engine.tool_calls.render_call``). Called from whatever thread runs the request.
+        score: The small model's score in [0, 1]; a function may look at the request.
+        small: Whose tokenizer and processor are used; None is a tiny model.
+        large: Answers when it is called; None is a tiny model, and its answers are gibberish.
+        config: What can be set.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Request], str],
+        *,
+        score: float | Callable[[Request], float] = 1.0,
+        small: VLM | None = None,
+        large: VLM | None = None,
+        config: EngineConfig | None = None,
+    ) -> None:
+        super().__init__(small or tiny_vlm(size="small"), large or tiny_vlm(size="large"), config)
+        self._answer = answer
+        self._score = score
+
+    def with_config(self, config: EngineConfig) -> FakeEngine:
+        """The same script with another configuration."""
+        return FakeEngine(self._answer, score=self._score, small=self.small, large=self.large, config=config)
+
+    def _small_pass(
+        self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding
+    ) -> SmallPassResult:
+        del decoding
+        text = self._answer(request)
+        ids = self.small.processor.tokenizer.encode(text, add_special_tokens=False)
+        ids = [*ids, *sorted(self.small.eos_token_ids)[:1]]
+        if len(ids) > max_new_tokens:
+            raise ConfigError(
+                f"The scripted answer has {len(ids)} tokens; the request allows {max_new_tokens}.",
+                remedy="Script a shorter answer, or raise max_new_tokens.",
+            )
+        score = self._score(request) if callable(self._score) else self._score
+        even = math.log(max(score, 1e-9)) / len(ids)
+        importance = None
+        if prompt.spans:
+            importance = ImportanceMap(torch.ones(prompt.num_visual_tokens), prompt.spans, num_queries=1)
+        return SmallPassResult(
+            generation=Generation(
+                text=text,
+                token_ids=torch.tensor(ids, dtype=torch.int64),
+                logprobs=torch.full((len(ids),), even),
+                finish_reason="stop",
+            ),
+            confidence=Confidence(
+                score=score, parts={"confidence": math.exp(even), "answer_probability": score}
+            ),
+            importance=importance,
+            consistency_plan=None,
+            stage_ms={"vision": 0.0, "generate": 0.0, "consistency": 0.0},
+        )

@@ -8,10 +8,12 @@ identity (``eq=False``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from sgl_engine.resampling import resample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,17 +118,20 @@ class Request:
         max_new_tokens: Upper limit of answer tokens.
         temperature: 0 is greedy.
         top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
-        stop: Strings that end the answer; they are not part of it.
+        stop: Strings that end the answer; they are not part of it. JSON and tool calls are never cut: inside
+            them, and so in an answer that has to be JSON or a call, these strings mean nothing.
         seed: Makes sampling repeatable.
         deadline: ``time.monotonic()`` value in seconds, after which the request fails with ``DeadlineError``.
         cancel: Once set, the request fails with ``RequestCancelledError`` within one token.
+        may_escalate: Asked, from the thread that runs the request, right before the large model would be
+            called; False keeps the small answer. For budgets that many requests share.
         tools: What the model may call.
         tool_choice: "auto" leaves it to the model, "any" makes it call at least one, "none" forbids calls.
         tool_name: The only tool that may be called; None is any of ``tools``.
         parallel_tool_calls: Whether one answer may hold several calls.
         logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
-            any JSON object. Not together with a forced call.
+            any JSON object. With tools, the answer is that or calls. Not together with a forced call.
     """
 
     messages: tuple[Message, ...]
@@ -137,6 +142,7 @@ class Request:
     seed: int | None = None
     deadline: float | None = None
     cancel: threading.Event | None = None
+    may_escalate: Callable[[], bool] | None = None
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: ToolChoice = "auto"
     tool_name: str | None = None
@@ -183,9 +189,10 @@ class VisualSpan:
         image: Index of the image in the request, from 0.
         start: First prompt position.
         stop: One past the last prompt position.
-        grid: (rows, cols) of tokens after merging; rows * cols == stop - start, row-major.
+        grid: (rows, cols) of tokens after merging, row-major.
         box: The part of the source image that the tokens see; None where it is unknown (a tiled prompt built
             from raw inputs, without the image sizes).
+        row_gap: Prompt tokens between two rows that are no visual tokens (row separators); they are text.
     """
 
     image: int
@@ -193,10 +200,18 @@ class VisualSpan:
     stop: int
     grid: tuple[int, int]
     box: Box | None
+    row_gap: int = 0
 
     def __len__(self) -> int:
         """Number of visual tokens."""
-        return self.stop - self.start
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Prompt positions of the visual tokens, ascending."""
+        rows, cols = self.grid
+        starts = range(self.start, self.start + rows * (cols + self.row_gap), cols + self.row_gap)
+        return tuple(position for start in starts for position in range(start, start + cols))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +222,14 @@ class EncodedPrompt:
         inputs: The model's keyword arguments (input_ids, attention_mask, pixel_values, ...).
         input_ids: int64 (B, S).
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
+        positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
+            None where tokens are simply numbered.
     """
 
     inputs: Mapping[str, Tensor]
     input_ids: Tensor
     spans: tuple[VisualSpan, ...]
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -225,7 +243,7 @@ class EncodedPrompt:
     @property
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
-        return tuple(position for span in self.spans for position in range(span.start, span.stop))
+        return tuple(position for span in self.spans for position in span.positions)
 
 
 @dataclass(frozen=True)
@@ -239,6 +257,8 @@ class Decoding:
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
         cancel: Once set, generation ends within one token with ``RequestCancelledError``.
+        grammar: What the answer is held to (``sgl_engine.grammar``), or None. Log-probabilities do not
+            change: they are the model's own, not those of the choice that was left.
     """
 
     temperature: float = 0.0
@@ -247,6 +267,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     deadline: float | None = None
     cancel: threading.Event | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +279,7 @@ class Generation:
         token_ids: int64 (T,), the end-of-sequence token included where it was generated.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
             temperature 1, nothing masked, whatever the sampling did.
-        finish_reason: "stop" (end-of-sequence token or stop string) or "length".
+        finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
     """
 
     text: str
@@ -293,6 +314,20 @@ class ImportanceMap:
             first += len(span)
         return tuple(grids)
 
+    def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
+        """The same map on another prompt's visual tokens: other tiles, grids, model or family.
+
+        Mass goes where it lies in the picture (``sgl_engine.resampling``); where the spans agree, it is the
+        map itself. Mass that none of the new tokens see, as behind a crop, is left out.
+
+        Args:
+            spans: The other prompt's, of the same images.
+
+        Raises:
+            IncompatiblePairError: Other images, or boxes that are needed and unknown.
+        """
+        return ImportanceMap(resample(self.mass, self.spans, spans), spans, self.num_queries)
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -316,7 +351,8 @@ class ExitDecision:
         exit: True: keep the small answer, the large model is not called.
         score: The small model's score.
         threshold: What the score was compared with.
-        policy: "threshold", or "forced" when the configuration says never or always.
+        policy: "threshold", or "forced" when the configuration says never or always, or the request's
+            ``may_escalate`` said no.
         calibration: Identifier of the calibration that gave the threshold; None for a plain number.
     """
 
@@ -338,6 +374,7 @@ class PruningPlan:
         visual_tokens: V.
         kept_visual_tokens: Of the V.
         keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
+        spans: The prompt's visual spans, to show what is kept in the picture.
     """
 
     keep: Tensor
@@ -346,6 +383,7 @@ class PruningPlan:
     visual_tokens: int
     kept_visual_tokens: int
     keep_ratio: float
+    spans: tuple[VisualSpan, ...] = ()
 
     @property
     def prunes(self) -> bool:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+from transformers import DynamicCache
 
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import LimitsConfig
@@ -24,13 +23,11 @@ from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
     ConfigError,
     InvalidRequestError,
-    ModelNotFoundError,
     PromptTooLongError,
-    UnsafeWeightsError,
-    UnsupportedModelError,
 )
 from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
+from sgl_engine.loading import check_folder, load_config, load_model
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.types import EncodedPrompt, Request
 
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _LOOK_UP_S = 0.05  # how soon somebody who waits for the model notices that nobody waits for the answer
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class VLM:
@@ -49,6 +45,10 @@ class VLM:
         processor: Its processor.
         name: What reports call it.
         revision: Commit on the hub, for reports.
+
+    Attributes:
+        proven: False for an architecture without a family of its own, until ``sgl_engine.proof`` has seen
+            this model captured and pruned exactly; an engine sees to that.
 
     Raises:
         UnsupportedModelError: No family knows the architecture.
@@ -63,6 +63,7 @@ class VLM:
         self.processor = processor
         self.name = name
         self.revision = revision
+        self.proven = not self.family.needs_proof
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -107,12 +108,12 @@ class VLM:
             )
         folder = Path(path_or_hub_id).expanduser()
         source = str(folder) if folder.is_dir() else str(path_or_hub_id)
-        _check_folder(source)
+        check_folder(source)
         hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-        config = _load_config(source, hub)
+        config = load_config(source, hub)
         find_family(config, source)  # before gigabytes of weights are read
         processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
-        model = _load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
+        model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
         if device is not None:
             model.to(device)
         return cls(
@@ -158,6 +159,15 @@ class VLM:
         return len(self.family.decoder_layers(self.model))
 
     @property
+    def has_sliding_layers(self) -> bool:
+        """Whether some decoder layers see only the last tokens."""
+        config = self.text_model.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return getattr(config, "sliding_window", None) is not None
+        return "sliding_attention" in kinds
+
+    @property
     def shape(self) -> ModelShape:
         """Sizes, for counting operations."""
         return self.family.shape(self.config)
@@ -190,7 +200,7 @@ class VLM:
             ProcessorError: The processor fails.
         """
         loaded = resolve_images(request, limits or LimitsConfig())
-        image_token = self.processor.tokenizer.decode([self.family.image_token_id(self.config)])
+        image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the model read another request")
         with self.exclusive(waiting):  # tokenizers keep padding and truncation as state
             inputs = process(self.processor, loaded, image_token=image_token)
@@ -224,16 +234,24 @@ class VLM:
                 "answer included.",
                 remedy="Shorten the text, or send fewer or smaller images.",
             )
-        boxes = None
-        if image_sizes is not None:
-            boxes = [self.family.tile_boxes(self.processor, width, height) for width, height in image_sizes]
-        spans = self.family.spans(self.config, ids, boxes)
+        spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
         moved = {key: value.to(self.device) for key, value in inputs.items()}
-        return EncodedPrompt(inputs=moved, input_ids=moved["input_ids"], spans=spans)
+        return EncodedPrompt(
+            inputs=moved,
+            input_ids=moved["input_ids"],
+            spans=spans,
+            positions=self.family.positions(self.model, moved),
+        )
+
+    def tower_patches(self, prompt: EncodedPrompt) -> tuple[int, ...]:
+        """Patches in each pass of the vision tower, for counting operations."""
+        return self.family.tower_patches(self.config, prompt.inputs)
 
     @torch.inference_mode()
     def embed(self, prompt: EncodedPrompt) -> Tensor:
-        """Embeddings (1, S, hidden) with the visual features in place; runs the vision tower once.
+        """Embeddings (1, S, width) with the visual features in place; runs the vision tower once.
+
+        The width is the decoder's, or a multiple of it where the decoder takes further visual features.
 
         Raises:
             InvalidRequestError: The images do not give one feature for each image token.
@@ -241,9 +259,10 @@ class VLM:
         with self.exclusive():
             features = self.family.image_features(self.model, prompt.inputs)
         given = 0 if features is None else len(features)
-        if given != prompt.num_visual_tokens:
+        wanted = int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
+        if given != wanted:
             raise InvalidRequestError(
-                f"The prompt has {prompt.num_visual_tokens} image tokens, but its images give {given}.",
+                f"The prompt has {wanted} image tokens, but its images give {given}.",
                 remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
             )
         return self.family.embed(self.model, prompt.input_ids, features)
@@ -253,32 +272,52 @@ class VLM:
         """Embeddings (1, T, hidden) of text tokens, int64 (T,)."""
         return self.family.embed(self.model, token_ids.to(self.device)[None], None)
 
+    @torch.inference_mode()
+    def append_tokens(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+        """A prompt's embeddings, (1, S, width), and those of text tokens, int64 (T,), after it."""
+        text = self.embed_tokens(token_ids)
+        text = torch.nn.functional.pad(text, (0, embeddings.shape[-1] - text.shape[-1]))
+        return torch.cat((embeddings, text), dim=1)
+
     def new_cache(self) -> DynamicCache:
         """An empty key-value cache."""
         return DynamicCache(config=self.text_model.config)
 
+    def cache_tokens(self, cache: DynamicCache) -> tuple[int, ...]:
+        """Tokens that each layer's cache has seen (L,); 0 for recurrent layers, whose state has one size."""
+        return tuple(
+            0 if recurrent else cache.get_seq_length(layer) for layer, recurrent in enumerate(cache.is_linear)
+        )
+
     @torch.inference_mode()
     def forward(
-        self, embeddings: Tensor, *, first_position: int, cache: DynamicCache | None, logit_rows: int = 1
+        self,
+        embeddings: Tensor,
+        *,
+        prompt: EncodedPrompt,
+        first_position: int,
+        cache: DynamicCache | None,
+        logit_rows: int = 1,
     ) -> Tensor:
         """One pass of the decoder.
 
         Args:
-            embeddings: (1, N, hidden).
-            first_position: Position of the first of them. Given explicitly, because the length of a pruned
-                cache is not the position.
+            embeddings: (1, N, width): the whole prompt and perhaps tokens after it, or tokens after it.
+            prompt: The prompt that they belong to.
+            first_position: Index of the first of them in prompt and answer. Given explicitly, because the
+                length of a pruned cache is not the position.
             cache: Extended in place; None for a pass on its own.
             logit_rows: How many of the last rows go through the LM head.
 
         Returns:
             Logits, float32 (logit_rows, vocab).
         """
-        positions = torch.arange(
-            first_position, first_position + embeddings.shape[1], device=embeddings.device
-        )
+        positions = _positions(prompt, first_position, embeddings.shape[1])
         output = self.text_model(
-            inputs_embeds=embeddings,
-            position_ids=positions[None],
+            **self.family.decoder_inputs(
+                self.model, embeddings, prompt.inputs, positions, cache, prefill=first_position == 0
+            ),
+            position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
@@ -294,96 +333,15 @@ class VLM:
         return text
 
 
-def _check_folder(name: str) -> None:
-    """Says what is wrong with a local folder before transformers guesses."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-            raise ModelNotFoundError(
-                f"There is no model folder {name}.",
-                remedy="Check the path, or give a hub id such as owner/name.",
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"The folder {name} holds no config.json.",
-            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise UnsafeWeightsError(
-            f"The folder {name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
-            remedy="If you trust them, load them with transformers and call model.save_pretrained(folder).",
-        )
-    raise ModelNotFoundError(
-        f"The folder {name} holds no weights (*.safetensors).", remedy="Save the model there first."
-    )
+def _positions(prompt: EncodedPrompt, first: int, count: int) -> Tensor:
+    """Rotary positions of ``count`` tokens from index ``first`` on: (1, N), or (axes, 1, N).
 
-
-def _load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"The configuration of {name} cannot be loaded ({_first_line(error)}).",
-            remedy="Check the path or hub id, the revision and the network.",
-        ) from error
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"The configuration of {name} cannot be used ({_first_line(error)}).",
-            remedy="Use a supported family in transformers format, and a transformers version that knows it.",
-        ) from error
-    return config
-
-
-def _load_model(
-    name: str,
-    config: PreTrainedConfig,
-    *,
-    dtype: str | torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-    hub: Mapping[str, Any],
-) -> Any:
-    try:
-        auto: Any = AutoModelForImageTextToText
-        model, loading = auto.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            output_loading_info=True,
-            **hub,
-        )
-    except SafetensorError as error:
-        raise ModelNotFoundError(
-            f"The weights of {name} are not whole safetensors files ({_first_line(error)}).",
-            remedy="Download them again; files of some hundred bytes are git-LFS pointers (git lfs pull).",
-        ) from error
-    except OSError as error:
-        kind = UnsafeWeightsError if "safetensors" in str(error) else ModelNotFoundError
-        raise kind(
-            f"The weights of {name} cannot be loaded ({_first_line(error)}).",
-            remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
-        ) from error
-    except torch.OutOfMemoryError:  # a RuntimeError, but nothing is wrong with the model
-        raise
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UnsupportedModelError(
-            f"The weights of {name} cannot be loaded as configured ({_first_line(error)}).",
-            remedy="Use weights, config.json, dtype and device_map that fit each other; a device_map needs "
-            "accelerate.",
-        ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelNotFoundError(
-            f"The weights of {name} lack {len(missing)} of the model's tensors ({', '.join(missing[:3])}).",
-            remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
-        )
-    return model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    Tokens after the prompt go on by one from the largest position in it, on every axis.
+    """
+    index = torch.arange(first, first + count, device=prompt.input_ids.device)
+    if prompt.positions is None:
+        return index[None]
+    known = prompt.positions[..., first : first + count]
+    after = index[known.shape[-1] :] - len(prompt)
+    following = prompt.positions.amax(dim=(0, 2))[None, :, None] + 1 + after
+    return torch.cat((known, following.expand(*known.shape[:-1], -1)), dim=-1)

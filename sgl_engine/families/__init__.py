@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import UnsupportedModelError
-from sgl_engine.types import Box, VisualSpan
+from sgl_engine.families.generic import Generic, why_not_generic
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 
 class Family(Protocol):
@@ -25,10 +26,15 @@ class Family(Protocol):
     Attributes:
         name: Name of the family.
         first_prunable_layer: The smallest K at which visual tokens may be dropped.
+        plane_adder: The decoder's method that adds a plane of visual features to hidden states between
+            layers, f(hidden, is_image, plane); None where there is none.
+        needs_proof: Whether ``sgl_engine.proof`` must have seen the loaded model work.
     """
 
     name: str
     first_prunable_layer: int
+    plane_adder: str | None
+    needs_proof: bool
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """The decoder, without vision tower and LM head."""
@@ -39,40 +45,87 @@ class Family(Protocol):
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """The token that stands for one visual token."""
 
-    def tile_grid(self, config: PreTrainedConfig) -> tuple[int, int]:
-        """(rows, cols) of visual tokens per tile, after merging."""
-
-    def tile_boxes(self, processor: Any, width: int, height: int) -> tuple[Box, ...]:
-        """Which part of an image of this size, in pixels, each of its tiles shows, in prompt order."""
+    def image_text(self, processor: Any, config: PreTrainedConfig) -> str:
+        """What a request's texts must not contain, because the processor would take it for an image."""
 
     def spans(
-        self, config: PreTrainedConfig, input_ids: Tensor, boxes: Sequence[Sequence[Box]] | None
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
     ) -> tuple[VisualSpan, ...]:
-        """Groups the image tokens of ``input_ids``, int64 (1, S), into tiles.
+        """Groups the image tokens of a prompt into images and tiles.
 
         Args:
             config: The model's configuration.
-            input_ids: int64 (1, S).
-            boxes: Tile boxes per image; None where the images' sizes are unknown.
+            processor: The model's processor.
+            inputs: What the processor returned for one request; "input_ids" is int64 (1, S).
+            sizes: (width, height) in pixels per image; None where they are unknown.
 
         Raises:
             ProcessorError: The number of image tokens does not fit.
         """
 
+    def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Rotary positions of the prompt, int64 (axes, B, S); None where tokens are simply numbered."""
+
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Visual tokens (V, hidden) from the vision tower and projector; None when there is no image."""
+        """One row per image token, from tower and projector: (N, width); None when there is no image.
+
+        The width is a multiple of the decoder's: further planes are features that the decoder adds to the
+        hidden states of image tokens after its first layers.
+        """
 
     def embed(self, model: Any, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        """Token embeddings (B, S, hidden), with the features in place of the image tokens."""
+        """Token embeddings (B, S, width), with the features in place of the image tokens."""
+
+    def decoder_inputs(
+        self,
+        model: Any,
+        embeddings: Tensor,
+        inputs: Mapping[str, Tensor],
+        positions: Tensor,
+        cache: Cache | None,
+        *,
+        prefill: bool,
+    ) -> dict[str, Any]:
+        """What the decoder takes, besides positions and cache.
+
+        Args:
+            model: The model.
+            embeddings: (B, N, width), as ``embed`` returns them, or text tokens (B, N, hidden).
+            inputs: The prompt's.
+            positions: int64 (B, N), or (axes, B, N) where ``positions`` gives several axes.
+            cache: The keys and values so far.
+            prefill: Whether the embeddings begin with the whole prompt.
+        """
+
+    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Patches in each pass of the vision tower, one pass per image or tile; for counting operations."""
 
     def shape(self, config: PreTrainedConfig) -> ModelShape:
         """Sizes, for counting operations."""
 
 
 FAMILIES: dict[str, str] = {
+    "gemma3": "sgl_engine.families.gemma3:Gemma3",
+    "idefics3": "sgl_engine.families.idefics3:Idefics3",
     "internvl": "sgl_engine.families.internvl:InternVL",
+    "llava": "sgl_engine.families.llava:Llava",
+    "llava_next": "sgl_engine.families.llava_next:LlavaNext",
+    "llava_onevision": "sgl_engine.families.llava_next:LlavaOneVision",
+    "mistral3": "sgl_engine.families.mistral3:Mistral3",
+    "qwen2_5_vl": "sgl_engine.families.qwen2_vl:Qwen2_5VL",
+    "qwen2_vl": "sgl_engine.families.qwen2_vl:Qwen2VL",
+    "qwen3_5": "sgl_engine.families.qwen3_5:Qwen3_5",
+    "qwen3_vl": "sgl_engine.families.qwen3_vl:Qwen3VL",
+    "smolvlm": "sgl_engine.families.idefics3:SmolVLM",
 }
 """``config.model_type`` -> "module:class"."""
+
+PRUNABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention"})
+"""Kinds of decoder layers that attention capture and pruning know."""
 
 
 def find_family(config: PreTrainedConfig, name: str) -> Family:
@@ -83,21 +136,27 @@ def find_family(config: PreTrainedConfig, name: str) -> Family:
         name: Path or hub id, for the message.
 
     Raises:
-        UnsupportedModelError: No family, or a decoder with layers that cannot be pruned.
+        UnsupportedModelError: No family, and not plain enough to do without; or a decoder with layers that
+            cannot be pruned.
     """
     if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"{name} has the architecture {config.model_type!r}; supported: {', '.join(FAMILIES)}.",
-            remedy="Use a supported family in transformers format (InternVL: a repository whose name ends in "
-            "-hf), or add a file to sgl_engine/families.",
-        )
+        reason = why_not_generic(config)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{name} has the architecture {config.model_type!r}, and {reason}; supported: "
+                f"{', '.join(FAMILIES)}.",
+                remedy="Use a supported family in transformers format (InternVL: a repository whose name "
+                'ends in -hf), or write a family (CONTRIBUTING.md, "An architecture family").',
+            )
+        return Generic()
     layer_types = set(
         getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
     )
-    if layer_types != {"full_attention"}:
+    if not layer_types <= PRUNABLE_LAYERS:
         raise UnsupportedModelError(
-            f"{name} has {', '.join(sorted(layer_types))} decoder layers; supported: full_attention.",
-            remedy="Use a model without sliding-window, linear or convolutional layers.",
+            f"{name} has {', '.join(sorted(layer_types))} decoder layers; supported: "
+            f"{', '.join(sorted(PRUNABLE_LAYERS))}.",
+            remedy="Use a model without other kinds of layers.",
         )
     module, _, cls = FAMILIES[config.model_type].partition(":")
     family: Family = getattr(importlib.import_module(module), cls)()

@@ -5,12 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 
-def image_only(cls: Any) -> Any:
-    """A processor class that can be built without its video processor.
+def image_only_class(name: str) -> Any:
+    """A processor class that can be built for images without torchvision.
 
     Video processors need torchvision; transformers refuses to build a processor that owns one with None in
-    its place. The class returned skips that one check, and nothing else.
+    its place, and two classes refuse for other reasons although what they do with images needs no more than
+    Pillow.
+
+    Args:
+        name: The class that a saved processor names.
+
+    Returns:
+        A class that can be built with ``video_processor=None``; None where the stock class does without
+        torchvision, or where transformers has no such class.
     """
+    import transformers
+
+    if name == "PixtralProcessor":
+        return _pixtral()
+    if name == "SmolVLMProcessor":
+        return _smolvlm()
+    cls: Any = getattr(transformers, name, None)
+    if cls is None or "video_processor" not in cls.get_attributes():
+        return None
+    return image_only(cls)
+
+
+def image_only(cls: Any) -> Any:
+    """``cls``, skipping the one check that a missing video processor would fail, and nothing else."""
 
     class ImageOnly(cls):  # type: ignore[misc]  # a base class known at run time only
         __doc__ = cls.__doc__
@@ -22,3 +44,55 @@ def image_only(cls: Any) -> Any:
 
     ImageOnly.__name__ = cls.__name__  # what save_pretrained writes
     return ImageOnly
+
+
+def _smolvlm() -> Any:
+    """SmolVLM's class wants num2words, for videos. Idefics3's writes the same tokens for images."""
+    from transformers import Idefics3Processor
+
+    class SmolVLMProcessor(Idefics3Processor):
+        """Idefics3's, under the name that checkpoints are saved with."""
+
+    return SmolVLMProcessor
+
+
+def _pixtral() -> Any:
+    """Pixtral's module imports torchvision; its class only writes row and end tokens between image tokens."""
+    from transformers import ProcessorMixin
+
+    class PixtralProcessor(ProcessorMixin):
+        """What the class of this name does with images."""
+
+        def __init__(
+            self,
+            image_processor: Any = None,
+            tokenizer: Any = None,
+            patch_size: int = 16,
+            spatial_merge_size: int = 1,
+            chat_template: str | None = None,
+            image_token: str = "[IMG]",  # noqa: S107
+            image_break_token: str = "[IMG_BREAK]",  # noqa: S107
+            image_end_token: str = "[IMG_END]",  # noqa: S107
+            **settings: Any,
+        ) -> None:
+            del settings
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
+            self.patch_size = patch_size
+            self.spatial_merge_size = spatial_merge_size
+            self.image_token = image_token
+            self.image_break_token = image_break_token
+            self.image_end_token = image_end_token
+            self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+
+        def _process_images(self, images: Any, **settings: Any) -> Any:
+            settings["patch_size"] = self.patch_size * self.spatial_merge_size
+            return super()._process_images(images, **settings)
+
+        def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+            """One image token per merged patch, a break after each row, the end instead of the last one."""
+            step = self.patch_size * self.spatial_merge_size
+            height, width = image_inputs["image_sizes"][image_idx]
+            row = self.image_token * int(width // step)
+            return self.image_break_token.join([row] * int(height // step)) + self.image_end_token
+
+    return PixtralProcessor

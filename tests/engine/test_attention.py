@@ -36,7 +36,7 @@ def test_other_rows_do_not_give_the_map(case: Case) -> None:
     assert result.importance is not None
     assert relative_error(result.importance.mass, attention_sum(vlm, prompt, answer[:-1])) > 1e-3
     with capture_attention(vlm, prompt, first_row=prompt.visual_positions[-1] + 1) as recorder:
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=None)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
     assert relative_error(recorder.sums().prefill.sum(0), attention_sum(vlm, prompt, answer[:1])) > 1e-3
 
 
@@ -48,8 +48,10 @@ def test_captured_steps_of_several_tokens_and_long_prompts(monkeypatch: pytest.M
     answer = [5, 6, 7, 8, 9]
     cache = vlm.new_cache()
     with capture_attention(vlm, prompt) as recorder:
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=cache)
-        vlm.forward(vlm.embed_tokens(torch.tensor(answer[:4])), first_position=len(prompt), cache=cache)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=cache)
+        vlm.forward(
+            vlm.embed_tokens(torch.tensor(answer[:4])), prompt=prompt, first_position=len(prompt), cache=cache
+        )
     mass = importance_map(recorder.sums(), prompt.spans).mass
     assert relative_error(mass, attention_sum(vlm, prompt, answer)) < 1e-5
 
@@ -63,9 +65,9 @@ def test_left_out_masks_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     def captured() -> torch.Tensor:
         cache = vlm.new_cache()
         with capture_attention(vlm, prompt):
-            vlm.forward(vlm.embed(prompt), first_position=0, cache=cache)
+            vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=cache)
             step = vlm.embed_tokens(torch.tensor(answer))
-            return vlm.forward(step, first_position=len(prompt), cache=cache, logit_rows=4)
+            return vlm.forward(step, prompt=prompt, first_position=len(prompt), cache=cache, logit_rows=4)
 
     expected = plain_logits(vlm, prompt, answer)[-4:]
     assert torch.allclose(captured(), expected, atol=1e-4)
@@ -80,9 +82,9 @@ def test_capturing_changes_no_bit_of_the_output(case: Case, implementation: str)
     vlm, prompt = case
     vlm.model.set_attn_implementation(implementation)
     embeddings = vlm.embed(prompt)
-    plain = vlm.forward(embeddings, first_position=0, cache=None, logit_rows=5)
+    plain = vlm.forward(embeddings, prompt=prompt, first_position=0, cache=None, logit_rows=5)
     with capture_attention(vlm, prompt):
-        captured = vlm.forward(embeddings, first_position=0, cache=None, logit_rows=5)
+        captured = vlm.forward(embeddings, prompt=prompt, first_position=0, cache=None, logit_rows=5)
     assert torch.equal(plain, captured)
 
 
@@ -114,7 +116,7 @@ def test_no_map_of_the_size_of_the_prompt_squared_is_built(monkeypatch: pytest.M
         attention, "_attention_rows", lambda *args: shapes.append((got := original(*args)).shape) or got
     )
     with capture_attention(vlm, prompt):
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=None)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
     rows = len(prompt) - prompt.visual_positions[-1]
     heads = vlm.config.text_config.num_attention_heads
     assert set(shapes) == {(heads * rows, len(prompt))}
@@ -124,8 +126,8 @@ def test_no_map_of_the_size_of_the_prompt_squared_is_built(monkeypatch: pytest.M
 def test_nested_captures_do_not_count_twice(case: Case) -> None:
     vlm, prompt = case
     with capture_attention(vlm, prompt) as alone:
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=None)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
     with capture_attention(vlm, prompt), capture_attention(vlm, prompt) as inner:
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=None)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
     assert torch.equal(alone.sums().prefill, inner.sums().prefill)
     assert vlm.text_model.config._attn_implementation == "sdpa"

@@ -30,28 +30,30 @@ def test_large_pass_within_2_percent(case: Case, layer: int, keep_ratio: float) 
     vlm, prompt = case
     plan = plan_for(prompt, layer, keep_ratio)
     expected = counted(lambda: run_large_pass(vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False))
-    tiles = len(prompt.spans)
-    got = answer_flops(vlm.shape, tiles=tiles, prompt_tokens=len(prompt), output_tokens=TOKENS, plan=plan)
+    patches = vlm.tower_patches(prompt)
+    got = answer_flops(vlm.shape, patches=patches, prompt_tokens=len(prompt), output_tokens=TOKENS, plan=plan)
     assert got == pytest.approx(expected, rel=0.02)
 
 
 def test_small_pass_within_2_percent(case: Case) -> None:
     vlm, prompt = case
     run = lambda: run_small_pass(vlm, prompt, max_new_tokens=TOKENS, stop_at_eos=False)  # noqa: E731
-    assert small_pass_flops(vlm.shape, prompt=prompt, result=run()) == pytest.approx(counted(run), rel=0.02)
+    assert small_pass_flops(
+        vlm.shape, patches=vlm.tower_patches(prompt), prompt=prompt, result=run()
+    ) == pytest.approx(counted(run), rel=0.02)
 
 
 def test_text_alone_within_2_percent(small: VLM) -> None:
     prompt = small.encode(Request.ask("Hello?"))
     run = lambda: run_small_pass(small, prompt, max_new_tokens=TOKENS, stop_at_eos=False)  # noqa: E731
-    got = small_pass_flops(small.shape, prompt=prompt, result=run())
+    got = small_pass_flops(small.shape, patches=(), prompt=prompt, result=run())
     assert got == pytest.approx(counted(run), rel=0.02)
 
 
 def test_pruning_shows_in_the_count(case: Case) -> None:
     """The control: counting the pruned pass as unpruned is off by more than 2 percent."""
     vlm, prompt = case
-    sizes = {"tiles": len(prompt.spans), "prompt_tokens": len(prompt), "output_tokens": TOKENS}
+    sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt), "output_tokens": TOKENS}
     pruned = answer_flops(vlm.shape, **sizes, plan=plan_for(prompt, 1, 0.2))
     assert pruned < 0.98 * answer_flops(vlm.shape, **sizes)
     assert answer_flops(vlm.shape, **sizes, plan=keep_everything(prompt)) == answer_flops(vlm.shape, **sizes)

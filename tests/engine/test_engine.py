@@ -23,13 +23,12 @@ from sgl_engine import (
     run_large_pass,
     run_small_pass,
 )
-from sgl_engine.engine import _agree
+from sgl_engine.answer_reader import agree
 from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
     DeadlineError,
     ImageLimitError,
-    IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
     PromptTooLongError,
@@ -37,6 +36,8 @@ from sgl_engine.errors import (
 )
 from sgl_engine.pruning import keep_everything
 from sgl_engine.testing import tiny_vlm
+from sgl_engine.tool_calls import ParsedAnswer
+from sgl_engine.types import InvalidToolCall, ToolCall
 
 ASK = Request.ask("What is it?", noise(40, 50), max_new_tokens=6)
 
@@ -228,17 +229,13 @@ def test_limits_are_the_configurations(engine: SGLEngine) -> None:
         strict.run(ASK)
 
 
-def test_a_pair_with_different_grids(small: VLM) -> None:
-    with pytest.raises(IncompatiblePairError, match="6 x 6 .* but 4 x 4 .*must be equal.*same image size"):
-        SGLEngine(small, tiny_vlm(size="large", side_tokens=4))
-
-
-def test_a_pair_that_cuts_images_differently() -> None:
-    """Only a request's images show it; the engine survives."""
-    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large", max_tiles=4))
-    with pytest.raises(IncompatiblePairError, match="1 images in 1 tiles.*1 images in 3 tiles"):
-        engine.run(Request.ask("?", noise(64, 32)))
-    assert engine.run(Request.ask("?", noise(32, 32), max_new_tokens=1)).report.route == "large"
+def test_a_pair_with_different_grids_and_tiles(small: VLM) -> None:
+    """6 x 6 tokens of the whole picture guide tiles of 4 x 4 and a thumbnail."""
+    engine = SGLEngine(small, tiny_vlm(size="large", side_tokens=4, max_tiles=4))
+    response = engine.run(Request.ask("?", noise(64, 32), max_new_tokens=1))
+    assert response.plan is not None
+    assert response.report.visual_tokens == 36
+    assert (response.plan.visual_tokens, response.plan.kept_visual_tokens) == (48, 9)
 
 
 def test_an_unknown_scorer(small: VLM, large: VLM) -> None:
@@ -260,8 +257,29 @@ def test_from_pretrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "agree"),
-    [("Red", " red. ", True), ("red", "blue", False), ("", "", True), ("3.5", "35", False)],
+    ("first", "second", "same"),
+    [
+        ("Red", " red. ", True),
+        ("red", "blue", False),
+        ("", "", True),
+        ("3.5", "35", False),
+        ('{"a": 1, "b": [2]}', '{"b":[2],"a":1}', True),
+        ('{"a": 1}', '{"a": 2}', False),
+        ("1.0", "1", False),
+    ],
 )
-def test_agreement(first: str, second: str, agree: bool) -> None:
-    assert _agree(first, second) == agree
+def test_agreement(first: str, second: str, same: bool) -> None:
+    assert agree(ParsedAnswer(first), ParsedAnswer(second)) == same
+
+
+def test_agreement_is_about_calls_too() -> None:
+    def call(call_id: str, value: int) -> ToolCall:
+        return ToolCall(call_id, "add", {"a": value})
+
+    one, other = ParsedAnswer("", (call("1", 1),)), ParsedAnswer("", (call("2", 1),))
+    assert agree(one, other)
+    assert not agree(one, ParsedAnswer("", (call("1", 2),)))
+    assert not agree(one, ParsedAnswer("", (call("1", 1), call("2", 1))))
+    assert not agree(one, ParsedAnswer(""))
+    unreadable = ParsedAnswer("", (), (InvalidToolCall("1", None, "", "why"),))
+    assert not agree(unreadable, unreadable)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from samples import REQUESTS
 
 from sgl_engine import VLM
 from sgl_engine.families.internvl import InternVL
@@ -29,8 +30,9 @@ def test_shapes_follow_the_configuration(decoder: str) -> None:
     ]
     assert shape.decoder.token_flops == 2 * sum(matrices)
     assert shape.decoder.layers == vlm.num_layers == 6
-    assert shape.vision.patches == 100
-    assert vlm.family.tile_grid(vlm.config) == (5, 5)
+    prompt = vlm.encode(REQUESTS["one image"])
+    assert vlm.tower_patches(prompt) == (100,)
+    assert [span.grid for span in prompt.spans] == [(5, 5)]
 
 
 def test_a_generated_image_token_is_text() -> None:

@@ -1,12 +1,15 @@
 import gzip
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from sgl_engine import UrlPolicy
-from sgl_engine.errors import ImageFetchError, ImageLimitError, UnsafeUrlError
+from sgl_engine.errors import ImageFetchError, ImageLimitError, RequestCancelledError, UnsafeUrlError
 from sgl_engine.fetching import fetch
 
 PUBLIC = "93.184.215.14"
@@ -215,3 +218,48 @@ def test_slow_resolving_counts(names: dict[str, list[str]], monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     with pytest.raises(ImageFetchError, match=r"longer than 3\.0 s"):
         get("https://example.org/", never, UrlPolicy(timeout_s=3))
+
+
+@pytest.mark.parametrize("slow", ["resolving", "headers"])
+def test_nothing_outlasts_the_limit(
+    slow: str, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        over.wait(20)
+        return resolve(*arguments, **options)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        over.wait(20)  # a server that sends one byte of its headers at a time looks like this
+        return answered(b"late")
+
+    if slow == "resolving":
+        monkeypatch.setattr(socket, "getaddrinfo", wait)
+    started = time.monotonic()
+    with pytest.raises(ImageFetchError, match=r"longer than 0\.3 s"):
+        get("https://example.org/", answer, UrlPolicy(timeout_s=0.3))
+    assert time.monotonic() - started < 5
+    over.set()
+
+
+def test_a_download_that_is_not_wanted_any_more_ends(names: dict[str, list[str]]) -> None:
+    over = threading.Event()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        over.wait(20)
+        return answered(b"late")
+
+    def still_wanted() -> None:
+        raise RequestCancelledError("Not any more.", remedy="Ask again.")
+
+    with pytest.raises(RequestCancelledError):
+        fetch(
+            "https://example.org/",
+            UrlPolicy(),
+            max_bytes=9,
+            transport=httpx.MockTransport(answer),
+            still_wanted=still_wanted,
+        )
+    over.set()

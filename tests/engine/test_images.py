@@ -55,7 +55,7 @@ def test_every_way_in_gives_the_same_pixels(kind: str, tmp_path: Path) -> None:
 def test_urls_are_fetched_under_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def fetch(url: str, policy: UrlPolicy, *, max_bytes: int) -> bytes:
+    def fetch(url: str, policy: UrlPolicy, *, max_bytes: int, **_: object) -> bytes:
         calls.append((url, policy, max_bytes))
         return encoded(noise(4, 4))
 

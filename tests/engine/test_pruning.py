@@ -29,11 +29,13 @@ def stepwise_logits(
     """Prefill, then chunks of given tokens on the cache; logits of the last prompt row and of all tokens."""
     cache = vlm.new_cache()
     with prune_visual_tokens(vlm, plan):
-        found = [vlm.forward(vlm.embed(prompt), first_position=0, cache=cache)]
+        found = [vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=cache)]
         position = len(prompt)
         for chunk in chunks:
             step = vlm.embed_tokens(torch.tensor(chunk))
-            found.append(vlm.forward(step, first_position=position, cache=cache, logit_rows=len(chunk)))
+            found.append(
+                vlm.forward(step, prompt=prompt, first_position=position, cache=cache, logit_rows=len(chunk))
+            )
             position += len(chunk)
     return torch.cat(found)
 
@@ -95,12 +97,12 @@ def test_positions_from_the_cache_length_are_noticed(case: Case, layer: int) -> 
     expected = masked_logits(vlm, prompt, ANSWER, layer=layer, keep=plan.keep.tolist())[-1]
     cache = vlm.new_cache()
     with prune_visual_tokens(vlm, plan):
-        vlm.forward(vlm.embed(prompt), first_position=0, cache=cache)
+        vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=cache)
         for token in ANSWER:
             shortened = cache.get_seq_length(LAYERS - 1)
-            got = vlm.forward(vlm.embed_tokens(torch.tensor([token])), first_position=shortened, cache=cache)[
-                0
-            ]
+            got = vlm.forward(
+                vlm.embed_tokens(torch.tensor([token])), prompt=prompt, first_position=shortened, cache=cache
+            )[0]
     assert not torch.allclose(got, expected, atol=1e-2)
 
 
@@ -110,7 +112,18 @@ def test_the_mask_of_layer_0_does_not_do_for_a_ragged_cache(
 ) -> None:
     vlm, prompt = case
     vlm.model.set_attn_implementation(implementation)
-    monkeypatch.setattr(pruning, "_own_columns", lambda plan, mask: mask)
+    original = pruning._layer_hook
+
+    def with_mask_of_layer_0(plan: PruningPlan, index: int, *, additive: bool) -> Any:
+        hook = original(plan, index, additive=additive)
+
+        def keep_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            first = kwargs["past_key_values"].get_seq_length(index) == 0
+            return hook(module, args, kwargs) if first else (args, kwargs)
+
+        return keep_mask
+
+    monkeypatch.setattr(pruning, "_layer_hook", with_mask_of_layer_0)
     with pytest.raises(RuntimeError, match="size|shape|expand"):
         stepwise_logits(vlm, prompt, random_plan(prompt, 1), STEPS["several at once"])
 

@@ -108,6 +108,6 @@ def test_teacher_forcing_reuses_the_answers_own_rows() -> None:
     result = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
     assert result.importance is not None
     plan = plan_pruning(prompt, result.importance, layer=0, keep_ratio=1.0)
-    forced = answer_logprobs(vlm, vlm.embed(prompt), result.generation, plan)
+    forced = answer_logprobs(vlm, prompt, vlm.embed(prompt), result.generation, plan)
     assert torch.allclose(forced, result.generation.logprobs, atol=1e-4)
     assert not torch.allclose(forced[1:], result.generation.logprobs[:-1], atol=1e-2)

@@ -1,0 +1,102 @@
+"""Scored answers as runs of a chat model: traces, usage and budgets treat them like any other call."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from langchain_core.callbacks import CallbackManager
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import RunnableConfig, ensure_config
+
+from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.policy import permission
+from sgl_engine.types import ImagePart, ImageSource, Message, Request
+
+if TYPE_CHECKING:
+    from sgl_engine.answer_scores import AnswerScores
+    from sgl_engine.engine import SGLEngine
+
+_RUN_PREFIX = "lc_run-"  # what LangChain starts the id of a message with that its run has just computed
+
+
+def score_picture(
+    engine: SGLEngine,
+    picture: ImageSource,
+    question: str,
+    answers: Sequence[str],
+    *,
+    model: Literal["auto", "small", "large"] = "auto",
+    timeout_s: float | None = None,
+    cancel: threading.Event | None = None,
+    config: RunnableConfig | None = None,
+) -> AnswerScores:
+    """``SGLEngine.score_answers`` for one picture, as a run; limits on escalation hold here too.
+
+    Args:
+        engine: The pair.
+        picture: What the question is about.
+        question: The question.
+        answers: What it may be answered with.
+        model: Whose scores are returned, as in ``SGLEngine.score_answers``.
+        timeout_s: Seconds for the whole call; None is no limit.
+        cancel: Once set, the call fails within one forward pass.
+        config: Whose child the run is; None is the run around the call.
+
+    Raises:
+        SGLError: As an error of LangChain, too.
+    """
+    config = ensure_config(config)
+    manager = CallbackManager.configure(
+        config.get("callbacks"),
+        inheritable_tags=config.get("tags"),
+        inheritable_metadata={
+            **(config.get("metadata") or {}),
+            "ls_provider": "sgl",
+            "ls_model_type": "chat",
+        },
+    )
+    # The picture is left out of the run: documents name it, and traces need no copy.
+    asked = HumanMessage(f"{question} (likelihood of {', '.join(map(repr, answers))})")
+    (run,) = manager.on_chat_model_start({"name": "SGLEngine.score_answers"}, [[asked]])
+    request = Request(
+        messages=(Message("user", (ImagePart(picture), question)),),
+        deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+        cancel=cancel,
+        may_escalate=permission(run.run_id),
+    )
+    try:
+        with as_langchain_errors():
+            scores = engine.score_answers(request, answers, model=model)
+    except BaseException as error:
+        run.on_llm_error(error)
+        raise
+    message = _message(scores, f"{_RUN_PREFIX}{run.run_id}")
+    run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
+    return scores
+
+
+def _message(scores: AnswerScores, message_id: str) -> AIMessage:
+    """The likeliest answer, with the metadata that ``ChatSGL`` would give it."""
+    report = scores.report
+    tokens_in, tokens_out = report.small_input_tokens, report.small_output_tokens
+    model = report.small_model
+    if report.escalated:
+        model = report.large_model
+        tokens_in, tokens_out = report.large_input_tokens or 0, report.large_output_tokens or 0
+    return AIMessage(
+        scores.best,
+        id=message_id,
+        response_metadata={
+            "model_name": model.name,
+            "model_provider": "sgl",
+            "sgl": report.model_dump(mode="json"),
+        },
+        usage_metadata=UsageMetadata(
+            input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out
+        ),
+    )

@@ -1,0 +1,204 @@
+"""What one call may set, whether on the instance, by ``bind``, or as keyword arguments; checked here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sgl_engine.config import Escalate, ExitConfig, Fraction, pruning_preset
+from sgl_engine.errors import InvalidRequestError
+from sgl_engine.types import Message, Request, ToolChoice, ToolSpec
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from sgl_engine.engine import SGLEngine
+
+
+class CallOptions(BaseModel):
+    """Everything that may differ from call to call. None is "as the engine's configuration says".
+
+    Attributes:
+        model: The name of one of the pair: that model answers. None lets the score decide.
+        escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
+        exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
+        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
+        scorer: Name in ``sgl_engine.confidence.SCORERS``.
+        temperature: 0 is greedy.
+        max_tokens: Upper limit of answer tokens.
+        top_p: Nucleus, in (0, 1].
+        seed: Makes sampling repeatable.
+        stop: Strings that end the answer.
+        timeout: Seconds for the whole call, waiting for the model included.
+        logprobs: Put the tokens' log-probabilities into ``response_metadata``.
+        evidence: Put the small model's importance map into ``response_metadata``.
+        tools: In OpenAI's format, as ``bind_tools`` writes them.
+        tool_choice: As ``bind_tools`` takes it.
+        parallel_tool_calls: Whether one answer may hold several calls.
+        response_format: OpenAI's ``{"type": "json_schema", "json_schema": {...}}``, ``{"type":
+            "json_object"}`` or ``{"type": "text"}``, or a schema by itself.
+        stream: LangChain's own switch; nothing to do with the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    model: str | None = None
+    escalate: Escalate | None = None
+    exit_threshold: Fraction | None = None
+    retention: str | None = None
+    scorer: str | None = None
+    temperature: Annotated[float, Field(ge=0.0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    logprobs: bool = False
+    evidence: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: Any = None
+    stream: bool | None = None
+
+    @classmethod
+    def of(cls, **options: Any) -> CallOptions:
+        """Validates; what is None is left out.
+
+        Raises:
+            InvalidRequestError: There is no such option, or a value is out of its range.
+        """
+        try:
+            return cls(**{name: value for name, value in options.items() if value is not None})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            name = ".".join(map(str, wrong["loc"]))
+            raise InvalidRequestError(
+                f"The option {name}={wrong['input']!r} cannot be used ({wrong['msg']}).",
+                remedy=f"Options of a call are {', '.join(cls.model_fields)}.",
+            ) from error
+
+    def configure(self, engine: SGLEngine) -> SGLEngine:
+        """The engine, on the same models, as these options want it.
+
+        Raises:
+            InvalidRequestError: ``model`` is not one of the pair.
+            ConfigError: There is no such preset or scorer.
+        """
+        config = engine.config
+        exits = {
+            "escalate": self._route(engine),
+            "threshold": self.exit_threshold,
+            "scorer": self.scorer,
+        }
+        wishes = {name: value for name, value in exits.items() if value is not None}
+        update: dict[str, Any] = {}
+        if wishes:
+            update["exit"] = ExitConfig(**{**config.exit.model_dump(), **wishes})
+        if self.retention is not None:
+            update["pruning"] = pruning_preset(self.retention)
+        return engine.with_config(config.model_copy(update=update)) if update else engine
+
+    def _route(self, engine: SGLEngine) -> Escalate | None:
+        if self.model is None:
+            return self.escalate
+        routes: dict[str, Escalate] = {engine.small.name: "never", engine.large.name: "always"}
+        if self.model not in routes:
+            raise InvalidRequestError(
+                f"The pair has no model {self.model!r}.",
+                remedy=f"Name {' or '.join(map(repr, routes))}, or leave model out to let the score decide.",
+            )
+        return routes[self.model]
+
+    def request(
+        self,
+        messages: tuple[Message, ...],
+        *,
+        cancel: Event | None = None,
+        may_escalate: Callable[[], bool] | None = None,
+    ) -> Request:
+        """The engine's request.
+
+        Raises:
+            InvalidRequestError: A tool choice or response format that cannot be followed.
+        """
+        choice, name = self._tool_choice()
+        return Request(
+            messages=messages,
+            max_new_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=self.stop,
+            seed=self.seed,
+            deadline=None if self.timeout is None else time.monotonic() + self.timeout,
+            cancel=cancel,
+            may_escalate=may_escalate,
+            tools=tuple(_tool_spec(tool) for tool in self.tools),
+            tool_choice=choice,
+            tool_name=name,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            logprobs=self.logprobs,
+            response_schema=_response_schema(self.response_format),
+        )
+
+    def _tool_choice(self) -> tuple[ToolChoice, str | None]:
+        """Every spelling in use -> the engine's choice, and the only tool that may be called."""
+        choice = self.tool_choice
+        if isinstance(choice, Mapping):  # OpenAI: {"type": "function", "function": {"name"}}; Anthropic: flat
+            inner = choice.get("function") or choice
+            choice = inner.get("name") or choice.get("type")
+        if choice is None or choice == "auto":
+            return "auto", None
+        if choice is False or choice == "none":
+            return "none", None
+        if choice is True or choice in {"any", "required"}:
+            return "any", None
+        names = [str(_tool_spec(tool).name) for tool in self.tools]
+        if choice not in names:
+            raise InvalidRequestError(
+                f"The tool choice {choice!r} names no tool.",
+                remedy=f"Use auto, any, none, or one of the tools: {', '.join(names) or 'there are none'}.",
+            )
+        return "any", str(choice)
+
+
+def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
+    function = tool.get("function", tool)
+    return ToolSpec(
+        name=function["name"],
+        description=function.get("description") or "",
+        parameters=function.get("parameters") or {"type": "object", "properties": {}},
+    )
+
+
+def _response_schema(response_format: Any) -> Mapping[str, Any] | None:
+    """The JSON schema that an answer has to satisfy; None is any text."""
+    if response_format is None:
+        return None
+    if isinstance(response_format, Mapping):
+        kind = response_format.get("type")
+        if kind == "text":
+            return None
+        if kind == "json_object" and not response_format.get("properties"):
+            schema: Mapping[str, Any] = response_format.get("schema") or {"type": "object"}
+            return schema
+        if kind == "json_schema":
+            inner = response_format.get("json_schema", response_format)
+            if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
+                raise InvalidRequestError(
+                    f"The response format {response_format!r} holds no schema.",
+                    remedy='Write {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
+                )
+            schema = inner["schema"]
+            return schema
+    try:
+        return convert_to_json_schema(response_format)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequestError(
+            f"The response format {response_format!r} cannot be read as a JSON schema ({error}).",
+            remedy="Give a pydantic model, a TypedDict, a titled JSON schema, or OpenAI's response_format.",
+        ) from error

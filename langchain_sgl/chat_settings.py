@@ -1,0 +1,205 @@
+"""What a chat model over a pair is told: fields, environment, identity; everything but the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from langchain_core.language_models import BaseChatModel, ModelProfile
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.utils import from_env
+from pydantic import ConfigDict, Field, SecretStr, model_validator
+from typing_extensions import override
+
+from langchain_sgl.call_options import CallOptions
+from langchain_sgl.engines import Pair, shared_engine
+from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.profiles import model_profile
+from sgl_engine.config import Escalate, Fraction, LimitsConfig
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl_engine.engine import SGLEngine
+
+
+class ChatSettings(BaseChatModel):
+    """The fields of ``ChatSGL``, and the engine that they describe.
+
+    Attributes:
+        small: Path or hub id of the small model; environment: SGL_SMALL.
+        large: Path or hub id of the large model; environment: SGL_LARGE.
+        ready_engine: A ready ``SGLEngine``, instead of ``small`` and ``large``; ``engine=`` in the
+            constructor.
+        dtype: What the models compute in, as in transformers; environment: SGL_DTYPE.
+        device: Where both models go, "cuda" for example; environment: SGL_DEVICE.
+        device_map: As in transformers, instead of ``device``.
+        small_revision: Branch, tag or commit of the small model.
+        large_revision: Branch, tag or commit of the large model.
+        trust_remote_code: Run code that comes with the models.
+        image_root: The only folder from which image paths in messages are read; None refuses paths.
+        limits: What a request may bring (image sizes and counts, URL policy); None is the engine's.
+        escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
+        exit_threshold: The small answer is kept when its score is at least this; environment:
+            SGL_EXIT_THRESHOLD.
+        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none; environment:
+            SGL_RETENTION.
+        scorer: Name in ``sgl_engine.confidence.SCORERS``.
+        model: The name of one of the pair, which then answers; None lets the score decide.
+        temperature: 0 is greedy.
+        max_tokens: Upper limit of answer tokens.
+        top_p: Nucleus, in (0, 1].
+        seed: Makes sampling repeatable.
+        stop: Strings that end the answer.
+        timeout: Seconds per call.
+        logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
+        evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
+        streaming: LangChain's switch: True makes ``invoke`` stream internally, False makes ``stream`` wait.
+        max_retries: Accepted for code that sets it on every model; local models have nothing to retry.
+        api_key: Accepted for the same reason; never used.
+
+    Raises:
+        ConfigError: Only one of ``small`` and ``large`` is given, or ``engine`` together with them.
+    """
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+    )
+
+    small: str | None = Field(default_factory=from_env("SGL_SMALL", default=None))
+    large: str | None = Field(default_factory=from_env("SGL_LARGE", default=None))
+    ready_engine: Any = Field(default=None, alias="engine", exclude=True)
+    dtype: str | None = Field(default_factory=from_env("SGL_DTYPE", default=None))
+    device: str | None = Field(default_factory=from_env("SGL_DEVICE", default=None))
+    device_map: str | None = None
+    small_revision: str | None = None
+    large_revision: str | None = None
+    trust_remote_code: bool = False
+    image_root: Path | None = None
+    limits: LimitsConfig | None = None
+
+    escalate: Escalate | None = None
+    exit_threshold: Fraction | None = Field(
+        default_factory=from_env("SGL_EXIT_THRESHOLD", default=None), validate_default=True
+    )
+    retention: str | None = Field(default_factory=from_env("SGL_RETENTION", default=None))
+    scorer: str | None = None
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0.0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    logprobs: bool = False
+    evidence: bool = False
+    streaming: bool | None = None
+    max_retries: int | None = None
+    api_key: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        """One way to name the models; loads nothing."""
+        with as_langchain_errors():
+            # What only the environment names is no contradiction: an engine that is given comes first.
+            if self.ready_engine is not None and self.model_fields_set & {"small", "large"}:
+                raise ConfigError(
+                    f"Both engine= and a pair, {self.small!r} and {self.large!r}, are given.",
+                    remedy="Give one of them.",
+                )
+            if self.ready_engine is None:
+                _ = self._pair
+            self._options()
+        return self
+
+    @property
+    def _pair(self) -> Pair:
+        return Pair(
+            small=self.small,
+            large=self.large,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            small_revision=self.small_revision,
+            large_revision=self.large_revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def engine(self) -> SGLEngine:
+        """The engine, as this instance's options set it; loads the weights if nobody in the process has.
+
+        Raises:
+            ModelError: A model cannot be loaded, or the two do not fit.
+            ConfigError: There is no such retention preset or scorer.
+        """
+        with as_langchain_errors():
+            return self._options().configure(self._base_engine())
+
+    def _base_engine(self) -> SGLEngine:
+        engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
+        if self.limits is not None:
+            engine = engine.with_config(engine.config.model_copy(update={"limits": self.limits}))
+        return engine
+
+    def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:
+        """The instance's options, and a call's on top."""
+        own = {
+            name: getattr(self, name) for name in CallOptions.model_fields if name in type(self).model_fields
+        }
+        given = {name: value for name, value in overrides.items() if value is not None}
+        ends = stop or given.get("stop") or self.stop or ()
+        given["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
+        return CallOptions.of(**{**own, **given})
+
+    @property
+    def _llm_type(self) -> str:
+        return "sgl"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What an answer depends on: traces show it, and LangChain's cache uses it as its key."""
+        skipped = {"streaming", "max_retries", "api_key", "timeout", "ready_engine"} | set(
+            BaseChatModel.model_fields
+        )
+        params = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
+        params = {name: value for name, value in params.items() if value is not None}
+        params["model_name"] = self._model_name
+        if self.ready_engine is not None:
+            params["engine"] = self.ready_engine.config.model_dump(mode="json")
+        for name in ("image_root", "limits"):
+            if name in params:
+                params[name] = str(params[name])
+        return params
+
+    @property
+    def _model_name(self) -> str:
+        """What traces call the model: both names, because both may answer."""
+        if self.model is not None:
+            return self.model
+        if self.ready_engine is not None:
+            return f"{_label(self.ready_engine.small)}+{_label(self.ready_engine.large)}"
+        return "sgl-demo" if self._pair.bundled else f"{self.small}+{self.large}"
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider="sgl", ls_model_type="chat", ls_model_name=kwargs.get("model") or self._model_name
+        )
+        temperature = kwargs.get("temperature", self.temperature)
+        if temperature is not None:
+            params["ls_temperature"] = temperature
+        max_tokens = kwargs.get("max_tokens", self.max_tokens)
+        if max_tokens is not None:
+            params["ls_max_tokens"] = max_tokens
+        if stop or self.stop:
+            params["ls_stop"] = stop or self.stop or []
+        return params
+
+    @override
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return model_profile(self.large if self.ready_engine is None else None, self.ready_engine)
+
+
+def _label(vlm: Any) -> str:
+    return f"{vlm.name}@{vlm.revision}" if vlm.revision else str(vlm.name)

@@ -1,0 +1,66 @@
+"""The engine's errors as LangChain knows them: each is both, so either ``except`` clause catches it.
+
+Retry and fallback middleware reads ``is_retryable``: a bad picture stays bad, a slow or unreachable one may
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from langchain_core import exceptions as core
+
+from sgl_engine import errors as ours
+
+_KINDS: tuple[tuple[type[ours.SGLError], type[core.ModelError]], ...] = (
+    # The first match counts, so subclasses come before their base.
+    (ours.PromptTooLongError, core.ContextOverflowError),
+    (ours.DeadlineError, core.ModelTimeoutError),
+    (ours.ImageFetchError, core.ModelConnectionError),
+    (ours.RequestError, core.ModelInvalidRequestError),
+    (ours.ConfigError, core.ModelInvalidRequestError),
+    (ours.ModelNotFoundError, core.ModelNotFoundError),
+    (ours.ModelError, core.ModelError),
+)
+
+
+@contextmanager
+def as_langchain_errors() -> Iterator[None]:
+    """Within the context, errors of the engine are raised as errors of both trees.
+
+    ``RequestCancelledError`` stays as it is: nothing about the request or the model was wrong.
+    """
+    try:
+        yield
+    except ours.RequestCancelledError:
+        raise
+    except ours.SGLError as error:
+        if isinstance(error, core.ModelError):
+            raise
+        for kind, counterpart in _KINDS:
+            if isinstance(error, kind):
+                raise _both(counterpart, type(error))(error.problem, remedy=error.remedy) from error
+        raise
+
+
+_made: dict[tuple[type[core.ModelError], type[ours.SGLError]], type[ours.SGLError]] = {}
+
+
+def _both(counterpart: type[core.ModelError], kind: type[ours.SGLError]) -> type[ours.SGLError]:
+    """A class that is both, under the name of ours; made once."""
+
+    def reduce(error: ours.SGLError) -> tuple[Any, ...]:
+        return _rebuild, (counterpart, kind, error.problem, error.remedy)
+
+    if (counterpart, kind) not in _made:
+        namespace = {"__reduce__": reduce, "__doc__": kind.__doc__}
+        _made[counterpart, kind] = type(kind.__name__, (counterpart, kind), namespace)
+    return _made[counterpart, kind]
+
+
+def _rebuild(
+    counterpart: type[core.ModelError], kind: type[ours.SGLError], problem: str, remedy: str
+) -> ours.SGLError:
+    return _both(counterpart, kind)(problem, remedy=remedy)

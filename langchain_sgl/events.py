@@ -1,0 +1,88 @@
+"""Custom events while a model runs: "sgl_exit" and "sgl_escalated", for user interfaces.
+
+They reach ``on_custom_event`` of callback handlers, and ``astream_events``, as events of the model's own run.
+Where LangChain hands ``_generate`` or ``_stream`` no run, they belong to the run around it; outside of any
+run nobody can listen.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    adispatch_custom_event,
+    dispatch_custom_event,
+)
+from langchain_core.callbacks.base import BaseCallbackHandler
+from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
+
+from sgl_engine.types import ExitDecision
+
+EXITED, ESCALATED = "sgl_exit", "sgl_escalated"
+_HANDLER = ("on_custom_event", "ignore_custom_event")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who listens to a run, and what it is called; what LangChain's own run managers know."""
+
+    handlers: Sequence[BaseCallbackHandler]
+    run_id: uuid.UUID
+    tags: Sequence[str]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of_stream(cls, config: RunnableConfig | None) -> tuple[Run, RunnableConfig]:
+        """The run that ``BaseChatModel.stream`` is about to begin, and the configuration that makes it so.
+
+        LangChain does not tell ``_stream`` which run it belongs to; choosing the run's id beforehand does.
+        """
+        config = ensure_config(config)
+        run_id = config.get("run_id") or uuid.uuid4()
+        config["run_id"] = run_id
+        manager = get_callback_manager_for_config(config)
+        return cls(manager.handlers, run_id, manager.tags, manager.metadata), config
+
+
+AnyRun = Run | CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
+
+
+def announce(decision: ExitDecision, run: AnyRun | None) -> None:
+    """Tells who listens that the small answer is kept, or that the large model is being asked."""
+    name, data = _event(decision)
+    if run is None:
+        with suppress(RuntimeError):  # outside of any run
+            dispatch_custom_event(name, data)
+        return
+    handle_event(list(run.handlers), *_HANDLER, name, data, **_about(run))
+
+
+async def aannounce(decision: ExitDecision, run: AnyRun | None) -> None:
+    """``announce``, without blocking the event loop."""
+    name, data = _event(decision)
+    if run is None:
+        with suppress(RuntimeError):  # outside of any run
+            await adispatch_custom_event(name, data)
+        return
+    await ahandle_event(list(run.handlers), *_HANDLER, name, data, **_about(run))
+
+
+def _event(decision: ExitDecision) -> tuple[str, dict[str, Any]]:
+    data = {
+        "score": decision.score,
+        "threshold": decision.threshold,
+        "forced": decision.policy == "forced",
+    }
+    return EXITED if decision.exit else ESCALATED, data
+
+
+def _about(run: AnyRun) -> dict[str, Any]:
+    return {"run_id": run.run_id, "tags": list(run.tags), "metadata": run.metadata}

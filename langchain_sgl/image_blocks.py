@@ -1,0 +1,190 @@
+"""Images in content blocks: every form that LangChain and the providers have, and how to write one. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from langchain_core.messages import BaseMessage
+
+from langchain_sgl.pictures import mime_type_of, resolve_under, shorten
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
+from sgl_engine.types import ImageSource
+
+Block: TypeAlias = Mapping[str, Any]
+ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
+"""What a message may hold, for error messages."""
+_UNKNOWN = "application/octet-stream"
+_PICTURES = frozenset("image image_url input_image".split())
+
+
+def is_image(block: Block) -> bool:
+    """Whether a block is meant to be an image."""
+    kind = block.get("type")
+    return kind in _PICTURES or (kind in {"file", "media"} and mime_type(block).startswith("image/"))
+
+
+def mime_type(block: Block) -> str:
+    """What a block says that it holds; empty where it says nothing."""
+    return str(block.get("mime_type") or block.get("mimeType") or "")
+
+
+def image_source(block: Block, root: Path | None) -> ImageSource:
+    """The image of a block, however it is written; what its bytes are is for the engine to find out.
+
+    Args:
+        block: ``is_image`` says that it is one.
+        root: The only folder that paths may name; None refuses paths.
+
+    Raises:
+        ImageError: It names no image, or one that may not be read.
+        InvalidRequestError: It names an image in somebody's file store.
+    """
+    for name, read in _FORMS.items():
+        value = block.get(name)
+        if value is not None and (name != "image_url" or block["type"] != "image"):
+            source: ImageSource = read(value, root)
+            return source
+    raise MissingImageError(
+        f"A content block of type {block.get('type')!r} names no image; its keys are "
+        f"{', '.join(sorted(block))}.",
+        remedy=f"Send {ACCEPTED}.",
+    )
+
+
+def _picture(value: Any, root: Path | None) -> Any:
+    """A PIL image, bytes, or (as some chat templates write it) a URL or a path."""
+    if isinstance(value, str):
+        return _from_url(value, root)
+    return _from_path(value, root) if isinstance(value, Path) else value
+
+
+def _from_url(value: Any, root: Path | None) -> Any:
+    """A URL; as a bare string, or in OpenAI's ``{"url": ..., "detail": ...}``."""
+    url = value.get("url") if isinstance(value, Mapping) else value
+    if isinstance(url, str) and url.startswith("file:"):
+        return _from_path(url.removeprefix("file://").removeprefix("file:"), root)
+    return url or ""
+
+
+def _from_base64(value: Any, _: Path | None) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    text = str(value)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CorruptImageError(
+            f"The image's {len(text)} characters of base64 cannot be decoded ({error}).",
+            remedy="Encode the file with base64.b64encode(data).decode().",
+        ) from error
+
+
+def _from_path(value: Any, root: Path | None) -> Path:
+    if root is None:
+        raise UnsafePathError(
+            f"A message names the local file {shorten(str(value))!r}, and local files are not allowed.",
+            remedy="Set ChatSGL(image_root=folder), or send the file's bytes as base64.",
+        )
+    return resolve_under(root, str(value))
+
+
+def _from_anthropic(value: Any, root: Path | None) -> Any:
+    """``{"type": "base64", "media_type": ..., "data": ...}`` or ``{"type": "url", "url": ...}``."""
+    if not isinstance(value, Mapping):
+        return _from_url(value, root)
+    if value.get("type") == "base64" or "data" in value:
+        return _from_base64(value.get("data", ""), root)
+    if value.get("type") == "file":
+        return _from_store(value.get("file_id"), root)
+    return _from_url(value, root)
+
+
+def _from_store(value: Any, _: Path | None) -> Any:
+    raise InvalidRequestError(
+        f"An image is named by the id {value!r} of a file store, and there is none here.",
+        remedy="Send the image itself as base64, a URL, or a path under ChatSGL(image_root=...).",
+    )
+
+
+_FORMS: dict[str, Callable[[Any, Path | None], Any]] = {
+    "base64": _from_base64,
+    "data": _from_base64,
+    "image": _picture,
+    "source": _from_anthropic,
+    "url": _from_url,
+    "image_url": _from_url,
+    "path": _from_path,
+    "file_id": _from_store,
+    "id": _from_store,
+}
+"""Where a block may hold its image: standard, v0 (``source_type`` says which key), OpenAI, Anthropic."""
+
+
+def normalize_pictures(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
+    """The same messages, fit for LangChain's cache and traces, which read them before any model does.
+
+    PIL images become base64 blocks: a ``repr`` names a memory address, which another picture may have
+    tomorrow. Base64 blocks that name no MIME type get the one of their bytes. All else is passed on as it is.
+    """
+    return [_normalized(message) for message in messages]
+
+
+def _normalized(message: BaseMessage) -> BaseMessage:
+    if isinstance(message.content, str):
+        return message
+    content = [_normalized_block(block) for block in message.content]
+    if all(new is old for new, old in zip(content, message.content, strict=True)):
+        return message
+    return message.model_copy(update={"content": content})
+
+
+def _normalized_block(block: Any) -> Any:
+    if not isinstance(block, dict) or block.get("type") != "image":
+        return block
+    if hasattr(block.get("image"), "convert"):  # by its method, so that text alone never imports Pillow
+        return {key: value for key, value in block.items() if key != "image"} | image_block(block["image"])
+    data = block.get("base64") or (block.get("data") if "source_type" in block else None)
+    if isinstance(data, str) and not mime_type(block):
+        start = "".join(data[:64].split())[:32]
+        with suppress(binascii.Error, ValueError):
+            return {**block, "mime_type": mime_type_of(base64.b64decode(start)) or _UNKNOWN}
+    return block
+
+
+def image_block(picture: Any) -> dict[str, Any]:
+    """A standard image block, ready for a message.
+
+    Args:
+        picture: Encoded bytes, a PIL image (written as PNG), a local file as ``pathlib.Path`` (read now), or
+            a URL as ``str``.
+    """
+    if isinstance(picture, str):
+        return {"type": "image", "url": picture}
+    if isinstance(picture, Path):
+        picture = picture.read_bytes()
+    data = picture if isinstance(picture, bytes) else _as_png(picture)
+    return {
+        "type": "image",
+        "base64": base64.b64encode(data).decode(),
+        "mime_type": mime_type_of(data) or _UNKNOWN,
+    }
+
+
+def _as_png(picture: Any) -> bytes:
+    """Lossless, of the pixels that the engine would see: RGB, upright, transparency over white."""
+    from sgl_engine.images import load_image
+
+    # Whether it is too large is for the engine to say, which knows the caller's limits.
+    pixels = load_image(picture, LimitsConfig(max_image_pixels=2**62))
+    buffer = io.BytesIO()
+    pixels.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

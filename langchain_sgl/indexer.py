@@ -1,0 +1,254 @@
+"""SGLImageIndexer: a collection of pictures -> Documents that say what is on them; lazily, and never twice.
+
+names -> bytes, hash -> known? -+-> the stored answer ----------------------------+-> Document
+                                +-> whole picture? -> ChatSGL.batch -> manifest --+
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoader
+from langchain_core.documents import Document
+from langchain_core.documents.base import Blob
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import run_in_executor
+from typing_extensions import override
+
+from langchain_sgl.index_progress import IndexProgress
+from langchain_sgl.indexing import IndexingRun, IndexOptions, Picture
+from langchain_sgl.manifest import Manifest, RemovedDocument
+from langchain_sgl.picture_files import PictureFailure, PictureSource, find_pictures
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel, LanguageModelInput
+
+TRANSCRIBE = "transcribe the picture"
+"""What the bundled pair understands, and other pairs do as well."""
+
+
+class SGLImageIndexer(BaseLoader):
+    """Loads pictures as Documents: a transcription or caption as text, where it comes from as metadata.
+
+    ``page_content`` is the model's answer. ``metadata`` has "source" (path or id), "mime_type" (from the
+    bytes), "content_hash" (SHA-256), "width", "height", "prompt", "model_name", "finish_reason" ("length":
+    the answer was cut off) and "sgl" (the run report as JSON); a blob's own metadata is kept. ``id`` is a
+    UUID that changes with picture, source, prompt, settings and models, and with nothing else.
+
+    One bad picture never ends a run: it is listed in ``errors``, and tried again by the next run. A model
+    that cannot be loaded does end it. Iterating again starts another run; run an indexer once at a time.
+
+    With a ``manifest``, a run that was interrupted goes on where it stopped, and a later one asks the model
+    about new and changed pictures alone. All pictures are read, to tell whether they changed. One manifest
+    serves one collection.
+
+    Works with ``langchain_core.indexing.index``: ``index(indexer, records, store, cleanup="full",
+    source_id_key="source", key_encoder=lambda document: document.id)``.
+
+    Args:
+        source: A folder, a file, a blob loader, or any number of paths, blobs and (id, bytes) pairs.
+        model: Any chat model that sees pictures; None is ``ChatSGL()``, the bundled pair.
+        prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
+        retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
+            "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
+            need it.
+        glob: Which files of a folder, as in ``Path.glob``. Hidden ones are left out, and so is a file that
+            neither is a picture nor has the name of one.
+        follow_symlinks: Whether links in a folder are followed.
+        relative_to: Folder that "source" is relative to; None writes absolute paths.
+        manifest: SQLite file that remembers what was done; None remembers nothing.
+        unchanged: Whether pictures that an earlier run has delivered are yielded again ("yield") or not
+            ("skip"). A document counts as delivered when the next one is asked for.
+        failed: Whether a bad picture yields nothing ("skip"), a Document without text and with metadata
+            "error" ("document"), or ends the run after all ("raise").
+        batch_size: Pictures that are held, and asked about, at a time.
+        config: For every call of the model: callbacks, tags, max_concurrency.
+        limits: Sizes that are accepted; None is the model's own, or ``LimitsConfig()``.
+        on_error: Told about each failure.
+        on_progress: Told after each picture.
+        show_progress: Whether a progress bar is drawn on the terminal (stderr).
+
+    Raises:
+        ConfigError: An empty prompt, a batch size below 1, or a manifest that is something else.
+    """
+
+    def __init__(
+        self,
+        source: PictureSource | BlobLoader | Iterable[PictureSource],
+        *,
+        model: BaseChatModel | None = None,
+        prompt: str = TRANSCRIBE,
+        retention: str | None = "100%",
+        glob: str = "**/*",
+        follow_symlinks: bool = False,
+        relative_to: str | Path | None = None,
+        manifest: str | Path | None = None,
+        unchanged: Literal["yield", "skip"] = "yield",
+        failed: Literal["skip", "document", "raise"] = "skip",
+        batch_size: int = 16,
+        config: RunnableConfig | None = None,
+        limits: LimitsConfig | None = None,
+        on_error: Callable[[PictureFailure], None] | None = None,
+        on_progress: Callable[[IndexProgress], None] | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        if model is None:
+            from langchain_sgl.chat_models import ChatSGL
+
+            model = ChatSGL()
+        if not prompt.strip() or batch_size < 1:
+            raise ConfigError(
+                f"Pictures cannot be indexed with prompt={prompt!r} and batch_size={batch_size}.",
+                remedy="Give a prompt that is not empty and a batch_size of at least 1.",
+            )
+        self._last: IndexingRun | None = None
+        self._source, self._glob, self._follow_symlinks = source, glob, follow_symlinks
+        self._model, self._config = model, config
+        self._settings = {} if retention is None else {"retention": retention}
+        self._manifest = None if manifest is None else Manifest(Path(manifest))
+        self._options = IndexOptions(
+            prompt=prompt,
+            relative_to=None if relative_to is None else Path(relative_to),
+            limits=limits or getattr(model, "limits", None) or LimitsConfig(),
+            unchanged=unchanged,
+            failed=failed,
+            batch_size=batch_size,
+            on_error=on_error,
+            on_progress=on_progress,
+            show_progress=show_progress,
+        )
+
+    @property
+    def errors(self) -> list[PictureFailure]:
+        """What the last run could not use: pictures, and folders that cannot be listed."""
+        return [] if self._last is None else self._last.errors
+
+    @property
+    def progress(self) -> IndexProgress:
+        """How far the last run got."""
+        return IndexProgress() if self._last is None else self._last.progress
+
+    @override
+    def lazy_load(self) -> Iterator[Document]:
+        """Documents in the order of the pictures (a folder's: by name), a batch at a time.
+
+        Raises:
+            SGLError: The folder does not exist, or the models cannot be loaded.
+        """
+        with self._begin() as run:
+            for batch in run.batches():
+                asked = run.unanswered(batch)
+                run.settle(batch, asked, self._ask(asked))
+                yield from run.documents(batch)
+                run.note()
+            run.complete()
+
+    @override
+    async def alazy_load(self) -> AsyncIterator[Document]:
+        """``lazy_load`` without blocking the event loop: files are read, and models run, in threads."""
+        with await run_in_executor(None, self._begin) as run:
+            batches = run.batches()
+            while (batch := await run_in_executor(None, next, batches, None)) is not None:
+                asked = run.unanswered(batch)
+                answers = await self._aask(asked)
+                await run_in_executor(None, run.settle, batch, asked, answers)
+                for document in run.documents(batch):
+                    yield document
+                await run_in_executor(None, run.note)
+            await run_in_executor(None, run.complete)
+
+    def removed(self) -> list[RemovedDocument]:
+        """Documents of earlier runs whose picture is gone or has changed, until they are forgotten.
+
+        Known after a run that came to its end; what it could not read is not among them. Delete these from
+        your store, then ``forget`` them.
+
+        Raises:
+            ConfigError: There is no manifest.
+        """
+        return self._remembered().removed()
+
+    def forget(self, removed: Iterable[RemovedDocument]) -> None:
+        """Drops removed documents from the manifest.
+
+        Raises:
+            ConfigError: There is no manifest.
+        """
+        self._remembered().forget(document.id for document in removed)
+
+    def _remembered(self) -> Manifest:
+        if self._manifest is None:
+            raise ConfigError(
+                "An indexer without a manifest does not know earlier runs.",
+                remedy="Pass manifest=, the path of a file to remember them in.",
+            )
+        return self._manifest
+
+    def _begin(self) -> IndexingRun:
+        found = find_pictures(
+            self._source,
+            glob=self._glob,
+            follow_symlinks=self._follow_symlinks,
+            relative_to=self._options.relative_to,
+        )
+        # The string by which LangChain's caches tell models and settings apart.
+        asked_of = self._model._get_llm_string(stop=None, **self._settings)  # noqa: SLF001
+        self._last = IndexingRun(found, self._options, asked_of, self._manifest)
+        return self._last
+
+    def _ask(self, pictures: Sequence[Picture]) -> list[BaseMessage | Exception]:
+        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = self._model.batch(
+            prompts, self._config, return_exceptions=True, **self._settings
+        )
+        return answers
+
+    async def _aask(self, pictures: Sequence[Picture]) -> list[BaseMessage | Exception]:
+        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = await self._model.abatch(
+            prompts, self._config, return_exceptions=True, **self._settings
+        )
+        return answers
+
+    def _message(self, picture: Picture) -> HumanMessage:
+        assert picture.data is not None
+        assert picture.info is not None
+        data = base64.b64encode(picture.data).decode()
+        image = {"type": "image", "base64": data, "mime_type": picture.info.mime_type}
+        return HumanMessage(content=[image, {"type": "text", "text": self._options.prompt}])
+
+
+class SGLImageBlobParser(BaseBlobParser):
+    """``SGLImageIndexer`` for one blob at a time, for loaders that take a parser; a bad picture raises.
+
+    Args:
+        model: As for ``SGLImageIndexer``.
+        prompt: The same.
+        retention: The same.
+    """
+
+    def __init__(
+        self,
+        model: BaseChatModel | None = None,
+        *,
+        prompt: str = TRANSCRIBE,
+        retention: str | None = "100%",
+    ) -> None:
+        self._model, self._prompt, self._retention = model, prompt, retention
+
+    @override
+    def lazy_parse(self, blob: Blob) -> Iterator[Document]:
+        """One Document.
+
+        Raises:
+            Exception: What is wrong with the picture, or with the model.
+        """
+        yield from SGLImageIndexer(
+            blob, model=self._model, prompt=self._prompt, retention=self._retention, failed="raise"
+        ).lazy_load()

@@ -1,0 +1,231 @@
+"""Folders, paths and blobs -> pictures that are there and intact, one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mimetypes
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+from typing import TypeAlias, TypeGuard, cast
+
+from langchain_core.document_loaders import BlobLoader
+from langchain_core.documents.base import Blob
+
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import ConfigError, CorruptImageError, ImageLimitError
+
+PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
+"""A path, a LangChain blob, or an id with the picture's bytes."""
+
+
+@dataclass(frozen=True)
+class PictureFailure:
+    """A picture that could not be used.
+
+    Attributes:
+        source: Its path or id, as it stands in metadata; or a folder that cannot be read.
+        error: Why not.
+    """
+
+    source: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What a picture's bytes say.
+
+    Attributes:
+        mime_type: From the bytes, whatever its name says.
+        width: Pixels, upright.
+        height: Pixels, upright.
+    """
+
+    mime_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class FoundPictures:
+    """Candidates; nothing but names was looked at so far.
+
+    Attributes:
+        blobs: In order.
+        in_folder: Whether they were found in a folder, and not named one by one.
+        unreadable: Folders that cannot be listed.
+    """
+
+    blobs: Iterable[Blob]
+    in_folder: bool = False
+    unreadable: tuple[PictureFailure, ...] = ()
+
+
+def find_pictures(
+    source: PictureSource | BlobLoader | Iterable[PictureSource],
+    *,
+    glob: str,
+    follow_symlinks: bool,
+    relative_to: Path | None,
+) -> FoundPictures:
+    """The files of a folder that ``glob`` matches, sorted, hidden ones left out; or what was given, as given.
+
+    Args:
+        source: A folder or file, a blob, a blob loader, or any number of files and blobs.
+        glob: As in ``Path.glob``, relative to the folder: "**/*", "*.png", "2026/**/*.jpg".
+        follow_symlinks: Whether links within the folder are followed; a folder is visited once.
+        relative_to: For the names of unreadable folders, see ``source_of``.
+
+    Raises:
+        ConfigError: The folder or file does not exist.
+    """
+    if isinstance(source, BlobLoader):
+        return FoundPictures(source.yield_blobs())
+    if isinstance(source, Blob) or _is_named_bytes(source):
+        return FoundPictures([_as_blob(source)])
+    if not isinstance(source, str | PurePath):
+        many = cast("Iterable[PictureSource]", source)
+        blobs = map(_as_blob, many)
+        return FoundPictures(list(blobs) if isinstance(many, Collection) else blobs)
+    path = Path(source)
+    if path.is_file():
+        return FoundPictures([_as_blob(path)])
+    if not path.is_dir():
+        raise ConfigError(f"There is no picture file or folder {str(path)!r}.", remedy="Check the path.")
+    unreadable: list[PictureFailure] = []
+
+    def report(error: OSError) -> None:
+        unreadable.append(PictureFailure(_path_source(error.filename, relative_to), error))
+
+    patterns = PurePath(glob).parts
+    files = [
+        _as_blob(file)
+        for file in _walk(path, follow_symlinks=follow_symlinks, onerror=report)
+        if _matches(file.relative_to(path).parts, patterns)
+    ]
+    return FoundPictures(files, in_folder=True, unreadable=tuple(unreadable))
+
+
+def source_of(blob: Blob, relative_to: Path | None) -> str:
+    """What stands for a picture in metadata: its absolute path, or one relative to a folder; else its id.
+
+    Raises:
+        ConfigError: A blob has neither path nor source, or lies outside ``relative_to``.
+    """
+    if blob.metadata.get("source") or blob.path is None:
+        if not blob.source:
+            raise ConfigError(
+                "A blob has neither a path nor a source.", remedy='Give it metadata={"source": "<its id>"}.'
+            )
+        return str(blob.source)
+    return _path_source(blob.path, relative_to)
+
+
+def read_picture(blob: Blob, limits: LimitsConfig) -> bytes:
+    """The picture's bytes, at most ``limits.max_image_bytes`` of them.
+
+    Raises:
+        MissingImageError: The file is gone, cannot be read, or is no regular file.
+        ImageLimitError: It is too large; such a file is not read at all.
+        CorruptImageError: It is empty.
+    """
+    from sgl_engine.images import read_file
+
+    data = read_file(Path(blob.path), limits) if blob.data is None and blob.path else blob.as_bytes()
+    if len(data) > limits.max_image_bytes:
+        raise ImageLimitError(
+            f"The picture has more than the {limits.max_image_bytes} bytes that are allowed.",
+            remedy="Scale it down, or raise LimitsConfig.max_image_bytes.",
+        )
+    if not data:
+        raise CorruptImageError("The picture has 0 bytes.", remedy="Restore it, or leave it out.")
+    return data
+
+
+def content_hash(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
+    """Decodes the whole picture: a damaged one is found here, before it costs a call of a model.
+
+    Raises:
+        ImageError: It is corrupt, in an unknown format, or too large.
+    """
+    from PIL import Image
+
+    from sgl_engine.images import FORMATS, load_image
+
+    width, height = load_image(data, limits).size
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        assert header.format is not None, "only the formats of FORMATS are opened"
+        return PictureInfo(Image.MIME[header.format], width, height)
+
+
+def claims_picture(blob: Blob) -> bool:
+    """Whether something that is no picture calls itself one; a text file in a picture folder does not."""
+    if blob.path is None or blob.data is not None:
+        return True
+    return (mimetypes.guess_type(str(blob.path))[0] or "").startswith("image/")
+
+
+def _as_blob(item: PictureSource) -> Blob:
+    if isinstance(item, Blob):
+        return item
+    if isinstance(item, tuple):
+        name, data = item
+        return Blob.from_data(data, metadata={"source": name})
+    return Blob.from_path(item, guess_type=False)
+
+
+def _is_named_bytes(source: object) -> TypeGuard[tuple[str, bytes]]:
+    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], bytes)
+
+
+def _path_source(path: str | PurePath, relative_to: Path | None) -> str:
+    absolute = os.path.abspath(path)  # noqa: PTH100  # Path.resolve would follow links
+    try:
+        if relative_to is not None:
+            folder = os.path.abspath(relative_to)  # noqa: PTH100
+            absolute = PurePath(absolute).relative_to(folder).as_posix()
+    except ValueError:
+        raise ConfigError(
+            f"The picture {absolute!r} does not lie in {folder!r}, which its source is to be relative to.",
+            remedy="Give another relative_to, or None for absolute paths.",
+        ) from None
+    # A file name may hold bytes that are no text; metadata may not.
+    return os.fsencode(absolute).decode("utf-8", "backslashreplace")
+
+
+def _walk(folder: Path, *, follow_symlinks: bool, onerror: Callable[[OSError], None]) -> Iterator[Path]:
+    """Every file, folder by folder, both sorted by name."""
+    visited: set[tuple[int, int]] = set()
+    for name, folders, files in os.walk(folder, onerror=onerror, followlinks=follow_symlinks):
+        try:
+            status = os.stat(name)  # noqa: PTH116
+        except OSError as error:  # gone since it was listed
+            onerror(error)
+            folders.clear()
+            continue
+        if (status.st_dev, status.st_ino) in visited:  # a link in a circle
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(child for child in folders if not child.startswith("."))
+        for file in sorted(files):
+            path = Path(name, file)
+            if not file.startswith(".") and (follow_symlinks or not path.is_symlink()):
+                yield path
+
+
+def _matches(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[start:], patterns[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])

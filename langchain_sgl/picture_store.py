@@ -1,0 +1,158 @@
+"""Where pictures wait under an id, so that messages and checkpoints hold the id and not the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from langchain_core.stores import BaseStore, InvalidKeyException
+
+from sgl_engine.errors import ConfigError, CorruptImageError
+
+if TYPE_CHECKING:
+    from sgl_engine.types import ImageSource
+
+NAMESPACE = ("pictures",)
+"""Where pictures are looked for in a LangGraph store."""
+_MAX_IDS = 1000  # looked through for an error message
+
+
+@runtime_checkable
+class PictureStore(Protocol):
+    """What a picture reference is looked up in. Called from several threads."""
+
+    def get(self, picture_id: str, /) -> ImageSource | None:
+        """The picture: encoded bytes, a PIL image, a ``pathlib.Path`` or a URL; None where there is none."""
+
+    def ids(self) -> Iterable[str]:
+        """Ids that exist, for error messages; need not be all."""
+
+
+class InMemoryPictureStore:
+    """Pictures in a dictionary.
+
+    Args:
+        pictures: The first ones, by id.
+    """
+
+    def __init__(self, pictures: Mapping[str, ImageSource] | None = None) -> None:
+        self._pictures: dict[str, ImageSource] = dict(pictures or {})
+
+    def __repr__(self) -> str:
+        return f"InMemoryPictureStore({list(self._pictures)})"
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def add(self, picture: ImageSource, picture_id: str | None = None) -> str:
+        """Takes a picture in.
+
+        Args:
+            picture: Encoded bytes, a PIL image, a ``pathlib.Path`` or a URL.
+            picture_id: Its id; None makes a short one from the content, the same for the same content.
+
+        Returns:
+            The id.
+        """
+        chosen = picture_id or f"picture-{_digest(picture)}"
+        self._pictures[chosen] = picture
+        return chosen
+
+    def get(self, picture_id: str, /) -> ImageSource | None:
+        """The picture, or None."""
+        return self._pictures.get(picture_id)
+
+    def ids(self) -> list[str]:
+        """All ids, in the order in which they came."""
+        return list(self._pictures)
+
+
+def as_picture_store(store: Any, *, namespace: tuple[str, ...] = NAMESPACE) -> PictureStore:
+    """Makes a picture store of whatever holds pictures.
+
+    Args:
+        store: A ``PictureStore``; a mapping of ids to pictures; a LangChain key-value store of bytes
+            (``langchain_core.stores``); or a LangGraph store, whose values are image content blocks:
+            ``{"base64": ...}`` or ``{"url": ...}``. Local paths in a LangGraph store mean nothing, because
+            agents write to it.
+        namespace: Of the LangGraph store.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    if isinstance(store, Mapping):
+        return _MappingStore(store)
+    if isinstance(store, BaseStore):
+        return _KeyValueStore(store)
+    graph_stores = sys.modules.get("langgraph.store.base")  # an instance cannot exist before the import
+    if graph_stores is not None and isinstance(store, graph_stores.BaseStore):
+        return _GraphStore(store, namespace)
+    if isinstance(store, PictureStore):
+        return store
+    raise ConfigError(
+        f"A {type(store).__name__} cannot be used as a picture store.",
+        remedy="Give a mapping, a LangChain or LangGraph store, or an object with get(id) and ids().",
+    )
+
+
+class _MappingStore:
+    def __init__(self, pictures: Mapping[str, ImageSource]) -> None:
+        self._pictures = pictures
+
+    def get(self, picture_id: str, /) -> ImageSource | None:
+        return self._pictures.get(picture_id)
+
+    def ids(self) -> list[str]:
+        return list(itertools.islice(self._pictures, _MAX_IDS))
+
+
+class _KeyValueStore:
+    def __init__(self, store: BaseStore[str, bytes]) -> None:
+        self._store = store
+
+    def get(self, picture_id: str, /) -> ImageSource | None:
+        try:
+            return self._store.mget([picture_id])[0]
+        except InvalidKeyException:  # of a store of files: no key of it could be called that
+            return None
+
+    def ids(self) -> list[str]:
+        return list(itertools.islice(self._store.yield_keys(), _MAX_IDS))
+
+
+class _GraphStore:
+    def __init__(self, store: Any, namespace: tuple[str, ...]) -> None:
+        self._store = store
+        self._namespace = namespace
+
+    def get(self, picture_id: str, /) -> ImageSource | None:
+        item = self._store.get(self._namespace, picture_id)
+        if item is None:
+            return None
+        if isinstance(data := item.value.get("base64"), str):
+            return data if data.startswith("data:") else f"data:image/unknown;base64,{data}"
+        if isinstance(url := item.value.get("url"), str):
+            return url
+        raise CorruptImageError(
+            f"The stored item {picture_id!r} is no picture; its keys are {', '.join(map(str, item.value))}.",
+            remedy='Store pictures as {"base64": ...} or {"url": ...}.',
+        )
+
+    def ids(self) -> list[str]:
+        # A prefix also finds what lies in deeper namespaces.
+        found = self._store.search(self._namespace, limit=_MAX_IDS)
+        return [item.key for item in found if item.namespace == self._namespace]
+
+
+def _digest(picture: ImageSource) -> str:
+    if isinstance(picture, bytes):
+        data = picture
+    elif isinstance(picture, str | Path):
+        data = str(picture).encode()
+    else:
+        data = repr((picture.mode, picture.size)).encode() + picture.tobytes()
+    return hashlib.sha256(data).hexdigest()[:8]

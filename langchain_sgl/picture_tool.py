@@ -1,0 +1,191 @@
+"""What tools over pictures share: finding the picture, asking the model, explaining what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
+
+from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool, ToolException
+from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError
+
+from langchain_sgl.evidence import crop_box
+from langchain_sgl.image_blocks import image_block
+from langchain_sgl.picture_store import PictureStore, as_picture_store
+from langchain_sgl.pictures import describe_reference, resolve_picture
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelledError, RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sgl_engine.types import Box
+
+OptionalStore = Annotated[
+    # pydantic cannot check a protocol: as_picture_store does.
+    SkipValidation[PictureStore | None],
+    BeforeValidator(lambda store: None if store is None else as_picture_store(store)),
+]
+
+
+def describe_wrong_arguments(error: Any) -> str:
+    """What is wrong with a tool call's arguments, for the agent that made it."""
+    assert isinstance(error, ValidationError)
+    faults = [
+        f"{'.'.join(map(str, fault['loc'])) or 'arguments'}: {fault['msg']}" for fault in error.errors()
+    ]
+    return f"The call's arguments are wrong ({'; '.join(faults)}). Correct them and call again."
+
+
+class PictureAnswer(TypedDict):
+    """The artifact of a tool's message: plain JSON.
+
+    Attributes:
+        answer: The model's answer, without the line about it.
+        picture: The reference as it was given; data only by its length and hash.
+        region: What was looked at, as it was given.
+        report: ``RunReport`` as JSON.
+        evidence: Where the small model looked, if that was asked for. "box": fractions of the whole picture;
+            "map": ``Evidence`` as JSON, on the whole picture; "picture": an image content block, a PNG of
+            what the model was shown, with the heat over it.
+    """
+
+    answer: str
+    picture: str
+    region: list[float] | None
+    report: dict[str, Any]
+    evidence: NotRequired[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the model is shown.
+
+    Attributes:
+        block: Image content block.
+        region: The part of the picture that this is.
+        pixels: The same, decoded, where that was needed.
+    """
+
+    block: dict[str, Any]
+    region: Box
+    pixels: Image | None = None
+
+    def ask(self, question: str) -> list[HumanMessage]:
+        """The messages for the model: the picture, then the question."""
+        return [HumanMessage([self.block, {"type": "text", "text": question}])]
+
+
+class PictureTool(BaseTool):
+    """A tool that asks ``ChatSGL`` about a picture.
+
+    Attributes:
+        model: ``ChatSGL``, or a runnable around one (``bind``, ``with_retry``, ...).
+        root: The only folder that picture files are read from; None allows no local files.
+        store: Pictures by id; anything that ``as_picture_store`` takes.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: Runnable[Any, Any]
+    root: Path | None = None
+    store: OptionalStore = None
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
+    handle_validation_error: Any = describe_wrong_arguments
+
+    def show(self, reference: str, region: list[float] | None, *, pixels: bool = False) -> Shown:
+        """Finds the picture and cuts the region out of it.
+
+        Args:
+            reference: As the agent wrote it.
+            region: x0, y0, x1, y1 in fractions; None is the whole picture.
+            pixels: Whether the decoded picture is needed as well.
+
+        Raises:
+            ImageError: There is no such picture, or it cannot be used.
+            InvalidRequestError: The region is none.
+        """
+        from sgl_engine.images import load_image, read_file
+
+        box = (0.0, 0.0, 1.0, 1.0) if region is None else _as_box(region)
+        source = resolve_picture(reference, root=self.root, store=self.store)
+        if region is None and not pixels:
+            # The bytes go on as they are: a photograph is decoded once, by the engine.
+            return Shown(
+                image_block(read_file(source, self._limits) if isinstance(source, Path) else source), box
+            )
+        picture = crop_box(load_image(source, self._limits), box)
+        return Shown(image_block(picture), box, picture)
+
+    @property
+    def _limits(self) -> LimitsConfig:
+        engine = self.setting("ready_engine")
+        limits: LimitsConfig | None = self.setting("limits") or (engine and engine.config.limits)
+        return limits or LimitsConfig()
+
+    def setting(self, name: str) -> Any:
+        """A setting of the chat model, or of what is bound around it, which counts more; None if not set."""
+        layer: Any = self.model
+        while layer is not None:
+            if name in (bound := getattr(layer, "kwargs", None) or {}):
+                return bound[name]
+            if name in getattr(type(layer), "model_fields", {}):
+                return getattr(layer, name)
+            # Bindings keep what they wrap as "bound", configurable models as "default".
+            layer = getattr(layer, "bound", None) or getattr(layer, "default", None)
+        return None
+
+    def artifact(self, reference: str, region: list[float] | None, answer: AIMessage) -> PictureAnswer:
+        """What the program gets.
+
+        Raises:
+            ConfigError: The answer is no ``ChatSGL``'s.
+        """
+        report = answer.response_metadata.get("sgl")
+        if not isinstance(report, dict):
+            raise ConfigError(
+                f"The model of the tool {self.name!r} answered without a report.",
+                remedy="Give the tool a ChatSGL, or a runnable around one.",
+            )
+        return PictureAnswer(
+            answer=answer.text, picture=describe_reference(reference), region=region, report=report
+        )
+
+
+def child_config(
+    run_manager: CallbackManagerForToolRun | AsyncCallbackManagerForToolRun | None,
+) -> RunnableConfig | None:
+    """Lets callbacks and traces see the model's call below the tool's; the rest comes by context."""
+    return None if run_manager is None else {"callbacks": run_manager.get_child()}
+
+
+@contextmanager
+def told_to_the_agent() -> Iterator[None]:
+    """Turns what is wrong with a request into ``ToolException``, which the agent reads and can act on.
+
+    Errors of the set-up (a missing model, a wrong folder) are nothing that an agent could mend, and a
+    cancelled run has no agent any more: both pass.
+    """
+    try:
+        yield
+    except RequestCancelledError:
+        raise
+    except RequestError as error:
+        raise ToolException(str(error)) from error
+
+
+def _as_box(region: list[float]) -> Box:
+    if len(region) == 4:
+        x0, y0, x1, y1 = region
+        if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
+            return (x0, y0, x1, y1)
+    raise InvalidRequestError(
+        f"The region {region} is not part of a picture.",
+        remedy="Give x0, y0, x1, y1 as fractions from 0 to 1, with x0 < x1 and y0 < y1.",
+    )

@@ -1,0 +1,286 @@
+"""SGLImageReranker: retrieved documents of pictures, ordered by how likely each picture answers the query."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import override
+
+from langchain_sgl.answer_runs import score_picture
+from langchain_sgl.chat_models import ChatSGL
+from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.picture_store import PictureStore, as_picture_store
+from langchain_sgl.pictures import resolve_picture
+from sgl_engine.config import Fraction
+from sgl_engine.errors import (
+    ConfigError,
+    IncompatiblePairError,
+    InvalidRequestError,
+    MissingImageError,
+    RequestCancelledError,
+    RequestError,
+)
+
+if TYPE_CHECKING:
+    from sgl_engine.engine import SGLEngine
+    from sgl_engine.types import ImageSource
+
+YES_OR_NO = 'Can this picture answer the question "{query}"? Answer Yes or No.'
+"""What a pair that follows instructions is asked about each picture."""
+
+
+class _Retrieved(TypedDict):
+    query: str
+    documents: list[Document]
+
+
+class SGLImageReranker(BaseDocumentCompressor):
+    """Orders documents by the probability that their picture answers the query, the likeliest first.
+
+    The small model scores every picture. The list is settled when at most one picture is not surely
+    irrelevant, and that one is surely relevant: scores of at most 1 - t and at least t, t being the exit
+    threshold. Otherwise, the large model scores all pictures that are not surely irrelevant, guided as it is
+    when it answers. (Deciding for each picture alone whether the large model is needed works worse: a picture
+    that the small model is sure and wrong about shows only beside another one. ``benchmarks/rerank.py``.)
+
+    Each document comes back as a copy with metadata "relevance_score" in [0, 1], higher = more relevant, and
+    "sgl_relevance", the run report of that score as JSON.
+
+    A pair that follows instructions is asked ``YES_OR_NO``, and the score is P(Yes) / (P(Yes) + P(No)). The
+    bundled pair does not know these words, but answers "none" where a picture does not hold the answer: it is
+    asked the query itself, and the score is 1 - P("none"). Which of the two is chosen by the model, where
+    ``prompt``, ``positive`` and ``negative`` are not set.
+
+    Where a document's picture is: an id in ``store`` (metadata "source", or the document's id); metadata
+    "image_url"; base64 data or a data URL as text; or metadata "source" as a URL or a file under ``root``.
+
+    A document whose picture cannot be used never fails the others. It comes last, with a "relevance_score" of
+    None and metadata "relevance_error".
+
+    Attributes:
+        model: Whose engine scores. ``ChatSGL(escalate="never")`` leaves it to the small model; "always" has
+            the large one score every picture.
+        root: The only folder that files are read from; None reads none.
+        store: Pictures by id: a mapping, a ``PictureStore``, a LangChain or a LangGraph store.
+        prompt: What is asked; "{query}" stands for the query.
+        positive: The answer that speaks for a picture; None: all but ``negative`` do.
+        negative: The answer that speaks against it.
+        top_n: At most so many documents are returned; None is all of them.
+        min_score: Documents that score less are left out.
+        unreadable: Whether documents whose picture cannot be used are kept, at the end, or dropped.
+        max_rescored: At most so many pictures of a list go to the large model, the best ones; None is no
+            limit.
+        max_concurrency: Pictures that are in work, and in memory, at a time.
+
+    Raises:
+        pydantic.ValidationError: A prompt without "{query}", an empty answer, or a value out of its range.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    model: ChatSGL = Field(default_factory=ChatSGL)
+    root: Path | None = None
+    store: Any = None
+    prompt: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    min_score: Fraction | None = None
+    unreadable: Literal["keep", "drop"] = "keep"
+    max_rescored: Annotated[int, Field(ge=0)] | None = None
+    max_concurrency: Annotated[int, Field(ge=1)] = 4
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.prompt is None and self.positive is None and self.negative is None:
+            self.prompt, self.positive, self.negative = (
+                ("{query}", None, "none") if _is_bundled(self.model) else (YES_OR_NO, "Yes", "No")
+            )
+        if self.prompt is None or "{query}" not in self.prompt:
+            raise ValueError(f"prompt={self.prompt!r} does not contain {{query}}")
+        if not self.negative or self.positive == "":
+            raise ValueError(f"positive={self.positive!r} and negative={self.negative!r} must not be empty")
+        if self.store is not None:
+            self.store = as_picture_store(self.store)
+        return self
+
+    @override
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """The documents, the likeliest first.
+
+        Raises:
+            InvalidRequestError: The query is empty, or holds a control token of the model.
+            ModelError: The models cannot be loaded.
+            ConfigError: ``root`` is not a folder.
+        """
+        rank = RunnableLambda(partial(self._rank, cancel=threading.Event()), name=type(self).__name__)
+        with as_langchain_errors():
+            return rank.invoke(_Retrieved(query=query, documents=list(documents)), {"callbacks": callbacks})
+
+    @override
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """``compress_documents`` in a thread; cancelling it stops the models within one forward pass."""
+        cancel = threading.Event()
+
+        async def arank(retrieved: _Retrieved, config: RunnableConfig) -> list[Document]:
+            return await run_in_executor(config, self._rank, retrieved, config, cancel=cancel)
+
+        rank = RunnableLambda(partial(self._rank, cancel=cancel), arank, name=type(self).__name__)
+        try:
+            with as_langchain_errors():
+                retrieved = _Retrieved(query=query, documents=list(documents))
+                return await rank.ainvoke(retrieved, {"callbacks": callbacks})
+        finally:
+            cancel.set()
+
+    def _rank(
+        self, retrieved: _Retrieved, config: RunnableConfig, *, cancel: threading.Event
+    ) -> list[Document]:
+        query, documents = retrieved["query"], retrieved["documents"]
+        if not query.strip():
+            raise InvalidRequestError(
+                "The query is empty, so no picture can answer it.", remedy="Pass the question of the user."
+            )
+        if not documents:
+            return []
+        self._check_root()
+        engine = self.model.engine
+        judge = partial(self._judge, engine, query, config=config, cancel=cancel)
+        first: Literal["small", "large"] = "large" if engine.config.exit.escalate == "always" else "small"
+        with ContextThreadPoolExecutor(self.max_concurrency) as pool:
+            try:
+                judged = list(pool.map(partial(judge, model=first), documents))
+                if engine.config.exit.escalate == "auto":
+                    unsettled = _contenders(judged, engine.config.exit.threshold)[: self.max_rescored]
+                    again = pool.map(partial(judge, model="large"), [documents[index] for index in unsettled])
+                    for index, document in zip(unsettled, again, strict=True):
+                        if document.metadata["relevance_score"] is not None:
+                            judged[index] = document
+            except BaseException:
+                cancel.set()
+                raise
+        return self._select(judged)
+
+    def _judge(
+        self,
+        engine: SGLEngine,
+        query: str,
+        document: Document,
+        *,
+        model: Literal["small", "large"],
+        config: RunnableConfig,
+        cancel: threading.Event,
+    ) -> Document:
+        """The document, with what its picture scores."""
+        assert self.prompt is not None
+        assert self.negative is not None
+        answers = [self.negative] if self.positive is None else [self.positive, self.negative]
+        try:
+            scores = score_picture(
+                engine,
+                find_picture(document, root=self.root, store=self.store),
+                self.prompt.replace("{query}", query),
+                answers,
+                model=model,
+                timeout_s=self.model.timeout,
+                cancel=cancel,
+                config=config,
+            )
+        except (InvalidRequestError, RequestCancelledError):  # no picture's fault
+            raise
+        except (RequestError, IncompatiblePairError) as error:  # the latter: its tiles do not match
+            return _with(document, relevance_score=None, relevance_error=f"{type(error).__name__}: {error}")
+        # expm1 keeps what 1 - p would round away.
+        score = scores.shares[0] if self.positive is not None else -math.expm1(scores.logprobs[0])
+        return _with(document, relevance_score=score, sgl_relevance=scores.report.model_dump(mode="json"))
+
+    def _select(self, judged: Sequence[Document]) -> list[Document]:
+        scored = [document for document in judged if document.metadata["relevance_score"] is not None]
+        scored.sort(key=lambda document: -document.metadata["relevance_score"])
+        lowest = 0.0 if self.min_score is None else self.min_score
+        chosen = [document for document in scored if document.metadata["relevance_score"] >= lowest]
+        if self.unreadable == "keep":
+            chosen += [document for document in judged if document.metadata["relevance_score"] is None]
+        return chosen[: self.top_n]
+
+    def _check_root(self) -> None:
+        if self.root is not None and not self.root.is_dir():
+            raise ConfigError(
+                f"The picture folder {str(self.root)!r} does not exist or is not a folder.",
+                remedy="Name an existing folder.",
+            )
+
+
+def _contenders(judged: Sequence[Document], threshold: float) -> list[int]:
+    """Indices of the documents that may come first, best first; none where that is settled."""
+    scores = {
+        index: score
+        for index, document in enumerate(judged)
+        if (score := document.metadata["relevance_score"]) is not None
+    }
+    found = [index for index in scores if 1 - scores[index] < threshold]
+    found.sort(key=lambda index: -scores[index])
+    return [] if len(found) == 1 and scores[found[0]] >= threshold else found
+
+
+def find_picture(
+    document: Document, *, root: Path | None = None, store: PictureStore | None = None
+) -> ImageSource:
+    """The picture that a document stands for; see ``SGLImageReranker`` for where it is looked for.
+
+    Raises:
+        MissingImageError: There is none.
+        UnsafePathError: It is a file outside ``root``.
+    """
+    source, url = document.metadata.get("source"), document.metadata.get("image_url")
+    if store is not None:
+        for name in (source, document.id):
+            picture = store.get(name) if isinstance(name, str) else None
+            if picture is not None:
+                return picture
+    if isinstance(url, Mapping):  # as in OpenAI's messages
+        url = url.get("url")
+    if isinstance(url, str):
+        return resolve_picture(url)
+    data = _picture_in(document.page_content)
+    if data is not None:
+        return data
+    if isinstance(source, str):
+        return resolve_picture(source, root=root, store=store)
+    raise MissingImageError(
+        f"The document {document.id!r} names no picture.",
+        remedy='Set metadata "source" or "image_url", or put base64 data into page_content.',
+    )
+
+
+def _picture_in(text: str) -> ImageSource | None:
+    """Base64 data or a data URL; never another URL, which text may well be."""
+    try:
+        picture = resolve_picture(text)
+    except MissingImageError:
+        return None
+    return picture if isinstance(picture, bytes) or text.strip()[:5].lower() == "data:" else None
+
+
+def _with(document: Document, **metadata: Any) -> Document:
+    return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
+
+
+def _is_bundled(model: ChatSGL) -> bool:
+    if model.ready_engine is not None:
+        return bool(model.ready_engine.small.name == "sgl-demo-small")
+    return model.small is None

@@ -1,0 +1,247 @@
+"""Tools with which an agent, of any model, looks at pictures through ``ChatSGL``.
+
+What the agent's model reads: the answer, and one line on whose it is, how sure, and at which cost. What its
+program reads: the full report, in the message's ``artifact``. Pictures are named and not sent
+(``pictures.py`` says how), so neither the conversation nor its checkpoints hold their bytes.
+
+A bad reference or picture comes back as an error text with its remedy, so that the agent can try again;
+errors of the set-up are raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+from langchain_core.tools import ArgsSchema, BaseTool, BaseToolkit
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+
+from langchain_sgl.evidence import Evidence, place_in
+from langchain_sgl.picture_tool import (
+    OptionalStore,
+    PictureAnswer,
+    PictureTool,
+    Shown,
+    child_config,
+    told_to_the_agent,
+)
+from langchain_sgl.tool_text import describe_run
+from sgl_engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sgl_engine.types import Box
+
+EvidenceForm: TypeAlias = Literal["none", "box", "map", "picture"]
+TRANSCRIBE_PROMPT = (
+    "Transcribe all text in this picture, exactly as it is written, line by line from top to bottom. "
+    "Write nothing else."
+)
+"""What a general pair of models is asked by ``TranscribeTool``."""
+
+
+class VisualQuestionInput(BaseModel):
+    """Arguments of ``VisualQuestionTool``."""
+
+    question: str = Field(description="What to find out, as one short question that stands by itself.")
+    picture: str = Field(description="Which picture: its id, file name, https URL or base64 data.")
+    region: list[float] | None = Field(
+        default=None,
+        description="Part of a large picture to look at more closely: x0, y0, x1, y1 as fractions from 0 to "
+        "1, from the left and the top. Leave it out to see the whole picture.",
+    )
+    escalate: bool = Field(
+        default=False,
+        description="True makes the large, slower model answer. Use it when an answer seems doubtful.",
+    )
+
+
+class VisualQuestionTool(PictureTool):
+    """Answers a question about a picture.
+
+    Attributes:
+        evidence: What the artifact holds about where the small model looked. "none": nothing; "box": four
+            numbers, which the agent is told too and can pass as ``region``; "map": also the importance map,
+            some 7 bytes per visual token; "picture": also the heat map over the picture, as a base64 PNG.
+    """
+
+    name: str = "look_at_picture"
+    description: str = (
+        "Answers one question about one picture. The line after the answer says which model answered, how "
+        "sure the small model was (a score from 0 to 1, and the threshold that it is held against), what it "
+        "cost, and where in the picture it looked. When an answer is doubtful, escalate; when print is too "
+        "small in a large picture, ask about a region of it."
+    )
+    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = VisualQuestionInput
+    evidence: EvidenceForm = "box"
+
+    def _run(
+        self,
+        question: str,
+        picture: str,
+        region: list[float] | None = None,
+        *,
+        escalate: bool = False,
+        run_manager: CallbackManagerForToolRun | None = None,
+    ) -> tuple[str, PictureAnswer]:
+        with told_to_the_agent():
+            options = self._options(escalate=escalate)
+            shown = self.show(picture, region, pixels=self.evidence == "picture")
+            answer = self.model.invoke(shown.ask(question), child_config(run_manager), **options)
+        return self._output(answer, question, picture, region, shown)
+
+    async def _arun(
+        self,
+        question: str,
+        picture: str,
+        region: list[float] | None = None,
+        *,
+        escalate: bool = False,
+        run_manager: AsyncCallbackManagerForToolRun | None = None,
+    ) -> tuple[str, PictureAnswer]:
+        with told_to_the_agent():
+            options = self._options(escalate=escalate)
+            # In threads: stores and files may be slow, and so is drawing.
+            pixels = self.evidence == "picture"
+            shown = await asyncio.to_thread(self.show, picture, region, pixels=pixels)
+            answer = await self.model.ainvoke(shown.ask(question), child_config(run_manager), **options)
+        return await asyncio.to_thread(self._output, answer, question, picture, region, shown)
+
+    def _options(self, *, escalate: bool) -> dict[str, Any]:
+        options: dict[str, Any] = {} if self.evidence == "none" else {"evidence": True}
+        if not escalate:
+            return options
+        if self.setting("escalate") == "never":
+            raise InvalidRequestError(
+                "The large model is not to be called here.", remedy="Ask again without escalating."
+            )
+        return options | {"escalate": "always"}
+
+    def _output(
+        self, answer: AIMessage, question: str, picture: str, region: list[float] | None, shown: Shown
+    ) -> tuple[str, PictureAnswer]:
+        artifact = self.artifact(picture, region, answer)
+        box = None
+        if self.evidence != "none":
+            evidence = Evidence.from_message(answer)
+            box = place_in(shown.region, evidence.box())
+            artifact["evidence"] = self._evidence(evidence, box, shown, question=question, answer=answer.text)
+        return describe_run(answer.text, answer.response_metadata, box=box), artifact
+
+    def _evidence(
+        self, evidence: Evidence, box: Box, shown: Shown, *, question: str, answer: str
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {"box": [round(edge, 4) for edge in box]}
+        if self.evidence == "map":
+            found["map"] = evidence.within(shown.region).to_json()
+        if self.evidence == "picture":
+            assert shown.pixels is not None
+            found["picture"] = _png_block(evidence.draw(shown.pixels, question=question, answer=answer))
+        return found
+
+
+class TranscribeInput(BaseModel):
+    """Arguments of ``TranscribeTool``."""
+
+    picture: str = Field(description="Which picture: its id, file name, https URL or base64 data.")
+    region: list[float] | None = Field(
+        default=None,
+        description="Part of a large picture to read: x0, y0, x1, y1 as fractions from 0 to 1, from the left "
+        "and the top. Leave it out to read the whole picture.",
+    )
+
+
+class TranscribeTool(PictureTool):
+    """Reads all text of a picture.
+
+    Attributes:
+        prompt: What the model is asked; None is the bundled pair's own question for that pair, and
+            ``TRANSCRIBE_PROMPT`` for any other.
+        retention: The pruning preset. "100%" drops nothing: a transcription needs every token of a page. Of
+            the bundled pair's transcriptions 67 % are right when nothing is pruned, and 10 % at "35%".
+        max_tokens: Upper limit of answer tokens; None is the model's own.
+    """
+
+    name: str = "transcribe_picture"
+    description: str = (
+        "Reads all text of one picture. Slower than asking for one fact: use it when most of the text is "
+        "needed. The last line says which model read it, how sure the small model was, and what it cost."
+    )
+    args_schema: Annotated[ArgsSchema | None, SkipValidation()] = TranscribeInput
+    prompt: str | None = None
+    retention: str = "100%"
+    max_tokens: int | None = None
+
+    def _run(
+        self,
+        picture: str,
+        region: list[float] | None = None,
+        *,
+        run_manager: CallbackManagerForToolRun | None = None,
+    ) -> tuple[str, PictureAnswer]:
+        with told_to_the_agent():
+            messages = self.show(picture, region).ask(self._question())
+            answer = self.model.invoke(messages, child_config(run_manager), **self._options())
+        artifact = self.artifact(picture, region, answer)
+        return describe_run(answer.text, answer.response_metadata), artifact
+
+    async def _arun(
+        self,
+        picture: str,
+        region: list[float] | None = None,
+        *,
+        run_manager: AsyncCallbackManagerForToolRun | None = None,
+    ) -> tuple[str, PictureAnswer]:
+        with told_to_the_agent():
+            messages = (await asyncio.to_thread(self.show, picture, region)).ask(self._question())
+            answer = await self.model.ainvoke(messages, child_config(run_manager), **self._options())
+        artifact = self.artifact(picture, region, answer)
+        return describe_run(answer.text, answer.response_metadata), artifact
+
+    def _options(self) -> dict[str, Any]:
+        limit = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return {"retention": self.retention, **limit}
+
+    def _question(self) -> str:
+        from sgl_engine.demo.vocabulary import TRANSCRIBE
+
+        engine = self.setting("ready_engine")
+        small = self.setting("small") if engine is None else engine.small.name
+        is_bundled = small is None or small.startswith("sgl-demo-")
+        return self.prompt or (TRANSCRIBE if is_bundled else TRANSCRIBE_PROMPT)
+
+
+class SGLToolkit(BaseToolkit):
+    """Both tools over one model, one folder and one store.
+
+    Attributes:
+        model: ``ChatSGL``, or a runnable around one.
+        root: The only folder that picture files are read from; None allows no local files.
+        store: Pictures by id; anything that ``as_picture_store`` takes.
+        evidence: As in ``VisualQuestionTool``.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: Runnable[Any, Any]
+    root: Path | None = None
+    store: OptionalStore = None
+    evidence: EvidenceForm = "box"
+
+    def get_tools(self) -> list[BaseTool]:
+        """The tools, new ones on each call."""
+        shared: dict[str, Any] = {"model": self.model, "root": self.root, "store": self.store}
+        return [VisualQuestionTool(**shared, evidence=self.evidence), TranscribeTool(**shared)]
+
+
+def _png_block(picture: Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode(), "mime_type": "image/png"}

@@ -1,0 +1,142 @@
+"""What a run has used, stage by stage, and the report that callers get of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sgl_engine import cost
+from sgl_engine.answer_reader import agree, read_answer
+from sgl_engine.report import ModelInfo, RunReport
+from sgl_engine.tool_calls import ParsedAnswer
+from sgl_engine.types import (
+    EncodedPrompt,
+    ExitDecision,
+    LargePassResult,
+    PruningPlan,
+    Request,
+    SmallPassResult,
+)
+
+if TYPE_CHECKING:
+    from sgl_engine.vlm import VLM
+
+
+class Clock:
+    """Milliseconds per stage of one request."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """Ends a stage that began where the last one ended."""
+        now = time.perf_counter()
+        self._stages[stage] = 1e3 * (now - self._last)
+        self._last = now
+
+    def add(self, prefix: str, stages: Mapping[str, float]) -> None:
+        """Takes over the stages that a pass has measured itself."""
+        self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
+        self._last = time.perf_counter()
+
+    def stage_ms(self) -> dict[str, float]:
+        """All stages so far, and "total" since the beginning."""
+        return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one request, its images loaded, has produced so far."""
+
+    request: Request
+    clock: Clock
+    small_prompt: EncodedPrompt
+    small: SmallPassResult
+    decision: ExitDecision
+    large_prompt: EncodedPrompt | None = None
+    large: LargePassResult | None = None
+
+
+def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *, scorer: str) -> RunReport:
+    """The report of a finished run.
+
+    Args:
+        run: What it produced.
+        answer: The answer that is returned.
+        small_vlm: The small model.
+        large_vlm: The large model.
+        scorer: What computed the score.
+    """
+    small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
+    small_flops, large_flops, alone_flops = _flops(run, small_vlm, large_vlm)
+    return RunReport(
+        engine_version=engine_version(),
+        route="small" if large is None else "large",
+        escalated=large is not None,
+        score=run.decision.score,
+        scorer=scorer,
+        threshold=run.decision.threshold,
+        forced=run.decision.policy == "forced",
+        confidence=small.confidence.parts["confidence"],
+        consistency=small.confidence.parts.get("consistency_product"),
+        visual_tokens=run.small_prompt.num_visual_tokens,
+        kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
+        prune_layer=None if plan is None else plan.layer,
+        keep_ratio=None if plan is None else plan.keep_ratio,
+        average_retention=None if plan is None else cost.average_retention(plan, large_vlm.num_layers),
+        small_tflops=small_flops / 1e12,
+        large_tflops=large_flops / 1e12,
+        large_alone_tflops=alone_flops / 1e12,
+        saved_fraction=1 - (small_flops + large_flops) / alone_flops,
+        stage_ms=run.clock.stage_ms(),
+        small_input_tokens=len(run.small_prompt),
+        small_output_tokens=len(small.generation),
+        large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
+        large_output_tokens=None if large is None else len(large.generation),
+        small_answer=None if large is None else small.generation.text,
+        large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
+        small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
+        large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+    )
+
+
+def _small_answer(run: Run, vlm: VLM) -> ParsedAnswer:
+    return read_answer(vlm, run.request, run.small_prompt, run.small.generation)
+
+
+def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
+    """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
+
+    Where the large model was not called, its own token counts are unknown; the small model's stand in.
+    """
+    small, large = run.small, run.large
+    small_patches = small_vlm.tower_patches(run.small_prompt)
+    small_flops = cost.small_pass_flops(
+        small_vlm.shape, patches=small_patches, prompt=run.small_prompt, result=small
+    )
+    prompt = run.large_prompt or run.small_prompt
+    patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
+    answer = small.generation if large is None else large.generation
+
+    def large_flops(plan: PruningPlan | None) -> int:
+        return cost.answer_flops(
+            large_vlm.shape,
+            patches=patches,
+            prompt_tokens=len(prompt),
+            output_tokens=len(answer),
+            plan=plan,
+        )
+
+    return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
+
+
+def engine_version() -> str:
+    """The installed version of this package."""
+    try:
+        return importlib.metadata.version("langchain-sgl")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "0+uninstalled"

@@ -1,0 +1,247 @@
+"""What most architectures share: a decoder under ``model.model``, image tokens that tiles are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.cost import DecoderShape, ModelShape, VisionShape
+from sgl_engine.errors import ProcessorError
+from sgl_engine.types import Box, VisualSpan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+_FOREIGN = "Use the processor that was saved with this model, and pass all that it returned."
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The visual tokens of an image, or of a part of it, before they are found in the prompt.
+
+    Attributes:
+        grid: (rows, cols), row-major.
+        box: Which part of the image; None where it is unknown.
+        row_gap: Tokens after each row but the last that show nothing.
+        tail: Tokens after the last row that show nothing and yet carry the image token's id.
+    """
+
+    grid: tuple[int, int]
+    box: Box | None = WHOLE
+    row_gap: int = 0
+    tail: int = 0
+
+
+class BaseFamily:
+    """The usual answers to what ``sgl_engine.families.Family`` asks; a family overrides what differs."""
+
+    name = ""
+    first_prunable_layer = 0
+    separators_are_image_tokens = False
+    plane_adder: str | None = None
+    needs_proof = False
+
+    def text_model(self, model: Any) -> PreTrainedModel:
+        """``model.model.language_model``."""
+        decoder: PreTrainedModel = model.model.language_model
+        return decoder
+
+    def decoder_layers(self, model: Any) -> Sequence[Module]:
+        """The decoder's layers."""
+        layers: Any = self.text_model(model).layers
+        return list(layers)
+
+    def image_token_id(self, config: PreTrainedConfig) -> int:
+        """From the configuration."""
+        return int(config.image_token_id)
+
+    def image_text(self, processor: Any, config: PreTrainedConfig) -> str:
+        """The image token's text."""
+        text: str = processor.tokenizer.decode([self.image_token_id(config)])
+        return text
+
+    def tiles(
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[list[Tile]]:
+        """The tiles of each image, in prompt order.
+
+        Args:
+            config: The model's configuration.
+            processor: The model's processor.
+            inputs: What the processor returned.
+            sizes: (width, height) in pixels per image; None where they are unknown.
+        """
+        raise NotImplementedError
+
+    def spans(
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> tuple[VisualSpan, ...]:
+        """Finds the tiles in the prompt, and checks that they account for every image token.
+
+        Raises:
+            ProcessorError: They do not.
+        """
+        image = (inputs["input_ids"][0] == self.image_token_id(config)).nonzero()[:, 0].tolist()
+        if not image:
+            return ()
+        tiles = self.tiles(config, processor, inputs, sizes)
+        return place_tiles(tiles, image, separators_are_image_tokens=self.separators_are_image_tokens)
+
+    def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """None: tokens are simply numbered."""
+        del model, inputs
+        return None
+
+    def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """As the model's own forward computes them, one row per image token."""
+        if inputs.get("pixel_values") is None:
+            return None
+        return self.features(model, self.vision_inputs(inputs))
+
+    def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Rows (V, hidden) of what the vision side is given."""
+        return flat(model.model.get_image_features(**inputs, return_dict=True).pooler_output)
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the vision side takes."""
+        return {"pixel_values": inputs["pixel_values"]}
+
+    def embed(self, model: Any, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        """As the model's own forward merges them; ``VLM.embed`` has checked that their numbers agree.
+
+        Without features every token is text, a generated image token too.
+        """
+        embeddings: Tensor = model.get_input_embeddings()(input_ids)
+        if features is None:
+            return embeddings
+        is_image = (input_ids == self.image_token_id(model.config)).unsqueeze(-1)
+        return embeddings.masked_scatter(is_image, features.to(embeddings.device, embeddings.dtype))
+
+    def decoder_inputs(
+        self,
+        model: Any,
+        embeddings: Tensor,
+        inputs: Mapping[str, Tensor],
+        positions: Tensor,
+        cache: Cache | None,
+        *,
+        prefill: bool,
+    ) -> dict[str, Any]:
+        """Only the embeddings; the decoder makes its own causal masks."""
+        del model, inputs, positions, cache, prefill
+        return {"inputs_embeds": embeddings}
+
+    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """One pass per picture in ``pixel_values`` (..., channels, height, width), in square patches."""
+        if inputs.get("pixel_values") is None:
+            return ()
+        *pictures, _, height, width = inputs["pixel_values"].shape
+        patch = side(config.vision_config.patch_size)
+        count = 1
+        for size in pictures:
+            count *= size
+        return (height // patch * (width // patch),) * count
+
+    def shape(self, config: PreTrainedConfig) -> ModelShape:
+        """From the text and vision configurations."""
+        return ModelShape(decoder=self.decoder_shape(config), vision=self.vision_shape(config))
+
+    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """From the text configuration."""
+        text = config.text_config
+        return DecoderShape(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            query_heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            intermediate=text.intermediate_size,
+            vocab=text.vocab_size,
+        )
+
+    def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
+        """A tower of plain layers with a class token or none, and a projector of two matrices per token."""
+        vision, output = config.vision_config, config.text_config.hidden_size
+        return VisionShape(
+            layers=vision.num_hidden_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            patch_values=vision.num_channels * side(vision.patch_size) ** 2,
+            class_tokens=0,
+            patches_per_token=1,
+            projector=vision.hidden_size * output + output * output,
+        )
+
+
+def place_tiles(
+    tiles: Sequence[Sequence[Tile]], image_positions: Sequence[int], *, separators_are_image_tokens: bool
+) -> tuple[VisualSpan, ...]:
+    """Lays tiles onto the image tokens of a prompt, one after the other.
+
+    Args:
+        tiles: Per image, in prompt order.
+        image_positions: Positions of the image token, ascending.
+        separators_are_image_tokens: Whether the tokens between rows, and tails, carry the image token's id.
+
+    Raises:
+        ProcessorError: A tile's tokens are not where they should be, or image tokens are left over.
+    """
+    known = set(image_positions)
+    spans, claimed, after = [], set(), 0
+    for image, tile in ((image, tile) for image, parts in enumerate(tiles) for tile in parts):
+        rows, cols = tile.grid
+        start = next((position for position in _from(image_positions, after)), None)
+        if start is None:
+            break
+        stop = start + rows * cols + (rows - 1) * tile.row_gap
+        spans.append(VisualSpan(image, start, stop, tile.grid, tile.box, tile.row_gap))
+        claimed |= set(spans[-1].positions)
+        after = stop + tile.tail
+        if separators_are_image_tokens:
+            claimed |= set(range(start, after))
+    if claimed != known or len(spans) != sum(map(len, tiles)):
+        grids = ", ".join(sorted({f"{r} x {c}" for r, c in (tile.grid for part in tiles for tile in part)}))
+        raise ProcessorError(
+            f"The prompt's {len(known)} image tokens are not those of {len(tiles)} images in "
+            f"{sum(map(len, tiles))} tiles of {grids or 'no'} tokens.",
+            remedy=_FOREIGN,
+        )
+    return tuple(spans)
+
+
+def _from(positions: Sequence[int], first: int) -> Iterator[int]:
+    from bisect import bisect_left
+
+    yield from positions[bisect_left(positions, first) :]
+
+
+def runs(input_ids: Tensor, token: int) -> list[int]:
+    """Lengths of the stretches of ``token`` in (S,), in order."""
+    from itertools import groupby
+
+    return [len(list(group)) for same, group in groupby((input_ids == token).tolist()) if same]
+
+
+def flat(features: Any) -> Tensor:
+    """Features per image, in whatever nesting, as (V, hidden)."""
+    import torch
+
+    rows: Tensor = features if isinstance(features, torch.Tensor) else torch.cat(tuple(features), dim=0)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def side(size: Any) -> int:
+    """A square's side that is written as a number, or as two equal ones."""
+    return int(size[0] if isinstance(size, (list, tuple)) else size)

@@ -1,0 +1,84 @@
+"""Idefics3 and SmolVLM: tiles in rows and columns, each after a token that says which, then the whole image.
+
+The image is first stretched to a multiple of the tile, so tiles part it evenly. Small images come whole only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.cost import VisionShape
+from sgl_engine.families.base import WHOLE, BaseFamily, Tile, side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class Idefics3(BaseFamily):
+    """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
+
+    name = "idefics3"
+
+    def text_model(self, model: Any) -> PreTrainedModel:
+        """``model.model.text_model``."""
+        decoder: PreTrainedModel = model.model.text_model
+        return decoder
+
+    def tiles(
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[list[Tile]]:
+        """Reads the prompt's markers: the token before each tile names its row and column."""
+        del sizes
+        vision = config.vision_config
+        edge = side(vision.image_size) // side(vision.patch_size) // config.scale_factor
+        ids = inputs["input_ids"][0].tolist()
+        token = self.image_token_id(config)
+        names = processor.tokenizer.convert_ids_to_tokens(
+            [before for before, this in pairwise(ids) if this == token != before]
+        )
+        images: list[list[tuple[int, int]]] = [[]]
+        for name in names:
+            if name.startswith("<row_"):
+                _, row, _, col = name.strip("<>").split("_")
+                images[-1].append((int(row) - 1, int(col) - 1))
+            else:  # the whole image ends it
+                images.append([])
+        return [[*_parts(image, edge), Tile((edge, edge), WHOLE)] for image in images[:-1]]
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tiles, and which of their pixels are padding."""
+        return {name: inputs[name] for name in ("pixel_values", "pixel_attention_mask") if name in inputs}
+
+    def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
+        """A projector of one matrix over shuffled patches."""
+        vision, merged = config.vision_config, config.scale_factor**2
+        return VisionShape(
+            layers=vision.num_hidden_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            patch_values=vision.num_channels * side(vision.patch_size) ** 2,
+            class_tokens=0,
+            patches_per_token=merged,
+            projector=vision.hidden_size * merged * config.text_config.hidden_size,
+        )
+
+
+class SmolVLM(Idefics3):
+    """The same architecture under another name."""
+
+    name = "smolvlm"
+
+
+def _parts(cells: Sequence[tuple[int, int]], edge: int) -> list[Tile]:
+    rows = 1 + max((row for row, _ in cells), default=0)
+    cols = 1 + max((col for _, col in cells), default=0)
+    return [
+        Tile((edge, edge), (col / cols, row / rows, (col + 1) / cols, (row + 1) / rows)) for row, col in cells
+    ]

@@ -1,0 +1,119 @@
+"""LLaVA-NeXT and LLaVA-OneVision: the whole image as a square, then the image again in higher resolution.
+
+The second part is stitched from square tiles, its padding is cut off, and every row ends with a learned
+newline vector. Newlines carry the image token's id, yet show nothing: they count as text, never pruned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.cost import VisionShape
+from sgl_engine.errors import ProcessorError
+from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.llava import clip_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+
+class LlavaNext(BaseFamily):
+    """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
+
+    name = "llava_next"
+    separators_are_image_tokens = True
+
+    def tiles(
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[list[Tile]]:
+        """From the images' sizes, which the processor returned."""
+        del processor, sizes
+        if "image_sizes" not in inputs:
+            raise ProcessorError(
+                "The prompt holds image tokens, but its inputs no image_sizes.",
+                remedy="Pass all that the processor returned.",
+            )
+        edge = side(config.vision_config.image_size) // side(config.vision_config.patch_size)
+        images = inputs["image_sizes"].tolist()
+        tiles = []
+        for (height, width), stitched in zip(images, self.stitched(inputs), strict=True):
+            if stitched:
+                grid = self.stitched_grid(config, height, width)
+                tiles.append([Tile((edge, edge)), Tile(grid, row_gap=1, tail=1)])
+            else:
+                tiles.append([Tile((edge, edge), tail=1)])
+        return tiles
+
+    def stitched(self, inputs: Mapping[str, Tensor]) -> list[bool]:
+        """Whether each image comes in higher resolution too."""
+        return [True] * len(inputs["image_sizes"])
+
+    def stitched_grid(self, config: PreTrainedConfig, height: int, width: int) -> tuple[int, int]:
+        """(rows, cols) of the second part, for an image of that size in pixels; padding cut off."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        vision = config.vision_config
+        size = side(vision.image_size)
+        patches = size // side(vision.patch_size)
+        best = select_best_resolution((height, width), config.image_grid_pinpoints)
+        rows, cols = (edge // size * patches for edge in best)
+        if width / height > cols / rows:
+            rows -= (rows - int(round(height * (cols / width), 7))) // 2 * 2
+        else:
+            cols -= (cols - int(round(width * (rows / height), 7))) // 2 * 2
+        return rows, cols
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tiles, and the sizes of the images that they were cut from."""
+        return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+
+    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """One pass per tile."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        if "image_sizes" not in inputs:
+            return ()
+        vision = config.vision_config
+        size = side(vision.image_size)
+        images = inputs["image_sizes"].tolist()
+        tiles = len(images)
+        for image, stitched in zip(images, self.stitched(inputs), strict=True):
+            height, width = select_best_resolution(tuple(image), config.image_grid_pinpoints)
+            tiles += height // size * (width // size) if stitched else 0
+        return ((size // side(vision.patch_size)) ** 2,) * tiles
+
+    def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
+        """As in LLaVA."""
+        return clip_shape(config)
+
+
+class LlavaOneVision(LlavaNext):
+    """The second part is shrunk where it would be too long, and left out where there are several images."""
+
+    name = "llava_onevision"
+
+    def stitched(self, inputs: Mapping[str, Tensor]) -> list[bool]:
+        """A prompt's only image does; where inputs do not say how many there are, all do, as in the model."""
+        if "batch_num_images" not in inputs:
+            return super().stitched(inputs)
+        return [count == 1 for count in inputs["batch_num_images"].tolist() for _ in range(count)]
+
+    def stitched_grid(self, config: PreTrainedConfig, height: int, width: int) -> tuple[int, int]:
+        """As in LLaVA-NeXT, then shrunk to the patches of "anyres_max_<number>" tiles."""
+        rows, cols = super().stitched_grid(config, height, width)
+        patches = side(config.vision_config.image_size) // side(config.vision_config.patch_size)
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * cols / (most * patches**2))
+        return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Also how many images there are."""
+        names = ("pixel_values", "image_sizes", "batch_num_images")
+        return {name: inputs[name] for name in names if name in inputs}

@@ -1,0 +1,73 @@
+"""Mistral 3 and Pixtral: images of any size as one grid each, every row followed by a break token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.cost import VisionShape
+from sgl_engine.errors import ProcessorError
+from sgl_engine.families.base import BaseFamily, Tile, side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+
+class Mistral3(BaseFamily):
+    """See the module docstring, and ``sgl_engine.families.Family`` for the methods.
+
+    Break and end tokens are tokens of their own: text, which is never pruned.
+    """
+
+    name = "mistral3"
+
+    def tiles(
+        self,
+        config: PreTrainedConfig,
+        processor: Any,
+        inputs: Mapping[str, Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[list[Tile]]:
+        """From the sizes after resizing, which the processor returned."""
+        del processor, sizes
+        if "image_sizes" not in inputs:
+            raise ProcessorError(
+                "The prompt holds image tokens, but its inputs no image_sizes.",
+                remedy="Pass all that the processor returned.",
+            )
+        step = side(config.vision_config.patch_size) * _merge(config)
+        grids = [(height // step, width // step) for height, width in inputs["image_sizes"].tolist()]
+        return [[Tile(grid, row_gap=1)] for grid in grids]
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pixels, padded to one size, and the sizes of what is an image in them."""
+        return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+
+    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """One sequence of all images, in which each looks at itself only."""
+        if "image_sizes" not in inputs:
+            return ()
+        patch = side(config.vision_config.patch_size)
+        sizes = inputs["image_sizes"].tolist()
+        return (sum(height // patch * (width // patch) for height, width in sizes),)
+
+    def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
+        """A gated tower; a merging matrix where patches are merged; a projector of two matrices."""
+        vision, output, merge = config.vision_config, config.text_config.hidden_size, _merge(config)
+        merging = (vision.hidden_size * merge) ** 2 if hasattr(config, "spatial_merge_size") else 0
+        return VisionShape(
+            layers=vision.num_hidden_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            patch_values=vision.num_channels * side(vision.patch_size) ** 2,
+            class_tokens=0,
+            patches_per_token=merge**2,
+            projector=merging + (vision.hidden_size + output) * output,
+            mlp_matrices=3,
+        )
+
+
+def _merge(config: PreTrainedConfig) -> int:
+    """Patches per side that become one token."""
+    return int(getattr(config, "spatial_merge_size", 1))

@@ -1,0 +1,152 @@
+"""Is a model without a family of its own captured and pruned exactly? Shown on the loaded model, before use.
+
+On a small picture, the model's own forward over whole sequences, with attention that hides positions from the
+layers that are to be pruned, is held against what the engine does: embedding, decoding on a ragged cache in
+steps of one token and of several, pruning at three depths, and the attention sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sgl_engine.attention import capture_attention, reference_attention
+from sgl_engine.errors import UnsupportedModelError
+from sgl_engine.pruning import plan_pruning, prune_visual_tokens
+from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, Request
+
+if TYPE_CHECKING:
+    from sgl_engine.vlm import VLM
+
+_SIDE_PIXELS = 64
+_STEPS = (1, 3)  # answer tokens per forward
+# Mean difference by standard deviation; a wrong row or position makes a tenth or more.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_COARSE_TOLERANCE = 0.03  # in half precision
+_TOKEN_KINDS = ("attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+def prove(vlm: VLM) -> None:
+    """Runs the model on a small picture, a dozen times, unless this was done or is not needed.
+
+    Raises:
+        UnsupportedModelError: The engine and the model's own forward differ, or the model fails.
+    """
+    if vlm.proven:
+        return
+    try:
+        with vlm.exclusive():
+            fault = _first_fault(vlm)
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        raise _unsupported(vlm, f"it fails with {type(error).__name__}: {error}") from error
+    if fault is not None:
+        raise _unsupported(vlm, fault)
+    vlm.proven = True
+
+
+def _first_fault(vlm: VLM) -> str | None:
+    prompt = vlm.encode(Request.ask("What is it?", _picture()))
+    if prompt.num_visual_tokens < 4:
+        return f"a picture becomes {prompt.num_visual_tokens} image tokens"
+    answer = prompt.input_ids[0, -sum(_STEPS) :]
+    dtype = vlm.text_model.dtype
+    plain = _own_logits(vlm, prompt, answer)
+    with reference_attention(vlm):
+        if not _equal(_own_logits(vlm, prompt, answer), plain, dtype):
+            return "a plain reference of its attention gives other logits"
+    if not _equal(_engine_logits(vlm, prompt, answer, None), plain, dtype):
+        return "embedding and decoding apart gives other logits than its own forward"
+    for layer in sorted({0, 1, vlm.num_layers // 2}):
+        plan = _half(prompt, layer)
+        hidden = sorted(set(range(len(prompt))) - set(plan.keep.tolist()))
+        with reference_attention(vlm, layer=layer, hidden=hidden):
+            expected = _own_logits(vlm, prompt, answer)
+        if not _equal(_engine_logits(vlm, prompt, answer, plan), expected, dtype):
+            return f"pruned at layer {layer}, it gives other logits than with the dropped tokens masked"
+    return (
+        None
+        if _sums_agree(vlm, prompt)
+        else "the attention that is captured is not the attention that it pays"
+    )
+
+
+def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
+    """Of the last prompt row and of the answer, from the model's own forward over the whole sequence."""
+    inputs = dict(prompt.inputs)
+    inputs["input_ids"] = torch.cat((prompt.input_ids, answer[None]), dim=1)
+    for name in _TOKEN_KINDS:
+        if name in inputs:
+            value = int(name == "attention_mask")
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(answer)), value=value)
+    with torch.inference_mode():
+        logits: Tensor = vlm.model(**inputs, use_cache=False).logits
+    return logits[0, len(prompt) - 1 :].float()
+
+
+def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: PruningPlan | None) -> Tensor:
+    """The same, from a prefill and steps of several sizes on the cache."""
+    cache = vlm.new_cache()
+    pieces: Sequence[Tensor] = answer.split(list(_STEPS))
+    first, found = 0, []
+    for embeddings in (vlm.embed(prompt), *map(vlm.embed_tokens, pieces)):
+        rows = embeddings.shape[1] if first else 1
+        with prune_visual_tokens(vlm, _half(prompt, 0, keep_ratio=1.0) if plan is None else plan):
+            found.append(
+                vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=rows)
+            )
+        first += embeddings.shape[1]
+    return torch.cat(found)
+
+
+def _sums_agree(vlm: VLM, prompt: EncodedPrompt) -> bool:
+    visual = list(prompt.visual_positions)
+    embeddings = vlm.embed(prompt)
+    with capture_attention(vlm, prompt) as recorder:
+        vlm.forward(embeddings, prompt=prompt, first_position=0, cache=None)
+    with reference_attention(vlm, first_row=visual[-1]) as received:
+        vlm.forward(embeddings, prompt=prompt, first_position=0, cache=None)
+    captured = recorder.sums().prefill
+    if sorted(received) != list(range(vlm.num_layers)):
+        return False
+    expected = torch.stack([received[layer][visual].float().cpu() for layer in range(vlm.num_layers)])
+    return _equal(captured, expected, vlm.text_model.dtype)
+
+
+def _half(prompt: EncodedPrompt, layer: int, keep_ratio: float = 0.5) -> PruningPlan:
+    mass = torch.rand(prompt.num_visual_tokens, generator=torch.Generator().manual_seed(0))
+    importance = ImportanceMap(mass, prompt.spans, 1)
+    return plan_pruning(prompt, importance, layer=layer, keep_ratio=keep_ratio)
+
+
+def _equal(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Within a small part of how much the expected values vary."""
+    tolerance = _TOLERANCE.get(dtype, _COARSE_TOLERANCE) * max(float(expected.std()), 1e-6)
+    return float((got - expected).abs().mean()) <= tolerance
+
+
+def _picture() -> Image.Image:
+    import numpy as np
+
+    pixels = np.random.default_rng(0).integers(0, 256, (_SIDE_PIXELS, _SIDE_PIXELS, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _unsupported(vlm: VLM, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{vlm.name} has the architecture {vlm.config.model_type!r}, which has no family of its own, "
+        f"and {reason}.",
+        remedy='Use a supported family (docs/families.md), or write one (CONTRIBUTING.md, "An architecture '
+        'family").',
+    )

@@ -1,0 +1,293 @@
+"""Every way to write an image, every role, and what becomes of an answer."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.load import dumps
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from PIL import Image
+
+from langchain_sgl import image_block
+from langchain_sgl.image_blocks import normalize_pictures
+from langchain_sgl.messages import (
+    response_metadata,
+    to_ai_message,
+    to_chunk,
+    to_engine_messages,
+    to_last_chunk,
+)
+from sgl_engine.config import LimitsConfig
+from sgl_engine.demo import PICTURES
+from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
+from sgl_engine.images import load_image
+from sgl_engine.report import RunReport
+from sgl_engine.types import ImagePart, Message, Response, TextDelta, TokenLogprob, ToolCall, ToolCallDelta
+
+RECEIPT = PICTURES / "receipt.png"
+DATA = RECEIPT.read_bytes()
+BASE64 = base64.b64encode(DATA).decode()
+DATA_URL = f"data:image/png;base64,{BASE64}"
+
+# name -> a block that shows the receipt
+FORMS: dict[str, dict[str, Any]] = {
+    "standard base64": {"type": "image", "base64": BASE64, "mime_type": "image/png"},
+    "standard base64 of a wrong mime type": {"type": "image", "base64": BASE64, "mime_type": "image/jpeg"},
+    "standard base64 in lines": {"type": "image", "base64": "\n".join((BASE64[:76], BASE64[76:]))},
+    "standard url": {"type": "image", "url": DATA_URL},
+    "standard path": {"type": "image", "path": "receipt.png"},
+    "file url": {"type": "image", "url": f"file://{RECEIPT}"},
+    "PIL": {"type": "image", "image": Image.open(RECEIPT)},
+    "OpenAI image_url": {"type": "image_url", "image_url": {"url": DATA_URL, "detail": "high"}},
+    "OpenAI image_url as a string": {"type": "image_url", "image_url": DATA_URL},
+    "OpenAI responses": {"type": "input_image", "image_url": DATA_URL},
+    "v0 base64": {"type": "image", "source_type": "base64", "data": BASE64, "mime_type": "image/png"},
+    "v0 url": {"type": "image", "source_type": "url", "url": DATA_URL},
+    "Anthropic base64": {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
+    },
+    "Anthropic url": {"type": "image", "source": {"type": "url", "url": DATA_URL}},
+    "file of an image type": {"type": "file", "base64": BASE64, "mime_type": "image/png"},
+    "media of an image type": {"type": "media", "data": BASE64, "mime_type": "image/png"},
+    "image_block of bytes": image_block(DATA),
+    "image_block of a path": image_block(RECEIPT),
+    "image_block of a picture": image_block(Image.open(RECEIPT)),
+    "image_block of a URL": image_block(DATA_URL),
+}
+
+
+def pixels(message: Message) -> list[Any]:
+    parts = [part for part in message.content if isinstance(part, ImagePart)]
+    return [np.asarray(load_image(part.source, LimitsConfig())) for part in parts]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, "tool"])
+def test_every_form_of_image_arrives_in_every_role(name: str, kind: Any) -> None:
+    content = [{"type": "text", "text": "look:"}, FORMS[name], "and say"]
+    message = ToolMessage(content, tool_call_id="1") if kind == "tool" else kind(content)
+    (translated,) = to_engine_messages([message], image_root=PICTURES)
+    assert [part for part in translated.content if isinstance(part, str)] == ["look:", "and say"]
+    assert isinstance(translated.content[1], ImagePart)
+    (seen,) = pixels(translated)
+    assert np.array_equal(seen, np.asarray(Image.open(RECEIPT).convert("RGB")))
+
+
+def test_remote_urls_are_left_to_the_engine() -> None:
+    for block in (
+        {"type": "image", "url": "https://example.com/a.png"},
+        {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+        {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+    ):
+        (message,) = to_engine_messages([HumanMessage([block])])
+        assert message.content == (ImagePart("https://example.com/a.png"),) or (
+            message.content[0].source == "https://example.com/a.png"  # type: ignore[union-attr]
+        )
+
+
+@pytest.mark.parametrize("path", ["receipt.png", str(RECEIPT), "/etc/passwd"])
+@pytest.mark.parametrize("form", ["path", "file url"])
+def test_local_files_need_a_root(path: str, form: str) -> None:
+    block = {"type": "image", "path": path} if form == "path" else {"type": "image", "url": f"file://{path}"}
+    with pytest.raises(UnsafePathError, match="image_root"):
+        to_engine_messages([HumanMessage([block])])
+
+
+@pytest.mark.parametrize("path", ["../weights/README.md", "/etc/passwd", "~/x.png"])
+def test_paths_do_not_lead_out_of_the_root(path: str) -> None:
+    with pytest.raises((UnsafePathError, MissingImageError)):
+        to_engine_messages([HumanMessage([{"type": "image", "path": path}])], image_root=PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "words"),
+    [
+        ({"type": "image", "file_id": "file-1"}, InvalidRequestError, "file-1"),
+        ({"type": "image", "id": "x", "source_type": "id"}, InvalidRequestError, "file store"),
+        ({"type": "image", "source": {"type": "file", "file_id": "f9"}}, InvalidRequestError, "f9"),
+        ({"type": "image", "mime_type": "image/png"}, MissingImageError, "mime_type, type"),
+        ({"type": "image_url"}, MissingImageError, "names no image"),
+        ({"type": "image", "base64": "no base64!"}, CorruptImageError, "base64"),
+        ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, InvalidRequestError, "audio/wav"),
+        ({"type": "file", "base64": "AAAA", "mime_type": "application/pdf"}, InvalidRequestError, "pdf"),
+        ({"type": "video", "url": "https://example.com/a.mp4"}, InvalidRequestError, "video"),
+        ({"type": "tool_use", "name": "x"}, InvalidRequestError, "tool_use"),  # not an assistant's
+        ({"type": "telepathy"}, InvalidRequestError, "telepathy"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_and_never_dropped(
+    block: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        to_engine_messages([HumanMessage(["Look", block])])
+
+
+def test_roles_calls_and_results() -> None:
+    call = {"name": "look", "args": {"at": "roof"}, "id": "c1", "type": "tool_call"}
+    conversation: list[BaseMessage] = [
+        SystemMessage("Be brief."),
+        HumanMessage("Is it red?"),
+        HumanMessage("And round?"),
+        AIMessage("Let me look.", tool_calls=[call]),
+        ToolMessage("yes", tool_call_id="c1", name="look"),
+        FunctionMessage("no", name="old"),
+        ChatMessage("Thanks", role="user"),
+        ChatMessage("Rules", role="developer"),
+    ]
+    translated = to_engine_messages(conversation)
+    assert [message.role for message in translated] == (
+        "system user user assistant tool tool user system".split()
+    )
+    assert translated[3].tool_calls == (ToolCall("c1", "look", {"at": "roof"}),)
+    assert (translated[4].tool_call_id, translated[4].name) == ("c1", "look")
+    assert translated[4].content == ("yes",)
+
+
+def test_unknown_roles_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="'critic'"):
+        to_engine_messages([ChatMessage("Hm", role="critic")])
+    with pytest.raises(InvalidRequestError, match="'remove'"):
+        to_engine_messages([RemoveMessage(id="1")])
+
+
+def test_a_missing_mime_type_is_filled_in() -> None:
+    for block in ({"base64": BASE64}, {"source_type": "base64", "data": "\n" + BASE64}):
+        (message,) = normalize_pictures([HumanMessage([{"type": "image", **block}])])
+        assert message.content[0]["mime_type"] == "image/png"  # type: ignore[index,call-overload]
+    untouched = HumanMessage([{"type": "image", "url": "https://example.com/a.png"}, "text"])
+    assert normalize_pictures([untouched])[0] is untouched
+
+
+def test_what_an_assistant_says_about_itself_is_left_out() -> None:
+    content = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+        {"type": "reasoning", "reasoning": "Hm."},
+        {"type": "tool_use", "id": "c1", "name": "look", "input": {}},
+        {"type": "text", "text": "Here."},
+    ]
+    call = {"name": "look", "args": {}, "id": "c1", "type": "tool_call"}
+    (message,) = to_engine_messages([AIMessage(content, tool_calls=[call])])  # type: ignore[arg-type]
+    assert message.content == ("Here.",)
+    assert [call.name for call in message.tool_calls] == ["look"]
+
+
+def test_pil_images_are_encoded_so_that_caches_and_traces_see_them() -> None:
+    red, green = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "green")
+    plain = HumanMessage("no picture")
+    messages = [plain, HumanMessage(["What?", {"type": "image", "image": red, "extra": 1}])]
+    encoded = normalize_pictures(messages)
+    assert encoded[0] is plain
+    block = encoded[1].content[1]
+    assert isinstance(block, dict)
+    assert "image" not in block
+    assert block["extra"] == 1
+    assert json.dumps(block)
+    other = normalize_pictures([HumanMessage(["What?", {"type": "image", "image": green, "extra": 1}])])
+    assert dumps(encoded[1:]) != dumps(other)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+def test_image_blocks_keep_the_pixels_of_every_mode(mode: str) -> None:
+    ramp = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    picture = (
+        ramp.convert("RGB").convert(mode) if mode not in {"I;16", "I"} else ramp.convert("I").convert(mode)
+    )
+    (message,) = to_engine_messages([HumanMessage([image_block(picture)])])
+    (seen,) = pixels(message)
+    assert np.array_equal(seen, np.asarray(load_image(picture, LimitsConfig())))
+
+
+def test_image_blocks_are_upright() -> None:
+    picture = Image.new("RGB", (20, 10), "white")
+    picture.putpixel((0, 0), (255, 0, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    (message,) = to_engine_messages([HumanMessage([image_block(picture)])])
+    (seen,) = pixels(message)
+    assert seen.shape[:2] == (20, 10)
+    assert seen[0, -1].tolist() == [255, 0, 0]
+
+
+def test_floating_point_pictures_are_refused_as_the_engine_refuses_them() -> None:
+    with pytest.raises(CorruptImageError, match="mode F"):
+        image_block(Image.new("F", (4, 4)))
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_mime_types_are_sniffed(format_: str, tmp_path: Path) -> None:
+    file = tmp_path / "picture.dat"
+    Image.new("RGB", (4, 4), "red").save(file, format=format_)
+    assert image_block(file)["mime_type"] == Image.MIME[format_]
+
+
+@pytest.fixture
+def response(make_report: Callable[..., RunReport]) -> Response:
+    return Response(
+        text="a roof",
+        finish_reason="stop",
+        report=make_report(),
+        tool_calls=(ToolCall("c1", "look", {"at": "roof"}),),
+        tokens=(TokenLogprob("a", -0.5), TokenLogprob(" roof", -0.25)),
+    )
+
+
+def test_metadata_is_json_and_usage_is_ints(response: Response) -> None:
+    metadata = response_metadata(response, logprobs=True, evidence=False)
+    message = to_ai_message(response, metadata)
+    assert json.loads(json.dumps(message.response_metadata)) == metadata
+    assert metadata["sgl"] == response.report.model_dump(mode="json")
+    assert metadata["model_name"] == "little"
+    assert metadata["finish_reason"] == "tool_calls"
+    assert [token["token"] for token in metadata["logprobs"]["content"]] == ["a", " roof"]
+    usage = message.usage_metadata
+    assert usage is not None
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (160, 3, 163)
+    assert usage["input_token_details"] == {"image": 144}
+    assert "logprobs" not in response_metadata(response, logprobs=False, evidence=True)
+
+
+def test_an_escalated_answer_counts_the_large_models_tokens(make_report: Callable[..., RunReport]) -> None:
+    report = make_report(
+        route="large", escalated=True, large_input_tokens=200, large_output_tokens=9, kept_visual_tokens=28
+    )
+    response = Response(text="x", finish_reason="length", report=report)
+    metadata = response_metadata(response, logprobs=False, evidence=False)
+    usage = to_ai_message(response, metadata).usage_metadata
+    assert usage is not None
+    assert (usage["input_tokens"], usage["output_tokens"]) == (200, 9)
+    assert (metadata["model_name"], metadata["finish_reason"]) == ("big", "length")
+
+
+def test_chunks_join_to_the_message(response: Response) -> None:
+    metadata = response_metadata(response, logprobs=True, evidence=False)
+    deltas = (
+        TextDelta("a "),
+        TextDelta("roof"),
+        ToolCallDelta(0, "c1", "look", ""),
+        ToolCallDelta(0, None, None, '{"at": '),
+        ToolCallDelta(0, None, None, '"roof"}'),
+    )
+    joined = AIMessageChunk(content="")
+    for chunk in [*map(to_chunk, deltas), to_last_chunk(response, metadata)]:
+        joined += chunk  # type: ignore[assignment]
+    whole = to_ai_message(response, metadata)
+    assert joined.content == whole.content
+    assert joined.tool_calls == whole.tool_calls
+    assert joined.usage_metadata == whole.usage_metadata
+    assert joined.response_metadata == whole.response_metadata
+    assert joined.chunk_position == "last"

@@ -1,0 +1,196 @@
+"""LangChain's standard suites: on the bundled pair, on a scripted small pass, and on any pair by environment.
+
+SGL_TEST_SMALL and SGL_TEST_LARGE name another pair (paths or hub ids), which is then held to the same suites.
+Six tests need a model that copies values out of instructions. The bundled pair cannot; each of those tests
+passes with a scripted small pass, so that only the model is missing, not the plumbing.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.integration_tests import chat_models as suite
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from langchain_sgl import ChatSGL
+from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.testing import FakeEngine
+from sgl_engine.tool_calls import render_call
+from sgl_engine.types import Request, ToolCall
+
+PAIR = {
+    name: os.environ[variable]
+    for name, variable in {"small": "SGL_TEST_SMALL", "large": "SGL_TEST_LARGE"}.items()
+    if variable in os.environ
+}
+DOES_NOT_FOLLOW = "the bundled pair does not follow instructions: it cannot copy {} into a tool call"
+
+
+class Profile:
+    """What ChatSGL claims to support; the suites test every claim."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatSGL
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return dict(PAIR)
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return True
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return True
+
+    @property
+    def has_structured_output(self) -> bool:
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        return True
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
+    def returns_usage_metadata(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+
+class TestUnit(Profile, ChatModelUnitTests):
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        environment = {
+            "SGL_SMALL": "one",
+            "SGL_LARGE": "other",
+            "SGL_RETENTION": "64%",
+            "SGL_EXIT_THRESHOLD": "0.5",
+            "SGL_DEVICE": "cpu",
+            "SGL_DTYPE": "float32",
+        }
+        expected = {"small": "one", "large": "other", "retention": "64%", "exit_threshold": 0.5}
+        return environment, {}, expected
+
+
+@pytest.fixture(autouse=True)
+def offline_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suites download a picture, and name it by its URL; both get a bundled one instead."""
+    picture = (PICTURES / "receipt.png").read_bytes()
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        assert url.startswith("https://")
+        return httpx.Response(200, content=picture)
+
+    monkeypatch.setattr(suite.httpx, "get", get)
+    monkeypatch.setattr("sgl_engine.images.fetch", lambda url, *_, **__: get(url).content)
+
+
+class OnAPair(Profile, ChatModelIntegrationTests):
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        # A model that does not follow instructions writes as much as it may, and the suites are long.
+        return super().chat_model_params | {"max_tokens": 1024 if PAIR else 96}
+
+    @property
+    def model_override_value(self) -> str:
+        return Path(PAIR["large"]).name if PAIR else "sgl-demo-large"
+
+
+if PAIR:
+
+    class TestAnyPair(OnAPair):
+        """The pair that the environment names; it is expected to follow instructions."""
+
+else:
+
+    class TestBundledPair(OnAPair):
+        @pytest.mark.xfail(reason=DOES_NOT_FOLLOW.format("the number 3"), strict=True)
+        def test_tool_calling(self, model: BaseChatModel) -> None:
+            super().test_tool_calling(model)
+
+        @pytest.mark.xfail(reason=DOES_NOT_FOLLOW.format("the number 3"), strict=True)
+        async def test_tool_calling_async(self, model: BaseChatModel) -> None:
+            await super().test_tool_calling_async(model)
+
+        @pytest.mark.xfail(reason=DOES_NOT_FOLLOW.format("a city, unforced,"), strict=True)
+        def test_agent_loop(self, model: BaseChatModel) -> None:
+            super().test_agent_loop(model)
+
+        @pytest.mark.xfail(reason=DOES_NOT_FOLLOW.format("a Chinese name"), strict=True)
+        def test_unicode_tool_call_integration(self, model: BaseChatModel, **_: Any) -> None:
+            super().test_unicode_tool_call_integration(model)
+
+
+def scripted(request: Request) -> str:
+    """A model that follows instructions, for the questions of the suites."""
+    words = " ".join(
+        part for message in request.messages for part in message.content if isinstance(part, str)
+    )
+    if request.response_schema is not None:
+        return json.dumps(filled(request.response_schema))
+    if request.messages[-1].role == "tool" or not request.tools:
+        return "Hello."
+    name = request.tool_name or request.tools[0].name
+    if number := re.search(r"magic_function\((\d+)\)", words):
+        return call("magic_function", input=int(number[1]))
+    if company := re.search(r"customer named '([^']+)'", words):
+        return call("unicode_customer", customer_name=company[1], description="a technology company")
+    if "weather" in words or request.tool_choice == "any":
+        tool = next(tool for tool in request.tools if tool.name == name)
+        return call(name, **filled(tool.parameters))
+    return "Hello."
+
+
+def filled(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """An object that satisfies a flat schema."""
+    values = {"integer": 3, "number": 3.0, "boolean": True, "array": []}
+    return {
+        name: values.get(inner.get("type"), "cats")
+        for name, inner in schema.get("properties", {}).items()
+        if name in schema.get("required", [])
+    }
+
+
+def call(name: str, **arguments: Any) -> str:
+    return render_call(ToolCall(id="", name=name, arguments=arguments))
+
+
+class TestScriptedSmallPass(Profile, ChatModelIntegrationTests):
+    """The tests that the bundled pair is excused from, and what goes with them, on a scripted answer."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        pair = demo_engine()
+        return {"engine": FakeEngine(scripted, small=pair.small, large=pair.large)}
+
+    @property
+    def model_override_value(self) -> str:
+        return "sgl-demo-small"

@@ -1,0 +1,255 @@
+"""The tools: what the agent reads, what its program gets, and what the model is shown."""
+
+import base64
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import ConfigurableField
+from PIL import Image
+from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel, acall, call
+
+from langchain_sgl.chat_models import ChatSGL
+from langchain_sgl.evidence import Evidence
+from langchain_sgl.tool_text import describe_run
+from langchain_sgl.tools import TRANSCRIBE_PROMPT, TranscribeTool, VisualQuestionTool
+from sgl_engine.demo import PICTURES, demo_engine
+
+
+@pytest.fixture
+def model(make_report: Any) -> RecordingModel:
+    return RecordingModel(report=make_report().model_dump(mode="json"))
+
+
+@pytest.fixture(scope="module")
+def look() -> VisualQuestionTool:
+    return VisualQuestionTool(model=ChatSGL(), root=PICTURES)
+
+
+# What comes back
+
+
+def test_the_agent_reads_answer_route_score_cost_and_place(look: VisualQuestionTool) -> None:
+    message = call(look, question=QUESTION, picture="receipt.png")
+    assert message.status == "success"
+    assert re.fullmatch(
+        r"3\.73\n\[answered by the small model, score 0\.92 >= 0\.80; "
+        r"63 % of the large model's compute saved, \d+ ms; looked at x 0\.62-0\.88, y 0\.20-0\.47\]",
+        str(message.content),
+    )
+
+
+def test_the_program_gets_the_report_as_json(look: VisualQuestionTool) -> None:
+    artifact = call(look, question=QUESTION, picture="receipt.png").artifact
+    assert json.loads(json.dumps(artifact, allow_nan=False)) == artifact
+    assert artifact["answer"] == "3.73"
+    assert artifact["picture"] == "receipt.png"
+    assert artifact["region"] is None
+    assert artifact["report"]["route"] == "small"
+    assert artifact["report"]["small_model"]["name"] == "sgl-demo-small"
+    x0, y0, x1, y1 = artifact["evidence"]["box"]
+    assert x0 < 8 / 12 < 10 / 12 < x1  # where "3.73" stands
+    assert y0 < 4 / 12 < 5 / 12 < y1
+
+
+async def test_the_asynchronous_call_is_the_same(look: VisualQuestionTool) -> None:
+    for picture, question in (("receipt.png", QUESTION), ("scene.png", "How many purple shapes are there?")):
+        plain = call(look, question=question, picture=picture)
+        message = await acall(look, question=question, picture=picture)
+        assert _without_ms(message) == _without_ms(plain)
+
+
+def _without_ms(message: ToolMessage) -> tuple[str, Any]:
+    artifact = {**message.artifact, "report": {**message.artifact["report"], "stage_ms": None}}
+    return re.sub(r"\d+ ms", "ms", str(message.content)), artifact
+
+
+def test_an_escalated_answer_names_the_overruled_one(look: VisualQuestionTool) -> None:
+    message = call(look, question="How many purple shapes are there?", picture="scene.png")
+    assert str(message.content).startswith(
+        "3\n[answered by the large model; the small one answered '2' with score 0.38 < 0.80; 5 % of"
+    )
+    assert message.artifact["report"]["escalated"] is True
+
+
+def test_the_agent_can_escalate(look: VisualQuestionTool) -> None:
+    message = call(look, question=QUESTION, picture="receipt.png", escalate=True)
+    assert str(message.content).startswith(
+        "3.73\n[answered by the large model, as asked; the small one gave the same answer with score 0.92;"
+    )
+
+
+@pytest.mark.parametrize("layer", ["instance", "bound", "configured"])
+def test_the_agent_cannot_escalate_where_that_was_ruled_out(layer: str, model: RecordingModel) -> None:
+    never: Any = model.model_copy(update={"escalate": "never"})
+    if layer == "bound":
+        never = model.bind(escalate="never").with_config(tags=["a"])
+    if layer == "configured":
+        never = never.configurable_fields(error=ConfigurableField(id="error"))
+    tool = VisualQuestionTool(model=never, root=PICTURES)
+    message = call(tool, question=QUESTION, picture="receipt.png", escalate=True)
+    assert message.status == "error"
+    assert "Ask again without escalating." in str(message.content)
+    assert call(tool, question=QUESTION, picture="receipt.png").status == "success"
+
+
+REPORTS: dict[str, tuple[dict[str, Any], str]] = {
+    "exit": ({}, "answered by the small model, score 0.90 >= 0.80; 75 % of the large model's compute saved"),
+    "forced": ({"forced": True, "score": 0.1}, "answered by the small model, as set, score 0.10; 75 %"),
+    "costly": ({"saved_fraction": -0.4}, "; 40 % more compute than the large model alone, 15 ms]"),
+    "overruled": (
+        {"escalated": True, "score": 0.3, "small_answer": "two", "large_agreed": False},
+        "[answered by the large model; the small one answered 'two' with score 0.30 < 0.80; 75 %",
+    ),
+    "agreed": (
+        {"escalated": True, "score": 0.3, "small_answer": "two", "large_agreed": True},
+        "[answered by the large model; the small one gave the same answer with score 0.30 < 0.80; 75 %",
+    ),
+    "long": (
+        {"escalated": True, "score": 0.3, "small_answer": "word " * 99, "large_agreed": False},
+        "word wo...' with score",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPORTS)
+def test_the_line_about_a_run(case: str, make_report: Any) -> None:
+    changes, expected = REPORTS[case]
+    report = make_report(**changes).model_dump(mode="json")
+    assert expected in describe_run("2", {"sgl": report})
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.8, "score 0.800000 >= 0.800000"), (0.7996, "score 0.7996 < 0.8000"), (0.81, "score 0.81 >= 0.80")],
+)
+def test_a_score_near_the_threshold_has_the_digits_it_takes(
+    score: float, shown: str, make_report: Any
+) -> None:
+    report = make_report(score=score).model_dump(mode="json")
+    assert shown in describe_run("2", {"sgl": report})
+
+
+def test_cut_and_empty_answers_say_so(make_report: Any) -> None:
+    metadata = {"sgl": make_report().model_dump(mode="json"), "finish_reason": "length"}
+    text = describe_run("", metadata, box=(0.0, 0.25, 1.0, 0.5))
+    assert text.startswith("(no answer)\n[")
+    assert text.endswith("; cut off at the token limit; looked at x 0.00-1.00, y 0.25-0.50]")
+
+
+# What the model is shown
+
+
+def test_a_files_bytes_go_on_as_they_are(model: RecordingModel) -> None:
+    call(VisualQuestionTool(model=model, root=PICTURES), question=QUESTION, picture="receipt.png")
+    assert base64.b64decode(model.block()["base64"]) == PNG
+    assert model.block()["mime_type"] == "image/png"
+    assert model.asked[-1][-1].text == QUESTION
+
+
+def test_urls_are_not_fetched_by_the_tool(model: RecordingModel) -> None:
+    url = "https://example.com/a.png"
+    call(VisualQuestionTool(model=model), question=QUESTION, picture=url)
+    assert model.block() == {"type": "image", "url": url}
+
+
+def test_a_region_is_cut_out_and_its_evidence_lies_on_the_whole_picture(model: RecordingModel) -> None:
+    tool = VisualQuestionTool(model=model, root=PICTURES, evidence="map")
+    region = [0.5, 0.25, 1.0, 0.75]
+    artifact = call(tool, question=QUESTION, picture="receipt.png", region=region).artifact
+    shown = Image.open(_bytes(model.block()))
+    expected = Image.open(PICTURES / "receipt.png").convert("RGB").crop((96, 48, 192, 144))
+    assert np.array_equal(np.asarray(shown), np.asarray(expected))
+    assert artifact["region"] == region
+    # The hot token: x 0.5 to 0.75 and y 0.25 to 0.5 of the crop, and 0.05 around it.
+    assert artifact["evidence"]["box"] == pytest.approx([0.725, 0.35, 0.9, 0.525])
+    assert Evidence.from_json(artifact["evidence"]["map"]).box(margin=0.0) == pytest.approx(
+        (0.75, 0.375, 0.875, 0.5)
+    )
+
+
+def _bytes(block: dict[str, Any]) -> io.BytesIO:
+    return io.BytesIO(base64.b64decode(block["base64"]))
+
+
+@pytest.mark.parametrize(
+    "region", [[0, 0, 1], [0.5, 0, 0.5, 1], [0, 0, 1.5, 1], [-0.1, 0, 1, 1], [0, 9, 4, 12]]
+)
+def test_a_region_that_is_none_is_explained(region: list[float], model: RecordingModel) -> None:
+    tool = VisualQuestionTool(model=model, root=PICTURES)
+    message = call(tool, question=QUESTION, picture="receipt.png", region=region)
+    assert message.status == "error"
+    assert "Give x0, y0, x1, y1 as fractions from 0 to 1" in str(message.content)
+    assert model.asked == []
+
+
+# Evidence in the artifact
+
+
+def test_evidence_is_only_measured_where_it_is_asked_for(model: RecordingModel) -> None:
+    tool = VisualQuestionTool(model=model, root=PICTURES, evidence="none")
+    message = call(tool, question=QUESTION, picture="receipt.png")
+    assert "evidence" not in message.artifact
+    assert "looked at" not in str(message.content)
+    assert model.options == [{}]
+    call(VisualQuestionTool(model=model, root=PICTURES), question=QUESTION, picture="receipt.png")
+    assert model.options[-1] == {"evidence": True}
+
+
+@pytest.mark.parametrize("region", [None, [0.0, 0.0, 1.0, 0.5]])
+def test_the_evidence_picture_is_a_block_ready_to_send(region: list[float] | None) -> None:
+    tool = VisualQuestionTool(model=ChatSGL(), root=PICTURES, evidence="picture")
+    found = call(tool, question=QUESTION, picture="receipt.png", region=region).artifact["evidence"]
+    assert sorted(found) == ["box", "picture"]
+    drawing = Image.open(_bytes(found["picture"]))
+    assert drawing.format == "PNG"
+    assert drawing.width > 768
+    assert drawing.height > (768 if region is None else 384)
+    warmth = np.asarray(drawing, dtype=float)[..., 0] - np.asarray(drawing, dtype=float)[..., 2]
+    assert warmth.max() > 100  # there is heat on it
+
+
+def test_checkpoints_never_hold_the_pictures_bytes() -> None:
+    for evidence in ("box", "map"):
+        tool = VisualQuestionTool(model=ChatSGL(), evidence=evidence)
+        for reference in (PNG_BASE64, f"data:image/png;base64,{PNG_BASE64}"):
+            message = call(tool, question=QUESTION, picture=reference)
+            assert message.artifact["answer"] == "3.73"
+            kept = message.model_dump_json()
+            assert PNG_BASE64[100:160] not in kept
+            assert "sha256" in message.artifact["picture"]
+            assert len(kept) < 4000
+
+
+# Transcription
+
+
+def test_a_transcription_is_complete_because_nothing_is_pruned() -> None:
+    text = "apple 9.35, bread 8.31, juice 1.18, total 3.73, water 9.59"
+    message = call(TranscribeTool(model=ChatSGL(), root=PICTURES), picture="receipt.png")
+    assert message.artifact["answer"] == text
+    assert str(message.content).startswith(
+        f"{text}\n[answered by the large model; the small one answered 'apple"
+    )
+    assert message.artifact["report"]["keep_ratio"] == 1.0
+    pruned = TranscribeTool(model=ChatSGL(), root=PICTURES, retention="35%")
+    assert call(pruned, picture="receipt.png").artifact["answer"] != text
+
+
+def test_the_question_for_a_transcription_fits_the_pair(model: RecordingModel) -> None:
+    for chat, prompt, asked in (
+        (ChatSGL(), None, "transcribe the picture"),
+        (ChatSGL(engine=demo_engine()), None, "transcribe the picture"),
+        (ChatSGL(small="a", large="b"), None, TRANSCRIBE_PROMPT),
+        (ChatSGL(small="a", large="b").bind(temperature=0.0), None, TRANSCRIBE_PROMPT),
+        (ChatSGL(), "Read it.", "Read it."),
+    ):
+        tool = TranscribeTool(model=chat, root=PICTURES, prompt=prompt)
+        assert tool._question() == asked
+    call(TranscribeTool(model=model, root=PICTURES, prompt="Read it.", max_tokens=9), picture="receipt.png")
+    assert model.asked[-1][-1].text == "Read it."
+    assert model.options[-1] == {"retention": "100%", "max_tokens": 9}
