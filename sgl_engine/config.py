@@ -42,7 +42,7 @@ PRESETS: dict[str, PruningConfig] = {
     "9%": PruningConfig(layer_fraction=0.05, keep_ratio=0.05),
     "100%": PruningConfig(layer_fraction=0.0, keep_ratio=1.0),
 }
-"""The paper's operating points, by average retention of visual tokens ; "100%" prunes nothing."""
+"""The paper's operating points, by average retention of visual tokens; "100%" prunes nothing."""
 
 
 class ExitConfig(_Config):
