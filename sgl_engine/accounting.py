@@ -83,7 +83,7 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         forced=run.decision.policy == "forced",
         confidence=small.confidence.parts["confidence"],
         consistency=small.confidence.parts.get("consistency_product"),
-        visual_tokens=run.small_prompt.num_visual_tokens,
+        visual_tokens=(run.large_prompt or run.small_prompt).num_visual_tokens,
         kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
         prune_layer=None if plan is None else plan.layer,
         keep_ratio=None if plan is None else plan.keep_ratio,

@@ -139,7 +139,7 @@ def scoring_report(
         forced=run.decision.policy == "forced",
         confidence=confidence.parts["confidence"],
         consistency=None,
-        visual_tokens=run.small_prompt.num_visual_tokens,
+        visual_tokens=prompt.num_visual_tokens,
         kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
         prune_layer=None if plan is None else plan.layer,
         keep_ratio=None if plan is None else plan.keep_ratio,

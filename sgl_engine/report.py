@@ -43,7 +43,8 @@ class RunReport(BaseModel):
         confidence: Geometric mean probability of the small answer's tokens.
         consistency: Probability of the small answer when only the most important visual tokens are seen; None
             when the request holds no image, or given answers were scored.
-        visual_tokens: Visual tokens of the prompt.
+        visual_tokens: Visual tokens of the prompt, as the model of ``route`` sees it; the two may see other
+            grids.
         kept_visual_tokens: Of those, how many the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.
         keep_ratio: Fraction that was asked to be kept.

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
+OTHER_GRID = WEIGHTS / "small-16x16"
+"""A small model that sees 16 x 16 tokens where the pair sees 12 x 12: for guidance across grids."""
 SCORER = "answer_probability"
 """What separates this pair's right answers from its wrong ones best (``benchmarks/pair.py``)."""
 
-__all__ = ["PICTURES", "SCORER", "WEIGHTS", "demo_engine"]
+__all__ = ["OTHER_GRID", "PICTURES", "SCORER", "WEIGHTS", "demo_engine"]
 
 
 def demo_engine(
