@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from langchain_sgl.schemas import to_json_schema
 from sgl_engine.config import Escalate, ExitConfig, Fraction, pruning_preset
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.types import Message, Request, ToolChoice, ToolSpec
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from threading import Event
 
     from sgl_engine.engine import SGLEngine
+
+
+Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+"""What torch takes."""
 
 
 class CallOptions(BaseModel):
@@ -54,7 +58,7 @@ class CallOptions(BaseModel):
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stop: tuple[str, ...] = ()
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
@@ -78,7 +82,7 @@ class CallOptions(BaseModel):
             wrong = error.errors()[0]
             name = ".".join(map(str, wrong["loc"]))
             raise InvalidRequestError(
-                f"The option {name}={wrong['input']!r} cannot be used ({wrong['msg']}).",
+                f"The option {name}={wrong['input']!r:.100} cannot be used ({wrong['msg']}).",
                 remedy=f"Options of a call are {', '.join(cls.model_fields)}.",
             ) from error
 
@@ -140,7 +144,7 @@ class CallOptions(BaseModel):
             tools=tuple(_tool_spec(tool) for tool in self.tools),
             tool_choice=choice,
             tool_name=name,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
+            parallel_tool_calls=self._parallel(),
             logprobs=self.logprobs,
             response_schema=_response_schema(self.response_format),
         )
@@ -150,20 +154,30 @@ class CallOptions(BaseModel):
         choice = self.tool_choice
         if isinstance(choice, Mapping):  # OpenAI: {"type": "function", "function": {"name"}}; Anthropic: flat
             inner = choice.get("function") or choice
-            choice = inner.get("name") or choice.get("type")
+            if inner.get("name") is not None:  # even where that is "any" or "none"
+                return "any", self._known(inner["name"])
+            choice = choice.get("type")
         if choice is None or choice == "auto":
             return "auto", None
         if choice is False or choice == "none":
             return "none", None
         if choice is True or choice in {"any", "required"}:
             return "any", None
-        names = [str(_tool_spec(tool).name) for tool in self.tools]
-        if choice not in names:
+        return "any", self._known(choice)
+
+    def _known(self, name: Any) -> str:
+        names = [_tool_spec(tool).name for tool in self.tools]
+        if name not in names:
             raise InvalidRequestError(
-                f"The tool choice {choice!r} names no tool.",
+                f"The tool choice {name!r:.100} names no tool.",
                 remedy=f"Use auto, any, none, or one of the tools: {', '.join(names) or 'there are none'}.",
             )
-        return "any", str(choice)
+        return str(name)
+
+    def _parallel(self) -> bool:
+        """Whether several calls are allowed: OpenAI's option, or Anthropic's part of the tool choice."""
+        choice = self.tool_choice if isinstance(self.tool_choice, Mapping) else {}
+        return self.parallel_tool_calls is not False and not choice.get("disable_parallel_tool_use")
 
 
 def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
@@ -190,15 +204,9 @@ def _response_schema(response_format: Any) -> Mapping[str, Any] | None:
             inner = response_format.get("json_schema", response_format)
             if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
                 raise InvalidRequestError(
-                    f"The response format {response_format!r} holds no schema.",
+                    f"The response format {response_format!r:.100} holds no schema.",
                     remedy='Write {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
                 )
             schema = inner["schema"]
             return schema
-    try:
-        return convert_to_json_schema(response_format)
-    except (ValueError, TypeError) as error:
-        raise InvalidRequestError(
-            f"The response format {response_format!r} cannot be read as a JSON schema ({error}).",
-            remedy="Give a pydantic model, a TypedDict, a titled JSON schema, or OpenAI's response_format.",
-        ) from error
+    return to_json_schema(response_format)

@@ -26,27 +26,28 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from langchain_sgl import messages as convert
 from langchain_sgl.call_options import CallOptions
-from langchain_sgl.chat_settings import ChatSettings
+from langchain_sgl.chat_input import ChatInput
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.events import AnyRun, Run, aannounce, announce
 from langchain_sgl.image_blocks import normalize_pictures
 from langchain_sgl.policy import limitation, permission
-from langchain_sgl.structured_output import Method, convert_tools, structured
+from langchain_sgl.schemas import convert_tools
+from langchain_sgl.structured_output import Method, structured
 from langchain_sgl.threads import in_thread
-from sgl_engine.types import ExitDecision, Request, Response, StreamEvent
+from sgl_engine.types import ExitDecision, Message, Request, Response, StreamEvent
 
+_SOMETHING = Message("user", ("?",))
 _RUN = "sgl_run"
 """The keyword argument in which ``stream`` tells ``_stream`` which run it belongs to."""
 
 
-class ChatSGL(ChatSettings):
+class ChatSGL(ChatInput):
     """Chat model over a pair of local vision-language models.
 
     ``ChatSGL()`` is the bundled pair; ``ChatSGL(small=..., large=...)`` any two models from folders or the
@@ -57,16 +58,6 @@ class ChatSGL(ChatSettings):
 
     The fields are described in ``ChatSettings``.
     """
-
-    @override
-    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
-        prompt = super()._convert_input(model_input)
-        given = prompt.to_messages()
-        with as_langchain_errors():
-            encoded = normalize_pictures(given)
-        if all(new is old for new, old in zip(encoded, given, strict=True)):
-            return prompt
-        return ChatPromptValue(messages=encoded)
 
     @override
     def stream(
@@ -94,8 +85,9 @@ class ChatSGL(ChatSettings):
         """As in LangChain; custom events are this run's own."""
         if self._should_stream(async_api=True, **{**kwargs, "stream": True}):
             kwargs[_RUN], config = Run.of_stream(config)
+        prompt = await self._aconvert_input(input)
         # An async generator, which the base class declares as an iterator; closed with this one.
-        stream: Any = super().astream(input, config, stop=stop, **kwargs)
+        stream: Any = super().astream(prompt, config, stop=stop, **kwargs)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -239,8 +231,12 @@ class ChatSGL(ChatSettings):
         with as_langchain_errors():
             converted = convert_tools(tools or (), strict=None)
             options = self._options(tools=converted)
-            request = options.request(self._to_engine(normalize_pictures(messages)))
-            return self._base_engine().count_tokens(request)
+            given, engine = self._to_engine(normalize_pictures(messages, self._limits)), self._base_engine()
+            if any(message.content for message in given):
+                return engine.count_tokens(options.request(given))
+            # Nothing that could be answered, but trim_messages asks for that, too: what it adds to something.
+            added, alone = (options.request((*part, _SOMETHING)) for part in (given, ()))
+            return engine.count_tokens(added) - engine.count_tokens(alone)
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
@@ -264,7 +260,8 @@ class ChatSGL(ChatSettings):
             tools: LangChain tools, functions, pydantic models, or dictionaries (OpenAI's or Anthropic's
                 format).
             tool_choice: "auto" (the default), "any" or "required" (at least one call), "none", a tool's name,
-                or any of OpenAI's and Anthropic's dictionaries.
+                or OpenAI's and Anthropic's dictionaries for these. A tool that is itself named "any" or
+                "none" can be chosen by a dictionary only.
             strict: Passed to the conversion of schemas.
             parallel_tool_calls: False allows one call per answer.
             kwargs: Any option of a call.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -12,15 +12,22 @@ from langchain_core.utils import from_env
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import override
 
-from langchain_sgl.call_options import CallOptions
+from langchain_sgl.call_options import CallOptions, Seed
 from langchain_sgl.engines import Pair, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.profiles import model_profile
+from sgl_engine import __version__
 from sgl_engine.config import Escalate, Fraction, LimitsConfig
 from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl_engine.engine import SGLEngine
+
+
+def _environment(name: str) -> Callable[[], str | None]:
+    """Reads a variable; an empty one, as container set-ups have them, is none."""
+    read = from_env(name, default=None)
+    return lambda: read() or None
 
 
 class ChatSettings(BaseChatModel):
@@ -66,11 +73,11 @@ class ChatSettings(BaseChatModel):
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
     )
 
-    small: str | None = Field(default_factory=from_env("SGL_SMALL", default=None))
-    large: str | None = Field(default_factory=from_env("SGL_LARGE", default=None))
+    small: str | None = Field(default_factory=_environment("SGL_SMALL"))
+    large: str | None = Field(default_factory=_environment("SGL_LARGE"))
     ready_engine: Any = Field(default=None, alias="engine", exclude=True)
-    dtype: str | None = Field(default_factory=from_env("SGL_DTYPE", default=None))
-    device: str | None = Field(default_factory=from_env("SGL_DEVICE", default=None))
+    dtype: str | None = Field(default_factory=_environment("SGL_DTYPE"))
+    device: str | None = Field(default_factory=_environment("SGL_DEVICE"))
     device_map: str | None = None
     small_revision: str | None = None
     large_revision: str | None = None
@@ -80,15 +87,15 @@ class ChatSettings(BaseChatModel):
 
     escalate: Escalate | None = None
     exit_threshold: Fraction | None = Field(
-        default_factory=from_env("SGL_EXIT_THRESHOLD", default=None), validate_default=True
+        default_factory=_environment("SGL_EXIT_THRESHOLD"), validate_default=True
     )
-    retention: str | None = Field(default_factory=from_env("SGL_RETENTION", default=None))
+    retention: str | None = Field(default_factory=_environment("SGL_RETENTION"))
     scorer: str | None = None
     model: str | None = None
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stop: list[str] | None = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
@@ -111,6 +118,28 @@ class ChatSettings(BaseChatModel):
                 _ = self._pair
             self._options()
         return self
+
+    @override
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy on the same weights."""
+        memo = {} if memo is None else memo
+        memo[id(self.ready_engine)] = self.ready_engine
+        return super().__deepcopy__(memo)
+
+    @override
+    def __getstate__(self) -> dict[Any, Any]:
+        """For pickle: the names of the models travel, and never their weights.
+
+        Raises:
+            ConfigError: The models have no names: a ready engine was given.
+        """
+        if self.ready_engine is not None:
+            with as_langchain_errors():
+                raise ConfigError(
+                    "A chat model around a ready engine cannot be pickled.",
+                    remedy="Name the models, ChatSGL(small=..., large=...), or pickle what builds it.",
+                )
+        return super().__getstate__()
 
     @property
     def _pair(self) -> Pair:
@@ -135,6 +164,14 @@ class ChatSettings(BaseChatModel):
         """
         with as_langchain_errors():
             return self._options().configure(self._base_engine())
+
+    @property
+    def _limits(self) -> LimitsConfig | None:
+        """What a request may bring, as far as that is known without loading; None is the default."""
+        if self.limits is not None or self.ready_engine is None:
+            return self.limits
+        limits: LimitsConfig = self.ready_engine.config.limits
+        return limits
 
     def _base_engine(self) -> SGLEngine:
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
@@ -165,6 +202,8 @@ class ChatSettings(BaseChatModel):
         params = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
         params = {name: value for name, value in params.items() if value is not None}
         params["model_name"] = self._model_name
+        if self.ready_engine is None and self._pair.bundled:
+            params["version"] = __version__  # the bundled weights may change with it
         if self.ready_engine is not None:
             params["engine"] = self.ready_engine.config.model_dump(mode="json")
         for name in ("image_root", "limits"):

@@ -41,8 +41,14 @@ def as_langchain_errors() -> Iterator[None]:
             raise
         for kind, counterpart in _KINDS:
             if isinstance(error, kind):
-                raise _both(counterpart, type(error))(error.problem, remedy=error.remedy) from error
+                problem, remedy = (_in_our_words(text) for text in (error.problem, error.remedy))
+                raise _both(counterpart, type(error))(problem, remedy=remedy) from error
         raise
+
+
+def _in_our_words(text: str) -> str:
+    """With the name that the option has here."""
+    return text.replace("max_new_tokens", "max_tokens")
 
 
 _made: dict[tuple[type[core.ModelError], type[ours.SGLError]], type[ours.SGLError]] = {}

@@ -60,14 +60,14 @@ def image_source(block: Block, root: Path | None) -> ImageSource:
 
 def _picture(value: Any, root: Path | None) -> Any:
     """A PIL image, bytes, or (as some chat templates write it) a URL or a path."""
-    if isinstance(value, str):
-        return _from_url(value, root)
-    return _from_path(value, root) if isinstance(value, Path) else value
+    return _from_url(value, root) if isinstance(value, str | Path) else value
 
 
 def _from_url(value: Any, root: Path | None) -> Any:
     """A URL; as a bare string, or in OpenAI's ``{"url": ..., "detail": ...}``."""
     url = value.get("url") if isinstance(value, Mapping) else value
+    if isinstance(url, Path):  # which would name a file just as well
+        return _from_path(url, root)
     if isinstance(url, str) and url.startswith("file:"):
         return _from_path(url.removeprefix("file://").removeprefix("file:"), root)
     return url or ""
@@ -129,49 +129,70 @@ _FORMS: dict[str, Callable[[Any, Path | None], Any]] = {
 """Where a block may hold its image: standard, v0 (``source_type`` says which key), OpenAI, Anthropic."""
 
 
-def normalize_pictures(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
+def normalize_pictures(
+    messages: Iterable[BaseMessage], limits: LimitsConfig | None = None
+) -> list[BaseMessage]:
     """The same messages, fit for LangChain's cache and traces, which read them before any model does.
 
     PIL images become base64 blocks: a ``repr`` names a memory address, which another picture may have
     tomorrow. Base64 blocks that name no MIME type get the one of their bytes. All else is passed on as it is.
+
+    Args:
+        messages: Any.
+        limits: What a PIL image may be like; None is ``LimitsConfig()``.
+
+    Raises:
+        ImageError: A PIL image that is too large, or cannot be read.
     """
-    return [_normalized(message) for message in messages]
+    return [_normalized(message, limits or LimitsConfig()) for message in messages]
 
 
-def _normalized(message: BaseMessage) -> BaseMessage:
+def _normalized(message: BaseMessage, limits: LimitsConfig) -> BaseMessage:
     if isinstance(message.content, str):
         return message
-    content = [_normalized_block(block) for block in message.content]
+    content = [_normalized_block(block, limits) for block in message.content]
     if all(new is old for new, old in zip(content, message.content, strict=True)):
         return message
     return message.model_copy(update={"content": content})
 
 
-def _normalized_block(block: Any) -> Any:
+def _normalized_block(block: Any, limits: LimitsConfig) -> Any:
     if not isinstance(block, dict) or block.get("type") != "image":
         return block
     if hasattr(block.get("image"), "convert"):  # by its method, so that text alone never imports Pillow
-        return {key: value for key, value in block.items() if key != "image"} | image_block(block["image"])
-    data = block.get("base64") or (block.get("data") if "source_type" in block else None)
-    if isinstance(data, str) and not mime_type(block):
-        start = "".join(data[:64].split())[:32]
+        rest = {key: value for key, value in block.items() if key != "image"}
+        return rest | _encoded(_compressed(block["image"], limits))
+    key = "data" if "source_type" in block else "base64"
+    data = block.get(key)
+    if isinstance(data, bytes):
+        return {"mime_type": mime_type_of(data) or _UNKNOWN, **block, key: base64.b64encode(data).decode()}
+    if data is None or mime_type(block):
+        return block
+    known = None
+    if isinstance(data, str):
         with suppress(binascii.Error, ValueError):
-            return {**block, "mime_type": mime_type_of(base64.b64decode(start)) or _UNKNOWN}
-    return block
+            known = mime_type_of(base64.b64decode("".join(data[:64].split())[:32]))
+    return {**block, "mime_type": known or _UNKNOWN}
 
 
 def image_block(picture: Any) -> dict[str, Any]:
     """A standard image block, ready for a message.
 
     Args:
-        picture: Encoded bytes, a PIL image (written as PNG), a local file as ``pathlib.Path`` (read now), or
-            a URL as ``str``.
+        picture: Encoded bytes, a PIL image (written as PNG, or as JPEG where that would be over 20 MiB), a
+            local file as ``pathlib.Path`` (read now), or a URL as ``str``.
     """
     if isinstance(picture, str):
         return {"type": "image", "url": picture}
     if isinstance(picture, Path):
         picture = picture.read_bytes()
-    data = picture if isinstance(picture, bytes) else _as_png(picture)
+    # Whether it is too large is for the model to say, which knows its limits.
+    return _encoded(
+        picture if isinstance(picture, bytes) else _compressed(picture, LimitsConfig(max_image_pixels=2**62))
+    )
+
+
+def _encoded(data: bytes) -> dict[str, Any]:
     return {
         "type": "image",
         "base64": base64.b64encode(data).decode(),
@@ -179,12 +200,18 @@ def image_block(picture: Any) -> dict[str, Any]:
     }
 
 
-def _as_png(picture: Any) -> bytes:
-    """Lossless, of the pixels that the engine would see: RGB, upright, transparency over white."""
+def _compressed(picture: Any, limits: LimitsConfig) -> bytes:
+    """The pixels that the engine would see: RGB, upright, transparency over white.
+
+    PNG, lossless; a picture that would be over the limit of bytes like that, as large photographs are, JPEG:
+    its caller brought pixels, and cannot make them fewer bytes.
+    """
     from sgl_engine.images import load_image
 
-    # Whether it is too large is for the engine to say, which knows the caller's limits.
-    pixels = load_image(picture, LimitsConfig(max_image_pixels=2**62))
+    pixels = load_image(picture, limits)
     buffer = io.BytesIO()
     pixels.save(buffer, format="PNG", compress_level=1)
+    if buffer.tell() > limits.max_image_bytes:
+        buffer = io.BytesIO()
+        pixels.save(buffer, format="JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""Tools and schemas as callers write them -> what ``ChatSGL`` binds, and parsers for what comes back."""
+"""A schema as a caller writes it -> what ``ChatSGL`` binds, and parsers for what comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -14,9 +14,9 @@ from langchain_core.output_parsers import (
     PydanticToolsParser,
 )
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from langchain_sgl.schemas import convert_tools, titled, to_json_schema
 from sgl_engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -24,25 +24,6 @@ if TYPE_CHECKING:
 
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 METHODS: tuple[Method, ...] = ("function_calling", "json_schema", "json_mode")
-
-
-def convert_tools(tools: Sequence[Any], *, strict: bool | None) -> list[dict[str, Any]]:
-    """Functions, classes, LangChain tools, and OpenAI's or Anthropic's dictionaries -> OpenAI's format.
-
-    Raises:
-        InvalidRequestError: Something that is none of these, or two tools of one name.
-    """
-    converted = []
-    for tool in tools:
-        try:
-            converted.append(convert_to_openai_tool(tool, strict=strict))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidRequestError(
-                f"{tool!r} cannot be bound as a tool ({error}).",
-                remedy="Give a LangChain tool, a function with type hints and a docstring, a pydantic model, "
-                "or a dictionary in OpenAI's format.",
-            ) from error
-    return converted
 
 
 def structured(
@@ -62,20 +43,32 @@ def structured(
     trace = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
     parser: BaseOutputParser[Any]
     if method == "function_calling":
-        tool = convert_tools([schema], strict=strict)[0]
+        if "tools" in options:
+            raise InvalidRequestError(
+                'The method "function_calling" forces a call of the schema, and takes no other tools.',
+                remedy='Leave them out, or use the method "json_schema".',
+            )
+        tool = convert_tools([titled(schema)], strict=strict)[0]
         name = tool["function"]["name"]
+        # Not the name alone: it may be "any" or "none".
+        choice: Any = {"type": "function", "function": {"name": name}}
         bound = model.bind_tools(
-            [tool], tool_choice=name, parallel_tool_calls=False, ls_structured_output_format=trace, **options
+            [tool],
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            ls_structured_output_format=trace,
+            **options,
         )
         if is_basemodel_subclass(schema):
             parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
         else:
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     else:
+        tools = {"tools": convert_tools(options["tools"], strict=strict)} if "tools" in options else {}
         bound = model.bind(
             response_format=_response_format(schema, method, strict=strict),
             ls_structured_output_format=trace,
-            **options,
+            **{**options, **tools},
         )
         parser = (
             PydanticOutputParser(pydantic_object=schema)
@@ -87,7 +80,7 @@ def structured(
 
 def _response_format(schema: Any, method: Method, *, strict: bool | None) -> Mapping[str, Any]:
     """OpenAI's ``response_format``. JSON mode is held to the schema as well: it is known, so why not."""
-    plain = convert_to_json_schema(schema, strict=strict)
+    plain = to_json_schema(titled(schema), strict=strict)
     if method == "json_mode":
         return {"type": "json_object", "schema": plain}
     named = {"name": plain.get("title", "answer"), "schema": plain, "strict": strict}

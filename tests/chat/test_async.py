@@ -106,6 +106,40 @@ async def test_the_event_loop_is_never_blocked(chat: ChatSGL) -> None:
     assert await longest_pause(synchronous) > 0.4
 
 
+@pytest.mark.filterwarnings("ignore:.*is in beta")
+async def test_encoding_a_picture_does_not_block_the_event_loop(
+    chat: ChatSGL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Image.Image.save
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.4)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", slow)
+    question: list[BaseMessage] = [
+        HumanMessage([{"type": "image", "image": Image.new("RGB", (40, 40))}, "What is it?"])
+    ]
+
+    async def stream() -> None:
+        assert [chunk async for chunk in chat.astream(question, max_tokens=2)]
+
+    async def events() -> None:
+        assert [event async for event in chat.astream_events(question, max_tokens=2)]
+
+    async def third_version() -> None:
+        assert await (await chat.astream_events(question, version="v3", max_tokens=2))
+
+    async def synchronous() -> None:
+        chat.invoke(question, max_tokens=2)
+
+    for call in (stream, events, third_version):
+        assert await longest_pause(call) < 0.35
+    assert await longest_pause(lambda: chat.ainvoke(question, max_tokens=2)) < 0.35
+    assert await longest_pause(lambda: chat.abatch([question], max_tokens=2)) < 0.35
+    assert await longest_pause(synchronous) > 0.4
+
+
 @pytest.mark.parametrize("route", ["small", "large"])
 @pytest.mark.parametrize("call", ["ainvoke", "astream"])
 async def test_cancelling_a_task_stops_generation(chat: ChatSGL, route: str, call: str) -> None:

@@ -13,7 +13,14 @@ import pytest
 from langchain_core import exceptions as core
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    trim_messages,
+)
 from langchain_core.outputs import LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
@@ -194,6 +201,7 @@ def test_bad_settings_are_refused_when_written() -> None:
         {"escalate": "sometimes"},
         {"temperature": -1},
         {"exit_threshold": 2},
+        {"seed": 2**64},
     ):
         with pytest.raises(ValidationError):
             ChatSGL(**settings)
@@ -201,6 +209,16 @@ def test_bad_settings_are_refused_when_written() -> None:
         ChatSGL(small="somewhere")
     with pytest.raises(ConfigError, match="Give one of them"):
         ChatSGL(small="a", large="b", engine=object())
+
+
+def test_an_empty_environment_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGL_EXIT_THRESHOLD", "0.9")
+    assert ChatSGL().exit_threshold == 0.9
+    for name in ("SGL_SMALL", "SGL_DTYPE", "SGL_DEVICE", "SGL_EXIT_THRESHOLD", "SGL_RETENTION"):
+        monkeypatch.setenv(name, "")
+    assert ChatSGL() == ChatSGL(small=None, large=None, dtype=None, device=None)
+    assert ChatSGL().exit_threshold is None
+    assert ChatSGL().invoke(SURE).content == "3.73"
 
 
 def test_errors_belong_to_both_trees(chat: ChatSGL) -> None:
@@ -313,6 +331,14 @@ def test_a_ready_engine_keeps_its_own_configuration(chat: ChatSGL) -> None:
     assert mine.profile is not None
     assert mine.profile["max_input_tokens"] == 4096
     assert copy.copy(mine).engine is engine
+    assert copy.deepcopy(mine).engine is engine
+    assert mine.model_copy(deep=True).engine is engine
+
+
+def test_a_ready_engine_is_not_pickled(chat: ChatSGL) -> None:
+    assert pickle.loads(pickle.dumps(ChatSGL(max_tokens=3))).max_tokens == 3
+    with pytest.raises(ConfigError, match="cannot be pickled"):
+        pickle.dumps(ChatSGL(engine=chat.engine))
 
 
 def test_caching(chat: ChatSGL) -> None:
@@ -434,6 +460,27 @@ def test_token_counts(chat: ChatSGL) -> None:
         return at
 
     assert chat.get_num_tokens_from_messages(UNSURE, tools=[look]) > chat.get_num_tokens_from_messages(UNSURE)
+
+
+def test_what_cannot_be_answered_can_be_counted(chat: ChatSGL) -> None:
+    call = {"name": "look", "args": {"at": "roof"}, "id": "c1", "type": "tool_call"}
+    assert chat.get_num_tokens_from_messages([]) == 0
+    assert chat.get_num_tokens_from_messages([AIMessage("", tool_calls=[call])]) > 10
+    conversation = [
+        SystemMessage("Be brief."),
+        *SURE,
+        AIMessage("3.73"),
+        HumanMessage("How much is the tax?"),
+    ]
+    few, many = (
+        trim_messages(
+            conversation, token_counter=chat, max_tokens=limit, include_system=True, start_on="human"
+        )
+        for limit in (60, 400)
+    )
+    assert [message.type for message in few] == ["system", "human"]
+    assert many == conversation
+    assert trim_messages(conversation, token_counter=chat, max_tokens=1, allow_partial=True) == []
 
 
 def test_ls_params_and_profile(chat: ChatSGL) -> None:

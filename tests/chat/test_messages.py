@@ -33,7 +33,13 @@ from langchain_sgl.messages import (
 )
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES
-from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
+from sgl_engine.errors import (
+    CorruptImageError,
+    ImageLimitError,
+    InvalidRequestError,
+    MissingImageError,
+    UnsafePathError,
+)
 from sgl_engine.images import load_image
 from sgl_engine.report import RunReport
 from sgl_engine.types import ImagePart, Message, Response, TextDelta, TokenLogprob, ToolCall, ToolCallDelta
@@ -108,6 +114,27 @@ def test_local_files_need_a_root(path: str, form: str) -> None:
         to_engine_messages([HumanMessage([block])])
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "url": RECEIPT},
+        {"type": "image", "image": RECEIPT},
+        {"type": "image", "source": RECEIPT},
+        {"type": "image", "source": {"type": "url", "url": RECEIPT}},
+        {"type": "image_url", "image_url": RECEIPT},
+        {"type": "image_url", "image_url": {"url": RECEIPT}},
+        {"type": "input_image", "image_url": RECEIPT},
+    ],
+)
+def test_path_objects_need_a_root_wherever_they_stand(block: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UnsafePathError, match="image_root"):
+        to_engine_messages([HumanMessage([block])])
+    with pytest.raises(UnsafePathError, match="leads out"):
+        to_engine_messages([HumanMessage([block])], image_root=tmp_path)
+    (message,) = to_engine_messages([HumanMessage([block])], image_root=PICTURES)
+    assert message.content[0].source == RECEIPT.resolve()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("path", ["../weights/README.md", "/etc/passwd", "~/x.png"])
 def test_paths_do_not_lead_out_of_the_root(path: str) -> None:
     with pytest.raises((UnsafePathError, MissingImageError)):
@@ -169,6 +196,10 @@ def test_a_missing_mime_type_is_filled_in() -> None:
     for block in ({"base64": BASE64}, {"source_type": "base64", "data": "\n" + BASE64}):
         (message,) = normalize_pictures([HumanMessage([{"type": "image", **block}])])
         assert message.content[0]["mime_type"] == "image/png"  # type: ignore[index,call-overload]
+    for block in ({"base64": DATA}, {"source_type": "base64", "data": DATA}):  # bytes, which are no JSON
+        (message,) = normalize_pictures([HumanMessage([{"type": "image", **block}])])
+        assert message.content[0]["mime_type"] == "image/png"  # type: ignore[index,call-overload]
+        assert BASE64 in json.dumps(message.content)
     untouched = HumanMessage([{"type": "image", "url": "https://example.com/a.png"}, "text"])
     assert normalize_pictures([untouched])[0] is untouched
 
@@ -199,6 +230,31 @@ def test_pil_images_are_encoded_so_that_caches_and_traces_see_them() -> None:
     assert json.dumps(block)
     other = normalize_pictures([HumanMessage(["What?", {"type": "image", "image": green, "extra": 1}])])
     assert dumps(encoded[1:]) != dumps(other)
+
+
+def test_a_pil_image_over_the_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*_: Any, **__: Any) -> None:
+        raise AssertionError("the picture was encoded")
+
+    monkeypatch.setattr(Image.Image, "save", encode)
+    large = HumanMessage([{"type": "image", "image": Image.new("1", (100, 100))}])
+    with pytest.raises(ImageLimitError, match="limit is 9999"):
+        normalize_pictures([large], LimitsConfig(max_image_pixels=9999))
+    with pytest.raises(AssertionError, match="was encoded"):
+        normalize_pictures([large], LimitsConfig(max_image_pixels=10000))
+
+
+def test_a_pil_image_is_not_refused_for_the_bytes_that_encoding_it_takes() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    message = HumanMessage([{"type": "image", "image": Image.fromarray(noise)}])
+    types = {}
+    for limit in (11_500, 20_000):
+        limits = LimitsConfig(max_image_bytes=limit)
+        (encoded,) = to_engine_messages(normalize_pictures([message], limits))
+        block = normalize_pictures([message], limits)[0].content[0]
+        types[limit] = block["mime_type"]  # type: ignore[index,call-overload]
+        assert load_image(encoded.content[0].source, limits).size == (64, 64)  # type: ignore[union-attr]
+    assert types == {11_500: "image/jpeg", 20_000: "image/png"}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])

@@ -1,0 +1,64 @@
+"""What a chat model is asked, made fit for LangChain, which reads it before any model does."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.runnables import RunnableConfig
+from typing_extensions import override
+
+from langchain_sgl.chat_settings import ChatSettings
+from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.image_blocks import normalize_pictures
+from langchain_sgl.threads import in_thread
+
+
+class ChatInput(ChatSettings):
+    """``ChatSettings`` that read messages with pictures of every form.
+
+    Encoding a picture takes seconds where it is large, and LangChain would have it done in the event loop; so
+    asynchronous calls do it in a thread before. Done twice, it costs nothing.
+    """
+
+    @override
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        prompt = super()._convert_input(model_input)
+        given = prompt.to_messages()
+        with as_langchain_errors():
+            encoded = normalize_pictures(given, self._limits)
+        if all(new is old for new, old in zip(encoded, given, strict=True)):
+            return prompt
+        return ChatPromptValue(messages=encoded)
+
+    async def _aconvert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        return await in_thread(partial(self._convert_input, model_input))
+
+    @override
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # the base class's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """As in LangChain; the event loop is not blocked."""
+        return await super().ainvoke(await self._aconvert_input(input), config, stop=stop, **kwargs)
+
+    @override
+    def astream_events(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """As in LangChain; the event loop is not blocked."""
+        events: Any = super().astream_events
+        if kwargs.get("version") != "v3":  # the others call ``astream``
+            return events(input, config, **kwargs)
+
+        async def begin() -> Any:
+            return await events(await self._aconvert_input(input), config, **kwargs)
+
+        return begin()

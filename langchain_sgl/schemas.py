@@ -1,0 +1,123 @@
+"""Tools and schemas, as callers write them -> OpenAI's tools and JSON schemas. Pure.
+
+LangChain converts; what its conversion would lose is kept here: schemas that are not an object's, or refer to
+themselves, or have no title.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic.errors import PydanticUserError
+
+from sgl_engine.errors import InvalidRequestError
+
+_JSON_SCHEMA = frozenset("type properties items prefixItems enum const anyOf oneOf allOf $ref".split())
+_TYPES = frozenset("object array string number integer boolean null".split())
+_OWN_TOOL_TYPES = ("function", "custom")
+"""Types of dictionaries that describe a tool of the caller, in the providers' formats."""
+_UNTITLED = "answer"
+_REFERENCE = re.compile(r'"\$ref": "#/\$defs/([^"]+)"')
+
+
+def convert_tools(tools: Sequence[Any], *, strict: bool | None) -> list[dict[str, Any]]:
+    """Functions, classes, LangChain tools, and OpenAI's or Anthropic's dictionaries -> OpenAI's format.
+
+    Raises:
+        InvalidRequestError: Something that is none of these, or a tool that a provider would run.
+    """
+    return [_convert_tool(tool, strict=strict) for tool in tools]
+
+
+def _convert_tool(tool: Any, *, strict: bool | None) -> dict[str, Any]:
+    is_schema = isinstance(tool, Mapping) and _is_json_schema(tool)
+    if isinstance(tool, Mapping) and not is_schema and tool.get("type", "function") not in _OWN_TOOL_TYPES:
+        raise InvalidRequestError(
+            f"A tool of the type {tool['type']!r:.100} is run by its provider, and there is none here.",
+            remedy='Bind a tool of your own; as a dictionary, one of the type "function".',
+        )
+    with _explained(
+        tool,
+        what="bound as a tool",
+        remedy="Give a LangChain tool, a function with type hints and a docstring, a pydantic model, or a "
+        "dictionary in OpenAI's format.",
+    ):
+        converted: dict[str, Any] = convert_to_openai_tool(tool, strict=strict)
+        if "function" not in converted:  # flat, as OpenAI's newer interface has it
+            converted = {"type": "function", "function": {k: v for k, v in converted.items() if k != "type"}}
+        described = converted["function"]
+        if not isinstance(described["name"], str):
+            raise TypeError(f"its name is {described['name']!r:.100}")
+        kept = _recursive_schema(tool.tool_call_schema if isinstance(tool, BaseTool) else tool)
+        if is_schema and "properties" not in tool:
+            kept = {key: value for key, value in tool.items() if key not in {"title", "description"}}
+        return converted if kept is None else {**converted, "function": {**described, "parameters": kept}}
+
+
+def to_json_schema(schema: Any, *, strict: bool | None = None) -> Mapping[str, Any]:
+    """A pydantic model, a TypedDict, a tool or a dictionary as JSON schema.
+
+    Raises:
+        InvalidRequestError: It is none of these.
+    """
+    if isinstance(schema, Mapping) and _is_json_schema(schema) and not {"title", "properties"} <= set(schema):
+        return schema  # LangChain's conversion wants a title, and drops what has no properties
+    with _explained(
+        schema,
+        what="read as a JSON schema",
+        remedy="Give a pydantic model, a TypedDict, a JSON schema, or OpenAI's response_format.",
+    ):
+        recursive = _recursive_schema(schema)
+        return convert_to_json_schema(schema, strict=strict) if recursive is None else recursive
+
+
+def titled(schema: Any) -> Any:
+    """The schema; a JSON schema without a title gets one: a tool that is made of it needs a name."""
+    if not isinstance(schema, Mapping) or not _is_json_schema(schema):
+        return schema
+    return {"title": _UNTITLED, **schema}
+
+
+def _is_json_schema(schema: Mapping[str, Any]) -> bool:
+    """Whether it is one, and not a tool in some provider's format, or nothing at all."""
+    kind = schema.get("type", "object")
+    return (
+        (isinstance(kind, list) or kind in _TYPES)
+        and bool(_JSON_SCHEMA & set(schema))
+        and "name" not in schema
+    )
+
+
+def _recursive_schema(source: Any) -> dict[str, Any] | None:
+    """A pydantic model's own schema where it refers to itself; LangChain's would allow anything there."""
+    if not isinstance(source, type) or not hasattr(source, "model_json_schema"):
+        return None
+    schema: dict[str, Any] = source.model_json_schema()
+    references = {
+        name: _REFERENCE.findall(json.dumps(part, default=str))
+        for name, part in schema.get("$defs", {}).items()
+    }
+    try:
+        TopologicalSorter(references).prepare()
+    except CycleError:
+        return schema
+    return None
+
+
+@contextmanager
+def _explained(value: Any, *, what: str, remedy: str) -> Iterator[None]:
+    """Within the context, whatever a conversion raises is an error that names the value."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, NameError, PydanticUserError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidRequestError(
+            f"{value!r:.100} cannot be {what} ({type(error).__name__}: {reason:.300}).", remedy=remedy
+        ) from error
