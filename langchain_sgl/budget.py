@@ -129,7 +129,9 @@ class Budget:
                 remedy=f"Set at least one of {', '.join(f'{scope}_{unit}' for scope, unit in limits)}.",
             )
         for limit in self.limits:
-            if not (limit.amount >= 0 and math.isfinite(limit.amount)):
+            amount: Any = limit.amount  # callers need not have a type checker
+            number = isinstance(amount, int | float) and not isinstance(amount, bool)
+            if not number or not (amount >= 0 and math.isfinite(amount)):
                 raise ConfigError(
                     f"{limit.scope}_{limit.unit}={limit.amount!r} is not a budget.",
                     remedy="Use a finite number that is not negative, or None for no limit.",

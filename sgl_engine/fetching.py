@@ -19,11 +19,12 @@ from concurrent.futures import TimeoutError as WaitTimeoutError
 from typing import TYPE_CHECKING
 
 from sgl_engine.config import UrlPolicy
-from sgl_engine.errors import ImageFetchError, ImageLimitError, UnsafeUrlError
+from sgl_engine.errors import ImageFetchError, ImageLimitError, MissingImageError, UnsafeUrlError
 
 if TYPE_CHECKING:
     import httpx
 
+_PASSING = frozenset((408, 425, 429))  # timeout, too early, too many requests
 _USER_AGENT = "langchain-sgl"
 _LOOK_UP_S = 0.05  # how soon a caller who is not waited for any more notices
 
@@ -48,7 +49,8 @@ def fetch(
     Raises:
         UnsafeUrlError: The policy refuses the scheme, host, address or redirect.
         ImageLimitError: The body is larger than ``max_bytes``.
-        ImageFetchError: Resolving, connecting or downloading failed or took too long.
+        MissingImageError: The server says that it has no such image, or none for us.
+        ImageFetchError: Resolving, connecting or downloading failed or took too long; later it may not.
     """
     import httpx
 
@@ -184,9 +186,12 @@ def _is_public(address: str) -> bool:
 def _read_body(
     response: httpx.Response, url: httpx.URL, policy: UrlPolicy, *, max_bytes: int, deadline: float
 ) -> bytes:
-    if response.status_code != 200:
-        raise ImageFetchError(
-            f"The image at {url} answers with status {response.status_code}; 200 is needed.",
+    status = response.status_code
+    if status != 200:
+        # Asking again may help with a busy or broken server, but not with a page that is not there.
+        kind = ImageFetchError if status in _PASSING or status >= 500 else MissingImageError
+        raise kind(
+            f"The image at {url} answers with status {status}; 200 is needed.",
             remedy="Check the URL, or send the image itself.",
         )
     encoding = response.headers.get("content-encoding", "")

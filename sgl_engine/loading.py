@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from sgl_engine.errors import ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.errors import ConfigError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -140,3 +140,20 @@ def load_model(
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def move(model: Any, device: str | torch.device) -> None:
+    """Puts the whole model in one place.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
+        raise
+    except (AssertionError, RuntimeError) as error:  # an AssertionError where torch was built without CUDA
+        raise ConfigError(
+            f"The device {str(device)!r} cannot be used ({_first_line(error)}).",
+            remedy="Use cpu, or a device that this build of torch knows and this machine has.",
+        ) from error

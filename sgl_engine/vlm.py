@@ -27,7 +27,7 @@ from sgl_engine.errors import (
 )
 from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
-from sgl_engine.loading import check_folder, load_config, load_model
+from sgl_engine.loading import check_folder, load_config, load_model, move
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.types import EncodedPrompt, Request
 
@@ -99,7 +99,7 @@ class VLM:
             UnsafeWeightsError: The weights are pickled.
             UnsupportedModelError: No family knows the architecture, or the weights cannot be loaded into it.
             ProcessorError: The processor cannot be loaded.
-            ConfigError: Both ``device`` and ``device_map`` are given.
+            ConfigError: Both ``device`` and ``device_map`` are given, or there is no such device.
         """
         if device is not None and device_map is not None:
             raise ConfigError(
@@ -115,7 +115,7 @@ class VLM:
         processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
         model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
         if device is not None:
-            model.to(device)
+            move(model, device)
         return cls(
             model, processor, name=name or source, revision=getattr(config, "_commit_hash", None) or revision
         )

@@ -1,7 +1,7 @@
 """LangChain's standard suites: on the bundled pair, on a scripted small pass, and on any pair by environment.
 
 SGL_TEST_SMALL and SGL_TEST_LARGE name another pair (paths or hub ids), which is then held to the same suites.
-Six tests need a model that copies values out of instructions. The bundled pair cannot; each of those tests
+Four tests need a model that copies values out of instructions. The bundled pair cannot; each of those tests
 passes with a scripted small pass, so that only the model is missing, not the plumbing.
 """
 
@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -121,7 +120,7 @@ class OnAPair(Profile, ChatModelIntegrationTests):
 
     @property
     def model_override_value(self) -> str:
-        return Path(PAIR["large"]).name if PAIR else "sgl-demo-large"
+        return PAIR["large"] if PAIR else "sgl-demo-large"
 
 
 if PAIR:

@@ -9,7 +9,13 @@ import httpx
 import pytest
 
 from sgl_engine import UrlPolicy
-from sgl_engine.errors import ImageFetchError, ImageLimitError, RequestCancelledError, UnsafeUrlError
+from sgl_engine.errors import (
+    ImageFetchError,
+    ImageLimitError,
+    MissingImageError,
+    RequestCancelledError,
+    UnsafeUrlError,
+)
 from sgl_engine.fetching import fetch
 
 PUBLIC = "93.184.215.14"
@@ -162,8 +168,12 @@ def test_other_failures_are_typed(names: dict[str, list[str]]) -> None:
     def refuse(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(ImageFetchError, match="status 404"):
-        get("https://example.org/", lambda _: httpx.Response(404))
+    for status in (404, 403, 410):
+        with pytest.raises(MissingImageError, match=f"status {status}"):
+            get("https://example.org/", lambda _, status=status: httpx.Response(status))
+    for status in (429, 500, 503):
+        with pytest.raises(ImageFetchError, match=f"status {status}"):
+            get("https://example.org/", lambda _, status=status: httpx.Response(status))
     with pytest.raises(ImageFetchError, match="ConnectError"):
         get("https://example.org/", refuse)
     with pytest.raises(ImageFetchError, match="cannot be resolved"):

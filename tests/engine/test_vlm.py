@@ -250,3 +250,9 @@ def test_end_of_sequence_tokens_come_from_the_model_then_the_tokenizer() -> None
     for value, expected in ((7, {7}), ([7, 9], {7, 9}), (None, {vlm.processor.tokenizer.eos_token_id})):
         vlm.model.generation_config.eos_token_id = value
         assert vlm.eos_token_ids == expected
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "bogus"])
+def test_devices_that_are_not_there(folder: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=device):
+        VLM.from_pretrained(folder, device=device)
