@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--keep-ratio", type=float, nargs="+", default=[1.0, 0.2, 0.05])
     parser.add_argument("--capture", action="store_true", help="with --one: the small pass instead")
     parser.add_argument("--one", action="store_true", help="one row, as JSON, in this process")

@@ -113,7 +113,7 @@ def test_peak_memory_stays_within_its_budget() -> None:
     recorded = peak_mib("--tokens", "8192", "--capture")
     assert pruned["tokens"] > 8000
     # Three activations of the MLP, which is 4,864 wide, are 460 MiB; everything else is a few rows of S.
-    budget_mib = 900
+    budget_mib = 1200
     assert budget_mib < 14 * pruned["square_mib"] / 3
     assert max(row["peak_mib"] for row in (pruned, whole, recorded)) < budget_mib
     assert pruned["cache_mib"] < 0.25 * whole["cache_mib"]
