@@ -20,11 +20,16 @@ from sgl_engine.demo.generator import heldout_questions
 Row = TypeVar("Row")
 
 
-def parse(description: str | None, *, questions: int, json: str) -> argparse.Namespace:
-    """The command line of a measurement: how many questions, from which seed on, and where results go."""
+def parse(description: str | None, *, questions: int, json: str, **folders: str) -> argparse.Namespace:
+    """The command line of a measurement: how many questions, from which seed on, and where results go.
+
+    ``folders`` are positional arguments, each with its help.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    for name, help_text in folders.items():
+        parser.add_argument(name, type=Path, help=help_text)
     parser.add_argument("--questions", type=int, default=questions)
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--json", type=Path, help=json)

@@ -10,7 +10,9 @@ for the pass), one early layer's attention from the last prompt token (FastV), a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -21,24 +23,48 @@ from sgl_engine import SGLEngine
 from sgl_engine.attention import capture_attention
 from sgl_engine.cost import average_retention
 from sgl_engine.demo import demo_engine
+from sgl_engine.demo.drawing import Question
 from sgl_engine.importance import importance_map
 from sgl_engine.large_pass import run_large_pass
 from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.small_pass import run_small_pass
 from sgl_engine.types import EncodedPrompt, ImportanceMap, Request
+from sgl_engine.vlm import VLM
 
 LONGEST = 64
 """Answer tokens; the longest right answer has 46. A pruned model that loops would go on to the end."""
 FASTV_LAYER = 1
 """0-based; FastV ranks by the attention of its second layer."""
-# name, K as a fraction of the layers, kept from K on
-POINTS = (("64 %", 0.4, 0.4), ("35 %", 0.2, 0.2), ("9 %", 0.0, 0.09), ("paper's 9 % preset", 0.05, 0.05))
+Point = tuple[str, float, float]
+"""Name, K as a fraction of the layers, kept from K on."""
+POINTS: tuple[Point, ...] = (
+    ("64 %", 0.4, 0.4),
+    ("35 %", 0.2, 0.2),
+    ("9 %", 0.0, 0.09),
+    ("paper's 9 % preset", 0.05, 0.05),
+)
+Rankings = Callable[[Request, Question, EncodedPrompt, int], dict[str, ImportanceMap]]
+"""Request, question, the large model's prompt, seed -> every ranking of that prompt's visual tokens."""
+
+
+def _ranked(mass: torch.Tensor, prompt: EncodedPrompt) -> ImportanceMap:
+    """A ranking as a map."""
+    return ImportanceMap(mass=mass.float(), spans=prompt.spans, num_queries=1)
+
+
+def blind_rankings(prompt: EncodedPrompt, seed: int) -> dict[str, ImportanceMap]:
+    """What needs no model: an even spread, and chance."""
+    count = prompt.num_visual_tokens
+    chance = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    # Every n-th token first, then the ones between: a regular grid at any ratio, along the reading order.
+    even = -((torch.arange(count) * 0.6180339887) % 1.0)
+    return {"even spread": _ranked(even, prompt), "random": _ranked(chance, prompt)}
 
 
 def rankings(
-    engine: SGLEngine, request: Request, prompt: EncodedPrompt, seed: int
+    engine: SGLEngine, request: Request, _: Question, prompt: EncodedPrompt, seed: int
 ) -> dict[str, ImportanceMap]:
-    """Every ranking of the large prompt's visual tokens."""
+    """The small model's, two of the large one's own, and the blind ones."""
     limit = LONGEST
     guided = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=limit).importance
     assert guided is not None
@@ -46,20 +72,11 @@ def rankings(
         run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
     with capture_attention(engine.large, prompt, first_row=len(prompt) - 1) as last_row:
         run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=1)
-    count = prompt.num_visual_tokens
-    chance = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    # Every n-th token first, then the ones between: a regular grid at any ratio, along the reading order.
-    even = -((torch.arange(count) * 0.6180339887) % 1.0)
-
-    def ranked(mass: torch.Tensor) -> ImportanceMap:
-        return ImportanceMap(mass=mass.float(), spans=prompt.spans, num_queries=1)
-
     return {
-        "small-guided": ranked(guided.mass),
+        "small-guided": guided,
         "large's own, all layers": importance_map(own.sums(), prompt.spans),
-        "one early layer (FastV)": ranked(last_row.sums().prefill[FASTV_LAYER]),
-        "even spread": ranked(even),
-        "random": ranked(chance),
+        "one early layer (FastV)": _ranked(last_row.sums().prefill[FASTV_LAYER], prompt),
+        **blind_rankings(prompt, seed),
     }
 
 
@@ -72,35 +89,37 @@ class Outcome:
     retention: dict[str, float] = field(default_factory=dict)  # point -> average retention
 
 
-def measure(engine: SGLEngine, count: int, start: int) -> Outcome:
+def measure(
+    large: VLM, rank: Rankings, count: int, start: int, points: tuple[Point, ...] = POINTS
+) -> Outcome:
     """Every question under every ranking at every operating point."""
-    outcome, layers = Outcome(), engine.large.num_layers
+    outcome, layers = Outcome(), large.num_layers
     limit = LONGEST
     for index, (request, question) in enumerate(questions(count, start)):
-        prompt = engine.large.encode(request)
-        whole = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+        prompt = large.encode(request)
+        whole = run_large_pass(large, prompt, keep_everything(prompt), max_new_tokens=limit)
         outcome.unpruned.append(is_exact(whole.generation.text, question))
-        for name, importance in rankings(engine, request, prompt, seed=index).items():
-            for point, fraction, ratio in POINTS:
+        for name, importance in rank(request, question, prompt, index).items():
+            for point, fraction, ratio in points:
                 plan = plan_pruning(prompt, importance, layer=int(layers * fraction), keep_ratio=ratio)
-                result = run_large_pass(engine.large, prompt, plan, max_new_tokens=limit)
+                result = run_large_pass(large, prompt, plan, max_new_tokens=limit)
                 outcome.retention[point] = average_retention(plan, layers)
                 hits = outcome.pruned.setdefault(name, {}).setdefault(point, [])
                 hits.append(is_exact(result.generation.text, question))
     return outcome
 
 
-def show(outcome: Outcome, layers: int) -> Table:
+def show(outcome: Outcome, layers: int, points: tuple[Point, ...] = POINTS) -> Table:
     """Rankings down, operating points across."""
     count = len(outcome.unpruned)
     table = Table(title=f"Exact match of the large model in % (95 % interval), {count} held-out questions")
     table.add_column("ranking")
-    for point, fraction, ratio in POINTS:
+    for point, fraction, ratio in points:
         depth = f"K = {int(layers * fraction)} of {layers}, keep {ratio:.0%}"
         table.add_column(f"{point}\n{depth}\nretention {outcome.retention[point]:.1%}", justify="right")
-    table.add_row("unpruned", *[percent(outcome.unpruned)] * len(POINTS))
+    table.add_row("unpruned", *[percent(outcome.unpruned)] * len(points))
     for name, results in outcome.pruned.items():
-        table.add_row(name, *(percent(results[point]) for point, *_ in POINTS))
+        table.add_row(name, *(percent(results[point]) for point, *_ in points))
     return table
 
 
@@ -108,7 +127,7 @@ def main() -> None:
     """Run and print."""
     options = parse(__doc__, questions=500, json="also write the outcomes here")
     engine = demo_engine()
-    outcome = measure(engine, options.questions, options.start)
+    outcome = measure(engine.large, partial(rankings, engine), options.questions, options.start)
     Console(width=140).print(show(outcome, engine.large.num_layers))
     if options.json:
         options.json.write_text(json.dumps(asdict(outcome)))

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from langchain_sgl.engines import forget_engines
     from langchain_sgl.evidence import Evidence
     from langchain_sgl.image_blocks import image_block
-    from langchain_sgl.indexer import SGLImageIndexer
+    from langchain_sgl.index_progress import IndexProgress
+    from langchain_sgl.indexer import SGLImageBlobParser, SGLImageIndexer
+    from langchain_sgl.manifest import RemovedDocument
     from langchain_sgl.middleware import EscalationBudgetMiddleware
+    from langchain_sgl.picture_files import PictureFailure
     from langchain_sgl.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
     from langchain_sgl.reranker import SGLImageReranker
     from langchain_sgl.tools import SGLToolkit, TranscribeTool, VisualQuestionTool
@@ -28,7 +31,11 @@ _HOME = {
     "EscalationBudgetMiddleware": "middleware",
     "Evidence": "evidence",
     "InMemoryPictureStore": "picture_store",
+    "IndexProgress": "index_progress",
+    "PictureFailure": "picture_files",
     "PictureStore": "picture_store",
+    "RemovedDocument": "manifest",
+    "SGLImageBlobParser": "indexer",
     "SGLImageIndexer": "indexer",
     "SGLImageReranker": "reranker",
     "SGLToolkit": "tools",
@@ -47,7 +54,11 @@ __all__ = [
     "EscalationBudgetMiddleware",
     "Evidence",
     "InMemoryPictureStore",
+    "IndexProgress",
+    "PictureFailure",
     "PictureStore",
+    "RemovedDocument",
+    "SGLImageBlobParser",
     "SGLImageIndexer",
     "SGLImageReranker",
     "SGLToolkit",

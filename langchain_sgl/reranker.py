@@ -50,8 +50,7 @@ class SGLImageReranker(BaseDocumentCompressor):
     The small model scores every picture. The list is settled when at most one picture is not surely
     irrelevant, and that one is surely relevant: scores of at most 1 - t and at least t, t being the exit
     threshold. Otherwise, the large model scores all pictures that are not surely irrelevant, guided as it is
-    when it answers. (Deciding for each picture alone whether the large model is needed works worse: a picture
-    that the small model is sure and wrong about shows only beside another one. ``benchmarks/rerank.py``.)
+    when it answers. A picture that the small model is sure and wrong about is noticed beside the right one.
 
     Each document comes back as a copy with metadata "relevance_score" in [0, 1], higher = more relevant, and
     "sgl_relevance", the run report of that score as JSON.

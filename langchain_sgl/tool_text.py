@@ -32,8 +32,9 @@ def describe_run(answer: str, metadata: Mapping[str, Any], *, box: Box | None = 
 def _route(report: Mapping[str, Any]) -> str:
     score, threshold = report["score"], report["threshold"]
     if not report["escalated"]:
-        if report["forced"]:
-            return f"answered by the small model, as set, score {score:.2f}"
+        if report["forced"] and score < threshold:
+            unsure = f"answered by the small model alone, score {_compare(score, threshold)}"
+            return f"{unsure}, as the large model may not be asked"
         return f"answered by the small model, score {_compare(score, threshold)}"
     if report["large_agreed"]:
         small = "the small one gave the same answer"

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sgl_engine.answer_scores import AnswerScores
     from sgl_engine.attention import capture_attention
     from sgl_engine.config import (
         PRESETS,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AnswerScores": "answer_scores",
     "PRESETS": "config",
     "EngineConfig": "config",
     "ExitConfig": "config",
@@ -73,6 +75,7 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "VLM",
+    "AnswerScores",
     "EngineConfig",
     "ExitConfig",
     "ExitDecision",

@@ -42,7 +42,7 @@ PRESETS: dict[str, PruningConfig] = {
     "9%": PruningConfig(layer_fraction=0.05, keep_ratio=0.05),
     "100%": PruningConfig(layer_fraction=0.0, keep_ratio=1.0),
 }
-"""The paper's operating points, by average retention of visual tokens ; "100%" prunes nothing."""
+"""The paper's operating points, by average retention of visual tokens; "100%" prunes nothing."""
 
 
 class ExitConfig(_Config):
@@ -106,7 +106,7 @@ class LimitsConfig(_Config):
 
     max_image_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    max_images: Annotated[int, Field(ge=0)] = 16
+    max_images: Annotated[int, Field(ge=0)] = 32
     urls: UrlPolicy = UrlPolicy()
 
 

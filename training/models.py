@@ -17,14 +17,17 @@ from transformers.models.internvl import InternVLVisionConfig
 from sgl_engine.demo.drawing import PATCH, SIZE
 from sgl_engine.demo.vocabulary import BARS, COLORS, FACTS, FIELDS, ITEMS
 from sgl_engine.demo.vocabulary import SHAPES as SHAPE_WORDS
+from training.packing import nearest_cells
 from training.tokenizer import END, IMAGE, PAD
 
 # width of tower and decoder, vision layers, text layers before growing, heads, key-value heads
 SHAPES = {"small": (128, 3, 3, 2, 1), "large": (128, 6, 6, 2, 1)}
 
 
-def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForConditionalGeneration:
-    """A model with random weights: "small" or "large", before growing."""
+def build_model(
+    name: str, tokenizer: PreTrainedTokenizerFast, *, patch: int = PATCH
+) -> InternVLForConditionalGeneration:
+    """A model with random weights: "small" or "large", before growing, for patches of this size."""
     width, vision_layers, text_layers, heads, kv_heads = SHAPES[name]
     vision = InternVLVisionConfig(
         hidden_size=width,
@@ -32,7 +35,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForCon
         num_attention_heads=width // 64,
         intermediate_size=4 * width,
         image_size=(SIZE, SIZE),
-        patch_size=(PATCH, PATCH),
+        patch_size=(patch, patch),
         layer_scale_init_value=1.0,
     )
     text = Qwen3Config(
@@ -53,7 +56,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForCon
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(SIZE // PATCH) ** 2,
+        image_seq_length=(SIZE // patch) ** 2,
         downsample_ratio=1.0,
         tie_word_embeddings=True,
     )
@@ -61,7 +64,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast) -> InternVLForCon
     # Waves over rows and columns let attention find neighbouring patches from the first step on.
     with torch.no_grad():
         embeddings = model.model.vision_tower.embeddings
-        embeddings.position_embeddings[0, 1:] = 0.5 * _waves(SIZE // PATCH, width)
+        embeddings.position_embeddings[0, 1:] = 0.5 * _waves(SIZE // patch, width)
         embeddings.cls_token.normal_(std=0.5)
     return model
 
@@ -110,6 +113,41 @@ class DenseHeads(nn.Module):
             losses.append((every * there).sum() / count + 0.5 * (every * ~there).mean())
             hits.append(((scores.flatten(0, 1).argmax(-1) == target) & there).sum() / count)
         return torch.stack(losses) @ self.weights.to(features.device), torch.stack(hits)
+
+
+def on_patches(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
+    """The same weights for patches of another size: kernel and position embeddings are interpolated."""
+    kernel_name, positions_name = (
+        f"model.vision_tower.embeddings.{name}"
+        for name in ("patch_embeddings.projection.weight", "position_embeddings")
+    )
+    kernel, positions = state[kernel_name], state[positions_name]
+    old, new = SIZE // kernel.shape[-1], SIZE // patch
+    scaled = nn.functional.interpolate(kernel, size=(patch, patch), mode="bilinear", antialias=True)
+    plane = positions[:, 1:].mT.reshape(1, -1, old, old)
+    plane = nn.functional.interpolate(plane, size=(new, new), mode="bilinear")
+    return (
+        state
+        | {
+            kernel_name: scaled
+            * (kernel.shape[-1] / patch) ** 2,  # as bright a patch gives as large an output
+            positions_name: torch.cat([positions[:, :1], plane.flatten(2).mT], 1),
+        }
+    )
+
+
+def copying_loss(features: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of visual tokens from those of a teacher with another grid, by its variance.
+
+    Each token copies the teacher's token in which its centre lies.
+
+    Args:
+        features: float (pictures, patches, width).
+        teacher: float (pictures, other number of patches, width).
+    """
+    side, other = (round(tokens.shape[1] ** 0.5) for tokens in (features, teacher))
+    target = teacher[:, torch.from_numpy(nearest_cells(side, other))]
+    return (features - target).square().mean() / target.var()
 
 
 ALIGNED: dict[str, tuple[str, ...]] = {"label": ITEMS + FIELDS + BARS, "color": COLORS, "shape": SHAPE_WORDS}

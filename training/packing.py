@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sgl_engine.demo.drawing import GRID, PATCH, Question
+from sgl_engine.demo.drawing import GRID, PATCH, SIZE, Question
 from sgl_engine.demo.generator import Sample, Split, draw_sample, pick_questions
 from sgl_engine.demo.vocabulary import CHARACTER_CLASSES, FACTS, TRANSCRIBE
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
@@ -70,11 +70,11 @@ class Turn(NamedTuple):
 class Packer:
     """Draws pictures and packs them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Keep the tokenizer and the ids of its special tokens."""
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, patch: int = PATCH) -> None:
+        """Keep the tokenizer, the ids of its special tokens, and how many patches a picture has."""
+        self.tokenizer, self.grid = tokenizer, SIZE // patch
         self.id = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, END, USER, ASSISTANT)}
-        self.head = tokenizer.convert_tokens_to_ids([USER, IMAGE_START, *[IMAGE] * GRID**2, IMAGE_END])
+        self.head = tokenizer.convert_tokens_to_ids([USER, IMAGE_START, *[IMAGE] * self.grid**2, IMAGE_END])
         self.cache: dict[str, list[int]] = {}
 
     def tokens(self, text: str) -> list[int]:
@@ -102,7 +102,7 @@ class Packer:
             ids=ids,
             positions=torch.cat(positions)[None],
             labels=torch.full((size, slots * length), -100),
-            facts=torch.from_numpy(np.stack([dense_facts(sample) for sample in samples])),
+            facts=torch.from_numpy(np.stack([dense_facts(sample, self.grid) for sample in samples])),
             prefix=prefix,
             slots=slots,
             kinds=[],
@@ -144,16 +144,26 @@ class Packer:
                 break
 
 
-def dense_facts(sample: Sample) -> np.ndarray:
-    """What each patch holds, int64 (patches, facts); 0 where nothing."""
+def nearest_cells(grid: int, other: int) -> np.ndarray:
+    """For each cell of grid x grid that of other x other in which its centre lies, int64 (grid * grid,)."""
+    nearest = ((np.arange(grid) + 0.5) * other / grid).astype(np.int64)
+    return (nearest[:, None] * other + nearest).ravel()
+
+
+def dense_facts(sample: Sample, grid: int = GRID) -> np.ndarray:
+    """What each patch holds, int64 (patches, facts); 0 where nothing.
+
+    Regions are known on GRID x GRID; on another grid, a patch takes what holds at its centre.
+    """
     facts = np.zeros((GRID * GRID, len(FACTS)), np.int64)
     for region in sample.regions:
         for name, value in region.facts.items():
             facts[list(region.cells), FACT_INDEX[name]] = value
+    facts = facts[nearest_cells(grid, GRID)]
     for mark in sorted(sample.glyphs, key=lambda mark: mark.x):
-        if not (0 <= mark.x < GRID * PATCH and 0 <= mark.y < GRID * PATCH):
+        if not (0 <= mark.x < SIZE and 0 <= mark.y < SIZE):
             continue
-        cell = int(mark.y // PATCH) * GRID + int(mark.x // PATCH)
+        cell = int(mark.y * grid // SIZE) * grid + int(mark.x * grid // SIZE)
         slot = FACT_INDEX["glyph0"] if facts[cell, FACT_INDEX["glyph0"]] == 0 else FACT_INDEX["glyph1"]
         facts[cell, slot] = CHARACTER_CLASSES[mark.character.lower()]
     return facts

@@ -70,8 +70,8 @@ def _corpus() -> list[str]:
     return lines + [*ITEMS, *FIELDS, *BARS, *COLORS, *SHAPES, "none", "yes", "no"] * 300
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """A processor for 192 x 192 pictures, 144 visual tokens each, that loads with or without torchvision."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, *, patch: int = PATCH) -> LlavaProcessor:
+    """A processor for 192 x 192 pictures, one visual token a patch; loads with or without torchvision."""
     image_processor = CLIPImageProcessorPil(
         do_resize=True,
         size={"height": SIZE, "width": SIZE},
@@ -83,7 +83,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
         image_token=IMAGE,

@@ -28,10 +28,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import InternVLForConditionalGeneration
 
+from sgl_engine.demo.drawing import PATCH
 from sgl_engine.demo.vocabulary import FACTS
 from training.attention import packed, use_packed_attention
-from training.models import ALIGNED, DenseHeads, alignment_loss, build_model, grow, grow_both
+from training.models import (
+    ALIGNED,
+    DenseHeads,
+    alignment_loss,
+    build_model,
+    copying_loss,
+    grow,
+    grow_both,
+    on_patches,
+)
 from training.optimizer import MuonAdamW
 from training.packing import LAYOUTS, Batch, Packer
 from training.tokenizer import load_or_train
@@ -41,6 +52,8 @@ DEV_BATCHES = 10
 EVALUATE_EVERY = 240.0  # seconds of training
 SAVE_EVERY = 120.0
 LOG_EVERY = 15.0
+COPYING = 5.0
+"""Weight of copying a teacher's visual tokens beside the dense loss."""
 
 
 @dataclass
@@ -66,6 +79,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--grow-from", type=Path, help="a run of the small model, for the large one to start from"
     )
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="a folder of transformers weights to start from; where its patches have another size, their "
+        "features are copied in the vision stage",
+    )
+    parser.add_argument("--patch", type=int, default=PATCH, help="pixels; divides the side of a picture")
     parser.add_argument("--vision-minutes", type=float, default=10)
     parser.add_argument("--joint-minutes", type=float, default=90)
     parser.add_argument(
@@ -102,15 +122,18 @@ class Trainer:
         signal.signal(signal.SIGTERM, self._stop)
         self.clock: float | None = None  # when the last step's gradients were ready; None after a pause
         self.device = torch.device(options.device)
-        self.tokenizer = load_or_train(options.run.parent / "tokenizer")
-        self.packer = Packer(self.tokenizer)
+        self.tokenizer = load_or_train(options.start_from or options.run.parent / "tokenizer")
+        self.packer = Packer(self.tokenizer, patch=options.patch)
         self.word_ids = {
             fact: torch.tensor([self.packer.tokens(word)[0] for word in words])
             for fact, words in ALIGNED.items()
         }
         self.progress = Progress()
         torch.manual_seed(0)
-        self.model = build_model(options.model, self.tokenizer)
+        self.model = build_model(options.model, self.tokenizer, patch=options.patch)
+        self.teacher: InternVLForConditionalGeneration | None = None
+        if options.start_from is not None:
+            self._start_from(options.start_from)
         self.heads = DenseHeads(self.model.config.text_config.hidden_size).to(self.device)
         saved = None
         if self.checkpoint.exists():
@@ -136,6 +159,13 @@ class Trainer:
         path: Path = self.options.run / "checkpoint.pt"
         return path
 
+    def _start_from(self, folder: Path) -> None:
+        """Take over the weights in ``folder``; their tower is the teacher where it has another grid."""
+        parent = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        if parent.config.vision_config.patch_size[0] != self.options.patch:
+            self.teacher = parent.to(self.device).eval().requires_grad_(False)
+        self.model.load_state_dict(on_patches(parent.state_dict(), self.options.patch))
+
     def _prepare(self) -> None:
         self.model.to(self.device).train()
         use_packed_attention(self.model)
@@ -148,6 +178,11 @@ class Trainer:
         ).pooler_output
         dense, hits = self.heads(features, batch.facts.to(self.device))
         log = {"dense": dense.item()}
+        if self.progress.stage == "vision" and self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher.get_image_features(batch.pixels.to(self.device), return_dict=True)
+            copying = copying_loss(features, taught.pooler_output)
+            dense, log["copying"] = dense + COPYING * copying, copying.item()
         if self.progress.stage == "vision":
             return dense, log | {f"fact/{n}": h for n, h in zip(FACTS, hits.tolist(), strict=True)}
         logits, labels = self.answer_logits(batch, features)
@@ -345,7 +380,7 @@ def main() -> None:
     options = parse()
     options.run.mkdir(parents=True, exist_ok=True)
     if "SGL_TRAINING_RANK" not in os.environ:
-        load_or_train(options.run.parent / "tokenizer")
+        load_or_train(options.start_from or options.run.parent / "tokenizer")
         (options.run / "meeting").unlink(
             missing_ok=True
         )  # a killed run leaves it, and the workers would wait

@@ -99,7 +99,10 @@ def test_the_agent_cannot_escalate_where_that_was_ruled_out(layer: str, model: R
 
 REPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "exit": ({}, "answered by the small model, score 0.90 >= 0.80; 75 % of the large model's compute saved"),
-    "forced": ({"forced": True, "score": 0.1}, "answered by the small model, as set, score 0.10; 75 %"),
+    "forced": (
+        {"forced": True, "score": 0.1},
+        "by the small model alone, score 0.10 < 0.80, as the large model may not be asked; 75 %",
+    ),
     "costly": ({"saved_fraction": -0.4}, "; 40 % more compute than the large model alone, 15 ms]"),
     "overruled": (
         {"escalated": True, "score": 0.3, "small_answer": "two", "large_agreed": False},

@@ -1,0 +1,209 @@
+"""Every example runs, offline, and what it prints is true."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import agent  # noqa: E402  # scripts: their folder is on the path only now
+import chain  # noqa: E402
+import graph  # noqa: E402
+import rag  # noqa: E402
+
+from langchain_sgl import ChatSGL, SGLUsageCallbackHandler  # noqa: E402
+from sgl_engine.demo import PICTURES  # noqa: E402
+from sgl_engine.demo.generator import draw_sample  # noqa: E402
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_each_example_is_in_the_readme_and_the_other_way_round() -> None:
+    listed = re.findall(r"\| \[(\w+\.py)\]", (EXAMPLES / "README.md").read_text())
+    assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_a_script_runs_from_anywhere_without_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "chain.py"), str(PICTURES / "chart.png")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "apr yellow 5" in done.stdout
+    assert "\x1b[" not in done.stdout
+
+
+def test_chain_answers_every_question_of_the_batch(capsys: Output) -> None:
+    assert chain.main([]) == 0
+    out = capsys.readouterr().out
+    assert "9 of 9 answers are right." in out
+    assert re.search(r"^calls +9$", out, flags=re.MULTILINE)
+    assert re.search(r"^  escalated +[1-8] ", out, flags=re.MULTILINE)
+
+
+def test_chain_marks_wrong_answers() -> None:
+    report = {"route": "small", "score": 0.9, "saved_fraction": 0.5}
+    tasks = [(Path("a.png"), "?", "1"), (Path("b.png"), "?", "2")]
+    table = chain.report_table(tasks, [{"answer": "1", "report": report}, {"answer": "1", "report": report}])
+    assert [str(row.style) for row in table.rows] == ["", "red"]
+
+
+def test_graph_takes_every_branch(capsys: Output) -> None:
+    assert graph.main([]) == 0
+    out = capsys.readouterr().out
+    for branch in graph.BRANCHES:
+        assert re.search(rf"Settled by: .*\b{branch} [1-9]", out), branch
+    assert "played by a script" in out
+    assert "a person says" in out
+
+
+def test_graph_says_when_a_branch_was_not_taken(capsys: Output) -> None:
+    assert graph.main(["--questions", "1"]) == 1
+    assert "person 0" in capsys.readouterr().out
+
+
+def test_graph_waits_for_the_person_and_keeps_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can be sure at these thresholds: the graph stops, and goes on when it is resumed."""
+    monkeypatch.setattr(graph, "SURE", 1.01)
+    monkeypatch.setattr(graph, "LARGE_SURE", 1.01)
+    built, asked = graph.build_graph(), graph.Question(question="How much is the total?", picture="noise")
+    context = graph.Context(ChatSGL(), {"noise": Image.effect_noise((192, 192), 90).convert("RGB")})
+    config = {"configurable": {"thread_id": "1"}}
+    state = built.invoke(asked, config, context=context)
+    (waiting,) = state["__interrupt__"]
+    assert waiting.value["question"] == asked["question"]
+    assert set(waiting.value) == {"question", "picture", "first", "large"}
+    assert "answer" not in state
+    resumed = built.invoke(graph.Command(resume="no total"), config, context=context)
+    assert (resumed["answer"], resumed["branch"]) == ("no total", "person")
+    assert len(resumed["why"]) == 4
+    assert len(repr(built.get_state(config).values)) < 5_000  # the picture has 110,592 bytes
+
+
+def test_graph_asks_who_it_is_told_to_ask() -> None:
+    shown: list[Mapping[str, Any]] = []
+
+    def somebody(asked: Mapping[str, Any]) -> str:
+        shown.append(asked)
+        return "no idea"
+
+    states = [state for state, _, _ in graph.runs(8, 105, SGLUsageCallbackHandler(), somebody)]
+    handed_over = [state for state in states if state["branch"] == "person"]
+    assert [state["answer"] for state in handed_over] == ["no idea"] * len(shown)
+    assert shown
+
+
+def test_a_spotlight_keeps_place_and_size() -> None:
+    picture = Image.fromarray(draw_sample(3, family="document").pixels)
+    answer = graph.Context(ChatSGL(), {}).ask(
+        picture, "transcribe the picture", escalate="never", evidence=True
+    )
+    evidence = graph.Evidence.from_message(answer)
+    closer = graph.spotlight(picture, evidence)
+    _, top, _, bottom = evidence.box(share=graph.EVIDENCE_SHARE)
+    middle = int((top + bottom) / 2 * picture.height)
+    row = (0, middle, picture.width, middle + 1)
+    assert closer.size == picture.size
+    assert closer.crop(row).tobytes() == picture.crop(row).tobytes()
+    assert closer.tobytes() != picture.tobytes()
+
+
+def test_graph_can_be_measured(capsys: Output) -> None:
+    assert graph.main(["--measure", "3"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ +ask +\d", out, flags=re.MULTILINE)
+    assert "3 held-out questions" in out
+
+
+def test_agent_spends_its_budget_and_goes_on_with_the_small_model(capsys: Output) -> None:
+    assert agent.main([]) == 0
+    out = capsys.readouterr().out
+    assert "SCRIPTED" in out
+    assert "0 of 1" in out
+    spent = out.index("budget for the large vision model is spent: escalations in this run: 1 of 1")
+    assert out.index("answered by the large model") < spent
+    assert "answered by the large model" not in out[spent:]
+    assert "may not be asked" in out[spent:]
+    assert "How many purple shapes are there? 2 (doubtful" in out
+    assert re.search(r"^  escalated +1 ", out, flags=re.MULTILINE)
+
+
+def test_agent_with_a_larger_budget_doubts_nothing(capsys: Output) -> None:
+    assert agent.main(["--escalations", "9"]) == 0
+    out = capsys.readouterr().out
+    assert "large vision model is spent" not in out
+    assert "doubtful" not in out
+    assert "How many purple shapes are there? 3\n" in out
+
+
+def test_agent_takes_any_model_by_name(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+
+    def init(name: str) -> agent.ScriptedModel:
+        named.append(name)
+        return agent.ScriptedModel(plan=agent.QUESTIONS[:1])
+
+    monkeypatch.setattr(agent, "init_chat_model", init)
+    assert agent.main(["--model", "somebody:some-model"]) == 0
+    out = capsys.readouterr().out
+    assert named == ["somebody:some-model"]
+    assert "The agent's model is somebody:some-model." in out
+    assert "SCRIPTED" not in out
+
+
+def test_agent_explains_a_model_that_does_not_exist(capsys: Output) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        agent.main(["--model", "nobody:nothing"])
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_rag_answers_a_question_that_needs_two_pictures(capsys: Output) -> None:
+    assert rag.main(["--receipts", "8", "--questions", "2"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "first run of the indexer: 8 pictures transcribed, 0 unchanged" in out
+    assert "second run of the indexer: 0 pictures transcribed, 8 unchanged" in out
+    assert "2 random questions, two pictures each" in out
+    one, other, result, truth, verdict = re.findall(  # type: ignore[misc]
+        r"Together: (\S+) \+ (\S+) = (\S+); the receipts say (\S+): (right|WRONG)", out
+    )[0]
+    if result != "None":
+        assert f"{float(one) + float(other):.2f}" == result
+    assert (verdict == "right") == (result == truth)
+
+
+def test_rag_over_a_folder_claims_no_truth(tmp_path: Path, capsys: Output) -> None:
+    truth = rag.draw_receipts(tmp_path, 3, start=0)
+    (item, _), (_, mark), *_ = next(iter(truth.values())).items()
+    assert rag.main(["--folder", str(tmp_path), "--ask", item, mark, mark]) == 0
+    out = capsys.readouterr().out
+    assert "first run of the indexer: 3 pictures transcribed" in out
+    assert "the receipts say" not in out
+    assert "random questions" not in out
+    assert (tmp_path / rag.MANIFEST).exists()
+
+
+def test_rag_asks_for_both_a_folder_and_a_question() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        rag.main(["--folder", "."])
+
+
+def test_random_questions_name_each_receipt_by_what_no_other_says() -> None:
+    truth = {
+        "a": {"tea": "1.00", "milk": "2.00"},
+        "b": {"tea": "3.00", "milk": "4.00"},
+        "c": {"tea": "5.00", "bread": "1.00"},
+    }
+    questions = list(rag.random_questions(truth, 100, seed=1))
+    assert questions
+    for one, other in questions:
+        assert one.item == other.item
+        assert one.source != other.source
+        for asked in (one, other):
+            assert asked.mark in truth[str(asked.source)].values()
+            assert asked.mark != truth[str(asked.source)][asked.item]
+            assert sum(asked.mark in lines.values() for lines in truth.values()) == 1

@@ -1,0 +1,120 @@
+"""Long prompts, large pictures, many pictures: no S x S tensor is made, and memory follows what is kept."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samples import noise
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sgl_engine import Request, Response, SGLEngine
+from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.testing import tiny_vlm
+
+ROOT = Path(__file__).parents[2]
+OWN_MASK = "gemma3"
+"""Its modelling code asks for a boolean mask of S x S, because pictures see themselves in both directions."""
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+        self.shape: tuple[int, ...] = ()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                elements = (
+                    tensor.untyped_storage().nbytes() // tensor.element_size()
+                )  # an expanded view is small
+                if elements > self.elements:
+                    self.elements, self.shape = elements, tuple(tensor.shape)
+        return out
+
+
+def engine(family: str, context_tokens: int, **options: Any) -> SGLEngine:
+    small, large = (
+        tiny_vlm(family, size=size, context_tokens=context_tokens, **options) for size in ("small", "large")
+    )
+    pair = SGLEngine(small, large)
+    return pair.with_config(pair.config.escalating("always"))
+
+
+def nearly_full(pair: SGLEngine) -> Request:
+    """A prompt that leaves room for a few tokens of answer."""
+    pictures = [noise(96, 64), noise(60, 90)]
+    room = pair.large.context_tokens - pair.count_tokens(Request.ask("", *pictures))
+    return Request.ask("w" * (room - 40), *pictures, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*falling back to its reference")
+def test_no_tensor_of_the_prompts_size_squared(family: str) -> None:
+    pair = engine(family, 4096)
+    with Largest() as largest:
+        response = pair.run(nearly_full(pair))
+    tokens = response.report.large_input_tokens
+    assert tokens is not None
+    assert 4000 < tokens < 4096
+    if family == OWN_MASK:  # the control: what is made is seen
+        assert largest.elements >= tokens**2
+    else:
+        assert largest.elements < 0.1 * tokens**2, largest.shape
+
+
+def test_eager_attention_would_be_seen() -> None:
+    pair = engine("internvl", 2048)
+    pair.small.text_model.config._attn_implementation = "eager"
+    with Largest() as largest:
+        response = pair.run(nearly_full(pair))
+    assert largest.elements >= response.report.small_input_tokens**2
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*falling back to its reference")
+def test_large_pictures_and_many_pictures(family: str) -> None:
+    pair = engine(family, 16384, max_tiles=6)
+    large = noise(100, 75).resize((4000, 3000))
+    one = pair.run(Request.ask("What is it?", large, max_new_tokens=2))
+    many = pair.run(
+        Request.ask("Which is it?", *[noise(80, 60, seed=n) for n in range(20)], max_new_tokens=2)
+    )
+    for response in (one, many):
+        assert isinstance(response, Response)
+        assert response.report.route == "large"
+        assert response.plan is not None
+        assert response.plan.kept_visual_tokens == int(0.2 * response.plan.visual_tokens)
+        assert response.importance is not None
+        assert len(response.importance.spans) == len({span.start for span in response.importance.spans})
+    assert {span.image for span in many.importance.spans} == set(range(20))  # type: ignore[union-attr]
+
+
+def peak_mib(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_peak_memory_stays_within_its_budget() -> None:
+    """At 8,000 tokens one S x S map of float32 is 260 MiB, and a layer of this model has 14 heads."""
+    pruned = peak_mib("--tokens", "8192", "--keep-ratio", "0.05")
+    whole = peak_mib("--tokens", "8192", "--keep-ratio", "1")
+    recorded = peak_mib("--tokens", "8192", "--capture")
+    assert pruned["tokens"] > 8000
+    # Three activations of the MLP, which is 4,864 wide, are 460 MiB; everything else is a few rows of S.
+    budget_mib = 900
+    assert budget_mib < 14 * pruned["square_mib"] / 3
+    assert max(row["peak_mib"] for row in (pruned, whole, recorded)) < budget_mib
+    assert pruned["cache_mib"] < 0.25 * whole["cache_mib"]
+    assert pruned["peak_mib"] < whole["peak_mib"]
