@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_engine import cost
-from sgl_engine.answer_reader import agree, read_answer
+from sgl_engine.answer_reader import AnswerReader, agree, read_answer
+from sgl_engine.generation import Turn, token_logprobs
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
+    Decoding,
     EncodedPrompt,
     ExitDecision,
     LargePassResult,
     PruningPlan,
     Request,
+    Response,
     SmallPassResult,
 )
 
@@ -31,6 +34,10 @@ class Clock:
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
         self._stages: dict[str, float] = {}
+
+    def resume(self) -> None:
+        """Begins a stage here: what came between, such as other requests' stages, is nobody's."""
+        self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """Ends a stage that began where the last one ended."""
@@ -46,6 +53,25 @@ class Clock:
     def stage_ms(self) -> dict[str, float]:
         """All stages so far, and "total" since the beginning."""
         return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request, its images loaded, as one model reads it.
+
+    Attributes:
+        request: What is asked.
+        clock: Its own.
+        decoding: How tokens are chosen, whichever model answers.
+        reader: Of this model's answer.
+        turn: What this model is given.
+    """
+
+    request: Request
+    clock: Clock
+    decoding: Decoding
+    reader: AnswerReader
+    turn: Turn
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,22 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
         large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+    )
+
+
+def make_response(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *, scorer: str) -> Response:
+    """What the caller gets of a finished run; arguments as in ``run_report``."""
+    vlm = small_vlm if run.large is None else large_vlm
+    generation = (run.large or run.small).generation
+    return Response(
+        text=answer.text,
+        finish_reason=generation.finish_reason,
+        report=run_report(run, answer, small_vlm, large_vlm, scorer=scorer),
+        tool_calls=answer.tool_calls,
+        invalid_tool_calls=answer.invalid_tool_calls,
+        tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
+        importance=run.small.importance,
+        plan=None if run.large is None else run.large.plan,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sgl_engine.conversation import reads_natively
 from sgl_engine.tool_calls import ParsedAnswer, callable_tools, dump, parse_with_tokenizer
@@ -13,6 +14,8 @@ from sgl_engine.types import Decoding, EncodedPrompt, Generation, Request, TextD
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
+
+Result = TypeVar("Result")
 
 
 class AnswerReader:
@@ -75,6 +78,17 @@ class AnswerReader:
         for index, (call_id, name, arguments) in enumerate([*calls, *wrong]):
             deltas.append(ToolCallDelta(index, call_id, name, arguments))
         return deltas, parsed
+
+
+def read_stream(stream: Generator[str, None, Result], reader: AnswerReader) -> Generator[Delta, None, Result]:
+    """What a reader makes of a pass while it streams; returns the pass's result."""
+    while True:
+        try:
+            text = next(stream)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield from reader.push(text)
 
 
 def read_answer(vlm: VLM, request: Request, prompt: EncodedPrompt, generation: Generation) -> ParsedAnswer:

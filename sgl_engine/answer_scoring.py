@@ -21,11 +21,12 @@ from transformers.cache_utils import DynamicLayer
 
 from sgl_engine import cost
 from sgl_engine.answer_scores import ScoringPassResult
-from sgl_engine.attention import AttentionRecorder, capture_attention
+from sgl_engine.attention import capture_attention
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
 from sgl_engine.importance import AttentionSums, importance_map
 from sgl_engine.pruning import keep_everything, prune_visual_tokens
+from sgl_engine.recording import AttentionRecorder
 from sgl_engine.types import Decoding, EncodedPrompt, ImportanceMap, PruningPlan
 
 if TYPE_CHECKING:

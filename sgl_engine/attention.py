@@ -15,112 +15,31 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_engine.importance import AttentionSums
+from sgl_engine.prompt_batch import PromptBatch
+from sgl_engine.recording import AttentionRecorder
 from sgl_engine.types import EncodedPrompt
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
-_ROWS_AT_ONCE = 64  # bounds the probabilities in memory to heads x 64 x keys
 _PREFIX = "sgl_capture_"
 _RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("sgl_attention_recorder", default=None)
 
 
-class AttentionRecorder:
-    """Adds attention rows up, in float32, per layer.
+def takes_padding(vlm: VLM) -> bool:
+    """Whether prompts of different lengths can run side by side: masks decide who sees what.
 
-    Args:
-        layers: L.
-        prompt: Where the visual tokens are.
-        first_row: First prompt row that counts.
-        cached_tokens: Positions that were run before the recording began.
+    Not with flash attention, and not in a model whose architecture is not known.
     """
-
-    def __init__(self, layers: int, prompt: EncodedPrompt, first_row: int, cached_tokens: int = 0) -> None:
-        self._prompt_tokens = len(prompt)
-        self._first_row = first_row
-        self._visual = torch.tensor(
-            prompt.visual_positions, dtype=torch.int64, device=prompt.input_ids.device
-        )
-        self._decode_rows = [0] * layers
-        self._seen = [cached_tokens] * layers
-        # Sums stay on the device that computed them: copying each one would wait for each layer.
-        self._prefill: list[Tensor | float] = [0.0] * layers
-        self._decode: list[Tensor | float] = [0.0] * layers
-
-    def sums(self) -> AttentionSums:
-        """What was recorded so far."""
-        return AttentionSums(
-            prefill=self._stack(self._prefill),
-            decode=self._stack(self._decode),
-            prefill_queries=self._prompt_tokens - self._first_row,
-            decode_queries=max(self._decode_rows),
-        )
-
-    def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Adds one call of one layer.
-
-        Args:
-            layer: Decoder layer.
-            query: (1, H, Q, D), after rotation.
-            key: (1, H_kv, N, D), after rotation, what the cache holds included.
-            mask: Boolean (True = visible) or additive, (1, 1, Q, N); None is causal.
-            scaling: Factor on the products.
-        """
-        if len(self._visual) == 0:
-            return
-        rows, keys = query.shape[2], key.shape[2]
-        # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
-        before = max(self._seen[layer], keys - rows)
-        self._seen[layer] = before + rows
-        dropped = before + rows - keys
-        prefill = before < self._prompt_tokens
-        start = max(0, self._first_row - before) if prefill else 0
-        self._visual = self._visual.to(query.device)
-        columns = self._visual if dropped == 0 else self._visual[self._visual >= dropped] - dropped
-        received = torch.zeros(len(columns), device=query.device)
-        for first in range(start, rows, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, rows)
-            probabilities = _attention_rows(query, key, mask, scaling, first, last)
-            received += probabilities[:, columns].sum(dim=0)
-        kept = self._prefill if prefill else self._decode
-        # Visual tokens ascend, so those that the window has left behind come first.
-        kept[layer] = kept[layer] + F.pad(received, (len(self._visual) - len(columns), 0))
-        if not prefill:
-            self._decode_rows[layer] += rows
-
-    def _stack(self, per_layer: list[Tensor | float]) -> Tensor:
-        nothing = torch.zeros(len(self._visual))
-        return torch.stack([nothing + (row.cpu() if isinstance(row, Tensor) else row) for row in per_layer])
-
-
-def _attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first: int, last: int
-) -> Tensor:
-    """Probabilities of query rows [first, last), float32 (H * rows, N), heads outermost."""
-    heads, keys = query.shape[1], key.shape[2]
-    groups = heads // key.shape[1]
-    # Query heads of one group share a key head, so the keys need not be repeated.
-    rows = query[0, :, first:last].float().reshape(key.shape[1], groups * (last - first), -1)
-    scores = (rows @ key[0].float().transpose(1, 2) * scaling).reshape(heads, last - first, keys)
-    if mask is None:
-        offset = keys - query.shape[2]
-        position = torch.arange(first, last, device=query.device)[:, None] + offset
-        visible = torch.arange(keys, device=query.device)[None] <= position
-        scores = scores.masked_fill(~visible, float("-inf"))
-    elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[0, :, first:last], float("-inf"))
-    else:
-        scores = scores + mask[0, :, first:last].float()
-    return scores.softmax(dim=-1).reshape(-1, keys)
+    implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
+    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_proof
 
 
 @contextmanager
 def capture_attention(
-    vlm: VLM, prompt: EncodedPrompt, *, first_row: int | None = None, cached_tokens: int = 0
+    vlm: VLM, prompt: EncodedPrompt | PromptBatch, *, first_row: int | None = None, cached_tokens: int = 0
 ) -> Iterator[AttentionRecorder]:
     """Records attention to visual tokens while ``vlm`` runs ``prompt`` and decodes, unpruned.
 
@@ -129,13 +48,16 @@ def capture_attention(
 
     Args:
         vlm: The model that will run inside the context.
-        prompt: The prompt that it will run.
+        prompt: The prompt, or the batch, that it will run.
         first_row: First prompt row that counts; None is the last visual token, as in the paper. For studies.
         cached_tokens: Positions that are in the cache already: len(prompt), to record what comes after it.
     """
-    if first_row is None:
-        first_row = max(prompt.visual_positions, default=len(prompt) - 1)
-    recorder = AttentionRecorder(vlm.num_layers, prompt, first_row, cached_tokens)
+    batch = prompt if isinstance(prompt, PromptBatch) else PromptBatch.of([prompt])
+    first_rows = [
+        max(each.visual_positions, default=len(each) - 1) if first_row is None else first_row
+        for each in batch.prompts
+    ]
+    recorder = AttentionRecorder(vlm.num_layers, batch, first_rows, cached_tokens)
     config = vlm.text_model.config
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)

@@ -6,32 +6,31 @@ request -> images -> small pass -> exit? -+-> the small answer
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sgl_engine.accounting import Clock, Run, engine_version, run_report
-from sgl_engine.answer_reader import AnswerReader
+from sgl_engine.accounting import Asked, Clock, Run, engine_version, make_response
+from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
+from sgl_engine.batching import MAX_ROWS, Attempts
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, ExitConfig
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import ConfigError
-from sgl_engine.generation import token_logprobs
+from sgl_engine.errors import ConfigError, SGLError
+from sgl_engine.generation import Turn
 from sgl_engine.images import resolve_images
-from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.large_pass import run_large_batch, stream_large_pass
 from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
-from sgl_engine.small_pass import run_small_pass
+from sgl_engine.small_pass import run_small_batch, run_small_pass
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
-    ExitDecision,
     ImportanceMap,
-    LargePassResult,
     PruningPlan,
     Request,
     Response,
@@ -39,7 +38,7 @@ from sgl_engine.types import (
     StreamEvent,
 )
 from sgl_engine.vlm import VLM
-from sgl_engine.wishes import hold_to_form, resolve
+from sgl_engine.wishes import hold_to_form, permitted, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -127,42 +126,102 @@ class SGLEngine:
             RequestError: This request is bad; the engine is unharmed.
             IncompatiblePairError: A model does not say which part of the images its tokens show.
         """
-        clock = Clock()
+        asked = self._ask_small(request, Clock())
+        turn = asked.turn
+        small = self._small_pass(asked.request, turn.prompt, turn.max_new_tokens, turn.decoding)
+        run = self._decide(asked, small)
+        yield run.decision
+        if run.decision.exit:
+            yield from asked.reader.push(small.generation.text)
+        else:
+            asked, plan = self._ask_large(asked, run)
+            turn = asked.turn
+            passing = stream_large_pass(
+                self.large, turn.prompt, plan, max_new_tokens=turn.max_new_tokens, decoding=turn.decoding
+            )
+            large = yield from read_stream(passing, asked.reader)
+            asked.clock.add("large", large.stage_ms)
+            run = replace(run, large_prompt=turn.prompt, large=large)
+        held_back, answer = asked.reader.finish((run.large or small).generation)
+        yield from held_back
+        yield self._response(run, answer)
+
+    def run_batch(
+        self, requests: Sequence[Request], *, max_batch_size: int = MAX_ROWS
+    ) -> list[Response | SGLError]:
+        """Answers several requests: the small model all of them at once, then the large one what is left.
+
+        Answers are those of single runs: the same, but for rounding, where two tokens are equally likely.
+        Each request keeps its own limits, deadline, cancellation and form. Models that cannot be given padded
+        prompts (``takes_padding``) answer one after the other.
+
+        Times in a report: work that requests share is shared out equally, so that stages add up to what the
+        batch took; "total" is how long the caller waited.
+
+        Args:
+            requests: In any mixture.
+            max_batch_size: Prompts that run side by side at most; longer lists run in parts.
+
+        Returns:
+            In order, a response, or the error that a single run would have raised.
+
+        Raises:
+            ConfigError: The large model cannot be pruned as configured, or ``max_batch_size`` is below 1.
+        """
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size is {max_batch_size}.", remedy="Use 1 or more.")
+        clocks, attempts = [Clock() for _ in requests], Attempts()
+        asked = attempts.each(lambda row: self._ask_small(requests[row], clocks[row]), range(len(requests)))
+        small = attempts.together(
+            lambda rows: self._small_batch([asked[row] for row in rows], max_batch_size), asked
+        )
+        runs = attempts.each(lambda row: self._decide(asked[row], small[row]), small)
+        left = [row for row, run in runs.items() if not run.decision.exit]
+        aimed = attempts.each(lambda row: self._ask_large(asked[row], runs[row]), left)
+        large = attempts.together(
+            lambda rows: run_large_batch(
+                self.large,
+                [aimed[row][0].turn for row in rows],
+                [aimed[row][1] for row in rows],
+                max_rows=max_batch_size,
+            ),
+            aimed,
+        )
+        for row, result in large.items():
+            asked[row] = aimed[row][0]
+            clocks[row].add("large", result.stage_ms)
+            runs[row] = replace(runs[row], large_prompt=asked[row].turn.prompt, large=result)
+        answered = [row for row in runs if row not in attempts.errors]
+        return attempts.outcomes(attempts.each(lambda row: self._read(asked[row], runs[row]), answered))
+
+    def _ask_small(self, request: Request, clock: Clock) -> Asked:
+        clock.resume()
         max_new_tokens, decoding = resolve(request, self.config.generation)
         decoding = hold_to_form(request, decoding)
         request = resolve_images(request, self.config.limits)
-        small_prompt = self.small.encode(request, self.config.limits)
+        prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
-        reader = AnswerReader(self.small, request, small_prompt)
-        small = self._small_pass(request, small_prompt, max_new_tokens, reader.suited(decoding))
-        clock.add("small", small.stage_ms)
-        decision = _permitted(request, decide_exit(small.confidence, self.config.exit))
-        run = Run(request, clock, small_prompt, small, decision)
-        yield decision
-        if decision.exit:
-            yield from reader.push(small.generation.text)
-            held_back, answer = reader.finish(small.generation)
-            yield from held_back
-            yield self._response(run, answer)
-            return
-        large_prompt = self.large.encode(request, self.config.limits)
-        plan = self.plan(large_prompt, small.importance)
-        clock.lap("encode_large")
-        reader = AnswerReader(self.large, request, large_prompt)
-        large = yield from _as_deltas(
-            stream_large_pass(
-                self.large,
-                large_prompt,
-                plan,
-                max_new_tokens=max_new_tokens,
-                decoding=reader.suited(decoding),
-            ),
-            reader,
-        )
-        held_back, answer = reader.finish(large.generation)
-        yield from held_back
-        clock.add("large", large.stage_ms)
-        yield self._response(replace(run, large_prompt=large_prompt, large=large), answer)
+        reader = AnswerReader(self.small, request, prompt)
+        return Asked(request, clock, decoding, reader, Turn(prompt, max_new_tokens, reader.suited(decoding)))
+
+    def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
+        asked.clock.add("small", small.stage_ms)
+        decision = permitted(asked.request, decide_exit(small.confidence, self.config.exit))
+        return Run(asked.request, asked.clock, asked.turn.prompt, small, decision)
+
+    def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
+        asked.clock.resume()
+        prompt = self.large.encode(asked.request, self.config.limits)
+        plan = self.plan(prompt, run.small.importance)
+        asked.clock.lap("encode_large")
+        reader = AnswerReader(self.large, asked.request, prompt)
+        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding))
+        return replace(asked, reader=reader, turn=turn), plan
+
+    def _read(self, asked: Asked, run: Run) -> Response:
+        generation = (run.large or run.small).generation
+        asked.reader.push(generation.text)
+        return self._response(run, asked.reader.finish(generation)[1])
 
     def score_answers(
         self, request: Request, answers: Sequence[str], *, model: Literal["auto", "small", "large"] = "auto"
@@ -192,7 +251,7 @@ class SGLEngine:
         guide = exit_config.escalate != "never"
         small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
         clock.add("small", small.stage_ms)
-        decision = _permitted(request, decide_exit(decision_confidence(small), exit_config))
+        decision = permitted(request, decide_exit(decision_confidence(small), exit_config))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
         if not decision.exit:
             large_prompt = self.large.encode(request, self.config.limits)
@@ -228,6 +287,16 @@ class SGLEngine:
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
         )
 
+    def _small_batch(self, asked: Sequence[Asked], max_rows: int) -> Sequence[SmallPassResult | SGLError]:
+        """The small model's turn for many; scripted engines have another, as for one."""
+        return run_small_batch(
+            self.small,
+            [each.turn for each in asked],
+            scorer=self.config.exit.scorer,
+            consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
+            max_rows=max_rows,
+        )
+
     def count_tokens(self, request: Request) -> int:
         """Prompt tokens of a request, visual ones included, as the large model reads it.
 
@@ -253,36 +322,5 @@ class SGLEngine:
         return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
     def _response(self, run: Run, answer: ParsedAnswer) -> Response:
-        vlm = self.small if run.large is None else self.large
-        generation = run.small.generation if run.large is None else run.large.generation
-        return Response(
-            text=answer.text,
-            finish_reason=generation.finish_reason,
-            report=run_report(
-                run, answer, self.small, self.large, scorer=self.config.exit.scorer or DEFAULT_SCORER
-            ),
-            tool_calls=answer.tool_calls,
-            invalid_tool_calls=answer.invalid_tool_calls,
-            tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
-            importance=run.small.importance,
-            plan=None if run.large is None else run.large.plan,
-        )
-
-
-def _permitted(request: Request, decision: ExitDecision) -> ExitDecision:
-    """The decision, or a forced exit where the request may not escalate."""
-    if decision.exit or request.may_escalate is None or request.may_escalate():
-        return decision
-    return replace(decision, exit=True, policy="forced")
-
-
-def _as_deltas(
-    stream: Generator[str, None, LargePassResult], reader: AnswerReader
-) -> Generator[StreamEvent, None, LargePassResult]:
-    while True:
-        try:
-            text = next(stream)
-        except StopIteration as end:
-            result: LargePassResult = end.value
-            return result
-        yield from reader.push(text)
+        scorer = self.config.exit.scorer or DEFAULT_SCORER
+        return make_response(run, answer, self.small, self.large, scorer=scorer)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from sgl_engine.batching import MAX_ROWS, run_in_groups
 from sgl_engine.cancellation import check_wanted
-from sgl_engine.generation import finish, stream_tokens
-from sgl_engine.pruning import prune_visual_tokens
+from sgl_engine.errors import RequestError
+from sgl_engine.generation import (
+    Answer,
+    NobodyWaitsError,
+    Turn,
+    decode,
+    exclusive_for,
+    finish,
+    stream_tokens,
+)
+from sgl_engine.pruning import KeptColumns, prune_visual_tokens
 from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
 
 if TYPE_CHECKING:
@@ -80,4 +93,80 @@ def run_large_pass(
         stream_large_pass(
             vlm, prompt, plan, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos, decoding=decoding
         )
+    )
+
+
+def run_large_batch(
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, max_rows: int = MAX_ROWS
+) -> list[LargePassResult | RequestError]:
+    """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
+
+    Prompts that are pruned from different layers on, or not at all, run after each other.
+
+    Args:
+        vlm: The large model.
+        turns: The prompts, and what their answers are to be like.
+        plans: One for each of them.
+        max_rows: Prompts side by side at most.
+
+    Returns:
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
+        of those of its group.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+
+    def run(rows: list[int]) -> list[LargePassResult | RequestError]:
+        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows])
+
+    kinds = [plan.layer if plan.prunes else None for plan in plans]
+    return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
+
+
+def _run_group(
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]
+) -> list[LargePassResult | RequestError]:
+    answers = [Answer(vlm, turn) for turn in turns]
+    embedded: list[Tensor | None] = [None] * len(turns)
+    started = time.perf_counter()
+    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
+        embedded = [
+            answer.attempt(partial(vlm.embed, turn.prompt))
+            for answer, turn in zip(answers, turns, strict=True)
+        ]
+    seen = time.perf_counter()
+    rows = [row for row, embeddings in enumerate(embedded) if embeddings is not None]
+    if rows:
+        batch = vlm.batch([turns[row].prompt for row in rows])
+        embeddings = batch.join([each for each in embedded if each is not None])
+        kept = KeptColumns.of([plans[row] for row in rows])
+        steps = decode(
+            vlm,
+            batch,
+            embeddings,
+            [answers[row] for row in rows],
+            cache=vlm.new_cache(),
+            patch=lambda running: prune_visual_tokens(vlm, kept.select(running)),
+        )
+        for _ in steps:
+            pass
+    stage_ms = {
+        "vision": 1e3 * (seen - started) / len(turns),
+        "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
+    }
+    return [
+        answer.error or LargePassResult(answer.generation(), plan, _cache_tokens(vlm, plan, answer), stage_ms)
+        for answer, plan in zip(answers, plans, strict=True)
+    ]
+
+
+def _cache_tokens(vlm: VLM, plan: PruningPlan, answer: Answer) -> tuple[int, ...]:
+    """As ``vlm.cache_tokens`` of a cache of its own."""
+    fed_back = answer.steps - 1
+    return tuple(
+        0
+        if recurrent
+        else fed_back + (len(plan.keep) if plan.prunes and layer >= plan.layer else plan.prompt_tokens)
+        for layer, recurrent in enumerate(vlm.new_cache().is_linear)
     )

@@ -10,8 +10,9 @@ others had never been there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,8 +76,67 @@ def keep_everything(prompt: EncodedPrompt) -> PruningPlan:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class KeptColumns:
+    """Plans of several prompts side by side: what the layers from K on see of the padded batch.
+
+    Rows keep different numbers of tokens, so the shorter ones begin with fillers, which nobody sees.
+
+    Attributes:
+        layer: K, of all plans.
+        tokens: S, columns that the padded prompts take (``PromptBatch``).
+        columns: int64 (B, M), on the CPU: M that of the plan which keeps most; ascending after the fillers.
+        fillers: int64 (B, 1), on the CPU: how many of them come first.
+        prunes: False when every token is kept: then nothing is patched at all.
+        recurrent: Layers that read their rows one after the other, and so have no columns to mask.
+    """
+
+    layer: int
+    tokens: int
+    columns: Tensor
+    fillers: Tensor
+    prunes: bool
+    recurrent: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, plans: Sequence[PruningPlan]) -> KeptColumns:
+        """Of prompts that are padded to the longest of them.
+
+        Args:
+            plans: One per row; all of them prune from the same layer on, or none of them prunes.
+        """
+        assert len({(plan.prunes, plan.prunes and plan.layer) for plan in plans}) == 1, "one kind at a time"
+        tokens = max(plan.prompt_tokens for plan in plans)
+        most = max(len(plan.keep) for plan in plans)
+        columns = [
+            torch.nn.functional.pad(plan.keep + tokens - plan.prompt_tokens, (most - len(plan.keep), 0))
+            for plan in plans
+        ]
+        return cls(
+            layer=plans[0].layer,
+            tokens=tokens,
+            columns=torch.stack(columns),
+            fillers=torch.tensor([[most - len(plan.keep)] for plan in plans]),
+            prunes=plans[0].prunes,
+        )
+
+    def select(self, rows: Sequence[int]) -> KeptColumns:
+        """Some of the rows, as wide as before."""
+        chosen = torch.tensor(rows)
+        return replace(self, columns=self.columns[chosen], fillers=self.fillers[chosen])
+
+    @property
+    def is_even(self) -> bool:
+        """Whether no row has fillers."""
+        return not bool(self.fillers.any())
+
+    def exist(self, count: int, device: torch.device) -> Tensor:
+        """Which of the first ``count`` columns that a pruned layer sees are no fillers, bool (B, count)."""
+        return (torch.arange(count) >= self.fillers).to(device)
+
+
 @contextmanager
-def prune_visual_tokens(vlm: VLM, plan: PruningPlan) -> Iterator[None]:
+def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[None]:
     """Within the context, ``vlm`` runs as ``plan`` says; on leaving, also by an exception, no hook remains.
 
     What is pruned follows from each layer's cache, not from state of the context: it may be entered anew for
@@ -89,21 +149,25 @@ def prune_visual_tokens(vlm: VLM, plan: PruningPlan) -> Iterator[None]:
     if not plan.prunes:
         yield
         return
+    kept = plan if isinstance(plan, KeptColumns) else KeptColumns.of([plan])
     layers = vlm.family.decoder_layers(vlm.model)
-    implementation = _check_prunable(vlm, plan, len(layers))
+    implementation = _check_prunable(vlm, kept, len(layers))
+    if not kept.is_even:
+        recurrent = enumerate(vlm.new_cache().is_linear)
+        kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
-        for index in range(plan.layer, len(layers)):
-            hook = _layer_hook(plan, index, additive=implementation.endswith("eager"))
+        for index in range(kept.layer, len(layers)):
+            hook = _layer_hook(kept, index, additive=implementation.endswith("eager"))
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
             decoder = vlm.text_model
-            setattr(decoder, adder, _pruned_adder(plan, getattr(decoder, adder)))
+            setattr(decoder, adder, _pruned_adder(kept, getattr(decoder, adder)))
             hooks.callback(delattr, decoder, adder)  # the class's own method shows again
         yield
 
 
-def _check_prunable(vlm: VLM, plan: PruningPlan, layers: int) -> str:
+def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
     """The attention implementation, where the plan can be carried out with it."""
     first = vlm.family.first_prunable_layer
     if not first <= plan.layer < layers:
@@ -124,15 +188,15 @@ def _check_prunable(vlm: VLM, plan: PruningPlan, layers: int) -> str:
 
 
 def _layer_hook(
-    plan: PruningPlan, index: int, *, additive: bool
+    kept: KeptColumns, index: int, *, additive: bool
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
         if cache is None or not _has_seen(cache, index):
-            return _prune_first_forward(plan, index, args, kwargs)
+            return _prune_first_forward(kept, index, args, kwargs)
         if cache.is_linear[index]:
             return args, kwargs  # a recurrent state has no columns
-        visible = _visible(plan, cache.layers[index], args[0].shape[1])
+        visible = _visible(kept, cache.layers[index], args[0].shape[1])
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
     return hook
@@ -146,51 +210,77 @@ def _has_seen(cache: Any, index: int) -> bool:
 
 
 def _prune_first_forward(
-    plan: PruningPlan, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    kept: KeptColumns, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Gathers the kept rows; tokens after the prompt (a teacher-forced answer) are all kept."""
     hidden, *rest = args
     cos, sin = kwargs["position_embeddings"]
-    rows = _seen(plan, cos.shape[-2], cos.device)
+    rows = _seen(kept, cos.shape[-2], cos.device)
     mask, position_ids = kwargs["attention_mask"], kwargs.get("position_ids")
     if mask is not None:  # None means causal, and rows in ascending order stay causal
-        mask = mask.index_select(-1, rows)
-        mask = mask.index_select(-2, rows) if mask.ndim == 4 else mask  # else (B, S), of a recurrent layer
+        if mask.ndim == 4:  # else (B, S), of a recurrent layer
+            mask = mask.take_along_dim(rows[:, None, :, None], dim=-2).take_along_dim(
+                rows[:, None, None], dim=-1
+            )
+        else:
+            mask = mask.take_along_dim(rows, dim=-1)
+    if not kept.is_even:
+        exist = kept.exist(rows.shape[1], cos.device)
+        hide = _without_fillers if index in kept.recurrent else _hiding_fillers
+        mask = hide(mask, exist)
     pruned = {
         **kwargs,
-        "position_embeddings": (cos.index_select(-2, rows), sin.index_select(-2, rows)),
-        "position_ids": None if position_ids is None else position_ids.index_select(-1, rows),
+        "position_embeddings": tuple(part.take_along_dim(rows[..., None], dim=-2) for part in (cos, sin)),
+        "position_ids": None if position_ids is None else position_ids.take_along_dim(rows, dim=-1),
         "attention_mask": mask,
     }
-    if index == plan.layer:
-        hidden = hidden.index_select(1, rows.to(hidden.device))
+    if index == kept.layer:
+        hidden = hidden.take_along_dim(rows.to(hidden.device)[..., None], dim=1)
     return (hidden, *rest), pruned
 
 
-def _visible(plan: PruningPlan, layer: Any, steps: int) -> Tensor | None:
-    """Which keys of a pruned layer's cache each of ``steps`` new tokens sees, bool (Q, N); None is all.
+def _without_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
+    """A recurrent layer's mask (B, M), 1 = read, in which fillers are not read."""
+    return exist.long() if mask is None else mask * exist
+
+
+def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
+    """An attention layer's mask (B, 1, M, M) in which fillers see themselves, and nobody else does."""
+    own = torch.eye(exist.shape[1], dtype=torch.bool, device=exist.device)
+    if mask is None:
+        mask = torch.ones_like(own).tril()
+    fillers = ~exist[:, None, None]
+    if mask.dtype == torch.bool:
+        return (mask & ~fillers) | (own & fillers)
+    mask = mask.masked_fill(fillers, torch.finfo(mask.dtype).min)
+    return mask.masked_fill(own & fillers, 0.0)
+
+
+def _visible(kept: KeptColumns, layer: Any, steps: int) -> Tensor | None:
+    """Which keys of a pruned layer's cache each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
 
     Sliding windows go by original positions: fewer tokens are left in them, not older ones.
     """
     length = layer.get_seq_length()  # what is left of the prompt, and all tokens since
     window = layer.sliding_window if layer.is_sliding else None
-    if steps == 1 and window is None:
+    if steps == 1 and window is None and kept.is_even:
         return None
-    first = plan.prompt_tokens + length - len(plan.keep)
+    first = kept.tokens + length - kept.columns.shape[1]
     stored = length if window is None else min(length, window - 1)
-    keys = _seen(plan, first + steps, torch.device("cpu"))[length - stored :]
+    keys = _seen(kept, first + steps, torch.device("cpu"))[:, None, length - stored :]
     queries = torch.arange(first, first + steps)[:, None]
     visible = keys <= queries
     if window is not None:
         visible &= keys > queries - window
+    visible &= kept.exist(length + steps, visible.device)[:, None, length - stored :]
     return None if bool(visible.all()) else visible
 
 
 def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tensor | None:
-    """As attention takes it, (1, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
+    """As attention takes it, (B, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
     if visible is None:
         return None
-    visible = visible.to(hidden.device)[None, None]
+    visible = visible.to(hidden.device)[:, None]
     if not additive:
         return visible
     nothing = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
@@ -198,22 +288,24 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
 
 
 def _pruned_adder(
-    plan: PruningPlan, original: Callable[[Tensor, Tensor, Tensor], Tensor]
+    kept: KeptColumns, original: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Adds a plane of visual features to what is left of the image tokens."""
 
     def add(hidden: Tensor, is_image: Tensor, plane: Tensor) -> Tensor:
-        """Hidden states (1, N, hidden), which of the unpruned prompt are visual (1, S), (V, hidden)."""
-        if hidden.shape[1] == is_image.shape[1]:
+        """Hidden states (B, N, hidden), which of the padded prompts are visual (B, S), (V, hidden)."""
+        if hidden.shape[1] == is_image.shape[1]:  # every plan drops something, so these are not pruned
             return original(hidden, is_image, plane)
-        rows = _seen(plan, is_image.shape[1], is_image.device)
-        left = is_image.index_select(1, rows)
-        planes = (is_image.cumsum(dim=1) - 1).index_select(1, rows)[left]
+        rows = _seen(kept, is_image.shape[1], is_image.device)
+        left = is_image.take_along_dim(rows, dim=1) & kept.exist(rows.shape[1], is_image.device)
+        planes = (is_image.flatten().cumsum(dim=0) - 1).reshape(is_image.shape)
+        planes = planes.take_along_dim(rows, dim=1)[left]
         return original(hidden, left, plane[planes.to(plane.device)])
 
     return add
 
 
-def _seen(plan: PruningPlan, tokens: int, device: torch.device) -> Tensor:
-    """Which of the first ``tokens`` positions a pruned layer sees, int64, ascending."""
-    return torch.cat((plan.keep, torch.arange(plan.prompt_tokens, tokens))).to(device)
+def _seen(kept: KeptColumns, tokens: int, device: torch.device) -> Tensor:
+    """Which of the first ``tokens`` columns a pruned layer sees, int64 (B, N); fillers, then ascending."""
+    after = torch.arange(kept.tokens, tokens).expand(len(kept.columns), -1)
+    return torch.cat((kept.columns, after), dim=1).to(device)

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_engine.attention import capture_attention
-from sgl_engine.cancellation import check_wanted
+from sgl_engine.batching import MAX_ROWS, group_rows, run_in_groups
 from sgl_engine.confidence import find_scorer, measure_confidence
-from sgl_engine.generation import finish, stream_tokens
+from sgl_engine.errors import RequestError
+from sgl_engine.generation import Answer, NobodyWaitsError, Turn, decode, exclusive_for
 from sgl_engine.importance import importance_map
-from sgl_engine.pruning import plan_pruning, prune_visual_tokens
-from sgl_engine.types import Decoding, EncodedPrompt, Generation, PruningPlan, SmallPassResult
+from sgl_engine.prompt_batch import PromptBatch
+from sgl_engine.pruning import KeptColumns, plan_pruning, prune_visual_tokens
+from sgl_engine.types import (
+    Decoding,
+    EncodedPrompt,
+    Generation,
+    ImportanceMap,
+    PruningPlan,
+    SmallPassResult,
+)
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
 CONSISTENCY_KEEP_RATIO = 0.05
+_MAX_LOGIT_ROWS = 512  # answer tokens whose logits are held at once
 
 
 def run_small_pass(
@@ -50,64 +65,153 @@ def run_small_pass(
         RequestCancelledError: The answer is not wanted any more.
         ConfigError: There is no such scorer.
     """
-    decoding = decoding or Decoding()
-    find_scorer(scorer)  # before the work, not after it
-    # Held from the first layer to the last token: what is recorded must be this request's attention.
-    with vlm.exclusive(partial(check_wanted, decoding, "before the small model began")):
-        return _answer(
-            vlm,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            stop_at_eos=stop_at_eos,
-            decoding=decoding,
-            scorer=scorer,
-            consistency_keep_ratio=consistency_keep_ratio,
-        )
+    turn = Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos)
+    [result] = run_small_batch(vlm, [turn], scorer=scorer, consistency_keep_ratio=consistency_keep_ratio)
+    if isinstance(result, RequestError):
+        raise result
+    return result
 
 
-def _answer(
+def run_small_batch(
     vlm: VLM,
-    prompt: EncodedPrompt,
+    turns: Sequence[Turn],
     *,
-    max_new_tokens: int,
-    stop_at_eos: bool,
-    decoding: Decoding,
-    scorer: str | None,
-    consistency_keep_ratio: float,
-) -> SmallPassResult:
+    scorer: str | None = None,
+    consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    max_rows: int = MAX_ROWS,
+) -> list[SmallPassResult | RequestError]:
+    """``run_small_pass`` for several prompts side by side.
+
+    Args:
+        vlm: The small model.
+        turns: The prompts, and what their answers are to be like.
+        scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
+        consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        max_rows: Prompts side by side at most.
+
+    Returns:
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
+        of those of its group.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    find_scorer(scorer)  # before the work, not after it
+
+    def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
+        return _run_group(vlm, [turns[row] for row in rows], scorer, consistency_keep_ratio)
+
+    return run_in_groups(vlm, turns, [None] * len(turns), run, max_rows=max_rows)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One prompt of a group, and what has become of it so far."""
+
+    turn: Turn
+    answer: Answer
+    embeddings: Tensor | None = None
+    importance: ImportanceMap | None = None
+    plan: PruningPlan | None = None
+    consistency: list[float] | None = None
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        return self.turn.prompt
+
+
+def _run_group(
+    vlm: VLM, turns: Sequence[Turn], scorer: str | None, keep_ratio: float
+) -> list[SmallPassResult | RequestError]:
+    rows = [_Row(turn, Answer(vlm, turn)) for turn in turns]
+    stage_ms: dict[str, float] = {}
+    answers = [row.answer for row in rows]
+    # Held from the first layer to the last token: what is recorded must be these prompts' attention.
+    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
+        stage_ms = _run_stages(vlm, rows, keep_ratio)
+    return [row.answer.error or _result(row, scorer, stage_ms) for row in rows]
+
+
+def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
+    """Fills the rows; returns each one's share of the milliseconds."""
     started = time.perf_counter()
-    embeddings = vlm.embed(prompt)
+    for row in rows:
+        row.embeddings = row.answer.attempt(partial(vlm.embed, row.prompt))
     seen = time.perf_counter()
-    with capture_attention(vlm, prompt) as recorder:
-        generation = finish(
-            stream_tokens(
-                vlm,
-                prompt,
-                embeddings,
-                cache=vlm.new_cache(),
-                max_new_tokens=max_new_tokens,
-                stop_at_eos=stop_at_eos,
-                decoding=decoding,
-            )
-        )
+    _answer(vlm, rows)
     answered = time.perf_counter()
-    importance, plan, consistency = None, None, None
-    if prompt.spans:
-        check_wanted(decoding, "before the consistency pass")
-        importance = importance_map(recorder.sums(), prompt.spans)
-        first = vlm.family.first_prunable_layer
-        plan = plan_pruning(prompt, importance, layer=first, keep_ratio=consistency_keep_ratio)
-        consistency = answer_logprobs(vlm, prompt, embeddings, generation, plan).tolist()
+    _check_consistency(vlm, rows, keep_ratio)
+    return {
+        "vision": 1e3 * (seen - started) / len(rows),
+        "generate": 1e3 * (answered - seen) / len(rows),
+        "consistency": 1e3 * (time.perf_counter() - answered) / len(rows),
+    }
+
+
+def _answer(vlm: VLM, rows: Sequence[_Row]) -> None:
+    """Generates the answers, and records where the model looks."""
+    rows = [row for row in rows if row.answer.error is None]
+    if not rows:
+        return
+    batch, embeddings = _together(vlm, rows)
+    with capture_attention(vlm, batch) as recorder:
+
+        def only(running: Sequence[int]) -> AbstractContextManager[None]:
+            recorder.select(running)
+            return nullcontext()
+
+        answers = [row.answer for row in rows]
+        for _ in decode(vlm, batch, embeddings, answers, cache=vlm.new_cache(), patch=only):
+            pass
+    for number, row in enumerate(rows):
+        if row.prompt.spans and row.answer.error is None:
+            row.importance = importance_map(recorder.sums(number), row.prompt.spans)
+
+
+def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> None:
+    """How likely the answers are when little of the pictures is seen."""
+    rows = [row for row in rows if row.importance is not None]
+    for row in rows:
+        row.answer.check_wanted("before the consistency pass")
+    rows = [row for row in rows if row.answer.error is None]
+    for row in rows:
+        assert row.importance is not None
+        row.plan = plan_pruning(
+            row.prompt, row.importance, layer=vlm.family.first_prunable_layer, keep_ratio=keep_ratio
+        )
+    longest = max((len(row.answer.ids) for row in rows), default=1)
+    groups = group_rows(
+        [len(row.prompt) + len(row.answer.ids) for row in rows],
+        [row.plan is not None and row.plan.prunes for row in rows],
+        max_rows=max(1, _MAX_LOGIT_ROWS // longest),
+    )
+    for group in groups:
+        together = [rows[number] for number in group]
+        batch, embeddings = _together(vlm, together)
+        logprobs = answers_logprobs(
+            vlm,
+            batch,
+            embeddings,
+            [row.answer.generation() for row in together],
+            [row.plan for row in together if row.plan is not None],
+        )
+        for row, of_row in zip(together, logprobs, strict=True):
+            row.consistency = of_row.tolist()
+
+
+def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
+    batch = vlm.batch([row.prompt for row in rows])
+    return batch, batch.join([row.embeddings for row in rows if row.embeddings is not None])
+
+
+def _result(row: _Row, scorer: str | None, stage_ms: Mapping[str, float]) -> SmallPassResult:
+    generation = row.answer.generation()
     return SmallPassResult(
         generation=generation,
-        confidence=measure_confidence(generation.logprobs.tolist(), consistency, scorer),
-        importance=importance,
-        consistency_plan=plan,
-        stage_ms={
-            "vision": 1e3 * (seen - started),
-            "generate": 1e3 * (answered - seen),
-            "consistency": 1e3 * (time.perf_counter() - answered),
-        },
+        confidence=measure_confidence(generation.logprobs.tolist(), row.consistency, scorer),
+        importance=row.importance,
+        consistency_plan=row.plan,
+        stage_ms=stage_ms,
     )
 
 
@@ -126,8 +230,25 @@ def answer_logprobs(
     Returns:
         float32 (T,), natural log of each answer token's probability.
     """
-    tokens = generation.token_ids
-    forced = vlm.append_tokens(embeddings, tokens[:-1])
-    with prune_visual_tokens(vlm, plan):
-        logits = vlm.forward(forced, prompt=prompt, first_position=0, cache=None, logit_rows=len(tokens))
-    return logits.log_softmax(dim=-1).gather(1, tokens.to(logits.device)[:, None])[:, 0].cpu()
+    return answers_logprobs(vlm, vlm.batch([prompt]), embeddings, [generation], [plan])[0]
+
+
+def answers_logprobs(
+    vlm: VLM,
+    batch: PromptBatch,
+    embeddings: Tensor,
+    generations: Sequence[Generation],
+    plans: Sequence[PruningPlan],
+) -> list[Tensor]:
+    """``answer_logprobs`` of several answers side by side; ``plans`` as ``KeptColumns.of`` takes them."""
+    longest = max(map(len, generations))
+    # What fills up shorter answers comes after them, where none of their tokens sees it.
+    fed = [F.pad(each.token_ids, (0, longest - len(each)))[:-1] for each in generations]
+    forced = vlm.append_tokens(embeddings, torch.stack(fed))
+    with prune_visual_tokens(vlm, KeptColumns.of(plans)):
+        logits = vlm.forward_batch(forced, batch=batch, first_position=0, cache=None, logit_rows=longest)
+    found = []
+    for of_row, generation in zip(logits, generations, strict=True):
+        tokens = generation.token_ids.to(logits.device)
+        found.append(of_row[: len(tokens)].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].cpu())
+    return found

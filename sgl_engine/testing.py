@@ -12,14 +12,16 @@ Tiny models are real architectures with random weights; nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 
+from sgl_engine.accounting import Asked
+from sgl_engine.batching import Attempts
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine
-from sgl_engine.errors import ConfigError
+from sgl_engine.errors import ConfigError, SGLError
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
     DEFAULT_FAMILY,
@@ -109,6 +111,16 @@ class FakeEngine(SGLEngine):
     def with_config(self, config: EngineConfig) -> FakeEngine:
         """The same script with another configuration."""
         return FakeEngine(self._answer, score=self._score, small=self.small, large=self.large, config=config)
+
+    def _small_batch(self, asked: Sequence[Asked], max_rows: int) -> Sequence[SmallPassResult | SGLError]:
+        del max_rows
+        attempts = Attempts()
+
+        def answer(row: int) -> SmallPassResult:
+            turn = asked[row].turn
+            return self._small_pass(asked[row].request, turn.prompt, turn.max_new_tokens, turn.decoding)
+
+        return attempts.outcomes(attempts.each(answer, range(len(asked))))
 
     def _small_pass(
         self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding

@@ -1,7 +1,7 @@
 """What flows through the engine: frozen dataclasses, without behaviour beyond views of their own data.
 
 Letters used in shapes: S prompt tokens, V visual tokens among them, M kept prompt tokens, T generated tokens,
-L decoder layers, B batch (always 1 here). Indices are prompt positions. Classes that hold tensors compare by
+L decoder layers, B batch (1, but in a ``PromptBatch``). Indices are prompt positions. Classes that hold tensors compare by
 identity (``eq=False``).
 """
 

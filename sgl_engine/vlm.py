@@ -29,6 +29,7 @@ from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
 from sgl_engine.loading import check_folder, load_config, load_model, move
 from sgl_engine.processing import load_processor, loaded_sizes, process
+from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.types import EncodedPrompt, Request
 
 if TYPE_CHECKING:
@@ -243,6 +244,10 @@ class VLM:
             positions=self.family.positions(self.model, moved),
         )
 
+    def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """Prompts that run together, padded with a token that stands for no image."""
+        return PromptBatch.of(prompts, pad_token=int(self.family.image_token_id(self.config) == 0))
+
     def tower_patches(self, prompt: EncodedPrompt) -> tuple[int, ...]:
         """Patches in each pass of the vision tower, for counting operations."""
         return self.family.tower_patches(self.config, prompt.inputs)
@@ -269,12 +274,12 @@ class VLM:
 
     @torch.inference_mode()
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
-        """Embeddings (1, T, hidden) of text tokens, int64 (T,)."""
-        return self.family.embed(self.model, token_ids.to(self.device)[None], None)
+        """Embeddings (B, T, hidden) of text tokens, int64 (B, T); or (1, T, hidden) of (T,)."""
+        return self.family.embed(self.model, torch.atleast_2d(token_ids.to(self.device)), None)
 
     @torch.inference_mode()
     def append_tokens(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
-        """A prompt's embeddings, (1, S, width), and those of text tokens, int64 (T,), after it."""
+        """Prompts' embeddings, (B, S, width), and those of text tokens, int64 (B, T) or (T,), after them."""
         text = self.embed_tokens(token_ids)
         text = torch.nn.functional.pad(text, (0, embeddings.shape[-1] - text.shape[-1]))
         return torch.cat((embeddings, text), dim=1)
@@ -312,18 +317,47 @@ class VLM:
         Returns:
             Logits, float32 (logit_rows, vocab).
         """
-        positions = _positions(prompt, first_position, embeddings.shape[1])
-        output = self.text_model(
-            **self.family.decoder_inputs(
-                self.model, embeddings, prompt.inputs, positions, cache, prefill=first_position == 0
-            ),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
+        return self.forward_batch(
+            embeddings,
+            batch=PromptBatch.of([prompt]),
+            first_position=first_position,
+            cache=cache,
+            logit_rows=logit_rows,
+        )[0]
+
+    @torch.inference_mode()
+    def forward_batch(
+        self,
+        embeddings: Tensor,
+        *,
+        batch: PromptBatch,
+        first_position: int,
+        cache: DynamicCache | None,
+        logit_rows: int = 1,
+    ) -> Tensor:
+        """One pass of the decoder over several prompts; ``forward`` is that of a batch of one.
+
+        Args:
+            embeddings: (B, N, width): the padded prompts and perhaps tokens after them, or tokens after them.
+            batch: The prompts that they belong to.
+            first_position: Index of the first column.
+            cache: Extended in place; None for a pass on its own.
+            logit_rows: How many of the last columns go through the LM head.
+
+        Returns:
+            Logits, float32 (B, logit_rows, vocab).
+        """
+        positions = batch.positions(first_position, embeddings.shape[1])
+        given = self.family.decoder_inputs(
+            self.model, embeddings, batch.inputs, positions, cache, prefill=first_position == 0
         )
-        hidden = output.last_hidden_state[:, -logit_rows:]
-        logits: Tensor = self.model.get_output_embeddings()(hidden)[0].float()
-        return logits
+        if batch.is_padded:
+            given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
+        output = self.text_model(
+            **given, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        )
+        logits: Tensor = self.model.get_output_embeddings()(output.last_hidden_state[:, -logit_rows:])
+        return logits.float()
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
@@ -331,17 +365,3 @@ class VLM:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
-
-
-def _positions(prompt: EncodedPrompt, first: int, count: int) -> Tensor:
-    """Rotary positions of ``count`` tokens from index ``first`` on: (1, N), or (axes, 1, N).
-
-    Tokens after the prompt go on by one from the largest position in it, on every axis.
-    """
-    index = torch.arange(first, first + count, device=prompt.input_ids.device)
-    if prompt.positions is None:
-        return index[None]
-    known = prompt.positions[..., first : first + count]
-    after = index[known.shape[-1] :] - len(prompt)
-    following = prompt.positions.amax(dim=(0, 2))[None, :, None] + 1 + after
-    return torch.cat((known, following.expand(*known.shape[:-1], -1)), dim=-1)

@@ -10,7 +10,7 @@ from sgl_engine.config import GenerationConfig
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.grammar import answer_grammar
 from sgl_engine.tool_calls import check_tools
-from sgl_engine.types import Decoding, Request
+from sgl_engine.types import Decoding, ExitDecision, Request
 
 
 def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding]:
@@ -53,6 +53,13 @@ def hold_to_form(request: Request, decoding: Decoding) -> Decoding:
     """
     whole = request.response_schema is not None or request.tool_choice == "any"
     return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
+
+
+def permitted(request: Request, decision: ExitDecision) -> ExitDecision:
+    """The decision, or a forced exit where the request may not escalate."""
+    if decision.exit or request.may_escalate is None or request.may_escalate():
+        return decision
+    return replace(decision, exit=True, policy="forced")
 
 
 def _wrong_values(error: ValidationError) -> str:

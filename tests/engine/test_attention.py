@@ -3,7 +3,7 @@ import torch
 from oracles import attention_sum, exploding, plain_logits, traces
 from samples import REQUESTS
 
-from sgl_engine import VLM, attention, capture_attention, run_small_pass
+from sgl_engine import VLM, attention, capture_attention, recording, run_small_pass
 from sgl_engine.importance import importance_map
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import EncodedPrompt
@@ -42,7 +42,7 @@ def test_other_rows_do_not_give_the_map(case: Case) -> None:
 
 def test_captured_steps_of_several_tokens_and_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are worked through in chunks; chunk borders must not show."""
-    monkeypatch.setattr(attention, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(recording, "_ROWS_AT_ONCE", 3)
     vlm = tiny_vlm(size="large")
     prompt = vlm.encode(REQUESTS["one image"])
     answer = [5, 6, 7, 8, 9]
@@ -111,15 +111,15 @@ def test_no_map_of_the_size_of_the_prompt_squared_is_built(monkeypatch: pytest.M
     vlm = tiny_vlm(size="large", side_tokens=8)
     prompt = vlm.encode(REQUESTS["one image"])
     shapes = []
-    original = attention._attention_rows
+    original = recording._attention_rows
     monkeypatch.setattr(
-        attention, "_attention_rows", lambda *args: shapes.append((got := original(*args)).shape) or got
+        recording, "_attention_rows", lambda *args: shapes.append((got := original(*args)).shape) or got
     )
     with capture_attention(vlm, prompt):
         vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
     rows = len(prompt) - prompt.visual_positions[-1]
     heads = vlm.config.text_config.num_attention_heads
-    assert set(shapes) == {(heads * rows, len(prompt))}
+    assert set(shapes) == {(1, heads * rows, len(prompt))}
     assert rows < len(prompt) / 2
 
 

@@ -17,10 +17,10 @@ from sgl_engine.config import GenerationConfig
 from sgl_engine.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.generation import _TextStream
 from sgl_engine.grammar import answer_grammar
 from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import FakeEngine, tiny_vlm
+from sgl_engine.text_stream import TextStream
 from sgl_engine.tool_calls import render_call
 from sgl_engine.types import Decoding, ExitDecision, ToolCall, ToolCallDelta, ToolSpec
 
@@ -224,7 +224,7 @@ def test_stop_strings_cut_the_text_around_calls_alone() -> None:
     text = "a" + call + "b STOP c"
 
     def streamed(*, with_calls: bool) -> str:
-        stream = _TextStream(lambda ids: text[: len(ids)], ("STOP",), with_calls=with_calls)
+        stream = TextStream(lambda ids: text[: len(ids)], ("STOP",), with_calls=with_calls)
         for size in range(1, len(text) + 1):
             stream.push(range(size))
             if stream.stopped:
@@ -360,7 +360,7 @@ def eager() -> SGLEngine:
             embeddings: Tensor,
             *,
             first_position: int,
-            forward: Any = vlm.forward,
+            forward: Any = vlm.forward_batch,
             tag: Any = tag,
             steps: Any = steps,
             **rest: Any,
@@ -370,10 +370,10 @@ def eager() -> SGLEngine:
                 steps["first"] = embeddings.shape[1]
             step = first_position + embeddings.shape[1] - steps["first"]
             if rest.get("logit_rows", 1) == 1 and step < len(tag):
-                logits[-1, tag[step]] += 100
+                logits[:, -1, tag[step]] += 100
             return logits
 
-        vlm.forward = patched  # type: ignore[method-assign]
+        vlm.forward_batch = patched  # type: ignore[method-assign]
     return pair
 
 

@@ -179,8 +179,8 @@ def test_keep_ratio_1_is_generate_bit_for_bit(
 ) -> None:
     vlm, prompt = model(family), encoded(family, request_)
     logits: list[torch.Tensor] = []
-    forward = vlm.forward
-    monkeypatch.setattr(vlm, "forward", lambda *a, **k: logits.append(forward(*a, **k)) or logits[-1])
+    forward = vlm.forward_batch
+    monkeypatch.setattr(vlm, "forward_batch", lambda *a, **k: logits.append(forward(*a, **k)) or logits[-1])
     with attention_of(vlm, implementation):
         expected = vlm.model.generate(
             **prompt.inputs,
@@ -192,7 +192,9 @@ def test_keep_ratio_1_is_generate_bit_for_bit(
         plan = random_plan(prompt, 1, keep_ratio=1.0)
         result = run_large_pass(vlm, prompt, plan, max_new_tokens=6)
     assert torch.equal(result.generation.token_ids, expected.sequences[0, len(prompt) :])
-    assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(logits, expected.logits, strict=True))
+    assert all(
+        torch.equal(ours[0, 0], theirs[0]) for ours, theirs in zip(logits, expected.logits, strict=True)
+    )
 
 
 @families
@@ -232,11 +234,11 @@ def test_wrong_masks_are_noticed(family: str, implementation: str, monkeypatch: 
     vlm, prompt = model(family), encoded(family, "one picture")
     original = pruning._visible
 
-    def one_too_far(plan: PruningPlan, layer: Any, steps: int) -> torch.Tensor | None:
+    def one_too_far(plan: pruning.KeptColumns, layer: Any, steps: int) -> torch.Tensor | None:
         visible = original(plan, layer, steps)
         if visible is not None and steps > 1:
             visible = visible.clone()
-            visible[0, -steps + 1] = True
+            visible[:, 0, -steps + 1] = True
         return visible
 
     monkeypatch.setattr(pruning, "_visible", one_too_far)

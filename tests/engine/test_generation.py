@@ -8,8 +8,9 @@ from samples import REQUESTS
 
 from sgl_engine import VLM, Request
 from sgl_engine.errors import DeadlineError, InvalidRequestError
-from sgl_engine.generation import _Chooser, _TextStream, finish, stream_tokens
+from sgl_engine.generation import _Chooser, finish, stream_tokens
 from sgl_engine.testing import tiny_vlm
+from sgl_engine.text_stream import TextStream
 from sgl_engine.types import Decoding, EncodedPrompt, Generation
 
 
@@ -102,14 +103,14 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(vlm: VLM, prompt: E
 
 def test_a_stop_string_beyond_ascii_is_not_shown_byte_by_byte() -> None:
     encoded = "un né".encode()
-    stream = _TextStream(lambda ids: encoded[: len(ids)].decode(errors="replace"), ("né",))
+    stream = TextStream(lambda ids: encoded[: len(ids)].decode(errors="replace"), ("né",))
     deltas = [stream.push(range(size)) for size in range(1, len(encoded) + 1)]
     assert "".join(deltas) == stream.text == "un "
 
 
 def test_nothing_that_may_become_a_stop_string_is_shown_early() -> None:
     pieces = ["a", "ab", "abE", "abEN", "abENd", "abENdEND", "abENdENDx"]
-    stream = _TextStream(lambda ids: pieces[len(ids) - 1], ("END",))
+    stream = TextStream(lambda ids: pieces[len(ids) - 1], ("END",))
     shown = [stream.push([0] * count) for count in range(1, 7)]
     assert shown == ["a", "b", "", "", "ENd", ""]
     assert stream.stopped
@@ -118,7 +119,7 @@ def test_nothing_that_may_become_a_stop_string_is_shown_early() -> None:
 
 def test_half_characters_wait() -> None:
     encoded = "né…".encode()
-    stream = _TextStream(lambda ids: encoded[: len(ids)].decode(errors="replace"), ())
+    stream = TextStream(lambda ids: encoded[: len(ids)].decode(errors="replace"), ())
     shown = [stream.push([0] * count) for count in range(1, len(encoded) + 1)]
     assert shown == ["n", "", "é", "", "", "…"]
     assert stream.flush() == ""
@@ -137,14 +138,14 @@ def test_a_passed_deadline_stops_within_one_token(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     steps = []
-    original = vlm.forward
+    original = vlm.forward_batch
 
     def slow(*args: object, **kwargs: object) -> torch.Tensor:
         steps.append(1)
         now[0] += 1.0
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(vlm, "forward", slow)
+    monkeypatch.setattr(vlm, "forward_batch", slow)
     with pytest.raises(DeadlineError, match=r"passed 0\.500 s ago, after 3 of 12 answer tokens"):
         generate(vlm, prompt, Decoding(deadline=102.5))
     assert len(steps) == 3

@@ -147,8 +147,8 @@ def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
     def shifted(*arguments: Any) -> torch.Tensor:
         rows = original(*arguments).clone()
-        gap = int((rows.diff() > 1).nonzero()[0])
-        rows[gap] += 1
+        gap = int((rows[0].diff() > 1).nonzero()[0])
+        rows[0, gap] += 1
         return rows
 
     monkeypatch.setattr(pruning, "_seen", shifted)
@@ -157,10 +157,10 @@ def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fault_in_capture_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sgl_engine import attention
+    from sgl_engine import recording
 
-    original = attention._attention_rows
-    monkeypatch.setattr(attention, "_attention_rows", lambda *arguments: original(*arguments) * 1.01)
+    original = recording._attention_rows
+    monkeypatch.setattr(recording, "_attention_rows", lambda *arguments: original(*arguments) * 1.01)
     with pytest.raises(UnsupportedModelError, match="captured is not the attention"):
         prove(vip_llava())
 

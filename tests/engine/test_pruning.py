@@ -80,7 +80,7 @@ def test_renumbered_positions_are_noticed(case: Case, layer: int, monkeypatch: p
     expected = masked_logits(vlm, prompt, ANSWER, layer=layer, keep=plan.keep.tolist())[len(prompt) - 1 :]
     original = pruning._prune_first_forward
 
-    def renumber(plan: PruningPlan, index: int, args: Any, kwargs: Any) -> Any:
+    def renumber(plan: pruning.KeptColumns, index: int, args: Any, kwargs: Any) -> Any:
         cos, sin = kwargs["position_embeddings"]
         args, pruned = original(plan, index, args, kwargs)
         kept = pruned["position_embeddings"][0].shape[-2]
@@ -114,7 +114,7 @@ def test_the_mask_of_layer_0_does_not_do_for_a_ragged_cache(
     vlm.model.set_attn_implementation(implementation)
     original = pruning._layer_hook
 
-    def with_mask_of_layer_0(plan: PruningPlan, index: int, *, additive: bool) -> Any:
+    def with_mask_of_layer_0(plan: pruning.KeptColumns, index: int, *, additive: bool) -> Any:
         hook = original(plan, index, additive=additive)
 
         def keep_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:

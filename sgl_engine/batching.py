@@ -1,0 +1,103 @@
+"""Which prompts of a batch run side by side, and what becomes of the others when one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from sgl_engine.attention import takes_padding
+from sgl_engine.errors import SGLError
+
+if TYPE_CHECKING:
+    from sgl_engine.generation import Turn
+    from sgl_engine.vlm import VLM
+
+Result = TypeVar("Result")
+
+MAX_ROWS = 32
+"""Prompts side by side; more hold more memory and gain little."""
+_MAX_MASK_VALUES = 2**27  # a mask of padded prompts has one value for each row, query and key
+
+
+def group_rows(
+    lengths: Sequence[int], kinds: Sequence[Hashable], *, max_rows: int = MAX_ROWS
+) -> list[list[int]]:
+    """Numbers of rows that run together: of one kind, of neighbouring lengths, within limits.
+
+    Args:
+        lengths: Tokens of each row.
+        kinds: What has to be equal in a group.
+        max_rows: Rows of a group at most.
+    """
+    groups: dict[Hashable, list[list[int]]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        of_kind = groups.setdefault(kinds[row], [[]])
+        # Ascending, so this row is the longest.
+        most = min(max_rows, _MAX_MASK_VALUES // lengths[row] ** 2)
+        if of_kind[-1] and len(of_kind[-1]) >= most:
+            of_kind.append([])
+        of_kind[-1].append(row)
+    return [group for of_kind in groups.values() for group in of_kind]
+
+
+def run_in_groups(
+    vlm: VLM,
+    turns: Sequence[Turn],
+    kinds: Sequence[Hashable],
+    run: Callable[[list[int]], list[Result]],
+    *,
+    max_rows: int = MAX_ROWS,
+) -> list[Result]:
+    """Runs turns group by group, and returns the results in the order of the turns.
+
+    Args:
+        vlm: The model; one that cannot be given padded prompts runs them one by one.
+        turns: What is run.
+        kinds: What has to be equal in a group.
+        run: Numbers of turns that run together -> a result for each.
+        max_rows: Rows of a group at most.
+    """
+    lengths = [len(turn.prompt) for turn in turns]
+    groups = group_rows(lengths, kinds, max_rows=max_rows if takes_padding(vlm) else 1)
+    found = {row: result for group in groups for row, result in zip(group, run(group), strict=True)}
+    return [found[row] for row in range(len(turns))]
+
+
+class Attempts:
+    """Steps of several requests; what fails, fails alone, and takes part in no further step.
+
+    Attributes:
+        errors: By number of the request.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[int, SGLError] = {}
+
+    def each(self, step: Callable[[int], Result], rows: Iterable[int]) -> dict[int, Result]:
+        """A step that requests take one by one: number -> its result, by number, of those that succeed."""
+        found = {}
+        for row in rows:
+            try:
+                found[row] = step(row)
+            except SGLError as error:
+                self.errors[row] = error
+        return found
+
+    def together(
+        self, step: Callable[[list[int]], Sequence[Result | SGLError]], rows: Iterable[int]
+    ) -> dict[int, Result]:
+        """A step that they take at once: numbers -> results or errors in the same order."""
+        wanted = list(rows)
+        found = {}
+        for row, result in zip(wanted, step(wanted) if wanted else (), strict=True):
+            if isinstance(result, SGLError):
+                self.errors[row] = result
+            else:
+                found[row] = result
+        return found
+
+    def outcomes(self, results: Mapping[int, Result]) -> list[Result | SGLError]:
+        """Results and errors, in order; without tracebacks, which would keep a whole batch in memory."""
+        known: dict[int, Result | SGLError] = {**results}
+        known |= {row: error.with_traceback(None) for row, error in self.errors.items()}
+        return [known[row] for row in sorted(known)]

@@ -1,0 +1,174 @@
+"""Attention rows -> what each visual token received, for prompts that run side by side (SGL, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sgl_engine.importance import AttentionSums
+from sgl_engine.prompt_batch import PromptBatch
+
+_ROWS_AT_ONCE = 64  # bounds the probabilities in memory to heads x 64 x keys, whatever the batch
+
+
+class AttentionRecorder:
+    """Adds attention rows up, in float32, per layer and prompt.
+
+    Args:
+        layers: L.
+        batch: Where the visual tokens are, in B prompts.
+        first_rows: Of each prompt, the first position whose row counts.
+        cached_tokens: Columns that were run before the recording began.
+    """
+
+    def __init__(
+        self, layers: int, batch: PromptBatch, first_rows: Sequence[int], cached_tokens: int = 0
+    ) -> None:
+        self._batch = batch
+        self._first_rows = tuple(first_rows)
+        self._visual_tokens = [prompt.num_visual_tokens for prompt in batch.prompts]
+        self._decode_rows = [[0] * layers for _ in batch.prompts]
+        self._seen = [cached_tokens] * layers
+        # Sums stay on the device that computed them: copying each one would wait for each layer.
+        self._prefill: list[Tensor | float] = [0.0] * layers
+        self._decode: list[Tensor | float] = [0.0] * layers
+        self._running = list(range(len(batch)))
+        self._targets = _Targets.of(batch, self._first_rows, self._running)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """From now on only these prompts run; numbers as at the beginning, ascending."""
+        if list(rows) != self._running:
+            self._running = list(rows)
+            self._targets = _Targets.of(self._batch, self._first_rows, rows)
+
+    def sums(self, row: int = 0) -> AttentionSums:
+        """What was recorded so far, of one prompt."""
+        return AttentionSums(
+            prefill=self._stack(self._prefill, row),
+            decode=self._stack(self._decode, row),
+            prefill_queries=len(self._batch.prompts[row]) - self._first_rows[row],
+            decode_queries=max(self._decode_rows[row]),
+        )
+
+    def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Adds one call of one layer.
+
+        Args:
+            layer: Decoder layer.
+            query: (B, H, Q, D), after rotation.
+            key: (B, H_kv, N, D), after rotation, what the cache holds included.
+            mask: Boolean (True = visible) or additive, (1 or B, 1, Q, N); None is causal.
+            scaling: Factor on the products.
+        """
+        if not any(self._visual_tokens):
+            return
+        rows, keys = query.shape[2], key.shape[2]
+        # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
+        before = max(self._seen[layer], keys - rows)
+        self._seen[layer] = before + rows
+        prefill = before < self._batch.tokens
+        self._targets = targets = self._targets.to(query.device)
+        start = max(0, targets.first_row - before) if prefill else 0
+        columns = targets.columns - (before + rows - keys)
+        received = torch.zeros(columns.shape, device=query.device)
+        at_once = max(1, _ROWS_AT_ONCE // len(query))
+        for first in range(start, rows, at_once):
+            last = min(first + at_once, rows)
+            probabilities = _attention_rows(query, key, mask, scaling, first, last)
+            paid = probabilities.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
+            if prefill and targets.is_uneven:
+                paid = targets.counted(paid, before + first, before + last)
+            received += paid.sum(dim=1)
+        # What the window has left behind, and what a row has fewer of than others, receives nothing.
+        received = received.masked_fill((columns < 0) | ~targets.exist, 0.0)
+        self._add(self._prefill if prefill else self._decode, layer, received)
+        if not prefill:
+            for row in self._running:
+                self._decode_rows[row][layer] += rows
+
+    def _add(self, totals: list[Tensor | float], layer: int, received: Tensor) -> None:
+        if len(received) < len(self._batch):
+            everyone = received.new_zeros(len(self._batch), received.shape[1])
+            received = everyone.index_copy(0, torch.tensor(self._running, device=received.device), received)
+        totals[layer] = totals[layer] + received
+
+    def _stack(self, per_layer: list[Tensor | float], row: int) -> Tensor:
+        nothing = torch.zeros(self._visual_tokens[row])
+        return torch.stack(
+            [
+                nothing + (total[row, : len(nothing)].cpu() if isinstance(total, Tensor) else total)
+                for total in per_layer
+            ]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """What is read of prompts that run: columns of visual tokens, rows from which on they are counted.
+
+    Attributes:
+        columns: int64 (B, V), V that of the prompt with most; what the others lack is any column.
+        exist: bool (B, V), False for what they lack.
+        first_rows: int64 (B,), columns.
+        first_row: The first of them.
+        is_uneven: Whether they differ.
+    """
+
+    columns: Tensor
+    exist: Tensor
+    first_rows: Tensor
+    first_row: int
+    is_uneven: bool
+
+    @classmethod
+    def of(cls, batch: PromptBatch, first_rows: Sequence[int], rows: Sequence[int]) -> _Targets:
+        device = batch.prompts[0].input_ids.device
+        widest = max(prompt.num_visual_tokens for prompt in batch.prompts)
+        columns = torch.zeros(len(rows), widest, dtype=torch.int64, device=device)
+        exist = torch.zeros(len(rows), widest, dtype=torch.bool, device=device)
+        first = []
+        for at, row in enumerate(rows):
+            visual, padding = batch.prompts[row].visual_positions, batch.padding[row]
+            columns[at, : len(visual)] = torch.tensor(visual, dtype=torch.int64, device=device) + padding
+            exist[at, : len(visual)] = True
+            first.append(first_rows[row] + padding if visual else batch.tokens)
+        return cls(
+            columns, exist, torch.tensor(first, device=device), min(first, default=0), len(set(first)) > 1
+        )
+
+    def to(self, device: torch.device) -> _Targets:
+        """On the device of a layer."""
+        if self.columns.device == device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("columns", "exist", "first_rows")}
+        return replace(self, **moved)
+
+    def counted(self, paid: Tensor, first: int, last: int) -> Tensor:
+        """Of probabilities (B, H * rows, V), heads outermost, those of rows that count; 0 elsewhere."""
+        counts = torch.arange(first, last, device=paid.device) >= self.first_rows[:, None]
+        counts = counts.repeat(1, paid.shape[1] // (last - first))
+        return paid.masked_fill(~counts[:, :, None], 0.0)
+
+
+def _attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first: int, last: int
+) -> Tensor:
+    """Probabilities of query rows [first, last), float32 (B, H * rows, N), heads outermost."""
+    batch, heads, keys = len(query), query.shape[1], key.shape[2]
+    groups = heads // key.shape[1]
+    # Query heads of one group share a key head, so the keys need not be repeated.
+    rows = query[:, :, first:last].float().reshape(batch, key.shape[1], groups * (last - first), -1)
+    scores = (rows @ key.float().transpose(2, 3) * scaling).reshape(batch, heads, last - first, keys)
+    if mask is None:
+        offset = keys - query.shape[2]
+        position = torch.arange(first, last, device=query.device)[:, None] + offset
+        visible = torch.arange(keys, device=query.device)[None] <= position
+        scores = scores.masked_fill(~visible, float("-inf"))
+    elif mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, first:last], float("-inf"))
+    else:
+        scores = scores + mask[:, :, first:last].float()
+    return scores.softmax(dim=-1).reshape(batch, -1, keys)

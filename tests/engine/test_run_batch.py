@@ -1,0 +1,339 @@
+"""A batch of requests is answered as the requests are one by one, and a bad one fails alone."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from oracles import exploding, traces
+from samples import REQUESTS, noise
+
+from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
+from sgl_engine.errors import (
+    BudgetSpentError,
+    ConfigError,
+    CorruptImageError,
+    DeadlineError,
+    InvalidRequestError,
+    RequestCancelledError,
+    SGLError,
+)
+from sgl_engine.testing import FakeEngine, tiny_vlm
+from sgl_engine.types import ToolSpec
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+LOOK = ToolSpec("look", "Looks.", {"type": "object", "properties": {}, "additionalProperties": False})
+
+# Lengths, pictures, limits and forms of all kinds.
+MIXED: tuple[Request, ...] = (
+    replace(REQUESTS["one image"], max_new_tokens=9),
+    replace(REQUESTS["several tiles"], max_new_tokens=3, logprobs=True),
+    replace(Request.ask("No picture at all, but a longer question?"), max_new_tokens=6),
+    replace(REQUESTS["images with text between"], max_new_tokens=12, temperature=0.7, seed=5),
+    replace(Request.ask("A number?", noise(40, 40, 3)), max_new_tokens=40, response_schema=SCHEMA),
+    replace(Request.ask("Call it.", noise(30, 60, 4)), max_new_tokens=60, tools=(LOOK,), tool_choice="any"),
+)
+
+
+def config(route: Any) -> EngineConfig:
+    return EngineConfig().escalating(route)
+
+
+@pytest.fixture(scope="module")
+def pair() -> SGLEngine:
+    tiles = {"max_tiles": 4, "side_tokens": 4}
+    return SGLEngine(tiny_vlm(size="small", **tiles), tiny_vlm(size="large", **tiles))  # type: ignore[arg-type]
+
+
+def same(got: Response | SGLError, alone: Response) -> None:
+    assert isinstance(got, Response)
+    assert got.text == alone.text
+    assert got.finish_reason == alone.finish_reason
+    assert [(call.name, call.arguments) for call in got.tool_calls] == [
+        (call.name, call.arguments) for call in alone.tool_calls
+    ]
+    assert [token.token for token in got.tokens] == [token.token for token in alone.tokens]
+    assert [token.logprob for token in got.tokens] == pytest.approx(
+        [token.logprob for token in alone.tokens], abs=1e-4
+    )
+    ours, theirs = (response.report.model_dump(exclude={"stage_ms"}) for response in (got, alone))
+    assert _equal_reports(ours, theirs)
+    assert set(got.report.stage_ms) == set(alone.report.stage_ms)
+    assert (got.importance is None) == (alone.importance is None)
+    if got.importance is not None and alone.importance is not None:
+        assert got.importance.mass == pytest.approx(alone.importance.mass, rel=1e-3, abs=1e-5)
+    if alone.plan is not None:
+        assert got.plan is not None
+        assert torch.equal(got.plan.keep, alone.plan.keep)
+
+
+def _equal_reports(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return all(
+        ours[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
+        for name, value in theirs.items()
+    )
+
+
+@pytest.mark.parametrize("route", ["never", "always"])
+@pytest.mark.parametrize("max_batch_size", [32, 2, 1])
+def test_a_batch_is_answered_as_its_requests_are(pair: SGLEngine, route: str, max_batch_size: int) -> None:
+    engine = pair.with_config(config(route))
+    alone = [engine.run(request) for request in MIXED]
+    before = traces(engine.small), traces(engine.large)
+    for got, response in zip(engine.run_batch(MIXED, max_batch_size=max_batch_size), alone, strict=True):
+        same(got, response)
+    assert (traces(engine.small), traces(engine.large)) == before
+
+
+def test_only_those_escalate_that_should(pair: SGLEngine) -> None:
+    scores = sorted(pair.run(request).report.score for request in MIXED)
+    engine = pair.with_config(
+        EngineConfig().model_copy(
+            update={"exit": EngineConfig().exit.model_copy(update={"threshold": sum(scores[2:4]) / 2})}
+        )
+    )
+    alone = [engine.run(request) for request in MIXED]
+    assert {response.report.route for response in alone} == {"small", "large"}
+    for got, response in zip(engine.run_batch(MIXED), alone, strict=True):
+        same(got, response)
+
+
+def test_the_large_model_runs_once_for_all(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = pair.with_config(config("always"))
+    requests = [request for request in MIXED[:4] if request.images]
+    rows: list[int] = []
+    original = engine.large.forward_batch
+
+    def counting(embeddings: torch.Tensor, **rest: Any) -> torch.Tensor:
+        rows.append(len(embeddings))
+        return original(embeddings, **rest)
+
+    monkeypatch.setattr(engine.large, "forward_batch", counting)
+    engine.run_batch(requests)
+    assert rows[0] == len(requests)
+    assert rows == sorted(rows, reverse=True)  # who has ended is not computed any further
+    assert len(rows) <= max(request.max_new_tokens or 0 for request in requests)
+
+
+class Budget:
+    """May be asked once; then it says no, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.left = 1
+        self.error = error
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        if self.left < 0 and self.error is not None:
+            raise self.error
+        return self.left >= 0
+
+
+def test_each_request_is_asked_whether_it_may_escalate(pair: SGLEngine) -> None:
+    engine = pair.with_config(config("always"))
+    budget = Budget()
+    got = engine.run_batch([replace(request, may_escalate=budget) for request in MIXED[:3]])
+    assert [response.report.route for response in got if isinstance(response, Response)] == [
+        "large",
+        "small",
+        "small",
+    ]
+    strict = Budget(BudgetSpentError("Nothing is left.", remedy="Wait."))
+    spent = engine.run_batch([replace(request, may_escalate=strict) for request in MIXED[:3]])
+    assert [type(each) for each in spent] == [Response, BudgetSpentError, BudgetSpentError]
+
+
+def bad_requests() -> list[tuple[Request, type[SGLError]]]:
+    cancelled = threading.Event()
+    cancelled.set()
+    return [
+        (Request.ask("?", b"no picture"), CorruptImageError),
+        (replace(MIXED[0], temperature=-1.0), InvalidRequestError),
+        (replace(MIXED[0], deadline=time.monotonic() - 1), DeadlineError),
+        (replace(MIXED[0], cancel=cancelled), RequestCancelledError),
+        (replace(MIXED[4], max_new_tokens=2), InvalidRequestError),  # no answer that short satisfies it
+    ]
+
+
+@pytest.mark.parametrize("route", ["never", "always"])
+def test_a_bad_request_fails_alone(pair: SGLEngine, route: str) -> None:
+    engine = pair.with_config(config(route))
+    good, requests, expected = iter(MIXED), [], []
+    for bad, kind in bad_requests():
+        requests += [next(good), bad]
+        expected += [Response, kind]
+    got = engine.run_batch(requests)
+    assert [type(each) for each in got] == expected
+    for result, request in zip(got, requests, strict=True):
+        if isinstance(result, Response):
+            same(result, engine.run(request))
+        else:
+            assert isinstance(result, SGLError)
+            with pytest.raises(type(result)):
+                engine.run(request)
+            assert result.__traceback__ is None
+
+
+def at_step(engine: SGLEngine, model: str, step: int, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+    """Calls `act` in a forward of one of the models."""
+    vlm, steps = getattr(engine, model), iter(range(1_000))
+    original = vlm.forward_batch
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(steps) == step:
+            act()
+        result: torch.Tensor = original(*args, **kwargs)
+        return result
+
+    monkeypatch.setattr(vlm, "forward_batch", forward)
+
+
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_a_request_that_is_cancelled_halfway_leaves_the_others_alone(
+    pair: SGLEngine, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = pair.with_config(config("always"))
+    alone = [engine.run(request) for request in MIXED]
+    cancel = threading.Event()
+    requests = [replace(MIXED[0], cancel=cancel), *MIXED[1:]]
+    at_step(engine, model, 2, monkeypatch, cancel.set)
+    got = engine.run_batch(requests)
+    assert isinstance(got[0], RequestCancelledError)
+    assert "after 3 of 9 answer tokens" in str(got[0])
+    for result, response in zip(got[1:], alone[1:], strict=True):
+        same(result, response)
+
+
+def test_late_requests_fail_and_the_others_do_not(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def later() -> None:
+        now[0] += 10.0
+
+    at_step(pair, "small", 1, monkeypatch, later)
+    requests = [replace(MIXED[0], deadline=105.0), MIXED[1], replace(MIXED[2], deadline=200.0)]
+    got = pair.run_batch(requests)
+    assert [type(each) for each in got] == [DeadlineError, Response, Response]
+
+
+@pytest.mark.parametrize("route", ["never", "always"])
+def test_when_nobody_waits_any_longer_nothing_runs(
+    pair: SGLEngine, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = pair.with_config(config(route))
+    cancel = threading.Event()
+    holding, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine.small.exclusive():
+            holding.set()
+            release.wait(5)
+
+    asked = [engine._ask_small(replace(request, cancel=cancel), batch_clock()) for request in MIXED[:2]]
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait(5)
+    threading.Timer(0.1, cancel.set).start()
+    started = time.perf_counter()
+    got = engine._small_batch(asked, 32)
+    release.set()
+    thread.join()
+    assert time.perf_counter() - started < 3
+    assert [type(each) for each in got] == [RequestCancelledError] * 2
+    assert "before the small model began" in str(got[0])
+
+
+def batch_clock() -> Any:
+    from sgl_engine.accounting import Clock
+
+    return Clock()
+
+
+def test_a_failure_that_is_not_a_requests_ends_the_batch_and_leaves_nothing(pair: SGLEngine) -> None:
+    engine = pair.with_config(config("always"))
+    engine.run_batch(MIXED)
+    before = traces(engine.small), traces(engine.large)
+    for vlm in (engine.small, engine.large):
+        layer = vlm.family.decoder_layers(vlm.model)[-1].mlp
+        with exploding(layer), pytest.raises(RuntimeError, match="in the middle"):
+            engine.run_batch(MIXED)
+        assert (traces(engine.small), traces(engine.large)) == before
+
+
+def test_models_without_padding_answer_one_by_one(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "takes_padding", lambda vlm: False)
+    engine = pair.with_config(config("always"))
+    rows: list[int] = []
+    original = engine.large.forward_batch
+    monkeypatch.setattr(
+        engine.large, "forward_batch", lambda e, **rest: rows.append(len(e)) or original(e, **rest)
+    )
+    got = engine.run_batch(MIXED[:3])
+    assert set(rows) == {1}
+    for response, request in zip(got, MIXED[:3], strict=True):
+        same(response, engine.run(request))
+
+
+def test_which_models_take_padding() -> None:
+    vlm = tiny_vlm()
+    assert attention.takes_padding(vlm)
+    vlm.text_model.config._attn_implementation = "flash_attention_2"
+    assert not attention.takes_padding(vlm)
+
+
+def test_times_are_shared_out(pair: SGLEngine) -> None:
+    engine = pair.with_config(config("always"))
+    started = time.perf_counter()
+    got = engine.run_batch(MIXED[:4])
+    waited_ms = 1e3 * (time.perf_counter() - started)
+    reports = [response.report.stage_ms for response in got if isinstance(response, Response)]
+    stages = sum(ms for report in reports for stage, ms in report.items() if stage != "total")
+    assert 0.5 * waited_ms < stages < waited_ms
+    assert all(0.5 * waited_ms < report["total"] <= waited_ms for report in reports)
+
+
+def test_a_scripted_engine_answers_batches() -> None:
+    engine = FakeEngine(lambda request: "word " * (500 if "long" in str(request.messages) else 1), score=0.9)
+    got = engine.run_batch([Request.ask("?"), Request.ask("long?")])
+    assert isinstance(got[0], Response)
+    assert got[0].text.strip() == "word"
+    assert isinstance(got[1], ConfigError)
+
+
+def test_no_requests_and_no_rows(pair: SGLEngine) -> None:
+    assert pair.run_batch([]) == []
+    with pytest.raises(ConfigError, match="max_batch_size is 0"):
+        pair.run_batch(MIXED, max_batch_size=0)
+
+
+def test_attempts_keep_order() -> None:
+    attempts = batching.Attempts()
+
+    def odd(row: int) -> int:
+        if row % 2 == 0:
+            raise InvalidRequestError("Even.", remedy="Add one.")
+        return row * 10
+
+    def all_but_three(rows: Sequence[int]) -> list[int | SGLError]:
+        return [InvalidRequestError("Three.", remedy="None.") if row == 3 else row for row in rows]
+
+    first = attempts.each(odd, range(6))
+    assert first == {1: 10, 3: 30, 5: 50}
+    assert attempts.together(all_but_three, first) == {1: 1, 5: 5}
+    assert [str(result)[:4] for result in attempts.outcomes({1: "one", 5: "five"})] == [
+        "Even",
+        "one",
+        "Even",
+        "Thre",
+        "Even",
+        "five",
+    ]
