@@ -1,8 +1,8 @@
 """What flows through the engine: frozen dataclasses, without behaviour beyond views of their own data.
 
 Letters used in shapes: S prompt tokens, V visual tokens among them, M kept prompt tokens, T generated tokens,
-L decoder layers, B batch (1, but in a ``PromptBatch``). Indices are prompt positions. Classes that hold tensors compare by
-identity (``eq=False``).
+L decoder layers, B batch (1, but in a ``PromptBatch``). Indices are prompt positions. Classes that hold
+tensors compare by identity (``eq=False``).
 """
 
 from __future__ import annotations
