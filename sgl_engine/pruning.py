@@ -157,7 +157,7 @@ def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[N
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
         for index in range(kept.layer, len(layers)):
-            hook = _layer_hook(kept, index, additive=implementation.endswith("eager"))
+            hook = _layer_hook(kept, index, implementation)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
@@ -188,14 +188,21 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, *, additive: bool
+    kept: KeptColumns, index: int, implementation: str
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    flash, additive = "flash" in implementation, implementation.endswith("eager")
+
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
         if cache is None or not _has_seen(cache, index):
-            return _prune_first_forward(kept, index, args, kwargs)
+            args, kwargs = _prune_first_forward(kept, index, args, kwargs)
+            # Flash attention takes gaps between positions for several packed prompts; rotation is done
+            # already.
+            return args, {**kwargs, "position_ids": None} if flash else kwargs
         if cache.is_linear[index]:
             return args, kwargs  # a recurrent state has no columns
+        if flash:  # causal from the last key backwards, whatever the cache's length
+            return args, {**kwargs, "attention_mask": None}
         visible = _visible(kept, cache.layers[index], args[0].shape[1])
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
