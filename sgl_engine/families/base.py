@@ -79,7 +79,7 @@ class BaseFamily:
             inputs: What the processor returned.
             sizes: (width, height) in pixels per image; None where they are unknown.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # how a family tiles is what makes it one: there is no default
 
     def spans(
         self,
