@@ -6,11 +6,12 @@ import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgl_engine import cost
+from sgl_engine.answer import Turn
 from sgl_engine.answer_reader import AnswerReader, agree, read_answer
-from sgl_engine.generation import Turn, token_logprobs
+from sgl_engine.generation import token_logprobs
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
@@ -18,7 +19,6 @@ from sgl_engine.types import (
     EncodedPrompt,
     ExitDecision,
     LargePassResult,
-    PruningPlan,
     Request,
     Response,
     SmallPassResult,
@@ -123,6 +123,8 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         small_output_tokens=len(small.generation),
         large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
         large_output_tokens=None if large is None else len(large.generation),
+        drafted_tokens=None if large is None else large.drafted_tokens,
+        accepted_tokens=None if large is None else large.accepted_tokens,
         small_answer=None if large is None else small.generation.text,
         large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
@@ -164,16 +166,11 @@ def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
     patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
     answer = small.generation if large is None else large.generation
 
-    def large_flops(plan: PruningPlan | None) -> int:
-        return cost.answer_flops(
-            large_vlm.shape,
-            patches=patches,
-            prompt_tokens=len(prompt),
-            output_tokens=len(answer),
-            plan=plan,
-        )
-
-    return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
+    sizes: dict[str, Any] = {"patches": patches, "prompt_tokens": len(prompt)}
+    alone_flops = cost.answer_flops(large_vlm.shape, **sizes, output_tokens=len(answer))
+    if large is None:
+        return small_flops, 0, alone_flops
+    return small_flops, cost.pass_flops(large_vlm.shape, **sizes, fed=large.fed, plan=large.plan), alone_flops
 
 
 def engine_version() -> str:

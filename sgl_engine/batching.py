@@ -9,7 +9,7 @@ from sgl_engine.attention import takes_padding
 from sgl_engine.errors import SGLError
 
 if TYPE_CHECKING:
-    from sgl_engine.generation import Turn
+    from sgl_engine.answer import Turn
     from sgl_engine.vlm import VLM
 
 Result = TypeVar("Result")

@@ -133,17 +133,6 @@ def forward_flops(shape: DecoderShape, layer_tokens: Sequence[int], logit_rows: 
     return layers + logit_rows * shape.logit_flops
 
 
-def decode_flops(shape: DecoderShape, layer_tokens: Sequence[int], output_tokens: int) -> int:
-    """Feeding back all but the last output token, one by one, onto caches of ``layer_tokens`` (L,)."""
-    steps = max(0, output_tokens - 1)
-    keys_beyond_prompt = steps * (steps + 1) // 2
-    layers = sum(
-        shape.layer_flops(layer, steps, steps * n + keys_beyond_prompt)
-        for layer, n in enumerate(layer_tokens)
-    )
-    return layers + steps * shape.logit_flops
-
-
 def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
     """What reading attention rows adds: one more query-key product per recorded row, in attention layers."""
     steps = max(0, output_tokens - 1)
@@ -159,7 +148,7 @@ def answer_flops(
     output_tokens: int,
     plan: PruningPlan | None = None,
 ) -> int:
-    """A whole answer: vision tower, prefill and decoding.
+    """A whole answer that is written token by token: vision tower, prefill and decoding.
 
     Args:
         shape: The model.
@@ -168,12 +157,39 @@ def answer_flops(
         output_tokens: T, the end-of-sequence token included.
         plan: What is pruned; None is nothing.
     """
-    layer_tokens = tokens_per_layer(prompt_tokens, plan, shape.decoder.layers)
-    return (
-        sum(shape.vision.pass_flops(count) for count in patches)
-        + forward_flops(shape.decoder, layer_tokens, logit_rows=1)
-        + decode_flops(shape.decoder, layer_tokens, output_tokens)
+    fed = ((0, 0), *((before, 1) for before in range(output_tokens - 1)))
+    return pass_flops(shape, patches=patches, prompt_tokens=prompt_tokens, fed=fed, plan=plan)
+
+
+def pass_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    fed: Sequence[tuple[int, int]],
+    plan: PruningPlan | None = None,
+) -> int:
+    """``answer_flops`` of a pass as it ran.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt_tokens: S, before pruning.
+        fed: Per forward, answer tokens in the cache before it, and answer tokens fed, with the prompt in the
+            first (``LargePassResult.fed``). Every one of them has logits.
+        plan: What is pruned; None is nothing.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(prompt_tokens, plan, decoder.layers)
+    (_, drafted), *steps = fed
+    prefill = forward_flops(decoder, [n + drafted for n in layer_tokens], logit_rows=1 + drafted)
+    tokens = sum(count for _, count in steps)
+    keys_beyond_prompt = sum(count * (before + count) for before, count in steps)
+    layers = sum(
+        decoder.layer_flops(layer, tokens, tokens * n + keys_beyond_prompt)
+        for layer, n in enumerate(layer_tokens)
     )
+    return sum(map(shape.vision.pass_flops, patches)) + prefill + layers + tokens * decoder.logit_flops
 
 
 def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sgl_engine.accounting import Asked, Clock, Run, engine_version, make_response
+from sgl_engine.answer import Turn
 from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.batching import MAX_ROWS, Attempts
+from sgl_engine.cancellation import check_wanted
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, ExitConfig
+from sgl_engine.drafting import draft_tokens
 from sgl_engine.early_exit import decide_exit
 from sgl_engine.errors import ConfigError, SGLError
-from sgl_engine.generation import Turn
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import run_large_batch, stream_large_pass
 from sgl_engine.proof import prove
@@ -137,7 +140,12 @@ class SGLEngine:
             asked, plan = self._ask_large(asked, run)
             turn = asked.turn
             passing = stream_large_pass(
-                self.large, turn.prompt, plan, max_new_tokens=turn.max_new_tokens, decoding=turn.decoding
+                self.large,
+                turn.prompt,
+                plan,
+                max_new_tokens=turn.max_new_tokens,
+                decoding=turn.decoding,
+                draft=turn.draft,
             )
             large = yield from read_stream(passing, asked.reader)
             asked.clock.add("large", large.stage_ms)
@@ -213,10 +221,15 @@ class SGLEngine:
         asked.clock.resume()
         prompt = self.large.encode(asked.request, self.config.limits)
         plan = self.plan(prompt, run.small.importance)
+        draft = self._draft(asked.request, run.small) if self.config.generation.draft else ()
         asked.clock.lap("encode_large")
         reader = AnswerReader(self.large, asked.request, prompt)
-        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding))
+        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding), draft=draft)
         return replace(asked, reader=reader, turn=turn), plan
+
+    def _draft(self, request: Request, small: SmallPassResult) -> tuple[int, ...]:
+        waiting = partial(check_wanted, request, "while the large model was busy")
+        return draft_tokens(self.small, self.large, small.generation, waiting)
 
     def _read(self, asked: Asked, run: Run) -> Response:
         generation = (run.large or run.small).generation

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from sgl_engine.answer import Answer, Turn
 from sgl_engine.batching import MAX_ROWS, run_in_groups
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.errors import RequestError
-from sgl_engine.generation import (
-    Answer,
-    NobodyWaitsError,
-    Turn,
-    decode,
-    exclusive_for,
-    finish,
-    stream_tokens,
-)
+from sgl_engine.generation import NobodyWaitsError, decode, exclusive_for, finish, stream_answer
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
 from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
 
@@ -37,8 +30,14 @@ def stream_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    draft: Sequence[int] = (),
 ) -> Generator[str, None, LargePassResult]:
     """Answers on the pruned prompt; yields text as it comes, and returns the result.
+
+    A draft is fed in the same forward as the prompt. Its longest beginning that the model would have written
+    itself is taken, and yielded, at once; from there the model goes on. A draft that is right to its end
+    leaves nothing to do but that one forward. (Recurrent layers cannot take tokens back: a model that has
+    some reads its prompt first, and the draft in a second forward.)
 
     The model is patched only while it computes, never while the stream waits for its consumer.
 
@@ -49,6 +48,8 @@ def stream_large_pass(
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
+        draft: Tokens that the answer is expected to begin with, in this model's vocabulary and without an
+            end; they change what the answer costs, not what it is (``sgl_engine.answer``).
 
     Raises:
         DeadlineError: The deadline passed.
@@ -60,23 +61,15 @@ def stream_large_pass(
     with vlm.exclusive(partial(check_wanted, decoding, "before the large model began")):
         embeddings = vlm.embed(prompt)
     seen = time.perf_counter()
-    cache = vlm.new_cache()
-    generation = yield from stream_tokens(
-        vlm,
-        prompt,
-        embeddings,
-        cache=cache,
-        max_new_tokens=max_new_tokens,
-        stop_at_eos=stop_at_eos,
-        decoding=decoding,
-        patch=lambda: prune_visual_tokens(vlm, plan),
+    cache, answer = (
+        vlm.new_cache(),
+        Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos, tuple(draft))),
     )
-    return LargePassResult(
-        generation=generation,
-        plan=plan,
-        cache_tokens=vlm.cache_tokens(cache),
-        stage_ms={"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)},
+    yield from stream_answer(
+        vlm, prompt, embeddings, answer, cache=cache, patch=lambda: prune_visual_tokens(vlm, plan)
     )
+    stage_ms = {"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)}
+    return _result(answer, plan, vlm.cache_tokens(cache), stage_ms)
 
 
 def run_large_pass(
@@ -87,11 +80,18 @@ def run_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    draft: Sequence[int] = (),
 ) -> LargePassResult:
     """``stream_large_pass`` to its end."""
     return finish(
         stream_large_pass(
-            vlm, prompt, plan, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos, decoding=decoding
+            vlm,
+            prompt,
+            plan,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            decoding=decoding,
+            draft=draft,
         )
     )
 
@@ -105,7 +105,7 @@ def run_large_batch(
 
     Args:
         vlm: The large model.
-        turns: The prompts, and what their answers are to be like.
+        turns: The prompts, what their answers are to be like, and their drafts.
         plans: One for each of them.
         max_rows: Prompts side by side at most.
 
@@ -156,9 +156,23 @@ def _run_group(
         "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
     }
     return [
-        answer.error or LargePassResult(answer.generation(), plan, _cache_tokens(vlm, plan, answer), stage_ms)
+        answer.error or _result(answer, plan, _cache_tokens(vlm, plan, answer), stage_ms)
         for answer, plan in zip(answers, plans, strict=True)
     ]
+
+
+def _result(
+    answer: Answer, plan: PruningPlan, cache_tokens: tuple[int, ...], stage_ms: Mapping[str, float]
+) -> LargePassResult:
+    return LargePassResult(
+        generation=answer.generation(),
+        plan=plan,
+        cache_tokens=cache_tokens,
+        stage_ms=stage_ms,
+        fed=tuple(answer.fed),
+        drafted_tokens=len(answer.draft),
+        accepted_tokens=answer.accepted,
+    )
 
 
 def _cache_tokens(vlm: VLM, plan: PruningPlan, answer: Answer) -> tuple[int, ...]:

@@ -58,6 +58,10 @@ class RunReport(BaseModel):
         small_output_tokens: Tokens that it generated.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
+        drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
+            as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
+            off; None where given answers were scored, too.
+        accepted_tokens: Of these, how many it would have written itself: its answer begins with them.
         small_answer: The small model's answer, when the large model was called.
         large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.
         small_model: Which small model ran.
@@ -90,6 +94,8 @@ class RunReport(BaseModel):
     small_output_tokens: int
     large_input_tokens: int | None
     large_output_tokens: int | None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
     small_answer: str | None
     large_agreed: bool | None
     small_model: ModelInfo

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_engine.answer import Answer, Turn
 from sgl_engine.attention import capture_attention
 from sgl_engine.batching import MAX_ROWS, group_rows, run_in_groups
 from sgl_engine.confidence import find_scorer, measure_confidence
 from sgl_engine.errors import RequestError
-from sgl_engine.generation import Answer, NobodyWaitsError, Turn, decode, exclusive_for
+from sgl_engine.generation import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.importance import importance_map
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import KeptColumns, plan_pruning, prune_visual_tokens
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
 CONSISTENCY_KEEP_RATIO = 0.05
-_MAX_LOGIT_ROWS = 512  # answer tokens whose logits are held at once
 
 
 def run_small_pass(
@@ -183,7 +183,7 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
     groups = group_rows(
         [len(row.prompt) + len(row.answer.ids) for row in rows],
         [row.plan is not None and row.plan.prunes for row in rows],
-        max_rows=max(1, _MAX_LOGIT_ROWS // longest),
+        max_rows=max(1, MAX_LOGIT_ROWS // longest),
     )
     for group in groups:
         together = [rows[number] for number in group]

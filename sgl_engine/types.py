@@ -423,12 +423,20 @@ class LargePassResult:
         plan: What was pruned.
         cache_tokens: Cached positions per decoder layer (L,) after the last step; shorter from plan.layer on.
         stage_ms: Milliseconds: "vision", "generate".
+        fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
+            of a draft that turned out wrong included; the first took the prompt too. As for this answer
+            alone: padding, and waiting for others of a batch, are not in it.
+        drafted_tokens: Of the draft, as many as the answer may have.
+        accepted_tokens: Of these, how many the answer begins with.
     """
 
     generation: Generation
     plan: PruningPlan
     cache_tokens: tuple[int, ...]
     stage_ms: Mapping[str, float]
+    fed: tuple[tuple[int, int], ...]
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
