@@ -14,6 +14,7 @@ from sgl_engine.generation import Turn, token_logprobs
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
+    NOTHING_REUSED,
     Decoding,
     EncodedPrompt,
     ExitDecision,
@@ -21,6 +22,7 @@ from sgl_engine.types import (
     PruningPlan,
     Request,
     Response,
+    Reused,
     SmallPassResult,
 )
 
@@ -123,6 +125,10 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         small_output_tokens=len(small.generation),
         large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
         large_output_tokens=None if large is None else len(large.generation),
+        small_known_tokens=small.reused.tokens,
+        small_known_pictures=small.reused.pictures,
+        large_known_tokens=None if large is None else large.reused.tokens,
+        large_known_pictures=None if large is None else large.reused.pictures,
         small_answer=None if large is None else small.generation.text,
         large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
@@ -158,22 +164,32 @@ def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
     small, large = run.small, run.large
     small_patches = small_vlm.tower_patches(run.small_prompt)
     small_flops = cost.small_pass_flops(
-        small_vlm.shape, patches=small_patches, prompt=run.small_prompt, result=small
+        small_vlm.shape,
+        patches=_run_patches(small.reused, small_patches),
+        prompt=run.small_prompt,
+        result=small,
     )
     prompt = run.large_prompt or run.small_prompt
     patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
     answer = small.generation if large is None else large.generation
 
-    def large_flops(plan: PruningPlan | None) -> int:
+    def large_flops(plan: PruningPlan | None, reused: Reused) -> int:
         return cost.answer_flops(
             large_vlm.shape,
-            patches=patches,
+            patches=_run_patches(reused, patches),
             prompt_tokens=len(prompt),
             output_tokens=len(answer),
             plan=plan,
+            known_tokens=reused.tokens,
         )
 
-    return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
+    spent = 0 if large is None else large_flops(large.plan, large.reused)
+    return small_flops, spent, large_flops(None, NOTHING_REUSED)
+
+
+def _run_patches(reused: Reused, patches: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the prompt's, those that went through the vision tower."""
+    return patches if reused.tower_patches is None else reused.tower_patches
 
 
 def engine_version() -> str:

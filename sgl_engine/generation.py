@@ -167,6 +167,7 @@ def decode(
     answers: Sequence[Answer],
     *,
     cache: DynamicCache,
+    cached_tokens: int = 0,
     patch: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Iterator[list[str]]:
     """Generates the answers of a batch; each leaves it at its end, or when something is wrong with it.
@@ -174,9 +175,10 @@ def decode(
     Args:
         vlm: The model.
         batch: The prompts.
-        embeddings: Theirs, (B, S, width).
+        embeddings: Theirs, (B, S, width), or those of their columns after the first ``cached_tokens``.
         answers: One per row; filled.
-        cache: An empty cache; filled.
+        cache: Of the columns before; filled.
+        cached_tokens: How many columns these are.
         patch: Entered with the numbers of the rows that run around every forward, and left before anything
             is yielded, so that nothing is changed in the model while the consumer of a stream does something
             else; the model is held for as long.
@@ -184,21 +186,21 @@ def decode(
     Yields:
         After every forward, the newly final text of each answer.
     """
-    rows, position = list(range(len(answers))), 0
+    rows, position, begun = list(range(len(answers))), cached_tokens, False
     while left := [row for row in rows if answers[row].goes_on()]:
         if left != rows:
             stay = [rows.index(row) for row in left]
             rows, batch, embeddings = left, batch.select(stay), embeddings[stay]
             if position:
                 cache.reorder_cache(torch.tensor(stay, device=embeddings.device))  # type: ignore[arg-type]  # it is one
-        if position:
+        if begun:
             embeddings = vlm.embed_tokens(torch.tensor([answers[row].ids[-1:] for row in rows]))
         try:
             with exclusive_for(vlm, [answers[row] for row in rows]), patch(rows):
                 logits = vlm.forward_batch(embeddings, batch=batch, first_position=position, cache=cache)
         except NobodyWaitsError:
             return
-        position += embeddings.shape[1]
+        position, begun = position + embeddings.shape[1], True
         texts = [""] * len(answers)
         for row, of_row in zip(rows, logits, strict=True):
             texts[row] = answers[row].take(of_row[-1])
@@ -214,6 +216,7 @@ def stream_tokens(
     max_new_tokens: int,
     stop_at_eos: bool,
     decoding: Decoding,
+    cached_tokens: int = 0,
     patch: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[str, None, Generation]:
     """Generates one answer (``decode``); yields its text piece by piece, and returns the whole.
@@ -225,7 +228,16 @@ def stream_tokens(
     """
     answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos))
     batch = PromptBatch.of([prompt])
-    for (text,) in decode(vlm, batch, embeddings, [answer], cache=cache, patch=lambda _: patch()):
+    steps = decode(
+        vlm,
+        batch,
+        embeddings,
+        [answer],
+        cache=cache,
+        cached_tokens=cached_tokens,
+        patch=lambda _: patch(),
+    )
+    for (text,) in steps:
         if text:
             yield text
     return answer.generation()

@@ -8,10 +8,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from sgl_engine.batching import MAX_ROWS, run_in_groups
 from sgl_engine.cancellation import check_wanted
+from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import (
     Answer,
@@ -22,8 +21,10 @@ from sgl_engine.generation import (
     finish,
     stream_tokens,
 )
+from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
-from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
+from sgl_engine.types import NOTHING_REUSED, Decoding, EncodedPrompt, LargePassResult, PruningPlan
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
@@ -37,6 +38,7 @@ def stream_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> Generator[str, None, LargePassResult]:
     """Answers on the pruned prompt; yields text as it comes, and returns the result.
 
@@ -49,6 +51,7 @@ def stream_large_pass(
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
+        reuse: What may be kept for, or known from, another request.
 
     Raises:
         DeadlineError: The deadline passed.
@@ -58,24 +61,26 @@ def stream_large_pass(
     decoding = decoding or Decoding()
     started = time.perf_counter()
     with vlm.exclusive(partial(check_wanted, decoding, "before the large model began")):
-        embeddings = vlm.embed(prompt)
-    seen = time.perf_counter()
-    cache = vlm.new_cache()
+        embedded = embed_pictures(vlm, prompt, reuse)
+        seen = time.perf_counter()
+        opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
     generation = yield from stream_tokens(
         vlm,
         prompt,
-        embeddings,
-        cache=cache,
+        embedded.embeddings[:, opening.tokens :],
+        cache=opening.cache,
+        cached_tokens=opening.tokens,
         max_new_tokens=max_new_tokens,
         stop_at_eos=stop_at_eos,
         decoding=decoding,
-        patch=lambda: prune_visual_tokens(vlm, plan),
+        patch=lambda: prune_visual_tokens(vlm, plan, opening.lower),
     )
     return LargePassResult(
         generation=generation,
         plan=plan,
-        cache_tokens=vlm.cache_tokens(cache),
+        cache_tokens=vlm.cache_tokens(opening.cache),
         stage_ms={"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)},
+        reused=embedded.reused(opening.known[0]),
     )
 
 
@@ -87,17 +92,29 @@ def run_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> LargePassResult:
     """``stream_large_pass`` to its end."""
     return finish(
         stream_large_pass(
-            vlm, prompt, plan, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos, decoding=decoding
+            vlm,
+            prompt,
+            plan,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            decoding=decoding,
+            reuse=reuse,
         )
     )
 
 
 def run_large_batch(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, max_rows: int = MAX_ROWS
+    vlm: VLM,
+    turns: Sequence[Turn],
+    plans: Sequence[PruningPlan],
+    *,
+    max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> list[LargePassResult | RequestError]:
     """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
 
@@ -108,6 +125,7 @@ def run_large_batch(
         turns: The prompts, and what their answers are to be like.
         plans: One for each of them.
         max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
 
     Returns:
         In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
@@ -118,36 +136,45 @@ def run_large_batch(
     """
 
     def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows])
+        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows], reuse)
 
-    kinds = [plan.layer if plan.prunes else None for plan in plans]
+    opened = worth_opening(vlm, [turn.prompt for turn in turns], plans, reuse)
+    kinds = [(plan.layer if plan.prunes else None, known) for plan, known in zip(plans, opened, strict=True)]
     return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
 
 
 def _run_group(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], reuse: ReuseConfig
 ) -> list[LargePassResult | RequestError]:
     answers = [Answer(vlm, turn) for turn in turns]
-    embedded: list[Tensor | None] = [None] * len(turns)
-    started = time.perf_counter()
+    embedded: list[Embedded | None] = [None] * len(turns)
+    known = [0] * len(turns)
+    started = seen = time.perf_counter()
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
         embedded = [
-            answer.attempt(partial(vlm.embed, turn.prompt))
+            answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse))
             for answer, turn in zip(answers, turns, strict=True)
         ]
-    seen = time.perf_counter()
-    rows = [row for row, embeddings in enumerate(embedded) if embeddings is not None]
+        seen = time.perf_counter()
+        rows = [row for row, each in enumerate(embedded) if each is not None]
+        parts = [each.embeddings for each in embedded if each is not None]
+        if rows:
+            batch = vlm.batch([turns[row].prompt for row in rows])
+            opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
     if rows:
-        batch = vlm.batch([turns[row].prompt for row in rows])
-        embeddings = batch.join([each for each in embedded if each is not None])
+        for row, tokens in zip(rows, opening.known, strict=True):
+            known[row] = tokens
         kept = KeptColumns.of([plans[row] for row in rows])
         steps = decode(
             vlm,
             batch,
-            embeddings,
+            batch.join(parts)[:, opening.tokens :],
             [answers[row] for row in rows],
-            cache=vlm.new_cache(),
-            patch=lambda running: prune_visual_tokens(vlm, kept.select(running)),
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=lambda running: prune_visual_tokens(
+                vlm, kept.select(running), None if opening.lower is None else opening.lower.select(running)
+            ),
         )
         for _ in steps:
             pass
@@ -156,8 +183,15 @@ def _run_group(
         "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
     }
     return [
-        answer.error or LargePassResult(answer.generation(), plan, _cache_tokens(vlm, plan, answer), stage_ms)
-        for answer, plan in zip(answers, plans, strict=True)
+        answer.error
+        or LargePassResult(
+            answer.generation(),
+            plan,
+            _cache_tokens(vlm, plan, answer),
+            stage_ms,
+            NOTHING_REUSED if seen is None else seen.reused(tokens),
+        )
+        for answer, plan, seen, tokens in zip(answers, plans, embedded, known, strict=True)
     ]
 
 
