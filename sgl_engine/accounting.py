@@ -21,6 +21,7 @@ from sgl_engine.types import (
     LargePassResult,
     Request,
     Response,
+    Reused,
     SmallPassResult,
 )
 
@@ -125,6 +126,10 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         large_output_tokens=None if large is None else len(large.generation),
         drafted_tokens=None if large is None else large.drafted_tokens,
         accepted_tokens=None if large is None else large.accepted_tokens,
+        small_known_tokens=small.reused.tokens,
+        small_known_pictures=small.reused.pictures,
+        large_known_tokens=None if large is None else large.reused.tokens,
+        large_known_pictures=None if large is None else large.reused.pictures,
         small_answer=None if large is None else small.generation.text,
         large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
@@ -160,17 +165,33 @@ def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
     small, large = run.small, run.large
     small_patches = small_vlm.tower_patches(run.small_prompt)
     small_flops = cost.small_pass_flops(
-        small_vlm.shape, patches=small_patches, prompt=run.small_prompt, result=small
+        small_vlm.shape,
+        patches=_run_patches(small.reused, small_patches),
+        prompt=run.small_prompt,
+        result=small,
     )
     prompt = run.large_prompt or run.small_prompt
     patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
     answer = small.generation if large is None else large.generation
 
-    sizes: dict[str, Any] = {"patches": patches, "prompt_tokens": len(prompt)}
-    alone_flops = cost.answer_flops(large_vlm.shape, **sizes, output_tokens=len(answer))
+    sizes: dict[str, Any] = {"prompt_tokens": len(prompt)}
+    alone_flops = cost.answer_flops(large_vlm.shape, **sizes, patches=patches, output_tokens=len(answer))
     if large is None:
         return small_flops, 0, alone_flops
-    return small_flops, cost.pass_flops(large_vlm.shape, **sizes, fed=large.fed, plan=large.plan), alone_flops
+    spent = cost.pass_flops(
+        large_vlm.shape,
+        **sizes,
+        patches=_run_patches(large.reused, patches),
+        fed=large.fed,
+        plan=large.plan,
+        known_tokens=large.reused.tokens,
+    )
+    return small_flops, spent, alone_flops
+
+
+def _run_patches(reused: Reused, patches: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the prompt's, those that went through the vision tower."""
+    return patches if reused.tower_patches is None else reused.tower_patches
 
 
 def engine_version() -> str:

@@ -115,6 +115,41 @@ class LimitsConfig(_Config):
     urls: UrlPolicy = UrlPolicy()
 
 
+class ReuseConfig(_Config):
+    """What of a request each model keeps for the next one about the same pictures.
+
+    It is kept where the model computes it (on a GPU, in its memory), in one store per model that all engines
+    on that model share. Answers do not depend on it.
+
+    Attributes:
+        max_bytes: Bytes that a model's store may hold after this engine has put something into it; the least
+            recently used goes first. 0 keeps nothing, and looks nothing up.
+        features: Whether visual features are kept, so that a known picture does not run the vision tower.
+        prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
+            follows is run: all layers of the small model, those before the pruning of the large one.
+        min_prefix_tokens: Shorter beginnings are not worth a forward pass of their own.
+    """
+
+    max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
+    features: bool = True
+    prefixes: bool = True
+    min_prefix_tokens: Annotated[int, Field(ge=1)] = 256
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features are kept and looked up."""
+        return self.features and self.max_bytes > 0
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether beginnings of prompts are kept and looked up."""
+        return self.prefixes and self.max_bytes > 0
+
+
+NO_REUSE = ReuseConfig(max_bytes=0)
+"""Every request is computed from scratch."""
+
+
 class EngineConfig(_Config):
     """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8."""
 
@@ -122,6 +157,7 @@ class EngineConfig(_Config):
     exit: ExitConfig = ExitConfig()
     generation: GenerationConfig = GenerationConfig()
     limits: LimitsConfig = LimitsConfig()
+    reuse: ReuseConfig = ReuseConfig()
 
     @classmethod
     def preset(cls, retention: str) -> EngineConfig:

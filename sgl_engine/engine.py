@@ -28,6 +28,7 @@ from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import run_large_batch, stream_large_pass
 from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.reuse_store import StoreInfo
 from sgl_engine.small_pass import run_small_batch, run_small_pass
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
@@ -146,6 +147,7 @@ class SGLEngine:
                 max_new_tokens=turn.max_new_tokens,
                 decoding=turn.decoding,
                 draft=turn.draft,
+                reuse=self.config.reuse,
             )
             large = yield from read_stream(passing, asked.reader)
             asked.clock.add("large", large.stage_ms)
@@ -192,6 +194,7 @@ class SGLEngine:
                 [aimed[row][0].turn for row in rows],
                 [aimed[row][1] for row in rows],
                 max_rows=max_batch_size,
+                reuse=self.config.reuse,
             ),
             aimed,
         )
@@ -262,7 +265,10 @@ class SGLEngine:
         small_prompt = self.small.encode(request, self.config.limits)
         clock.lap("encode_small")
         guide = exit_config.escalate != "never"
-        small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
+        reuse = self.config.reuse
+        small = run_scoring_pass(
+            self.small, small_prompt, answers, guide=guide, decoding=decoding, reuse=reuse
+        )
         clock.add("small", small.stage_ms)
         decision = permitted(request, decide_exit(decision_confidence(small), exit_config))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
@@ -270,7 +276,9 @@ class SGLEngine:
             large_prompt = self.large.encode(request, self.config.limits)
             plan = self.plan(large_prompt, small.importance)
             clock.lap("encode_large")
-            large = run_scoring_pass(self.large, large_prompt, answers, plan=plan, decoding=decoding)
+            large = run_scoring_pass(
+                self.large, large_prompt, answers, plan=plan, decoding=decoding, reuse=reuse
+            )
             clock.add("large", large.stage_ms)
             run = replace(run, large_prompt=large_prompt, plan=plan, large=large)
         report = scoring_report(
@@ -298,6 +306,7 @@ class SGLEngine:
             decoding=decoding,
             scorer=self.config.exit.scorer,
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
+            reuse=self.config.reuse,
         )
 
     def _small_batch(self, asked: Sequence[Asked], max_rows: int) -> Sequence[SmallPassResult | SGLError]:
@@ -308,7 +317,12 @@ class SGLEngine:
             scorer=self.config.exit.scorer,
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
             max_rows=max_rows,
+            reuse=self.config.reuse,
         )
+
+    def cache_info(self) -> Mapping[str, StoreInfo]:
+        """What each model's store holds and how often it helped, "small" and "large"; ``ReuseConfig``."""
+        return {"small": self.small.store.info(), "large": self.large.store.info()}
 
     def count_tokens(self, request: Request) -> int:
         """Prompt tokens of a request, visual ones included, as the large model reads it.

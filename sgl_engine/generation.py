@@ -59,6 +59,7 @@ def decode(
     answers: Sequence[Answer],
     *,
     cache: DynamicCache,
+    cached_tokens: int = 0,
     patch: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Iterator[list[str]]:
     """Generates the answers of a batch; each leaves it at its end, or when something is wrong with it.
@@ -66,9 +67,10 @@ def decode(
     Args:
         vlm: The model.
         batch: The prompts.
-        embeddings: Theirs, (B, S, width).
+        embeddings: Theirs, (B, S, width), or those of their columns after the first ``cached_tokens``.
         answers: One per row; filled.
-        cache: An empty cache; filled.
+        cache: Of the columns before; filled.
+        cached_tokens: How many columns these are.
         patch: Entered with the numbers of the rows that run around every forward, and left before anything
             is yielded, so that nothing is changed in the model while the consumer of a stream does something
             else; the model is held for as long.
@@ -76,7 +78,7 @@ def decode(
     Yields:
         After every forward, the newly final text of each answer.
     """
-    rows, position = list(range(len(answers))), 0
+    rows, position, begun = list(range(len(answers))), cached_tokens, False
     rewinding = Rewinding(cache, enabled=any(answer.draft for answer in answers))
     while left := [row for row in rows if answers[row].goes_on()]:
         if left != rows:
@@ -84,7 +86,7 @@ def decode(
             rows, batch, embeddings = left, batch.select(stay), embeddings[stay]
             if position:
                 cache.reorder_cache(torch.tensor(stay, device=embeddings.device))  # type: ignore[arg-type]  # it is one
-        running, first = [answers[row] for row in rows], not position
+        running, first = [answers[row] for row in rows], not begun
         fed = max(0, position - batch.tokens)
         ahead = [answer.ahead(fed) for answer in running]
         count = _count(ahead, first=first, cropped=rewinding.crops)
@@ -99,7 +101,7 @@ def decode(
                 )
         except NobodyWaitsError:
             return
-        position += embeddings.shape[1]
+        position, begun = position + embeddings.shape[1], True
         texts = [""] * len(answers)
         for row, tokens, of_row in zip(rows, ahead, logits, strict=True):
             # What is fed again only because others are behind is not this answer's.
@@ -140,6 +142,7 @@ def stream_answer(
     answer: Answer,
     *,
     cache: DynamicCache,
+    cached_tokens: int = 0,
     patch: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[str, None, Generation]:
     """Generates one answer (``decode``); yields its text piece by piece, and returns the whole.
@@ -150,7 +153,16 @@ def stream_answer(
         InvalidRequestError: ``max_new_tokens`` below 1, or too few for the shortest answer of the grammar.
     """
     batch = PromptBatch.of([prompt])
-    for (text,) in decode(vlm, batch, embeddings, [answer], cache=cache, patch=lambda _: patch()):
+    steps = decode(
+        vlm,
+        batch,
+        embeddings,
+        [answer],
+        cache=cache,
+        cached_tokens=cached_tokens,
+        patch=lambda _: patch(),
+    )
+    for (text,) in steps:
         if text:
             yield text
     return answer.generation()

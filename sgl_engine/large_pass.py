@@ -8,15 +8,23 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from sgl_engine.answer import Answer, Turn
 from sgl_engine.batching import MAX_ROWS, run_in_groups
 from sgl_engine.cancellation import check_wanted
+from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import NobodyWaitsError, decode, exclusive_for, finish, stream_answer
+from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
-from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
+from sgl_engine.types import (
+    NOTHING_REUSED,
+    Decoding,
+    EncodedPrompt,
+    LargePassResult,
+    PruningPlan,
+    Reused,
+)
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
@@ -31,6 +39,7 @@ def stream_large_pass(
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
     draft: Sequence[int] = (),
+    reuse: ReuseConfig = NO_REUSE,
 ) -> Generator[str, None, LargePassResult]:
     """Answers on the pruned prompt; yields text as it comes, and returns the result.
 
@@ -50,6 +59,7 @@ def stream_large_pass(
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
         draft: Tokens that the answer is expected to begin with, in this model's vocabulary and without an
             end; they change what the answer costs, not what it is (``sgl_engine.answer``).
+        reuse: What may be kept for, or known from, another request.
 
     Raises:
         DeadlineError: The deadline passed.
@@ -59,17 +69,22 @@ def stream_large_pass(
     decoding = decoding or Decoding()
     started = time.perf_counter()
     with vlm.exclusive(partial(check_wanted, decoding, "before the large model began")):
-        embeddings = vlm.embed(prompt)
-    seen = time.perf_counter()
-    cache, answer = (
-        vlm.new_cache(),
-        Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos, tuple(draft))),
-    )
+        embedded = embed_pictures(vlm, prompt, reuse)
+        seen = time.perf_counter()
+        opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
+    answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos, tuple(draft)))
     yield from stream_answer(
-        vlm, prompt, embeddings, answer, cache=cache, patch=lambda: prune_visual_tokens(vlm, plan)
+        vlm,
+        prompt,
+        embedded.embeddings[:, opening.tokens :],
+        answer,
+        cache=opening.cache,
+        cached_tokens=opening.tokens,
+        patch=lambda: prune_visual_tokens(vlm, plan, opening.lower),
     )
     stage_ms = {"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)}
-    return _result(answer, plan, vlm.cache_tokens(cache), stage_ms)
+    cache_tokens = vlm.cache_tokens(opening.cache)
+    return _result(answer, plan, cache_tokens, stage_ms, embedded.reused(opening.known[0]))
 
 
 def run_large_pass(
@@ -81,6 +96,7 @@ def run_large_pass(
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
     draft: Sequence[int] = (),
+    reuse: ReuseConfig = NO_REUSE,
 ) -> LargePassResult:
     """``stream_large_pass`` to its end."""
     return finish(
@@ -92,12 +108,18 @@ def run_large_pass(
             stop_at_eos=stop_at_eos,
             decoding=decoding,
             draft=draft,
+            reuse=reuse,
         )
     )
 
 
 def run_large_batch(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, max_rows: int = MAX_ROWS
+    vlm: VLM,
+    turns: Sequence[Turn],
+    plans: Sequence[PruningPlan],
+    *,
+    max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> list[LargePassResult | RequestError]:
     """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
 
@@ -108,6 +130,7 @@ def run_large_batch(
         turns: The prompts, what their answers are to be like, and their drafts.
         plans: One for each of them.
         max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
 
     Returns:
         In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
@@ -118,36 +141,45 @@ def run_large_batch(
     """
 
     def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows])
+        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows], reuse)
 
-    kinds = [plan.layer if plan.prunes else None for plan in plans]
+    opened = worth_opening(vlm, [turn.prompt for turn in turns], plans, reuse)
+    kinds = [(plan.layer if plan.prunes else None, known) for plan, known in zip(plans, opened, strict=True)]
     return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
 
 
 def _run_group(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], reuse: ReuseConfig
 ) -> list[LargePassResult | RequestError]:
     answers = [Answer(vlm, turn) for turn in turns]
-    embedded: list[Tensor | None] = [None] * len(turns)
-    started = time.perf_counter()
+    embedded: list[Embedded | None] = [None] * len(turns)
+    known = [0] * len(turns)
+    started = seen = time.perf_counter()
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
         embedded = [
-            answer.attempt(partial(vlm.embed, turn.prompt))
+            answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse))
             for answer, turn in zip(answers, turns, strict=True)
         ]
-    seen = time.perf_counter()
-    rows = [row for row, embeddings in enumerate(embedded) if embeddings is not None]
+        seen = time.perf_counter()
+        rows = [row for row, each in enumerate(embedded) if each is not None]
+        parts = [each.embeddings for each in embedded if each is not None]
+        if rows:
+            batch = vlm.batch([turns[row].prompt for row in rows])
+            opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
     if rows:
-        batch = vlm.batch([turns[row].prompt for row in rows])
-        embeddings = batch.join([each for each in embedded if each is not None])
+        for row, tokens in zip(rows, opening.known, strict=True):
+            known[row] = tokens
         kept = KeptColumns.of([plans[row] for row in rows])
         steps = decode(
             vlm,
             batch,
-            embeddings,
+            batch.join(parts)[:, opening.tokens :],
             [answers[row] for row in rows],
-            cache=vlm.new_cache(),
-            patch=lambda running: prune_visual_tokens(vlm, kept.select(running)),
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=lambda running: prune_visual_tokens(
+                vlm, kept.select(running), None if opening.lower is None else opening.lower.select(running)
+            ),
         )
         for _ in steps:
             pass
@@ -156,13 +188,24 @@ def _run_group(
         "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
     }
     return [
-        answer.error or _result(answer, plan, _cache_tokens(vlm, plan, answer), stage_ms)
-        for answer, plan in zip(answers, plans, strict=True)
+        answer.error
+        or _result(
+            answer,
+            plan,
+            _cache_tokens(vlm, plan, answer),
+            stage_ms,
+            NOTHING_REUSED if given is None else given.reused(tokens),
+        )
+        for answer, plan, given, tokens in zip(answers, plans, embedded, known, strict=True)
     ]
 
 
 def _result(
-    answer: Answer, plan: PruningPlan, cache_tokens: tuple[int, ...], stage_ms: Mapping[str, float]
+    answer: Answer,
+    plan: PruningPlan,
+    cache_tokens: tuple[int, ...],
+    stage_ms: Mapping[str, float],
+    reused: Reused,
 ) -> LargePassResult:
     return LargePassResult(
         generation=answer.generation(),
@@ -172,6 +215,7 @@ def _result(
         fed=tuple(answer.fed),
         drafted_tokens=len(answer.draft),
         accepted_tokens=answer.accepted,
+        reused=reused,
     )
 
 

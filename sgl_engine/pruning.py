@@ -10,8 +10,8 @@ others had never been there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
     from sgl_engine.vlm import VLM
 
 
@@ -135,13 +137,132 @@ class KeptColumns:
         return (torch.arange(count) >= self.fillers).to(device)
 
 
+@dataclass(frozen=True, eq=False)
+class LowerRows:
+    """What enters layer K of the first columns of prompts: the layers below K need not be run on them again.
+
+    Attributes:
+        hidden: Hidden states (B, P, hidden).
+        cos: Of their rotary positions, (..., B or 1, P, width).
+        sin: Likewise.
+        position_ids: As layers are given them, (B or 1, P), or None.
+    """
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    position_ids: Tensor | None
+
+    @classmethod
+    def entering(cls, hidden: Tensor, kwargs: Mapping[str, Any]) -> LowerRows:
+        """What a layer is given."""
+        cos, sin = kwargs["position_embeddings"]
+        return cls(hidden, cos, sin, kwargs.get("position_ids"))
+
+    def cut(self, tokens: int) -> LowerRows:
+        """The first of them."""
+        ids = self.position_ids
+        return LowerRows(
+            self.hidden[:, :tokens],
+            self.cos[..., :tokens, :],
+            self.sin[..., :tokens, :],
+            None if ids is None else ids[..., :tokens],
+        )
+
+    def padded(self, tokens: int) -> LowerRows:
+        """As many columns, those in front without meaning."""
+        before = tokens - self.hidden.shape[1]
+        ids = self.position_ids
+        pad = torch.nn.functional.pad
+        return LowerRows(
+            pad(self.hidden, (0, 0, before, 0)),
+            pad(self.cos, (0, 0, before, 0)),
+            pad(self.sin, (0, 0, before, 0)),
+            None if ids is None else pad(ids, (before, 0)),
+        )
+
+    def followed_by(self, after: LowerRows, *, with_hidden: bool = True) -> LowerRows:
+        """One after the other; the hidden states are those of ``after`` alone where others are not wanted."""
+        rows, more = self.position_ids, after.position_ids
+        return LowerRows(
+            torch.cat((self.hidden, after.hidden), dim=1) if with_hidden else after.hidden,
+            torch.cat((self.cos, after.cos), dim=-2),
+            torch.cat((self.sin, after.sin), dim=-2),
+            None if rows is None or more is None else torch.cat((rows, more), dim=-1),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[LowerRows]) -> LowerRows:
+        """Prompts side by side."""
+        ids = [part.position_ids for part in parts if part.position_ids is not None]
+        return cls(
+            torch.cat([part.hidden for part in parts]),
+            torch.cat([part.cos for part in parts], dim=-3),
+            torch.cat([part.sin for part in parts], dim=-3),
+            torch.cat(ids, dim=-2) if ids else None,
+        )
+
+    def select(self, rows: Sequence[int]) -> LowerRows:
+        """Some of the prompts."""
+        chosen = torch.tensor(rows, device=self.hidden.device)
+        ids = self.position_ids
+        return LowerRows(
+            self.hidden[chosen],
+            self.cos.index_select(-3, chosen.to(self.cos.device)),
+            self.sin.index_select(-3, chosen.to(self.sin.device)),
+            None if ids is None else ids[chosen],
+        )
+
+
+class _LayerReachedError(Exception):
+    """Ends a forward pass; what comes after it is not needed."""
+
+
+def run_lower_layers(
+    vlm: VLM,
+    embeddings: Tensor,
+    *,
+    prompt: EncodedPrompt,
+    first_position: int,
+    cache: DynamicCache,
+    layer: int,
+) -> LowerRows:
+    """A forward pass that ends before ``layer``; arguments as of ``VLM.forward``.
+
+    Returns:
+        What would have entered that layer.
+    """
+    reached: list[LowerRows] = []
+
+    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(LowerRows.entering(args[0], kwargs))
+        raise _LayerReachedError
+
+    handle = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with suppress(_LayerReachedError):
+            vlm.forward(embeddings, prompt=prompt, first_position=first_position, cache=cache)
+    finally:
+        handle.remove()
+    [rows] = reached
+    return rows
+
+
 @contextmanager
-def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[None]:
+def prune_visual_tokens(
+    vlm: VLM, plan: PruningPlan | KeptColumns, lower: LowerRows | None = None
+) -> Iterator[None]:
     """Within the context, ``vlm`` runs as ``plan`` says; on leaving, also by an exception, no hook remains.
 
     What is pruned follows from each layer's cache, not from state of the context: it may be entered anew for
     every step of one generation. Positions are the caller's: decoding goes on at S, the unpruned length.
     A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
+
+    Args:
+        vlm: The model.
+        plan: What is kept.
+        lower: Where the first forward begins after the prompts' first columns: what enters layer K of these.
+            The cache then holds their keys and values for the layers below K.
 
     Raises:
         ConfigError: The plan's layer does not exist, or this model cannot be pruned there.
@@ -157,7 +278,7 @@ def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[N
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
         for index in range(kept.layer, len(layers)):
-            hook = _layer_hook(kept, index, implementation)
+            hook = _layer_hook(kept, index, implementation, lower)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
@@ -188,14 +309,22 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str
+    kept: KeptColumns, index: int, implementation: str, lower: LowerRows | None
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
         if cache is None or not _has_seen(cache, index):
+            if lower is not None:
+                args, kwargs = _completed(lower, args, kwargs, with_hidden=index == kept.layer)
+            columns = kwargs["position_embeddings"][0].shape[-2]
             args, kwargs = _prune_first_forward(kept, index, args, kwargs)
+            if lower is not None and cache is not None and not flash and not cache.is_linear[index]:
+                mask, layer = kwargs["attention_mask"], cache.layers[index]
+                if additive or layer.is_sliding or mask is not None:  # else None, which means causal
+                    mask = _completed_mask(kept, columns, mask, layer)
+                kwargs["attention_mask"] = _as_mask(mask, args[0], additive=additive)
             # Flash attention takes gaps between positions for several packed prompts; rotation is done
             # already.
             return args, {**kwargs, "position_ids": None} if flash else kwargs
@@ -204,6 +333,7 @@ def _layer_hook(
         if flash:  # causal from the last key backwards, whatever the cache's length
             return args, {**kwargs, "attention_mask": None}
         visible = _visible(kept, cache.layers[index], args[0].shape[1])
+        visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
     return hook
@@ -244,6 +374,40 @@ def _prune_first_forward(
     if index == kept.layer:
         hidden = hidden.take_along_dim(rows.to(hidden.device)[..., None], dim=1)
     return (hidden, *rest), pruned
+
+
+def _completed(
+    lower: LowerRows, args: tuple[Any, ...], kwargs: dict[str, Any], *, with_hidden: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a layer would have been given if the forward had begun at the first column; no mask yet."""
+    hidden, *rest = args
+    own = LowerRows.entering(hidden, kwargs)
+    whole = lower.followed_by(own, with_hidden=with_hidden)
+    return (whole.hidden, *rest), {
+        **kwargs,
+        "position_embeddings": (whole.cos, whole.sin),
+        "position_ids": whole.position_ids,
+        "attention_mask": None,
+    }
+
+
+def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer: Any) -> Tensor:
+    """Which of the kept of the first ``columns`` each of them sees, bool (B or 1, 1, M, M).
+
+    Args:
+        kept: What is kept.
+        columns: How many there were.
+        mask: The same without a sliding window, where there are fillers; None without them.
+        layer: The layer's cache.
+    """
+    seen = _seen(kept, columns, torch.device("cpu") if mask is None else mask.device)
+    if mask is None:
+        mask = torch.ones(seen.shape[1], seen.shape[1], dtype=torch.bool, device=seen.device).tril()[
+            None, None
+        ]
+    if layer.is_sliding:
+        mask = mask & (seen[:, None, None] > seen[:, None, :, None] - layer.sliding_window)
+    return mask
 
 
 def _without_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
@@ -287,7 +451,7 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
     """As attention takes it, (B, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
     if visible is None:
         return None
-    visible = visible.to(hidden.device)[:, None]
+    visible = visible.to(hidden.device)
     if not additive:
         return visible
     nothing = torch.zeros((), dtype=hidden.dtype, device=hidden.device)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sgl_engine.digests import PictureAxes, picture_digests
 from sgl_engine.resampling import resample
 
 if TYPE_CHECKING:
@@ -224,12 +226,15 @@ class EncodedPrompt:
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
         positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
             None where tokens are simply numbered.
+        picture_axes: Where each picture lies in the inputs (``sgl_engine.digests``); None where pictures
+            cannot be told apart there.
     """
 
     inputs: Mapping[str, Tensor]
     input_ids: Tensor
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
+    picture_axes: PictureAxes | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -244,6 +249,11 @@ class EncodedPrompt:
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
         return tuple(position for span in self.spans for position in span.positions)
+
+    @cached_property
+    def picture_digests(self) -> tuple[bytes, ...]:
+        """Of each picture as the model is given it, or of all together; computed when first asked for."""
+        return picture_digests(self.inputs, self.picture_axes)
 
 
 @dataclass(frozen=True)
@@ -395,6 +405,26 @@ class PruningPlan:
         return prompt_tokens - (self.visual_tokens - self.kept_visual_tokens)
 
 
+@dataclass(frozen=True)
+class Reused:
+    """What a pass did not have to compute, because it was known (``sgl_engine.config.ReuseConfig``).
+
+    Attributes:
+        pictures: Pictures that did not go through the vision tower.
+        tokens: Prompt tokens whose keys and values were known: in all layers, or in a pruned large model in
+            those below K.
+        tower_patches: Patches in each pass of the vision tower that was made; None where nothing was looked
+            up, so that each of the prompt's was.
+    """
+
+    pictures: int = 0
+    tokens: int = 0
+    tower_patches: tuple[int, ...] | None = None
+
+
+NOTHING_REUSED = Reused()
+
+
 @dataclass(frozen=True, eq=False)
 class SmallPassResult:
     """What the small model said, how sure it is, and where it looked.
@@ -405,6 +435,7 @@ class SmallPassResult:
         importance: None when the prompt holds no image.
         consistency_plan: What the consistency pass saw of the prompt; None when there was none.
         stage_ms: Milliseconds: "vision", "generate", "consistency".
+        reused: What was known before.
     """
 
     generation: Generation
@@ -412,6 +443,7 @@ class SmallPassResult:
     importance: ImportanceMap | None
     consistency_plan: PruningPlan | None
     stage_ms: Mapping[str, float]
+    reused: Reused = NOTHING_REUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,6 +460,7 @@ class LargePassResult:
             alone: padding, and waiting for others of a batch, are not in it.
         drafted_tokens: Of the draft, as many as the answer may have.
         accepted_tokens: Of these, how many the answer begins with.
+        reused: What was known before.
     """
 
     generation: Generation
@@ -437,6 +470,7 @@ class LargePassResult:
     fed: tuple[tuple[int, int], ...]
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    reused: Reused = NOTHING_REUSED
 
 
 @dataclass(frozen=True)

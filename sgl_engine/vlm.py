@@ -30,6 +30,7 @@ from sgl_engine.images import resolve_images
 from sgl_engine.loading import check_folder, load_config, load_model, move
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.prompt_batch import PromptBatch
+from sgl_engine.reuse_store import ReuseStore
 from sgl_engine.types import EncodedPrompt, Request
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class VLM:
     Attributes:
         proven: False for an architecture without a family of its own, until ``sgl_engine.proof`` has seen
             this model captured and pruned exactly; an engine sees to that.
+        store: What it has computed of pictures, for requests that may reuse it (``ReuseConfig``). To be
+            cleared by whoever changes the weights or the processor.
 
     Raises:
         UnsupportedModelError: No family knows the architecture.
@@ -65,6 +68,7 @@ class VLM:
         self.name = name
         self.revision = revision
         self.proven = not self.family.needs_proof
+        self.store = ReuseStore()
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -242,6 +246,7 @@ class VLM:
             input_ids=moved["input_ids"],
             spans=spans,
             positions=self.family.positions(self.model, moved),
+            picture_axes=self.family.picture_axes(inputs, spans),
         )
 
     def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
@@ -263,14 +268,28 @@ class VLM:
         """
         with self.exclusive():
             features = self.family.image_features(self.model, prompt.inputs)
+        return self.merge(prompt, features)
+
+    @torch.inference_mode()
+    def merge(self, prompt: EncodedPrompt, features: Tensor | None) -> Tensor:
+        """``embed`` without the vision tower: with features (V, width) that are known.
+
+        Raises:
+            InvalidRequestError: They are not one for each image token.
+        """
+        self.check_features(
+            features, int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
+        )
+        return self.family.embed(self.model, prompt.input_ids, features)
+
+    def check_features(self, features: Tensor | None, image_tokens: int) -> None:
+        """Raises InvalidRequestError where pictures do not give one feature for each image token."""
         given = 0 if features is None else len(features)
-        wanted = int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
-        if given != wanted:
+        if given != image_tokens:
             raise InvalidRequestError(
-                f"The prompt has {wanted} image tokens, but its images give {given}.",
+                f"The prompt has {image_tokens} image tokens, but its images give {given}.",
                 remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
             )
-        return self.family.embed(self.model, prompt.input_ids, features)
 
     @torch.inference_mode()
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
@@ -307,7 +326,8 @@ class VLM:
         """One pass of the decoder.
 
         Args:
-            embeddings: (1, N, width): the whole prompt and perhaps tokens after it, or tokens after it.
+            embeddings: (1, N, width): the prompt from some position on and perhaps tokens after it, or tokens
+                after it.
             prompt: The prompt that they belong to.
             first_position: Index of the first of them in prompt and answer. Given explicitly, because the
                 length of a pruned cache is not the position.
@@ -338,7 +358,8 @@ class VLM:
         """One pass of the decoder over several prompts; ``forward`` is that of a batch of one.
 
         Args:
-            embeddings: (B, N, width): the padded prompts and perhaps tokens after them, or tokens after them.
+            embeddings: (B, N, width): the padded prompts from some column on and perhaps tokens after them,
+                or tokens after them.
             batch: The prompts that they belong to.
             first_position: Index of the first column.
             cache: Extended in place; None for a pass on its own.
@@ -349,7 +370,7 @@ class VLM:
         """
         positions = batch.positions(first_position, embeddings.shape[1])
         given = self.family.decoder_inputs(
-            self.model, embeddings, batch.inputs, positions, cache, prefill=first_position == 0
+            self.model, embeddings, batch.inputs, positions, cache, first=first_position
         )
         if batch.is_padded:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
