@@ -1,4 +1,4 @@
-"""Second questions about a picture, in every family: those of a run from scratch, and of the first run's bits."""
+"""Second questions about a picture, in every family: as a run from scratch, and to the bits of a first run."""
 
 from functools import cache
 from typing import Any
@@ -138,6 +138,26 @@ def test_pruned_before_the_first_layer_only_features_are_known(family: str) -> N
     assert (warm.reused.tokens, warm.reused.pictures) == (0, 1)
 
 
+@families
+@implementations
+@pytest.mark.parametrize("layer", [1, 3, None])
+def test_a_draft_is_checked_on_what_is_known(family: str, implementation: str, layer: int | None) -> None:
+    vlm = model(family)
+    first, second = (encoded(family, "two pictures", question) for question in ("What?", "And how many?"))
+    vlm.store.clear()
+    with attention_of(vlm, implementation):
+        cold = large(vlm, second, layer)
+        ids = cold.generation.token_ids.tolist()
+        large(vlm, first, layer, reuse=REUSE)
+        for accepted in range(TOKENS):
+            draft = [*ids[:accepted], (ids[accepted] + 1) % 90, *ids[accepted + 1 :]]
+            warm = large(vlm, second, layer, reuse=REUSE, draft=draft)
+            same_large(warm, cold)
+            assert warm.accepted_tokens == min(accepted, TOKENS - 1)
+            # What was taken back must not have reached what others will read.
+            same_large(large(vlm, second, layer, reuse=REUSE), cold)
+
+
 @pytest.mark.parametrize("windows", ["in every layer", "in the upper layers"])
 @implementations
 @pytest.mark.parametrize("layer", [1, LAYERS // 2, 4, None])
@@ -151,6 +171,8 @@ def test_sliding_windows(windows: str, implementation: str, layer: int | None) -
         cold, cold_small = large(vlm, second, layer), small(vlm, second)
         large(vlm, first, layer, reuse=REUSE)
         warm = large(vlm, second, layer, reuse=REUSE)
+        ids = cold.generation.token_ids.tolist()
+        same_large(large(vlm, second, layer, reuse=REUSE, draft=[*ids[:2], (ids[2] + 1) % 90, 0]), cold)
         small(vlm, first, reuse=REUSE)
         warm_small = small(vlm, second, reuse=REUSE)
     same_large(warm, cold)
