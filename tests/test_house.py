@@ -58,6 +58,7 @@ LAYERS = {
     "sgl_engine.answer_scoring": 3,
     "sgl_engine.proof": 3,
     "sgl_engine.engine": 4,
+    "sgl_engine.evaluation": 5,
     "sgl_engine.demo": 5,
     "sgl_engine.explain": 5,
     "sgl_engine.cli": 5,
