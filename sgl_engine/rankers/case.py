@@ -116,7 +116,7 @@ class RankingCase:
 
     @cached_property
     def visual_embeddings(self) -> Tensor:
-        """The large model's visual features as its decoder is given them, float32 (V', hidden), on the CPU."""
+        """Visual features as the large decoder is given them, float32 (V', hidden), on the CPU."""
         vlm, prompt = self.engine.large, self.large_prompt
         # Some decoders take further features beside these; the first are what takes the tokens' place.
         embeddings = vlm.embed(prompt)[0, :, : int(vlm.text_model.config.hidden_size)]
