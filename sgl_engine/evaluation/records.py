@@ -50,10 +50,11 @@ class Outcome(_Frozen):
         large: The large model alone, unpruned.
         score: How sure the small model is, in [0, 1].
         parts: What scores are made of (``Confidence.parts``).
-        small_pass_tflops: The small model as part of the cascade: answer, map and score.
+        small_pass_tflops: The small model's part of a run of the engine: answer, map and score.
         small_pass_ms: The same in milliseconds.
-        pruned: The large model's answers: ranker -> operating point -> answer. Those under the default ranker
-            ran one by one, and have a time.
+        guided: The large model's part of a run of the engine that escalates: operating point -> answer.
+        pruned: The large model's answers under each ranker: ranker -> operating point -> answer; without a
+            time, because they ran side by side.
         study: What ``studies.STUDIES`` add: name -> anything JSON-safe.
     """
 
@@ -63,6 +64,7 @@ class Outcome(_Frozen):
     parts: dict[str, float]
     small_pass_tflops: float
     small_pass_ms: float
+    guided: dict[str, Answer]
     pruned: dict[str, dict[str, Answer]]
     study: dict[str, Json] = {}
 
