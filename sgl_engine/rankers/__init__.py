@@ -37,12 +37,34 @@ BASELINES: dict[str, Ranker] = {
 }
 """What the paper's way is held against."""
 
+PARTIAL: dict[str, Ranker] = {
+    "large-one-layer": attention.large_one_layer,
+    "large-prompt-rows": attention.large_prompt_rows,
+    "small-one-layer": guided.one_layer,
+    "prompt-rows": guided.prompt_rows,
+}
+"""Parts of the sums, for the paper's first finding."""
+
 MAPS: dict[str, Ranker] = {
     DEFAULT_RANKER: guided.plain,
+    "value-norms": guided.value_norms,
+    "without-recency": guided.without_recency,
+    "capped": guided.capped,
+    "relative": guided.relative,
+    "even-layers": guided.even_layers,
+    "middle-layers": guided.middle_layers,
+    "late-layers": guided.late_layers,
+    "question-rows": guided.question_rows,
+    "answer-rows": guided.answer_rows,
+    "even-rows": guided.even_rows,
+    "sure-answer": guided.sure_answer,
+    "sure-tokens": guided.sure_tokens,
+    "sure-even-rows": guided.sure_even_rows,
+    "diverse": diversity.importance_and_diversity,
 }
 """Better maps of the small model's attention, all training-free, against the plain sum."""
 
-RANKERS: dict[str, Ranker] = {**BASELINES, **MAPS}
-"""Every ranker by name: one line each, in one of the two above."""
+RANKERS: dict[str, Ranker] = {**BASELINES, **PARTIAL, **MAPS}
+"""Every ranker by name: one line each, in one of the three above."""
 
-__all__ = ["BASELINES", "DEFAULT_RANKER", "MAPS", "RANKERS", "Ranker", "RankingCase"]
+__all__ = ["BASELINES", "DEFAULT_RANKER", "MAPS", "PARTIAL", "RANKERS", "Ranker", "RankingCase"]

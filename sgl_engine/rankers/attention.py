@@ -15,6 +15,17 @@ def large_own(case: RankingCase) -> ImportanceMap:
     return importance_map(case.large_sums, case.large_prompt.spans)
 
 
+def large_one_layer(case: RankingCase) -> ImportanceMap:
+    """One layer of its unpruned pass, that in the middle, with all its rows."""
+    rows = case.large_rows.plain
+    return case.large_map(rows[len(rows) // 2].sum(dim=0))
+
+
+def large_prompt_rows(case: RankingCase) -> ImportanceMap:
+    """All layers of its prefill, without the rows of the answer."""
+    return importance_map(case.large_sums, case.large_prompt.spans, rows="prefill")
+
+
 def fastv(case: RankingCase) -> ImportanceMap:
     """The last prompt token's row in one early layer (FastV, ECCV 2024, arXiv 2403.06764)."""
     rows = case.large_rows

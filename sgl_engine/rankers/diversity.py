@@ -46,6 +46,29 @@ def dart(case: RankingCase) -> ImportanceMap:
     return case.large_order(least_similar_in_turn(similar, taken=seen))
 
 
+def importance_and_diversity(case: RankingCase) -> ImportanceMap:
+    """The plain sum, in which whatever resembles a token that was chosen counts for less.
+
+    As ID-Selection does it (arXiv 2604.05601): the token with the highest score is next, and every other
+    score is multiplied by one minus its feature's similarity to it. (STS, arXiv 2606.03569, mixes the two in
+    stages that depend on the budget.)
+    """
+    assert case.small.importance is not None, "a case has pictures"
+    mass = case.small.importance.resample(case.large_prompt.spans).mass
+    return case.large_order(suppressing(mass, _cosines(case.visual_embeddings)))
+
+
+def suppressing(mass: Tensor, similar: Tensor) -> list[int]:
+    """Orders tokens by mass (N,), each chosen one lowering that of those similar to it, (N, N) in [-1, 1]."""
+    left = mass.double().clone()
+    order: list[int] = []
+    for _ in range(len(mass)):
+        order.append(int(left.argmax()))
+        left *= 1.0 - similar[order[-1]].clamp(0.0, 1.0)
+        left[order] = float("-inf")
+    return order
+
+
 def farthest_first(distance: Tensor, first: int | None = None) -> list[int]:
     """Orders points so that each is farthest from all before it; ties go to the lower index.
 

@@ -1,0 +1,112 @@
+"""Figures of the studies: differences with their intervals, and curves over layers and escalation rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, new_figure
+from sgl_engine.evaluation.intervals import Interval
+
+
+def forest_figure(
+    groups: Mapping[str, Sequence[tuple[str, Interval]]],
+    *,
+    label: str,
+    title: str,
+    at: float | None = 0.0,
+    percent: bool = True,
+) -> Any:
+    """Numbers with their intervals, one below the other.
+
+    Args:
+        groups: Colour -> (name, interval) of each; the names of the first group are the lines.
+        label: Of the axis.
+        title: Of the figure.
+        at: Where a line is drawn to compare with; None is nowhere.
+        percent: Whether numbers are shown times 100.
+    """
+    names = [name for name, _ in next(iter(groups.values()))]
+    figure = new_figure(7.5, 1.2 + 0.3 * len(names))
+    axes, factor = figure.subplots(), 100.0 if percent else 1.0
+    if at is not None:
+        axes.axvline(at, color=GREY, linewidth=1.0, zorder=1)
+    for number, (group, values) in enumerate(groups.items()):
+        offset = 0.22 * (number - (len(groups) - 1) / 2)
+        found = dict(values)
+        places = [place for place, name in enumerate(names) if name in found]
+        shown = [found[names[place]] for place in places]
+        axes.errorbar(
+            [factor * each.value for each in shown],
+            [place + offset for place in places],
+            xerr=[
+                [factor * (each.value - each.low) for each in shown],
+                [factor * (each.high - each.value) for each in shown],
+            ],
+            fmt=MARKERS[number],
+            color=COLOURS[number],
+            markersize=5,
+            linewidth=1.2,
+            label=group,
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", ncols=len(groups))
+    return figure
+
+
+def layers_figure(layers: Mapping[str, Sequence[tuple[Interval, Interval]]], names: Mapping[str, str]) -> Any:
+    """Rank correlation over relative depth."""
+    figure = new_figure(7.0, 4.0)
+    axes = figure.subplots()
+    for number, (key, pairs) in enumerate(layers.items()):
+        depth = [layer / max(1, len(pairs) - 1) for layer in range(len(pairs))]
+        values = [pair[0] for pair in pairs]
+        axes.plot(
+            depth,
+            [each.value for each in values],
+            marker=MARKERS[number],
+            color=COLOURS[number],
+            label=names[key],
+        )
+        axes.fill_between(
+            depth,
+            [each.low for each in values],
+            [each.high for each in values],
+            color=COLOURS[number],
+            alpha=0.15,
+            linewidth=0,
+        )
+    axes.axhline(0.0, color=GREY, linewidth=1.0)
+    axes.set_xlabel("depth of the layer (0 = first, 1 = last)")
+    axes.set_ylabel("Spearman's rank correlation")
+    axes.set_title("How alike are the maps of the two models?")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def rates_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, target: str) -> Any:
+    """Accuracy of the cascade over the share of questions that go to the large model.
+
+    Args:
+        curves: Name -> (share, accuracy), both in [0, 1].
+        target: What accuracy is of.
+    """
+    figure = new_figure(7.0, 4.4)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            [100 * share for share, _ in points],
+            [100 * value for _, value in points],
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="-" if number < len(COLOURS) else "--",
+            label=name,
+        )
+    axes.set_xlabel("questions that go to the large model, %")
+    axes.set_ylabel(f"{target}, %")
+    axes.set_title("The cascade by several scores, at equal escalation")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
