@@ -43,17 +43,19 @@ class BadLine:
 
 
 class Data(Protocol):
-    """Rows by number.
+    """Rows by number."""
 
-    Attributes:
-        name: For people.
-        identity: Two runs may be joined where this is equal, whatever the number of rows.
-        bad: Lines that are left out.
-    """
+    @property
+    def name(self) -> str:
+        """For people."""
 
-    name: str
-    identity: str
-    bad: Sequence[BadLine]
+    @property
+    def identity(self) -> str:
+        """Two runs may be joined where this is equal, whatever the number of rows."""
+
+    @property
+    def bad(self) -> Sequence[BadLine]:
+        """Lines that are left out."""
 
     def __len__(self) -> int:
         """How many rows there are."""

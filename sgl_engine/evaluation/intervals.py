@@ -139,7 +139,7 @@ class Bin:
     right: float
 
 
-def reliability(scores: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
+def reliability(scores: Sequence[float] | Floats, right: Sequence[bool], bins: int = 10) -> list[Bin]:
     """Bins of equal width over [0, 1] (Guo et al., 2017, section 2)."""
     values, labels = np.asarray(scores, dtype=float), np.asarray(right, dtype=float)
     place = np.clip((values * bins).astype(int), 0, bins - 1)
