@@ -48,6 +48,7 @@ _HELD_OUT_TOKENS = (
     64  # the longest right answer has 46; a pruned model that repeats itself would go on to the end
 )
 _POINTS = "64%,35%,9%"
+_PAGE = 120  # columns, where nobody's terminal says how many there are
 _NAMES = ", ".join(PRESETS)
 
 
@@ -265,6 +266,8 @@ def _report(arguments: argparse.Namespace, data: Data, store: Store, point: str)
 
 def _show(report: Report, written: list[Path]) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PAGE
     for grid in report.grids()[:2]:
         console.print(grid.rich())
     for line in report.notes():

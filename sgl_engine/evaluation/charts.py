@@ -10,7 +10,7 @@ import numpy as np
 
 from sgl_engine.evaluation.cascade import NEVER
 from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, PALE, level, new_figure, whiskers
-from sgl_engine.evaluation.intervals import Floats, Interval
+from sgl_engine.evaluation.intervals import Interval, share
 from sgl_engine.evaluation.summary import Summary
 from sgl_engine.rankers import BASELINES
 
@@ -65,9 +65,10 @@ def cascade(summary: Summary) -> Any:
     """Accuracy against TFLOPs and against milliseconds."""
     figure = new_figure(10.4, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, cost, unit in ((left, "tflops", "TFLOPs"), (right, "ms", "milliseconds")):
-        _curves(axes, summary, cost)
-        axes.set_xlabel(f"{unit} per question, mean")
+    unit, factor = ("TFLOPs", 1.0) if summary.systems[1].tflops >= 0.1 else ("GFLOPs", 1e3)
+    for axes, cost, name, scale in ((left, "tflops", unit, factor), (right, "ms", "milliseconds", 1.0)):
+        _curves(axes, summary, cost, scale)
+        axes.set_xlabel(f"{name} per question, mean")
         axes.set_xlim(left=0)
     left.set_ylabel("accuracy, %")
     left.set_title(f"What the cascade costs ({len(summary.rows)} questions, 95 % intervals)")
@@ -76,12 +77,12 @@ def cascade(summary: Summary) -> Any:
     return figure
 
 
-def _curves(axes: Any, summary: Summary, cost: str) -> None:
+def _curves(axes: Any, summary: Summary, cost: str, scale: float) -> None:
     points: list[str | None] = [*summary.points]
     for number, point in enumerate([*points, None]):
         measured = summary.measured(point)
         composed = [measured.escalating(float(share)) for share in _STEPS]
-        spent = [float(getattr(each, cost).mean()) for each in composed]
+        spent = [scale * float(getattr(each, cost).mean()) for each in composed]
         singled = point == summary.point
         name = "unpruned" if point is None else f"pruned to {point}"
         axes.plot(
@@ -96,11 +97,11 @@ def _curves(axes: Any, summary: Summary, cost: str) -> None:
         if singled:
             band = [summary.draws.mean(each.value) for each in composed]
             _band(axes, spent, band, COLOURS[number % len(COLOURS)])
-    _mark_thresholds(axes, summary, cost)
+    _mark_thresholds(axes, summary, cost, scale)
     small, large = summary.systems[:2]
     for system, marker in ((small, "o"), (large, "s")):
         axes.errorbar(
-            [getattr(system, cost)],
+            [scale * getattr(system, cost)],
             [100 * system.value.value],
             yerr=whiskers([system.value]),
             color="#000000",
@@ -117,28 +118,29 @@ def _band(axes: Any, spent: list[float], band: list[Interval], colour: str) -> N
     axes.fill_between(spent, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _mark_thresholds(axes: Any, summary: Summary, cost: str) -> None:
+def _mark_thresholds(axes: Any, summary: Summary, cost: str, scale: float) -> None:
     for number, threshold in enumerate(_MARKED):
         system = summary.cascade(summary.point, threshold)
-        place = (getattr(system, cost), 100 * system.value.value)
+        place = (scale * getattr(system, cost), 100 * system.value.value)
         axes.plot(*place, "D", color=COLOURS[summary.points.index(summary.point)], zorder=4, markersize=5)
         axes.annotate(
             f"exit at {threshold:g}",
             place,
-            xytext=(10, -14 - 12 * (len(_MARKED) - 1 - number)),
+            xytext=(14, -16 - 15 * (len(_MARKED) - 1 - number)),
             textcoords="offset points",
             fontsize=8,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.85},
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6},
+            zorder=6,
         )
 
 
 def calibration(summary: Summary) -> Any:
     """Is a score the share of right answers? With how many answers there are at each score."""
-    figure = new_figure(5.6, 5.6)
+    figure = new_figure(5.6, 6.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [each for each in summary.bins if each.count]
-    inside = [_inside(summary.scores, each.low, each.high) for each in filled]
-    shares = [summary.draws.mean(np.array(summary.right, dtype=float), where) for where in inside]
+    shares = [share(round(each.right * each.count), each.count) for each in filled]
     upper.plot([0, 1], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
     upper.errorbar(
         [each.score for each in filled],
@@ -150,7 +152,7 @@ def calibration(summary: Summary) -> Any:
     )
     upper.set_ylabel("small answers that are right, %")
     upper.set_title(f"What a score is worth ({len(summary.rows)} questions)")
-    upper.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     upper.set_ylim(-3, 103)
     widths = [each.high - each.low for each in summary.bins]
     lower.bar(
@@ -167,12 +169,6 @@ def calibration(summary: Summary) -> Any:
     return figure
 
 
-def _inside(scores: Floats, low: float, high: float) -> list[bool]:
-    """Which scores lie in a bin; the last one holds its upper end."""
-    found: list[bool] = ((scores >= low) & ((scores < high) | (high >= 1.0))).tolist()
-    return found
-
-
 def kinds(summary: Summary) -> Any:
     """Accuracy per kind of question."""
     composed = summary.chosen
@@ -183,7 +179,7 @@ def kinds(summary: Summary) -> Any:
         (f"large, guided at {summary.point}", guided.value),
         (f"cascade, exits at {summary.threshold:g}", composed.value),
     )
-    figure = new_figure(8.2, 1.5 + 0.62 * len(summary.kinds))
+    figure = new_figure(8.2, 1.4 + 0.48 * len(summary.kinds))
     axes = figure.subplots()
     for number, (name, values) in enumerate(systems):
         found = [summary.draws.mean(values, where) for where in summary.kinds.values()]
@@ -196,10 +192,11 @@ def kinds(summary: Summary) -> Any:
             linestyle="none",
             label=name,
             elinewidth=1.0,
+            markersize=4.5,
         )
     labels = [f"{kind} ({sum(where)})" for kind, where in summary.kinds.items()]
     axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.45, -0.55)
     axes.grid(visible=False, axis="y")
     for place in range(1, len(labels)):
         axes.axhline(place - 0.5, color="#E6E6E6", linewidth=0.8)

@@ -13,7 +13,7 @@ from typing import Any
 from sgl_engine.evaluation.extras import extra
 from sgl_engine.evaluation.intervals import Interval
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6E6E6E"
 PALE = "#C8C8C8"

@@ -16,13 +16,13 @@ def grids(summary: Summary) -> list[Grid]:
     return [*found, _kinds(summary), _sweep(summary)]
 
 
-_COST = ("TFLOPs, share of large alone", "ms, share of large alone")
+_COST = ("TFLOPs", "ms")
 
 
 def _systems(summary: Summary) -> Grid:
     return Grid(
-        f"Systems on the same {len(summary.rows)} questions (95 % interval)",
-        ("system", "accuracy %", "minus large alone", *_COST, "large sees %", "large answers %"),
+        f"Systems on the same {len(summary.rows)} questions (95 % interval; costs relative to large alone)",
+        ("system", "accuracy %", "minus large", *_COST, "large sees %", "escalated %"),
         [
             (
                 each.name,
@@ -42,7 +42,7 @@ def _cost(system: SystemSummary) -> tuple[str, str]:
 
 
 def _heading(summary: Summary, point: str) -> str:
-    return f"{point} (sees {100 * summary.retention(point):.1f} %)"
+    return f"{point} (sees {100 * summary.retention(point):.0f} %)"
 
 
 def _rankers(summary: Summary) -> Grid:
@@ -90,7 +90,7 @@ def _kinds(summary: Summary) -> Grid:
             "large alone",
             f"guided at {summary.point}",
             f"cascade, exits at {summary.threshold:g}",
-            "of these the large answers %",
+            "of these escalated %",
         ),
         [
             (
@@ -106,8 +106,8 @@ def _kinds(summary: Summary) -> Grid:
 
 def _sweep(summary: Summary) -> Grid:
     return Grid(
-        f"The cascade at {summary.point}, by threshold (95 % interval)",
-        ("exits at score", "large answers %", "accuracy %", "minus large alone", *_COST),
+        f"The cascade at {summary.point}, by threshold (95 % interval; costs relative to large alone)",
+        ("exits at score", "escalated %", "accuracy %", "minus large", *_COST),
         [
             (
                 "never" if (each.threshold or 0) > 1 else f"{each.threshold:g}",

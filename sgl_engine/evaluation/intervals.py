@@ -82,13 +82,22 @@ class Bootstrap:
         return rng.multinomial(self.rows, np.full(self.rows, 1 / self.rows), size=self.draws).astype(float)
 
     def mean(self, values: Sequence[float] | Floats, where: Sequence[bool] | None = None) -> Interval:
-        """Of one value per row; of the rows ``where`` is true, if given."""
-        chosen = np.ones(self.rows) if where is None else np.asarray(where, dtype=float)
-        return self.ratio(np.where(chosen > 0, np.asarray(values, dtype=float), 0.0), chosen)
+        """Of one value per row; of the rows ``where`` is true, if given.
+
+        Where all are 0, or all are 1, resamples are all alike; the interval is Wilson's instead.
+        """
+        chosen = np.ones(self.rows, dtype=bool) if where is None else np.asarray(where, dtype=bool)
+        of_all = np.asarray(values, dtype=float)
+        hits, count = float(of_all[chosen].sum()), int(chosen.sum())
+        if count and hits in {0.0, float(count)} and np.isin(of_all[chosen], (0.0, 1.0)).all():
+            return share(int(hits), count)
+        return self.ratio(np.where(chosen, of_all, 0.0), chosen)
 
     def difference(self, values: Sequence[float] | Floats, others: Sequence[float] | Floats) -> Interval:
         """Of two means over the same rows, paired."""
-        return self.mean(np.asarray(values, dtype=float) - np.asarray(others, dtype=float))
+        return self.ratio(
+            np.asarray(values, dtype=float) - np.asarray(others, dtype=float), np.ones(self.rows)
+        )
 
     def ratio(self, values: Sequence[float] | Floats, others: Sequence[float] | Floats) -> Interval:
         """Of two sums over the same rows."""
@@ -100,6 +109,14 @@ class Bootstrap:
     def statistic(self, of: Callable[[Floats], float]) -> Interval:
         """Of any function of the rows' weights, float64 (rows,); resamples where it is NaN are left out."""
         return _interval(of(np.ones(self.rows)), np.array([of(weights) for weights in self.weights]))
+
+
+def share(hits: int, count: int) -> Interval:
+    """Of so many, with Wilson's interval (1927), which holds for few and for extreme shares too."""
+    if not count:
+        return Interval(math.nan, math.nan, math.nan)
+    found = extra("scipy.stats").binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return Interval(hits / count, float(found.low), float(found.high))
 
 
 def _interval(value: float, resampled: Floats) -> Interval:

@@ -126,7 +126,7 @@ class Summary:
             self._alone("small alone", [each.outcome.small for each in self.rows], retention=None),
             self._alone("large alone", [each.outcome.large for each in self.rows], retention=1.0),
         ]
-        guided = [self.cascade(point, NEVER, name=f"large, guided at {point}") for point in self.points]
+        guided = [self.cascade(point, NEVER, name=f"large, guided {point}") for point in self.points]
         cascades = [self.cascade(self.point, each) for each in SHOWN_THRESHOLDS]
         return [*alone, *guided, *cascades]
 
@@ -138,9 +138,9 @@ class Summary:
     def cascade(self, point: str | None, threshold: float, *, name: str | None = None) -> SystemSummary:
         """The cascade at a point and a threshold; ``NEVER`` escalates every row."""
         composed = self.measured(point).at(threshold)
-        named = "never exits" if threshold > 1 else f"exits at {threshold:g}"
+        named = "no exit" if threshold > 1 else f"exit {threshold:g}"
         return self._system(
-            name or f"cascade at {point or 'no pruning'}, {named}",
+            name or f"cascade {point or 'unpruned'}, {named}",
             composed.value,
             composed.tflops,
             composed.ms,

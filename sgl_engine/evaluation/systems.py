@@ -24,7 +24,7 @@ from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import run_large_batch, run_large_pass
 from sgl_engine.pruning import keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.types import Decoding, LargePassResult, PruningPlan, Request
+from sgl_engine.types import Decoding, ImportanceMap, LargePassResult, PruningPlan, Request, Response
 from sgl_engine.vlm import VLM
 
 
@@ -54,8 +54,7 @@ def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
     row = sample.row
     request = Request.ask(row.question, *sample.images)
     request = resolve_images(request, engine.config.limits)
-    small, large = (_alone(vlm, request, row, engine.config) for vlm in (engine.small, engine.large))
-    first = engine.with_config(engine.config.escalating("never")).run(request)
+    small, large, first, guided = _timed(engine, request, row, systems)
     case = RankingCase.of(engine, request, seed=systems.seed + row.index)
     outcome = Outcome(
         small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
@@ -64,12 +63,22 @@ def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
         parts=dict(case.small.confidence.parts),
         small_pass_tflops=first.report.small_tflops,
         small_pass_ms=first.report.stage_ms["total"],
-        guided={name: _guided(engine, request, row, point) for name, point in systems.points.items()},
-        pruned=_pruned(engine, case, row, systems),
+        guided=guided,
+        pruned=answer_by(engine, case, _importances(case, systems.rankers), row, systems),
     )
     return outcome.model_copy(
         update={"study": {name: study(case, outcome) for name, study in STUDIES.items()}}
     )
+
+
+def _timed(
+    engine: SGLEngine, request: Request, row: Row, systems: Systems
+) -> tuple[Answer, Answer, Response, dict[str, Answer]]:
+    """All that milliseconds are taken of: both models alone, the small pass, the guided large passes."""
+    small, large = (_alone(vlm, request, row, engine.config) for vlm in (engine.small, engine.large))
+    first = engine.with_config(engine.config.escalating("never")).run(request)
+    guided = {name: _guided(engine, request, row, point) for name, point in systems.points.items()}
+    return small, large, first, guided
 
 
 def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
@@ -125,16 +134,44 @@ def _guided(engine: SGLEngine, request: Request, row: Row, point: PruningConfig)
     )
 
 
-def _pruned(engine: SGLEngine, case: RankingCase, row: Row, systems: Systems) -> dict[str, dict[str, Answer]]:
-    """The large model under every ranker at every operating point."""
-    plans: dict[tuple[str, str], PruningPlan] = {}
-    for name in systems.rankers:
+def _importances(case: RankingCase, rankers: Sequence[str]) -> dict[str, ImportanceMap]:
+    found = {}
+    for name in rankers:
         try:
-            importance = RANKERS[name](case)
+            found[name] = RANKERS[name](case)
         except SGLError as error:
             raise type(error)(f"Ranker {name}: {error.problem}", remedy=error.remedy) from error
-        for point, pruning in systems.points.items():
-            plans[name, point] = at(engine, pruning).plan(case.large_prompt, importance)
+    return found
+
+
+def answer_by(
+    engine: SGLEngine,
+    case: RankingCase,
+    importances: Mapping[str, ImportanceMap],
+    row: Row,
+    systems: Systems,
+) -> dict[str, dict[str, Answer]]:
+    """The large model's answers when its visual tokens are pruned by each map, at every operating point.
+
+    Args:
+        engine: Its large model answers.
+        case: What it is asked.
+        importances: Maps by name; their visual tokens may be another model's, of the same pictures.
+        row: Says what is right.
+        systems: The operating points; its rankers are not looked at.
+
+    Returns:
+        Name -> operating point -> answer, without a time: the passes ran side by side.
+
+    Raises:
+        RequestError: The row is bad.
+        IncompatiblePairError: A map cannot be carried onto the large model's tokens.
+    """
+    plans = {
+        (name, point): at(engine, pruning).plan(case.large_prompt, importance)
+        for name, importance in importances.items()
+        for point, pruning in systems.points.items()
+    }
     answers = _run(engine, case, list(plans.values()), row, systems.max_rows)
     found: dict[str, dict[str, Answer]] = {}
     for (name, point), answer in zip(plans, answers, strict=True):

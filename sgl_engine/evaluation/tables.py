@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,9 @@ class Grid:
 
     def rich(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", header_style="bold")
+        table = Table(
+            title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+        )
         for number, name in enumerate(self.columns):
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in self.rows:
