@@ -47,7 +47,8 @@ def detrended(mass: Tensor, positions: tuple[int, ...]) -> Tensor:
 def capped(case: RankingCase) -> ImportanceMap:
     """No token counts for more than the layer's 95th percentile: sinks cannot outweigh the other layers."""
     layers = case.rows.plain.sum(dim=1)
-    most = layers.quantile(CAP_QUANTILE, dim=1, keepdim=True)
+    # "lower": among few tokens, halfway to the largest one would be no cap.
+    most = layers.quantile(CAP_QUANTILE, dim=1, keepdim=True, interpolation="lower")
     return case.small_map(torch.minimum(layers, most).sum(dim=0))
 
 
