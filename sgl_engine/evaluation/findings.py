@@ -63,7 +63,7 @@ def _partial_figure(parts: Sequence[_Part]) -> Any:
             ]
             for point in points
         },
-        label="accuracy of all of it minus accuracy of the part, percentage points (95 % interval)",
+        label="accuracy of all of it minus that of the part, points",
         title="(i) Is part of the attention worse than all of it?",
     )
 

@@ -155,6 +155,6 @@ def _conclusion(found: dict[str, list[_Map]]) -> str:
 def _figure(found: dict[str, list[_Map]]) -> Any:
     return forest_figure(
         {point: [(each.name, each.difference) for each in maps] for point, maps in found.items()},
-        label="accuracy minus that of the plain sum, percentage points (95 % interval)",
+        label="accuracy minus that of the plain sum, points (95 % interval)",
         title="Other maps of the small model's attention",
     )

@@ -14,6 +14,7 @@ from sgl_engine.evaluation.separation import Separation, interval
 
 RATES = (0.2, 0.4, 0.6)
 """Shares of the questions that go to the large model."""
+UNPRUNED = "unpruned"
 POINT = "35%"
 """How the large model is pruned in the cascade, where that was measured; else as at the first point."""
 
@@ -26,29 +27,33 @@ class Targets:
         right: 1 where the small answer is.
         same: 1 where it is the large model's answer, but for case and space.
         small: Value of the small answer.
-        large: Of the large model's guided one.
+        large: Of the large model's, unpruned and guided.
         kinds: Of the questions.
     """
 
     right: Floats
     same: Floats
     small: Floats
-    large: Floats
+    large: Mapping[str, Floats]
     kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Scored]) -> Targets:
         """Of rows in the order of the resamples."""
         points = rows[0].outcome.guided
-        measured = Measured.of(rows, POINT if POINT in points else next(iter(points), None))
+        point = POINT if POINT in points else next(iter(points), None)
+        unpruned, guided = Measured.of(rows, None), Measured.of(rows, point)
+        large = {UNPRUNED: unpruned.large}
+        if point is not None:
+            large[f"guided at {point}"] = guided.large
         return cls(
             right=np.array([row.outcome.small.right for row in rows], dtype=float),
             same=np.array(
                 [_plain(row.outcome.small.text) == _plain(row.outcome.large.text) for row in rows],
                 dtype=float,
             ),
-            small=measured.small,
-            large=measured.large,
+            small=unpruned.small,
+            large=large,
             kinds=tuple(row.row.kind for row in rows),
         )
 
@@ -65,14 +70,14 @@ class Worth:
         right: AUROC of "the small answer is right".
         within: The same, mean over kinds of questions that have both: how well it tells apart what is alike.
         same: AUROC of "the large model says the same".
-        rates: Escalation rate -> accuracy of the cascade.
+        rates: How the large model runs -> accuracy of the cascade at each of ``RATES``.
         separation: To go on with.
     """
 
     right: Floats
     within: Floats
     same: Floats
-    rates: Mapping[float, Floats]
+    rates: Mapping[str, Sequence[Floats]]
     separation: Separation
 
     @classmethod
@@ -89,7 +94,10 @@ class Worth:
             within=np.where(known, inside, 0.0).sum(axis=0)
             / np.where(known.any(axis=0), known.sum(axis=0), np.nan),
             same=separation.areas(targets.same),
-            rates={rate: separation.accuracies(targets.small, targets.large, rate) for rate in RATES},
+            rates={
+                how: separation.accuracies(targets.small, large, RATES)
+                for how, large in targets.large.items()
+            },
             separation=separation,
         )
 
@@ -101,8 +109,14 @@ class Worth:
             "auroc_right_within_kinds": interval(self.within).json(),
             "auroc_same": interval(self.same).json(),
             "auroc_same_minus_default": interval(self.same - base.same).json(),
-            "accuracy": {f"{rate:.0%}": interval(each).json() for rate, each in self.rates.items()},
-            "accuracy_minus_default": {
-                f"{rate:.0%}": interval(each - base.rates[rate]).json() for rate, each in self.rates.items()
+            "accuracy": {
+                how: {
+                    f"{rate:.0%}": {
+                        "value": interval(ours).json(),
+                        "minus_default": interval(ours - theirs).json(),
+                    }
+                    for rate, ours, theirs in zip(RATES, accuracies, base.rates[how], strict=True)
+                }
+                for how, accuracies in self.rates.items()
             },
         }

@@ -15,7 +15,7 @@ from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, geometric_mean, produ
 from sgl_engine.evaluation.extras import extra
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.records import Json, Outcome, Scored
-from sgl_engine.evaluation.score_worth import RATES, Targets, Worth
+from sgl_engine.evaluation.score_worth import RATES, UNPRUNED, Targets, Worth
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import interval
 from sgl_engine.evaluation.study_figures import forest_figure, rates_figure
@@ -53,7 +53,7 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     best = max((name for name in studied if name in SCORERS), key=lambda name: studied[name].right[0])
     text = [
         _areas_grid("How well scores separate: AUROC (95 % interval)", studied).markdown(),
-        _rates_grid(studied).markdown(),
+        *(_rates_grid(how, studied).markdown() for how in targets.large),
         _best(best, studied),
     ]
     if ratios:
@@ -70,7 +70,7 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
         },
         figures={
             "scorers-auroc": lambda: _areas_figure(studied),
-            "scorers-cascade": lambda: rates_figure(curves, target="accuracy of the cascade"),
+            "scorers-cascade": lambda: rates_figure(CURVE, curves, reference=(CHANCE, PERFECT)),
         },
     )
 
@@ -87,21 +87,25 @@ def _scores(rows: Sequence[Scored], targets: Targets) -> dict[str, Floats]:
     if combined is not None:
         found[LOGISTIC] = combined
     found[CHANCE] = np.zeros(len(rows))
-    found[PERFECT] = targets.small - targets.large
+    found[PERFECT] = targets.small - targets.large[UNPRUNED]
     return found
 
 
 def _by_ratio(rows: Sequence[Scored]) -> dict[str, Floats]:
-    """Consistency, alone and averaged with the confidence, at every ratio that was studied."""
+    """Consistency, alone and averaged with others, at every ratio that was studied."""
     found: dict[str, Floats] = {}
     if not all(STUDY in row.outcome.study for row in rows):
         return found
-    confidence = np.array([row.outcome.parts["confidence"] for row in rows])
+    parts = {
+        name: np.array([row.outcome.parts[name] for row in rows])
+        for name in ("confidence", "answer_probability")
+    }
     for form in ("product", "geometric_mean"):
         for ratio in rows[0].outcome.study[STUDY]:
             values = np.array([row.outcome.study[STUDY][ratio][form] for row in rows])
             found[f"{form}, {ratio}"] = values
-            found[f"mean of confidence and {form}, {ratio}"] = (confidence + values) / 2
+            for name, others in parts.items():
+                found[f"mean of {name} and {form}, {ratio}"] = (others + values) / 2
     return found
 
 
@@ -170,23 +174,21 @@ def _signed(difference: Interval) -> str:
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
-def _rates_grid(scores: Mapping[str, Worth]) -> Grid:
-    base = scores[DEFAULT_SCORER]
-    ordered = sorted(scores.items(), key=lambda item: -sum(each[0] for each in item[1].rates.values()))
+def _rates_grid(how: str, scores: Mapping[str, Worth]) -> Grid:
+    base = scores[DEFAULT_SCORER].rates[how]
+    ordered = sorted(scores.items(), key=lambda item: -sum(each[0] for each in item[1].rates[how]))
     heads = [head for rate in RATES for head in (f"{rate:.0%} escalated", f"minus {DEFAULT_SCORER}")]
     return Grid(
-        "Accuracy of the cascade in % when the least sure questions go to the large model (95 % interval)",
+        f"Accuracy of the cascade in %, the large model {how}, when the least sure questions go there (95 % "
+        "interval)",
         ("score", *heads),
         [
             (
                 name,
                 *(
                     cell
-                    for rate, each in score.rates.items()
-                    for cell in (
-                        interval(each).percent(),
-                        interval(each - base.rates[rate]).percent(sign=True),
-                    )
+                    for ours, theirs in zip(score.rates[how], base, strict=True)
+                    for cell in (interval(ours).percent(), interval(ours - theirs).percent(sign=True))
                 ),
             )
             for name, score in ordered
@@ -207,12 +209,11 @@ def _best(best: str, scores: Mapping[str, Worth]) -> str:
     )
 
 
-def _curves(scores: Mapping[str, Worth], targets: Targets) -> dict[str, list[tuple[float, float]]]:
+def _curves(scores: Mapping[str, Worth], targets: Targets) -> dict[str, dict[str, list[float]]]:
+    """How the large model runs -> score -> accuracy at each of ``CURVE``."""
     return {
-        name: [
-            (rate, float(each.separation.accuracies(targets.small, targets.large, rate)[0])) for rate in CURVE
-        ]
-        for name, each in scores.items()
+        how: {name: each.separation.curve(targets.small, large, CURVE) for name, each in scores.items()}
+        for how, large in targets.large.items()
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sgl_engine.evaluation.intervals import LEVEL, Bootstrap, Floats, Interval
 
@@ -21,11 +23,8 @@ class Separation:
     """
 
     def __init__(self, scores: Sequence[float] | Floats, bootstrap: Bootstrap) -> None:
-        values = np.nan_to_num(np.asarray(scores, dtype=float), nan=-np.inf, neginf=-np.inf)
-        self._order = np.argsort(values, kind="stable")
-        _, self._starts = np.unique(values[self._order], return_index=True)
-        everyone = np.vstack((np.ones((1, bootstrap.rows)), bootstrap.weights))
-        self._weights: Floats = everyone[:, self._order]
+        self._scores = np.nan_to_num(np.asarray(scores, dtype=float), nan=-np.inf, neginf=-np.inf)
+        self._weights: Floats = np.vstack((np.ones((1, bootstrap.rows)), bootstrap.weights))
 
     def areas(self, target: Sequence[bool] | Floats, where: Sequence[bool] | None = None) -> Floats:
         """AUROC: how often a row that is on target scores above one that is not, ties counting half.
@@ -37,39 +36,73 @@ class Separation:
         Returns:
             float64 (1 + draws,); NaN without both kinds of rows.
         """
-        counted = np.ones(len(self._order)) if where is None else np.asarray(where, dtype=float)
+        groups = _Groups.of(self._scores, where)
         hit = np.asarray(target, dtype=float)
-        on, off = self._grouped(counted * hit), self._grouped(counted * (1.0 - hit))
+        on, off = groups.sums(self._weights, hit), groups.sums(self._weights, 1.0 - hit)
         above = on * (off.cumsum(axis=1) - 0.5 * off)
         with np.errstate(divide="ignore", invalid="ignore"):
             area: Floats = above.sum(axis=1) / (on.sum(axis=1) * off.sum(axis=1))
         return area
 
-    def accuracies(self, small: Floats, large: Floats, rate: float) -> Floats:
-        """Mean value when the least sure rows, this share of them, are answered by the large model.
+    def accuracies(self, small: Floats, large: Floats, rates: Sequence[float]) -> list[Floats]:
+        """Mean value when the least sure rows, a share of them, are answered by the large model.
 
         Among rows with equal scores it is a draw, so each counts with the share of its group that goes up.
 
         Args:
             small: Value of the small answers, per row.
             large: Of the large ones.
-            rate: In [0, 1].
+            rates: Shares in [0, 1].
 
         Returns:
-            float64 (1 + draws,).
+            float64 (1 + draws,) for each rate.
         """
-        rows = self._grouped(np.ones(len(self._order)))
-        kept, raised = self._grouped(np.asarray(small)), self._grouped(np.asarray(large))
-        total = rows.sum(axis=1, keepdims=True)
-        up = np.clip(rate * total - (rows.cumsum(axis=1) - rows), 0.0, rows)
-        share = np.divide(up, rows, out=np.zeros_like(up), where=rows > 0)
-        value: Floats = (share * raised + (1.0 - share) * kept).sum(axis=1) / total[:, 0]
-        return value
+        return self._accuracies(self._weights, small, large, rates)
 
-    def _grouped(self, values: Floats) -> Floats:
-        """Weighted sums over rows of equal score, (1 + draws, groups)."""
-        sums: Floats = np.add.reduceat(self._weights * values[self._order], self._starts, axis=1)
-        return sums
+    def curve(self, small: Floats, large: Floats, rates: Sequence[float]) -> list[float]:
+        """``accuracies`` of the rows themselves, without resamples."""
+        return [float(each[0]) for each in self._accuracies(self._weights[:1], small, large, rates)]
+
+    def _accuracies(
+        self, weights: Floats, small: Floats, large: Floats, rates: Sequence[float]
+    ) -> list[Floats]:
+        groups = _Groups.of(self._scores)
+        rows, gained = groups.sums(weights), groups.sums(weights, large - small)
+        total, kept = rows.sum(axis=1), weights @ small
+        found = []
+        for rate in rates:
+            up = np.clip(rate * total[:, None] - (rows.cumsum(axis=1) - rows), 0.0, rows)
+            share = np.divide(up, rows, out=np.zeros_like(up), where=rows > 0)
+            found.append((kept + (share * gained).sum(axis=1)) / total)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Rows of equal score.
+
+    Attributes:
+        order: int64, rows from the least sure on.
+        starts: int64, where each group begins in it.
+    """
+
+    order: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scores: Floats, where: Sequence[bool] | None = None) -> _Groups:
+        order = np.argsort(scores, kind="stable")
+        if where is not None:
+            order = order[np.asarray(where, dtype=bool)[order]]
+        return cls(order, np.unique(scores[order], return_index=True)[1])
+
+    def sums(self, weights: Floats, values: Floats | None = None) -> Floats:
+        """Weighted sums of values (rows,), or of ones, in each group: (1 + draws, groups)."""
+        ordered = weights[:, self.order] if values is None else weights[:, self.order] * values[self.order]
+        if len(self.starts) == len(self.order):
+            return ordered
+        summed: Floats = np.add.reduceat(ordered, self.starts, axis=1)
+        return summed
 
 
 def interval(numbers: Floats, *, comparisons: int = 1) -> Interval:

@@ -88,25 +88,35 @@ def layers_figure(layers: Mapping[str, Sequence[tuple[Interval, Interval]]], nam
     return figure
 
 
-def rates_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, target: str) -> Any:
+def rates_figure(
+    rates: Sequence[float],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    reference: Sequence[str] = (),
+) -> Any:
     """Accuracy of the cascade over the share of questions that go to the large model.
 
     Args:
-        curves: Name -> (share, accuracy), both in [0, 1].
-        target: What accuracy is of.
+        rates: The shares, in [0, 1].
+        curves: How the large model runs -> score -> accuracy at each share, in [0, 1]; one panel each.
+        reference: Scores that are drawn in grey, dashed.
     """
-    figure = new_figure(7.0, 4.4)
-    axes = figure.subplots()
-    for number, (name, points) in enumerate(curves.items()):
-        axes.plot(
-            [100 * share for share, _ in points],
-            [100 * value for _, value in points],
-            color=COLOURS[number % len(COLOURS)],
-            linestyle="-" if number < len(COLOURS) else "--",
-            label=name,
-        )
-    axes.set_xlabel("questions that go to the large model, %")
-    axes.set_ylabel(f"{target}, %")
-    axes.set_title("The cascade by several scores, at equal escalation")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure = new_figure(5.2 * len(curves), 4.6)
+    panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    for axes, (how, scores) in zip(panels, curves.items(), strict=True):
+        colours = iter(COLOURS * 2)
+        for name, values in scores.items():
+            grey = name in reference
+            axes.plot(
+                [100 * rate for rate in rates],
+                [100 * value for value in values],
+                color=GREY if grey else next(colours),
+                linestyle=("--", ":")[reference.index(name) % 2] if grey else "-",
+                label=name,
+            )
+        axes.set_xlabel("questions that go to the large model, %")
+        axes.set_title(f"large model {how}")
+    panels[0].set_ylabel("accuracy of the cascade, %")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure

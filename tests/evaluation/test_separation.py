@@ -53,7 +53,9 @@ def slow_accuracy(scores: np.ndarray, weights: np.ndarray, rate: float) -> float
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 1.0])
 def test_accuracies_equal_rows_going_up_one_by_one(rate: float) -> None:
-    got = Separation(SCORES, BOOTSTRAP).accuracies(SMALL, LARGE, rate)
+    separation = Separation(SCORES, BOOTSTRAP)
+    [got] = separation.accuracies(SMALL, LARGE, [rate])
+    assert separation.curve(SMALL, LARGE, [rate]) == pytest.approx([got[0]])
     for number, weights in enumerate([np.ones(ROWS), *BOOTSTRAP.weights]):
         assert got[number] == pytest.approx(slow_accuracy(SCORES, weights, rate))
     if rate in (0.0, 1.0):
@@ -63,7 +65,7 @@ def test_accuracies_equal_rows_going_up_one_by_one(rate: float) -> None:
 def test_a_better_order_gives_a_better_cascade() -> None:
     perfect, worst = (Separation(sign * (SMALL - LARGE), BOOTSTRAP) for sign in (1, -1))
     chance = Separation(np.zeros(ROWS), BOOTSTRAP)
-    values = [each.accuracies(SMALL, LARGE, 0.4)[0] for each in (worst, chance, perfect)]
+    values = [each.curve(SMALL, LARGE, [0.4])[0] for each in (worst, chance, perfect)]
     assert values == sorted(values)
     assert values[1] == pytest.approx(0.4 * LARGE.mean() + 0.6 * SMALL.mean())
 
@@ -71,7 +73,7 @@ def test_a_better_order_gives_a_better_cascade() -> None:
 def test_scores_that_are_no_numbers_are_the_least_sure() -> None:
     scores = np.linspace(0, 1, ROWS)
     scores[-1] = math.nan
-    first = Separation(scores, BOOTSTRAP).accuracies(SMALL, LARGE, 1 / ROWS)[0]
+    [first] = Separation(scores, BOOTSTRAP).curve(SMALL, LARGE, [1 / ROWS])
     assert first == pytest.approx((SMALL[:-1].sum() + LARGE[-1]) / ROWS)
 
 

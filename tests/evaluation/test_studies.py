@@ -211,8 +211,11 @@ def test_scorers_that_know_more_are_found(tmp_path: Any) -> None:
     assert found["entropy"]["auroc_same"]["value"] == 1.0  # "yes" is the large model's "Yes "
     assert found[LOGISTIC]["auroc_right"]["value"] > 0.95
     # A third is wrong, and the large model is always right: 40 % escalated by a perfect score is enough.
-    assert found["confidence"]["accuracy"]["40%"]["value"] == 1.0
-    assert found["consistency_product"]["accuracy"]["40%"]["value"] == pytest.approx(2 / 3 + 0.4 / 3)
+    for how in ("unpruned", "guided at 35%"):
+        accuracy = {name: each["accuracy"][how]["40%"]["value"]["value"] for name, each in found.items()}
+        assert accuracy["confidence"] == accuracy["(perfect)"] == 1.0
+        assert accuracy["consistency_product"] == pytest.approx(2 / 3 + 0.4 / 3)
+        assert accuracy["consistency_product"] == accuracy["(chance)"]
     assert section.data["consistency"]["product, 35%"]["auroc_right"]["value"] == 0.5
 
 
