@@ -77,6 +77,7 @@ class Answer:
         self.draft = list(turn.draft[: max(0, self._limit - 1)])
         self._choose = Chooser(turn.decoding, vlm.device)
         self._logprobs: list[float] = []
+        self._entropies: list[float] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
         self._text = TextStream(vlm.text, turn.decoding.stop, with_calls=self._held is not None)
@@ -159,6 +160,7 @@ class Answer:
             text=self._text.text,
             token_ids=torch.tensor(self.ids, dtype=torch.int64),
             logprobs=torch.tensor(self._logprobs, dtype=torch.float32),
+            entropies=torch.tensor(self._entropies, dtype=torch.float32),
             finish_reason="stop" if self._ended or self._text.stopped else "length",
         )
 
@@ -169,7 +171,11 @@ class Answer:
             self._done = True
             return self._text.flush()
         self.ids.append(token)
-        self._logprobs.append(float(logits.log_softmax(dim=-1)[token]))  # unmasked: how likely by itself
+        logprobs = logits.log_softmax(dim=-1)  # unmasked: how likely by itself
+        entropy = torch.special.entr(logprobs.exp()).sum()
+        logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
+        self._logprobs.append(logprob)
+        self._entropies.append(spread)
         at_end = self._turn.stop_at_eos and token in self._vlm.eos_token_ids
         self._ended = at_end or (self._held is not None and self._held.finished)
         text = self._text.push(self.ids)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sgl_engine.attention_rows import RowKeeper
 from sgl_engine.importance import AttentionSums
 from sgl_engine.prompt_batch import PromptBatch
 
@@ -22,12 +23,19 @@ class AttentionRecorder:
         batch: Where the visual tokens are, in B prompts.
         first_rows: Of each prompt, the first position whose row counts.
         cached_tokens: Columns that were run before the recording began.
+        keeper: Keeps the rows apart as well, of one prompt; None where only their sums are wanted.
     """
 
     def __init__(
-        self, layers: int, batch: PromptBatch, first_rows: Sequence[int], cached_tokens: int = 0
+        self,
+        layers: int,
+        batch: PromptBatch,
+        first_rows: Sequence[int],
+        cached_tokens: int = 0,
+        keeper: RowKeeper | None = None,
     ) -> None:
         self._batch = batch
+        self._keeper = keeper
         self._first_rows = tuple(first_rows)
         self._visual_tokens = [prompt.num_visual_tokens for prompt in batch.prompts]
         self._decode_rows = [[0] * layers for _ in batch.prompts]
@@ -53,13 +61,16 @@ class AttentionRecorder:
             decode_queries=max(self._decode_rows[row]),
         )
 
-    def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def record(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
         """Adds one call of one layer.
 
         Args:
             layer: Decoder layer.
             query: (B, H, Q, D), after rotation.
             key: (B, H_kv, N, D), after rotation, what the cache holds included.
+            value: (B, H_kv, N, D); looked at only where rows are kept apart.
             mask: Boolean (True = visible) or additive, (1 or B, 1, Q, N); None is causal.
             scaling: Factor on the products.
         """
@@ -74,6 +85,8 @@ class AttentionRecorder:
         start = max(0, targets.first_row - before) if prefill else 0
         columns = targets.columns - (before + rows - keys)
         received = torch.zeros(columns.shape, device=query.device)
+        if self._keeper is not None:
+            self._keeper.see_keys(layer, key, self._batch.tokens)
         at_once = max(1, _ROWS_AT_ONCE // len(query))
         for first in range(start, rows, at_once):
             last = min(first + at_once, rows)
@@ -82,6 +95,8 @@ class AttentionRecorder:
             if prefill and targets.is_uneven:
                 paid = targets.counted(paid, before + first, before + last)
             received += paid.sum(dim=1)
+            if self._keeper is not None:
+                self._keeper.add(layer, paid, last - first, value, columns, is_prompt=prefill)
         # What the window has left behind, and what a row has fewer of than others, receives nothing.
         received = received.masked_fill((columns < 0) | ~targets.exist, 0.0)
         self._add(self._prefill if prefill else self._decode, layer, received)

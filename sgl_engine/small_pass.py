@@ -233,7 +233,9 @@ def _result(row: _Row, scorer: str | None, stage_ms: Mapping[str, float]) -> Sma
     generation = row.answer.generation()
     return SmallPassResult(
         generation=generation,
-        confidence=measure_confidence(generation.logprobs.tolist(), row.consistency, scorer),
+        confidence=measure_confidence(
+            generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency, scorer
+        ),
         importance=row.importance,
         consistency_plan=row.plan,
         stage_ms=stage_ms,

@@ -144,10 +144,17 @@ class FakeEngine(SGLEngine):
                 text=text,
                 token_ids=torch.tensor(ids, dtype=torch.int64),
                 logprobs=torch.full((len(ids),), even),
+                entropies=torch.zeros(len(ids)),
                 finish_reason="stop",
             ),
             confidence=Confidence(
-                score=score, parts={"confidence": math.exp(even), "answer_probability": score}
+                score=score,
+                parts={
+                    "confidence": math.exp(even),
+                    "answer_probability": score,
+                    "min_token_probability": math.exp(even),
+                    "mean_entropy": 0.0,
+                },
             ),
             importance=importance,
             consistency_plan=None,

@@ -289,12 +289,14 @@ class Generation:
         token_ids: int64 (T,), the end-of-sequence token included where it was generated.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
             temperature 1, nothing masked, whatever the sampling did.
+        entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
     """
 
     text: str
     token_ids: Tensor
     logprobs: Tensor
+    entropies: Tensor
     finish_reason: FinishReason
 
     def __len__(self) -> int:
@@ -345,8 +347,9 @@ class Confidence:
 
     Attributes:
         score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
-        parts: "confidence" and "answer_probability"; where the prompt holds images also
-            "consistency_product" and "consistency_geometric_mean"; each in [0, 1].
+        parts: "confidence", "answer_probability" and "min_token_probability", in [0, 1], and "mean_entropy",
+            in nats; where the prompt holds images also "consistency_product" and
+            "consistency_geometric_mean", in [0, 1].
     """
 
     score: float

@@ -26,18 +26,19 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("question", metavar="QUESTION", type=_text, help="what to ask, in quotes")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=_count, help="longest answer, in tokens (default: the engine's)"
+        "--max-new-tokens", metavar="N", type=count, help="longest answer, in tokens (default: the engine's)"
     )
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Models, operating point and escalation."""
-    _add_models(parser)
+    add_models(parser)
     _add_operating_point(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Which models, where, and in which type."""
     models = parser.add_argument_group("models (default: the pair that comes with the package)")
     models.add_argument(
         "--small", metavar="MODEL", help="folder or hub id of the small model; goes with --large"
@@ -73,7 +74,7 @@ def _add_operating_point(parser: argparse.ArgumentParser) -> None:
     leaving.add_argument(
         "--threshold",
         metavar="S",
-        type=_fraction,
+        type=fraction,
         default=ExitConfig().threshold,
         help="at this score or above, in [0, 1] (default: %(default)s)",
     )
@@ -157,13 +158,15 @@ def _text(value: str) -> str:
     return value
 
 
-def _count(value: str) -> int:
+def count(value: str) -> int:
+    """A whole number of at least 1, for argparse."""
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
     return int(value)
 
 
-def _fraction(value: str) -> float:
+def fraction(value: str) -> float:
+    """A number from 0 to 1, for argparse."""
     try:
         number = float(value)
     except ValueError:
@@ -174,7 +177,7 @@ def _fraction(value: str) -> float:
 
 
 def _positive_fraction(value: str) -> float:
-    number = _fraction(value)
+    number = fraction(value)
     if number == 0.0:
         raise argparse.ArgumentTypeError("0 would keep nothing; give a number above 0, up to 1")
     return number

@@ -5,6 +5,7 @@ from collections.abc import Generator
 import pytest
 import torch
 from samples import REQUESTS
+from torch.distributions import Categorical
 
 from sgl_engine import VLM, Request
 from sgl_engine.answer import Answer, Chooser, Turn
@@ -63,6 +64,9 @@ def test_logprobs_ignore_temperature_and_nucleus(vlm: VLM, prompt: EncodedPrompt
     assert torch.allclose(sampled.logprobs, expected, atol=1e-4)
     tempered = (rows / 3).log_softmax(-1).gather(1, sampled.token_ids[:, None])[:, 0]
     assert not torch.allclose(sampled.logprobs, tempered, atol=1e-2)
+    assert sampled.entropies.dtype == torch.float32
+    assert torch.allclose(sampled.entropies, Categorical(logits=rows).entropy(), atol=1e-4)
+    assert not torch.allclose(sampled.entropies, Categorical(logits=rows / 3).entropy(), atol=1e-2)
 
 
 def test_sampling_follows_the_distribution() -> None:

@@ -1,4 +1,4 @@
-"""Second questions about a picture, in every family: as a run from scratch, and to the bits of a first run."""
+"""Second questions about a picture, in every family: as a run from scratch, and bit for bit a first run."""
 
 from functools import cache
 from typing import Any
