@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -212,8 +213,12 @@ def _fill(model: Any, seed: int) -> None:
 
 def _name_tokens(tokenizer: Any, vocab: int) -> None:
     """Gives every id a text, so that reading an answer costs what it costs with a real vocabulary."""
-    missing = vocab - len(tokenizer)
-    tokenizer.add_tokens([f" {number:x}" for number in range(missing)])
+    from tokenizers import Tokenizer
+
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    written["model"]["vocab"] |= tokenizer.get_vocab()  # added tokens keep their ids only if they are in it
+    written["model"]["vocab"] |= {f"\u0120{number:x}": number for number in range(len(tokenizer), vocab)}
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))  # noqa: SLF001  # no public setter
 
 
 def picture(shape: Shape, tokens: int, number: int) -> Image.Image:
