@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shapes import PAIRS, Pair, build, picture
+from benchmarks.shapes import PAIRS, Pair, build, picture, processor
+from benchmarks.timing import Seconds, Side, take_turns
 from sgl_engine import VLM, EngineConfig, Request, SGLEngine
 from sgl_engine.config import ExitConfig, GenerationConfig
 from sgl_engine.types import SmallPassResult
@@ -23,47 +26,87 @@ class UnavailableError(Exception):
     """This comparison cannot be made here; says why."""
 
 
-@dataclass(eq=False)
-class Timed:
-    """Models and settings of one run.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The models of a run, each made when it is first needed.
 
     Attributes:
-        small: The small model.
-        large: The large one.
-        pair: Their sizes.
-        tokens: Visual tokens of a picture.
-        answer_tokens: Tokens of every answer.
-        repeats: Rounds of each comparison.
+        name: Of the pair, in ``PAIRS``.
+        dtype: What they compute in.
         device: "cpu" or "cuda".
     """
 
-    small: VLM
-    large: VLM
-    pair: Pair
+    name: str
+    dtype: torch.dtype
+    device: str
+
+    @property
+    def pair(self) -> Pair:
+        """Their sizes."""
+        return PAIRS[self.name]
+
+    @cached_property
+    def small(self) -> Any:
+        """The small model."""
+        return build(self.pair.small, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def large(self) -> Any:
+        """The large one."""
+        return build(self.pair.large, dtype=self.dtype, device=self.device, seed=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """What is timed, and how often.
+
+    Attributes:
+        weights: The models.
+        tokens: Visual tokens of a picture.
+        answer_tokens: Tokens of every answer.
+        repeats: Rounds of each comparison.
+        clock: Seconds.
+    """
+
+    weights: Weights
     tokens: int
     answer_tokens: int
     repeats: int
-    device: str = "cpu"
+    clock: Callable[[], float] = time.perf_counter
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    @classmethod
-    def build(cls, pair: str, tokens: int, *, dtype: torch.dtype, device: str, **settings: int) -> Timed:
-        """Makes both models."""
-        shapes = PAIRS[pair]
-        small = build(shapes.small, tokens, dtype=dtype, device=device, name=f"{pair} small")
-        large = build(shapes.large, tokens, dtype=dtype, device=device, name=f"{pair} large", seed=1)
-        return cls(small, large, shapes, tokens, device=device, **settings)
+    @cached_property
+    def small(self) -> VLM:
+        """The small model."""
+        shape = self.weights.pair.small
+        return VLM(self.weights.small, processor(shape, self.tokens), name=f"{self.weights.name} small")
+
+    @cached_property
+    def large(self) -> VLM:
+        """The large one."""
+        shape = self.weights.pair.large
+        return VLM(self.weights.large, processor(shape, self.tokens), name=f"{self.weights.name} large")
+
+    def take_turns(self, first: Side, second: Side, **settings: Any) -> Seconds:
+        """``benchmarks.timing.take_turns`` by this clock."""
+        settings = {"repeats": self.repeats, **settings}
+        return take_turns(first, second, now=self.now, **settings)
+
+    def now(self) -> float:
+        """Seconds, when the device has done what it was given."""
+        self.wait()
+        return self.clock()
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
-        if self.device == "cuda":
+        if self.weights.device == "cuda":
             import torch
 
             torch.cuda.synchronize()
 
     def picture(self) -> Image.Image:
         """One that nothing has seen yet, so that no cache knows it."""
-        return picture(self.pair.large, self.tokens, next(self._numbers))
+        return picture(self.weights.pair.large, self.tokens, next(self._numbers))
 
     def request(self, question: int = 0, image: Image.Image | None = None) -> Request:
         """A question about a picture; about a new one if none is given."""
@@ -71,11 +114,7 @@ class Timed:
 
     def cold(self) -> Timed:
         """The same weights behind objects that remember nothing."""
-        small, large = (
-            VLM(vlm.model, vlm.processor, name=vlm.name, revision=vlm.revision)
-            for vlm in (self.small, self.large)
-        )
-        return replace(self, small=small, large=large)
+        return replace(self)
 
     def engine(self, *, escalate: bool) -> DraftedEngine:
         """An engine that always or never escalates, and whose answers have ``answer_tokens``."""
@@ -93,7 +132,8 @@ class DraftedEngine(SGLEngine):
     draft: torch.Tensor | None = None
 
     def _small_pass(self, *given: Any, **settings: Any) -> SmallPassResult:
-        return self._drafted(super()._small_pass(*given, **settings))
+        result: SmallPassResult = self._drafted(super()._small_pass(*given, **settings))
+        return result
 
     def _small_batch(self, *given: Any, **settings: Any) -> Sequence[Any]:
         return [self._drafted(result) for result in super()._small_batch(*given, **settings)]

@@ -16,7 +16,9 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import latency_passes as passes
 from benchmarks import latency_requests as requests
-from benchmarks.bench_pair import Timed, UnavailableError
+from benchmarks.bench_pair import Timed, UnavailableError, Weights
 from benchmarks.latency_figure import draw
 from benchmarks.latency_profile import Stages, profile_bundled, profile_escalation
 from benchmarks.shapes import PAIRS
@@ -43,6 +45,7 @@ ROWS: Mapping[str, Callable[[Timed], list[Outcome]]] = {
     "accepted-draft": requests.accepted_draft,
     "second-question": requests.second_question,
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,10 +61,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", choices=list(PAIRS), default="cpu")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: processor time, for busy machines; with one thread only",
+    )
     parser.add_argument("--profile", action="store_true", help="one escalated request by stage, nothing else")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args(arguments)
+    if options.clock == "cpu" and (options.threads > 1 or options.device == "cuda"):
+        parser.error("--clock cpu adds threads up, and does not see a GPU: use --threads 1 and --device cpu")
     for path in (options.json, options.figure):
         if path:  # before the work, not after it
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +98,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "answer_tokens": options.answer_tokens,
         "repeats": options.repeats,
+        "clock": options.clock,
     }
 
 
@@ -95,16 +107,10 @@ def _concerns_memory(name: str) -> bool:
 
 
 def pairs(options: argparse.Namespace) -> list[Timed]:
-    """One for each number of visual tokens."""
+    """One for each number of visual tokens, on the same weights."""
+    weights = Weights(options.shapes, getattr(torch, options.dtype), options.device)
     return [
-        Timed.build(
-            options.shapes,
-            tokens,
-            dtype=getattr(torch, options.dtype),
-            device=options.device,
-            answer_tokens=options.answer_tokens,
-            repeats=options.repeats,
-        )
+        Timed(weights, tokens, options.answer_tokens, options.repeats, CLOCKS[options.clock])
         for tokens in options.tokens
     ]
 
@@ -115,9 +121,9 @@ def compare(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     rows: list[tuple[int | None, Callable[[], list[Outcome]]]] = []
     wanted = [name for name in options.only if name != "batch"]
     for timed in pairs(options) if wanted else ():
-        rows += [(timed.tokens, lambda timed=timed, name=name: ROWS[name](timed)) for name in wanted]
+        rows += [(timed.tokens, partial(ROWS[name], timed)) for name in wanted]
     if "batch" in options.only:
-        rows.append((None, lambda: requests.batch(options.repeats)))
+        rows.append((None, partial(requests.batch, options.repeats, CLOCKS[options.clock])))
     for tokens, row in rows:
         try:
             outcomes = row()

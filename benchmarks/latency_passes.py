@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.bench_pair import Timed
-from benchmarks.timing import Outcome, Side, speed_up_bound, take_turns
+from benchmarks.timing import Outcome, Side, speed_up_bound
 from sgl_engine import VLM, cost, plan_pruning, run_small_pass
 from sgl_engine.attention import capture_attention
 from sgl_engine.config import PRESETS
@@ -34,7 +34,7 @@ def capture(timed: Timed) -> list[Outcome]:
 
         return work
 
-    seconds = take_turns(recorded, _prefill(vlm, prompt, embeddings), timed.repeats, wait=timed.wait)
+    seconds = timed.take_turns(recorded, _prefill(vlm, prompt, embeddings))
     return [Outcome("small prefill with capture / plain SDPA prefill", 1.10, "<=", *seconds)]
 
 
@@ -74,7 +74,7 @@ def eager(timed: Timed) -> list[Outcome]:
 
         return work
 
-    seconds = take_turns(whole, ours, timed.repeats, wait=timed.wait)
+    seconds = timed.take_turns(whole, ours)
     return [Outcome("eager output_attentions prefill / ours", 3.0, ">=", *seconds)]
 
 
@@ -110,7 +110,7 @@ def pruned_prefill(timed: Timed) -> list[Outcome]:
     bound = speed_up_bound([full], [reduced])
     unpruned = _prefill(vlm, prompt, embeddings)
     pruned = _prefill(vlm, prompt, embeddings, lambda: prune_visual_tokens(vlm, plan))
-    seconds = take_turns(unpruned, pruned, timed.repeats, wait=timed.wait)
+    seconds = timed.take_turns(unpruned, pruned)
     return [
         Outcome(
             "pruned large prefill speed-up / what the FLOPs allow",
@@ -147,9 +147,7 @@ def decode_step(timed: Timed) -> list[Outcome]:
 
         return side
 
-    seconds = take_turns(
-        step(lambda: prune_visual_tokens(vlm, plan)), step(nullcontext), timed.repeats, wait=timed.wait
-    )
+    seconds = timed.take_turns(step(lambda: prune_visual_tokens(vlm, plan)), step(nullcontext))
     per_step = [tuple(each / DECODE_STEPS for each in side) for side in seconds]
     return [Outcome("large decode step, pruned / unpruned", 1.00, "<=", per_step[0], per_step[1])]
 

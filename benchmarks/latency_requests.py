@@ -30,7 +30,7 @@ def early_exit(timed: Timed) -> list[Outcome]:
     def plain(_: int) -> Callable[[], object]:
         return plain_generate(timed.small, QUESTIONS[0], timed.picture(), timed.answer_tokens)
 
-    seconds = take_turns(whole, plain, timed.repeats, wait=timed.wait)
+    seconds = timed.take_turns(whole, plain)
     return [
         Outcome(
             "whole engine on an early exit / small model's plain generate",
@@ -51,17 +51,17 @@ def accepted_draft(timed: Timed) -> list[Outcome]:
         engine.draft = _large_answer(timed.cold(), request)
 
         def work() -> None:
-            report = _check_route(engine.run(request), "large", timed.answer_tokens).report
-            if getattr(report, "drafted_tokens", None) is None:
+            report = _check_route(engine.run(request), "large", timed.answer_tokens).report.model_dump()
+            if report.get("drafted_tokens") is None:
                 raise UnavailableError("This version's large model does not check the small answer.")
-            accepted.append((report.accepted_tokens, report.drafted_tokens))
+            accepted.append((report["accepted_tokens"], report["drafted_tokens"]))
 
         return work
 
     def plain(_: int) -> Callable[[], object]:
         return plain_generate(timed.large, QUESTIONS[0], timed.picture(), timed.answer_tokens)
 
-    seconds = take_turns(whole, plain, timed.repeats, wait=timed.wait)
+    seconds = timed.take_turns(whole, plain)
     least = min(taken / drafted for taken, drafted in accepted)
     return [
         Outcome(
@@ -91,7 +91,7 @@ def second_question(timed: Timed) -> list[Outcome]:
             request = timed.request(1 - turn % 2, pictures.pop(turn))
             return lambda: engine.run(request)
 
-        cold, warm = take_turns(first, again, timed.repeats, wait=timed.wait, swap=False)
+        cold, warm = timed.take_turns(first, again, swap=False)
         name = f"second question on the same picture / first, {route}"
         outcomes.append(Outcome(name, target, "<=", warm, cold))
         outcomes.append(_other_picture(timed, engine, route))
@@ -103,11 +103,11 @@ def _other_picture(timed: Timed, engine: Any, route: str) -> Outcome:
         request = timed.request(turn % 2)
         return lambda: engine.run(request)
 
-    seconds = take_turns(ask, ask, max(1, timed.repeats // 2), wait=timed.wait, warm_up=0)
+    seconds = timed.take_turns(ask, ask, repeats=max(1, timed.repeats // 2), warm_up=0)
     return Outcome(f"control: question on another picture / first, {route}", None, "<=", *seconds)
 
 
-def batch(repeats: int, count: int = BATCH) -> list[Outcome]:
+def batch(repeats: int, clock: Callable[[], float], count: int = BATCH) -> list[Outcome]:
     """The bundled pair, many requests: one after the other, and together."""
     engine = demo_engine()
     asked = list(islice(heldout_questions(count), count))
@@ -130,7 +130,7 @@ def batch(repeats: int, count: int = BATCH) -> list[Outcome]:
         given = marked()
         return lambda: engine.run_batch(given)
 
-    seconds = take_turns(one_by_one, together, repeats)
+    seconds = take_turns(one_by_one, together, repeats=repeats, now=clock)
     name = f"bundled pair, {count} requests: batched / one by one, requests per second"
     rates = f"{count / min(seconds[1]):.1f} and {count / min(seconds[0]):.1f} a second at best"
     return [Outcome(name, 2.0, ">=", *seconds, note=rates)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from sgl_engine import VLM
 from sgl_engine.testing import tiny_vlm
 
 if TYPE_CHECKING:
@@ -101,26 +100,41 @@ PAIRS = {
 """Decoders are (layers, width, heads, key-value heads, MLP width, vocabulary)."""
 
 
-def build(
-    shape: Shape, tokens: int, *, dtype: torch.dtype, device: str = "cpu", name: str = "", seed: int = 0
-) -> VLM:
-    """A model whose pictures (``picture``) become ``tokens`` visual tokens, and whose answers never end."""
+def build(shape: Shape, *, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Any:
+    """A model whose answers never end."""
     import torch
 
-    tiles = tokens // shape.tile_tokens
-    if tokens % shape.tile_tokens or tiles < 1:
-        raise SystemExit(f"{tokens} visual tokens are no multiple of {shape.tile_tokens}, a tile's.")
-    tiny = tiny_vlm(shape.family, max_tiles=max(2, tiles), side_tokens=round(shape.tile_tokens**0.5))
-    processor = copy.deepcopy(tiny.processor)
-    config = (_internvl if shape.family == "internvl" else _qwen)(shape, tiny.config, processor, tokens)
+    tiny = tiny_vlm(shape.family)
+    config = (_internvl if shape.family == "internvl" else _qwen)(shape, tiny.config)
     with torch.device(device):
         model = type(tiny.model)._from_config(config, dtype=dtype)  # noqa: SLF001  # the only one that takes a dtype
     _fill(model, seed)
-    # An id that the last row of the embeddings, all zeros, keeps from being chosen.
+    # The last row of the embeddings is all zeros, which keeps this id from being chosen.
     model.generation_config.eos_token_id = shape.decoder.vocab - 1
     model.generation_config.pad_token_id = shape.decoder.vocab - 1
-    _name_tokens(processor.tokenizer, shape.decoder.vocab)
-    return VLM(model, processor, name=name or shape.family)
+    return model
+
+
+def processor(shape: Shape, tokens: int) -> Any:
+    """One that makes ``tokens`` visual tokens of a ``picture``."""
+    tiles = tokens // shape.tile_tokens
+    if tokens % shape.tile_tokens or tiles < 1 or (shape.family == "internvl" and tiles == 2):
+        raise SystemExit(f"{tokens} visual tokens are not one tile of {shape.tile_tokens}, or three or more.")
+    made = tiny_vlm(shape.family, max_tiles=max(2, tiles), side_tokens=_side(shape)).processor
+    images, edge = made.image_processor, 2 * _side(shape) * shape.tower.patch
+    if shape.family == "internvl":
+        images.size = type(images.size)(height=edge, width=edge)
+        images.min_patches = images.max_patches = max(1, tiles - 1)  # beside the thumbnail
+    else:
+        images.patch_size = shape.tower.patch
+        images.size = type(images.size)(shortest_edge=tiles * edge**2 // 2, longest_edge=tiles * edge**2)
+    _name_tokens(made.tokenizer, shape.decoder.vocab)
+    return made
+
+
+def _side(shape: Shape) -> int:
+    """Visual tokens along an edge of a tile."""
+    return math.isqrt(shape.tile_tokens)
 
 
 def _text(shape: Shape, known: Any, **more: Any) -> dict[str, Any]:
@@ -141,13 +155,10 @@ def _text(shape: Shape, known: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def _internvl(shape: Shape, known: Any, processor: Any, tokens: int) -> Any:
+def _internvl(shape: Shape, known: Any) -> Any:
     from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
-    tower, edge = shape.tower, 2 * round(shape.tile_tokens**0.5) * shape.tower.patch
-    images = processor.image_processor
-    images.size = type(images.size)(height=edge, width=edge)
-    images.min_patches = images.max_patches = max(1, tokens // shape.tile_tokens - 1)  # beside the thumbnail
+    tower, edge = shape.tower, 2 * _side(shape) * shape.tower.patch
     text = _text(shape, known)
     del text["head_dim"]
     return InternVLConfig(
@@ -167,12 +178,8 @@ def _internvl(shape: Shape, known: Any, processor: Any, tokens: int) -> Any:
     )
 
 
-def _qwen(shape: Shape, known: Any, processor: Any, tokens: int) -> Any:
+def _qwen(shape: Shape, known: Any) -> Any:
     decoder, tower = shape.decoder, shape.tower
-    images = processor.image_processor
-    images.patch_size = tower.patch
-    pixels = tokens * (2 * tower.patch) ** 2
-    images.size = type(images.size)(shortest_edge=pixels // 2, longest_edge=pixels)
     head = decoder.hidden // decoder.heads
     sections = {**known.text_config.rope_parameters, "mrope_section": [head // 8, *[3 * head // 16] * 2]}
     vision = {
@@ -223,7 +230,7 @@ def _name_tokens(tokenizer: Any, vocab: int) -> None:
 
 def picture(shape: Shape, tokens: int, number: int) -> Image.Image:
     """Noise that becomes ``tokens`` visual tokens, and is the same picture for no two numbers."""
-    side = round(shape.tile_tokens**0.5) * 2 * shape.tower.patch
+    side = 2 * _side(shape) * shape.tower.patch
     tiles = tokens // shape.tile_tokens
     across = max(1, tiles - 1) if shape.family == "internvl" else tiles  # one is the thumbnail
     pixels = np.random.default_rng(number).integers(0, 256, (side, side * across, 3), dtype=np.uint8)

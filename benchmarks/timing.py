@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-Side = Callable[[int], Callable[[], object]]
+Side: TypeAlias = Callable[[int], Callable[[], object]]
 """Round number -> what is timed. The preparation, before it returns, is not."""
+Seconds: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Of two sides, in the same rounds."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,19 @@ class Outcome:
 def take_turns(
     first: Side,
     second: Side,
-    repeats: int,
     *,
-    wait: Callable[[], object] = lambda: None,
+    repeats: int,
+    now: Callable[[], float] = time.perf_counter,
     warm_up: int = 1,
     swap: bool = True,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds of both sides, ``repeats`` each; by default, who begins changes.
+) -> Seconds:
+    """Times both sides, ``repeats`` rounds of each; by default, who begins changes from round to round.
 
     Args:
         first: One side.
         second: The other.
         repeats: Rounds that count.
-        wait: Called before the clock is read: on a GPU, waits for what was started.
+        now: Clock, in seconds; on a GPU it waits for what was started.
         warm_up: Rounds before them that do not.
         swap: False always begins with the first side.
     """
@@ -97,11 +99,9 @@ def take_turns(
     for turn in range(warm_up + repeats):
         for number in (1, 0) if swap and turn % 2 else (0, 1):
             work = (first, second)[number](turn)
-            wait()
-            started = time.perf_counter()
+            started = now()
             work()
-            wait()
-            seconds[number].append(time.perf_counter() - started)
+            seconds[number].append(now() - started)
     return tuple(seconds[0][warm_up:]), tuple(seconds[1][warm_up:])
 
 
