@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,7 +128,7 @@ class KeptColumns:
         chosen = torch.tensor(rows)
         return replace(self, columns=self.columns[chosen], fillers=self.fillers[chosen])
 
-    @property
+    @cached_property  # asked in every layer of every step
     def is_even(self) -> bool:
         """Whether no row has fillers."""
         return not bool(self.fillers.any())

@@ -84,19 +84,21 @@ class AttentionRecorder:
         self._targets = targets = self._targets.to(query.device)
         start = max(0, targets.first_row - before) if prefill else 0
         columns = targets.columns - (before + rows - keys)
-        received = torch.zeros(columns.shape, device=query.device)
         if self._keeper is not None:
             self._keeper.see_keys(layer, key, self._batch.tokens)
+        everywhere = torch.zeros(len(query), keys, device=query.device)
         at_once = max(1, _ROWS_AT_ONCE // len(query))
         for first in range(start, rows, at_once):
             last = min(first + at_once, rows)
-            probabilities = _attention_rows(query, key, mask, scaling, first, last)
-            paid = probabilities.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
+            paid = _attention_rows(query, key, mask, scaling, first, last)
             if prefill and targets.is_uneven:
                 paid = targets.counted(paid, before + first, before + last)
-            received += paid.sum(dim=1)
+            everywhere += paid.sum(dim=1)
             if self._keeper is not None:
-                self._keeper.add(layer, paid, last - first, value, columns, is_prompt=prefill)
+                picked = paid.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
+                self._keeper.add(layer, picked, last - first, value, columns, is_prompt=prefill)
+        # Columns are picked from sums: picking them from every row took longer than the rows themselves.
+        received = everywhere.take_along_dim(columns.clamp(min=0), dim=1)
         # What the window has left behind, and what a row has fewer of than others, receives nothing.
         received = received.masked_fill((columns < 0) | ~targets.exist, 0.0)
         self._add(self._prefill if prefill else self._decode, layer, received)
@@ -162,7 +164,7 @@ class _Targets:
         return replace(self, **moved)
 
     def counted(self, paid: Tensor, first: int, last: int) -> Tensor:
-        """Of probabilities (B, H * rows, V), heads outermost, those of rows that count; 0 elsewhere."""
+        """Of probabilities (B, H * rows, N), heads outermost, those of rows that count; 0 elsewhere."""
         counts = torch.arange(first, last, device=paid.device) >= self.first_rows[:, None]
         counts = counts.repeat(1, paid.shape[1] // (last - first))
         return paid.masked_fill(~counts[:, :, None], 0.0)
@@ -176,12 +178,11 @@ def _attention_rows(
     groups = heads // key.shape[1]
     # Query heads of one group share a key head, so the keys need not be repeated.
     rows = query[:, :, first:last].float().reshape(batch, key.shape[1], groups * (last - first), -1)
-    scores = (rows @ key.float().transpose(2, 3) * scaling).reshape(batch, heads, last - first, keys)
+    scores = (rows * scaling @ key.float().transpose(2, 3)).reshape(batch, heads, last - first, keys)
     if mask is None:
-        offset = keys - query.shape[2]
-        position = torch.arange(first, last, device=query.device)[:, None] + offset
-        visible = torch.arange(keys, device=query.device)[None] <= position
-        scores = scores.masked_fill(~visible, float("-inf"))
+        seen = keys - query.shape[2] + first + 1  # by every one of the rows
+        late = torch.ones(last - first, keys - seen, dtype=torch.bool, device=query.device).triu()
+        scores[..., seen:].masked_fill_(late, float("-inf"))
     elif mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask[:, :, first:last], float("-inf"))
     else:
