@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from sgl_engine.config import ReuseConfig
+from sgl_engine.lower_rows import LowerRows
 from sgl_engine.prompt_batch import PromptBatch
-from sgl_engine.pruning import LowerRows, run_lower_layers
+from sgl_engine.pruning import run_lower_layers
 from sgl_engine.types import EncodedPrompt, PruningPlan
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ LAYERS = {
     "sgl_engine.early_exit": 1,
     "sgl_engine.cost": 1,
     "sgl_engine.reuse_store": 1,
+    "sgl_engine.lower_rows": 1,
     "sgl_engine.focus": 1,
     "sgl_engine.families": 1,
     "sgl_engine.tool_calls": 1,

@@ -12,6 +12,7 @@ from oracles import exploding, traces
 from samples import REQUESTS, noise
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
+from sgl_engine.config import NO_REUSE
 from sgl_engine.errors import (
     BudgetSpentError,
     ConfigError,
@@ -44,7 +45,8 @@ MIXED: tuple[Request, ...] = (
 
 
 def config(route: Any) -> EngineConfig:
-    return EngineConfig().escalating(route)
+    # Without reuse: what a batch has to compute must not depend on what ran before it.
+    return EngineConfig(reuse=NO_REUSE).escalating(route)
 
 
 @pytest.fixture(scope="module")
