@@ -57,6 +57,7 @@ LAYERS = {
     "sgl_engine.answer_scores": 3,
     "sgl_engine.answer_scoring": 3,
     "sgl_engine.proof": 3,
+    "sgl_engine.calibration": 4,
     "sgl_engine.engine": 4,
     "sgl_engine.demo": 5,
     "sgl_engine.explain": 5,
