@@ -209,8 +209,10 @@ class SGLEngine:
 
     def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
         asked.clock.add("small", small.stage_ms)
-        turn, rule = asked.turn, self._exit_rule
-        calibrated = rule and rule.judge(asked.request, asked.decoding, turn.max_new_tokens, small)
+        calibrated = None
+        if self._exit_rule is not None:
+            limit = asked.turn.max_new_tokens
+            calibrated = self._exit_rule.judge(asked.request, asked.decoding, limit, small)
         decision = permitted(asked.request, decide_exit(small.confidence, self.config.exit, calibrated))
         return Run(asked.request, asked.clock, asked.turn.prompt, small, decision)
 
@@ -256,8 +258,8 @@ class SGLEngine:
         guide = exit_config.escalate != "never"
         small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
         clock.add("small", small.stage_ms)
-        calibrated = self._exit_rule and self._exit_rule.uncovered(
-            "given answers are scored, none is generated"
+        calibrated = (
+            None if self._exit_rule is None else self._exit_rule.uncovered("given answers are scored")
         )
         decision = permitted(request, decide_exit(decision_confidence(small), exit_config, calibrated))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)

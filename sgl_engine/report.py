@@ -35,7 +35,8 @@ class RunReport(BaseModel):
         engine_version: Version of this package.
         route: Whose answer was returned.
         escalated: True when the large model was called; the same as ``route == "large"``.
-        score: The small model's score in [0, 1], higher = surer; the calibrated probability where there is one.
+        score: The small model's score in [0, 1], higher = surer; with a calibration, the calibrated
+            probability.
         scorer: What computed the score, before any calibration: a name in ``sgl_engine.confidence.SCORERS``;
             "answer_share" where given answers were scored.
         score_parts: What scores and calibrated probabilities are made of (``Confidence.parts``).

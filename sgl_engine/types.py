@@ -349,7 +349,7 @@ class ExitDecision:
 
     Attributes:
         exit: True: keep the small answer, the large model is not called.
-        score: The small model's score; with a calibration that covers the request, the calibrated probability.
+        score: The small model's score; the calibrated probability where a calibration covers the request.
         threshold: What the score was compared with.
         policy: "threshold"; "forced" when the configuration says never or always, or the request's
             ``may_escalate`` said no; "uncovered" when the calibration says nothing about such a request.
