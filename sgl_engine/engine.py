@@ -258,9 +258,8 @@ class SGLEngine:
         guide = exit_config.escalate != "never"
         small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
         clock.add("small", small.stage_ms)
-        calibrated = (
-            None if self._exit_rule is None else self._exit_rule.uncovered("given answers are scored")
-        )
+        rule = self._exit_rule
+        calibrated = None if rule is None else rule.uncovered("given answers are scored")
         decision = permitted(request, decide_exit(decision_confidence(small), exit_config, calibrated))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
         if not decision.exit:
