@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,13 +120,15 @@ class Collector:
         report, row = response.report, sample.row
         alone, alone_ms = self._alone(request) if self.alone else (None, None)
         assert report.small_answer is not None
+        if not math.isfinite(report.score):
+            raise ValueError(f"the small answer's score is {report.score}")
         return Record(
             key=_key(sample),
             kind=row.kind,
             picture=_picture(sample.images),
             images=len(sample.images),
             score=report.score,
-            parts=report.score_parts,
+            parts={name: part for name, part in report.score_parts.items() if math.isfinite(part)},
             answer_tokens=report.small_output_tokens,
             small_answer=report.small_answer,
             large_answer=response.text,

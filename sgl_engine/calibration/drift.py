@@ -74,8 +74,8 @@ class DriftCheck:
             observed, point = each.harmful_exits / each.records, each.point
             lines.append(
                 f"Risk {point.target_risk:.1%}: observed {observed:.2%} ({each.harmful_exits} of "
-                f"{each.records}; when calibrated {point.observed_risk:.2%}); p = {each.p_too_many:.3f}, small "
-                "where it is more than promised."
+                f"{each.records}), when calibrated {point.observed_risk:.2%}; so many, or more, would have a "
+                f"probability of {each.p_too_many:.3f} at that risk."
             )
             lines.append(
                 f"  Exits: {each.exits / each.records:.1%}, when calibrated {point.exit_share:.1%} "
