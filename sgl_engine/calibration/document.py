@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sgl_engine.calibration.binding import Binding, Conditions, digest
 from sgl_engine.calibration.calibrators import Calibrator
 from sgl_engine.calibration.certify import OperatingPoint
-from sgl_engine.calibration.records import RISKS, Agreement, Risk
+from sgl_engine.calibration.risks import RISKS, Agreement, Risk
 from sgl_engine.errors import ConfigError
 
 SCHEMA_VERSION: Literal["1"] = "1"

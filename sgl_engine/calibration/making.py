@@ -13,7 +13,8 @@ from sgl_engine.accounting import engine_version
 from sgl_engine.calibration.certify import OperatingPoint, certify, thresholds_of
 from sgl_engine.calibration.document import Calibration, Reference, Samples
 from sgl_engine.calibration.fitting import Method, fit
-from sgl_engine.calibration.records import Agreement, Record, Risk, halves, is_harmful
+from sgl_engine.calibration.records import Record, halves, is_harmful
+from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sgl_engine.calibration import figures
 from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes_by_kind
-from sgl_engine.calibration.records import RISKS, Record, halves, is_harmful
+from sgl_engine.calibration.records import Record, halves, is_harmful
+from sgl_engine.calibration.risks import RISKS
 from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ class _Page:
             f"rows that could not be answered: {samples.failed}",
             f"small model: {_model(binding.small)}",
             f"large model: {_model(binding.large)}",
-            f"pruning: {binding.pruning.keep_ratio} of the visual tokens kept from layer fraction "
-            + f"{binding.pruning.layer_fraction} on",
+            f"pruning: {binding.pruning}",
             f"score: {binding.scorer}; keep the small answer from a probability of {thresholds or 'none'} on",
             f"answers of at most {asked.max_new_tokens} tokens, temperature {asked.temperature}",
         ]

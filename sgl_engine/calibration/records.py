@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgl_engine.calibration.binding import Binding, Conditions
 from sgl_engine.calibration.features import observe
+from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.errors import ConfigError
-
-Risk: TypeAlias = Literal["disagreement", "regression", "error"]
-Agreement: TypeAlias = Literal["text", "metric"]
-
-RISKS: Mapping[Risk, str] = {
-    "disagreement": "the small model's answer is final, and the large model would have answered differently",
-    "regression": "the small model's answer is final and wrong, and the large model's would have been right",
-    "error": "the small model's answer is final and wrong",
-}
-"""What a target risk bounds the probability of, over all questions."""
 
 
 class _Line(BaseModel):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from rich.console import Console
 from rich.progress import track
 
-from sgl_engine.calibration.records import Agreement, Risk
+from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.cli import options, output
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.errors import ConfigError
@@ -25,7 +25,8 @@ HELP = "bound what an early exit may lose"
 DESCRIPTION = (
     "Asks both models every question of --data, and finds from which score on the small answer may be kept "
     "so that the risk stays within its target. Writes a file for ExitConfig(calibration=...) and for "
-    "--calibration. With --check, tells whether such a file still holds on new data: exit code 0 if it does, 3 if not."
+    "--calibration. With --check, tells whether such a file still holds on new data: exit code 0 if it does, "
+    "3 if not."
 )
 DRIFTED: Final = 3
 _GENERATED = "generated"
