@@ -49,7 +49,7 @@ def make_record(number: int, **changes: Any) -> Record:
 
 
 def make_records(count: int, *, seed: int = 0, harm: float = 0.3, power: float = 1.0) -> list[Record]:
-    """Scores uniform in [0, 1]; P(the large model would have said something else) = harm * (1 - score)^power."""
+    """Scores uniform in [0, 1]; P(the large model says something else) = harm * (1 - score)^power."""
     rng = np.random.default_rng(seed)
     scores = rng.random(count)
     disagree = rng.random(count) < harm * (1 - scores) ** power

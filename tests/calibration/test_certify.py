@@ -43,7 +43,11 @@ def test_how_many_errors_500_records_may_hold(target: float, most: int) -> None:
 
 
 def slow_certify(
-    probabilities: list[float], harmful: list[bool], thresholds: list[float], target: Fraction, delta: Fraction
+    probabilities: list[float],
+    harmful: list[bool],
+    thresholds: list[float],
+    target: Fraction,
+    delta: Fraction,
 ) -> float | None:
     """Threshold by threshold, in exact arithmetic."""
     passed = None

@@ -90,7 +90,9 @@ def test_one_class_only(method: Method, outcome: bool) -> None:
 @pytest.mark.parametrize("method", ["isotonic", "logistic"])
 def test_one_record_and_constant_features(method: Method) -> None:
     same = observe(0.7, {"confidence": 0.7}, 2)
-    assert fit(method, [same], [True]).probability(same) == pytest.approx(1.0 if method == "isotonic" else 2 / 3)
+    assert fit(method, [same], [True]).probability(same) == pytest.approx(
+        1.0 if method == "isotonic" else 2 / 3
+    )
     mixed = fit(method, [same] * 40, [True] * 30 + [False] * 10).probability(same)
     assert mixed == pytest.approx(0.75, abs=0.02)
 
