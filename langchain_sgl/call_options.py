@@ -16,6 +16,7 @@ from sgl_engine.types import Message, Request, ToolChoice, ToolSpec
 if TYPE_CHECKING:
     from threading import Event
 
+    from sgl_engine.config import EngineConfig
     from sgl_engine.engine import SGLEngine
 
 
@@ -100,12 +101,25 @@ class CallOptions(BaseModel):
             "scorer": self.scorer,
         }
         wishes = {name: value for name, value in exits.items() if value is not None}
+        wishes = {**self._beyond_calibration(config), **wishes}
         update: dict[str, Any] = {}
         if wishes:
             update["exit"] = ExitConfig(**{**config.exit.model_dump(), **wishes})
         if self.retention is not None:
             update["pruning"] = pruning_preset(self.retention)
         return engine.with_config(config.model_copy(update=update)) if update else engine
+
+    def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
+        """What becomes of the exit where these options change what the engine's calibration was made with."""
+        if config.exit.calibration is None:
+            return {}
+        without: dict[str, Any] = {"calibration": None, "risk": None}
+        if self.exit_threshold is not None:
+            return without
+        pruning = config.pruning if self.retention is None else pruning_preset(self.retention)
+        if pruning == config.pruning and self.scorer in {None, config.exit.scorer}:
+            return {}
+        return {**without, "escalate": "always"}  # nothing was certified for such a call
 
     def _route(self, engine: SGLEngine) -> Escalate | None:
         if self.model is None:

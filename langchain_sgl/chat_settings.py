@@ -17,7 +17,7 @@ from langchain_sgl.engines import Pair, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.profiles import model_profile
 from sgl_engine import __version__
-from sgl_engine.config import Escalate, Fraction, LimitsConfig
+from sgl_engine.config import Escalate, ExitConfig, Fraction, LimitsConfig
 from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class ChatSettings(BaseChatModel):
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this; environment:
             SGL_EXIT_THRESHOLD.
+        calibration: File of ``sgl calibrate``: the small answer is kept from its certified probability on;
+            environment: SGL_CALIBRATION. A call that sets another ``exit_threshold`` goes by that; a call
+            with another ``retention`` or ``scorer`` goes to the large model, as nothing was certified for it.
+        risk: Which of the calibration's target risks; None is the smallest that is certified.
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none; environment:
             SGL_RETENTION.
         scorer: Name in ``sgl_engine.confidence.SCORERS``.
@@ -66,7 +70,8 @@ class ChatSettings(BaseChatModel):
         api_key: Accepted for the same reason; never used.
 
     Raises:
-        ConfigError: Only one of ``small`` and ``large`` is given, or ``engine`` together with them.
+        ConfigError: Only one of ``small`` and ``large`` is given, or ``engine`` together with them; or
+            ``calibration`` together with ``exit_threshold``.
     """
 
     model_config = ConfigDict(
@@ -89,6 +94,8 @@ class ChatSettings(BaseChatModel):
     exit_threshold: Fraction | None = Field(
         default_factory=_environment("SGL_EXIT_THRESHOLD"), validate_default=True
     )
+    calibration: Path | None = Field(default_factory=_environment("SGL_CALIBRATION"), validate_default=True)
+    risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     retention: str | None = Field(default_factory=_environment("SGL_RETENTION"))
     scorer: str | None = None
     model: str | None = None
@@ -116,6 +123,14 @@ class ChatSettings(BaseChatModel):
                 )
             if self.ready_engine is None:
                 _ = self._pair
+            if {"calibration", "exit_threshold"} <= self.model_fields_set and None not in (
+                self.calibration,
+                self.exit_threshold,
+            ):
+                raise ConfigError(
+                    f"Both exit_threshold={self.exit_threshold} and a calibration are given.",
+                    remedy="Give one of them: a calibration has a threshold of its own.",
+                )
             self._options()
         return self
 
@@ -160,7 +175,8 @@ class ChatSettings(BaseChatModel):
 
         Raises:
             ModelError: A model cannot be loaded, or the two do not fit.
-            ConfigError: There is no such retention preset or scorer.
+            ConfigError: There is no such retention preset or scorer, or the calibration is of another pair or
+                other settings.
         """
         with as_langchain_errors():
             return self._options().configure(self._base_engine())
@@ -175,15 +191,22 @@ class ChatSettings(BaseChatModel):
 
     def _base_engine(self) -> SGLEngine:
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
+        update: dict[str, Any] = {}
         if self.limits is not None:
-            engine = engine.with_config(engine.config.model_copy(update={"limits": self.limits}))
-        return engine
+            update["limits"] = self.limits
+        if self.calibration is not None:  # here, with what it is checked against, and not among the options
+            engine = CallOptions.of(retention=self.retention, scorer=self.scorer).configure(engine)
+            own = {"calibration": self.calibration, "risk": self.risk}
+            update["exit"] = ExitConfig(**{**engine.config.exit.model_dump(), **own})
+        return engine.with_config(engine.config.model_copy(update=update)) if update else engine
 
     def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:
         """The instance's options, and a call's on top."""
         own = {
             name: getattr(self, name) for name in CallOptions.model_fields if name in type(self).model_fields
         }
+        if self.calibration is not None:
+            del own["exit_threshold"]  # the environment's, perhaps; a call's own counts
         given = {name: value for name, value in overrides.items() if value is not None}
         ends = stop or given.get("stop") or self.stop or ()
         given["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
@@ -206,7 +229,7 @@ class ChatSettings(BaseChatModel):
             params["version"] = __version__  # the bundled weights may change with it
         if self.ready_engine is not None:
             params["engine"] = self.ready_engine.config.model_dump(mode="json")
-        for name in ("image_root", "limits"):
+        for name in ("calibration", "image_root", "limits"):
             if name in params:
                 params[name] = str(params[name])
         return params

@@ -79,7 +79,7 @@ def _event(decision: ExitDecision) -> tuple[str, dict[str, Any]]:
     data = {
         "score": decision.score,
         "threshold": decision.threshold,
-        "forced": decision.policy == "forced",
+        "forced": decision.policy != "threshold",
     }
     return EXITED if decision.exit else ESCALATED, data
 

@@ -6,9 +6,10 @@ silently ignored. Everything has a default; ``EngineConfig()`` is the recommende
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sgl_engine.errors import ConfigError
 
@@ -54,12 +55,23 @@ class ExitConfig(_Config):
         threshold: The small answer is kept when its score is at least this.
         scorer: Name in ``sgl_engine.confidence.SCORERS``; None is that module's default.
         consistency_keep_ratio: Visual tokens that the small model sees in its consistency pass.
+        calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
+            calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.
+        risk: Which of the file's target risks; None is the smallest that could be certified.
     """
 
     escalate: Escalate = "auto"
     threshold: Fraction = 0.8
     scorer: str | None = None
     consistency_keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    calibration: Path | None = None
+    risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _risk_of_a_calibration(self) -> Self:
+        if self.risk is not None and self.calibration is None:
+            raise ValueError("risk chooses among the operating points of a calibration; none is given")
+        return self
 
 
 class GenerationConfig(_Config):

@@ -18,6 +18,7 @@ from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.batching import MAX_ROWS, Attempts
+from sgl_engine.calibration.exit_rule import exit_rule
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
 from sgl_engine.config import EngineConfig, ExitConfig
@@ -60,7 +61,8 @@ class SGLEngine:
 
     Raises:
         UnsupportedModelError: An architecture without a family, and the model is not run exactly.
-        ConfigError: The configuration names a scorer that does not exist.
+        ConfigError: The configuration names a scorer that does not exist, or a calibration that is of another
+            pair or other settings, or certifies nothing at the risk that is asked for.
     """
 
     def __init__(self, small: VLM, large: VLM, config: EngineConfig | None = None) -> None:
@@ -70,6 +72,7 @@ class SGLEngine:
         find_scorer(self.config.exit.scorer)
         for vlm in (small, large):
             prove(vlm)
+        self._exit_rule = exit_rule(small, large, self.config)
 
     def __repr__(self) -> str:
         return f"SGLEngine(small={self.small!r}, large={self.large!r})"
@@ -217,7 +220,11 @@ class SGLEngine:
 
     def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
         asked.clock.add("small", small.stage_ms)
-        decision = permitted(asked.request, decide_exit(small.confidence, self.config.exit))
+        calibrated = None
+        if self._exit_rule is not None:
+            limit = asked.turn.max_new_tokens
+            calibrated = self._exit_rule.judge(asked.request, asked.decoding, limit, small)
+        decision = permitted(asked.request, decide_exit(small.confidence, self.config.exit, calibrated))
         return Run(asked.request, asked.clock, asked.turn.prompt, small, decision)
 
     def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
@@ -270,7 +277,9 @@ class SGLEngine:
             self.small, small_prompt, answers, guide=guide, decoding=decoding, reuse=reuse
         )
         clock.add("small", small.stage_ms)
-        decision = permitted(request, decide_exit(decision_confidence(small), exit_config))
+        rule = self._exit_rule
+        calibrated = None if rule is None else rule.uncovered("given answers are scored")
+        decision = permitted(request, decide_exit(decision_confidence(small), exit_config, calibrated))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
         if not decision.exit:
             large_prompt = self.large.encode(request, self.config.limits)

@@ -35,11 +35,18 @@ class RunReport(BaseModel):
         engine_version: Version of this package.
         route: Whose answer was returned.
         escalated: True when the large model was called; the same as ``route == "large"``.
-        score: The small model's score in [0, 1], higher = surer.
-        scorer: What computed it, a name in ``sgl_engine.confidence.SCORERS``; "answer_share" where given
-            answers were scored.
+        score: The small model's score in [0, 1], higher = surer; with a calibration, the calibrated
+            probability.
+        scorer: What computed the score, before any calibration: a name in ``sgl_engine.confidence.SCORERS``;
+            "answer_share" where given answers were scored.
+        score_parts: What scores and calibrated probabilities are made of (``Confidence.parts``).
+        calibration: Id of the calibration that was used; None without one.
+        calibrated_probability: That keeping the small answer is harmless, in the sense of the calibration's
+            risk; None without one, or where it does not cover the request.
+        uncovered: Why it does not; such a request always goes to the large model.
         threshold: What the score was compared with; not used when ``forced``.
-        forced: True when the configuration or a budget, and not the score, chose the route.
+        forced: True when the configuration, a budget or a calibration that does not cover the request, and
+            not the score, chose the route.
         confidence: Geometric mean probability of the small answer's tokens.
         consistency: Probability of the small answer when only the most important visual tokens are seen; None
             when the request holds no image, or given answers were scored.
@@ -82,6 +89,10 @@ class RunReport(BaseModel):
     escalated: bool
     score: float
     scorer: str
+    score_parts: dict[str, float] = {}
+    calibration: str | None = None
+    calibrated_probability: float | None = None
+    uncovered: str | None = None
     threshold: float
     forced: bool
     confidence: float

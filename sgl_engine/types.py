@@ -362,18 +362,25 @@ class ExitDecision:
 
     Attributes:
         exit: True: keep the small answer, the large model is not called.
-        score: The small model's score.
+        score: The small model's score; the calibrated probability where a calibration covers the request.
         threshold: What the score was compared with.
-        policy: "threshold", or "forced" when the configuration says never or always, or the request's
-            ``may_escalate`` said no.
+        policy: "threshold"; "forced" when the configuration says never or always, or the request's
+            ``may_escalate`` said no; "uncovered" when the calibration says nothing about such a request.
         calibration: Identifier of the calibration that gave the threshold; None for a plain number.
+        uncovered: Why the calibration does not cover the request; None where it does, or there is none.
     """
 
     exit: bool
     score: float
     threshold: float
-    policy: Literal["threshold", "forced"]
+    policy: Literal["threshold", "forced", "uncovered"]
     calibration: str | None = None
+    uncovered: str | None = None
+
+    @property
+    def calibrated_probability(self) -> float | None:
+        """That keeping the small answer is harmless; None where no calibration says so."""
+        return self.score if self.calibration is not None and self.uncovered is None else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,6 +66,9 @@ LAYERS = {
     "sgl_engine.answer_scores": 3,
     "sgl_engine.answer_scoring": 3,
     "sgl_engine.proof": 3,
+    "sgl_engine.calibration": 4,
+    "sgl_engine.calibration.dataset": 5,  # the data, and all that needs it, stand above the engine
+    "sgl_engine.calibration.collection": 5,
     "sgl_engine.engine": 4,
     "sgl_engine.evaluation": 5,
     "sgl_engine.rankers": 5,
@@ -118,10 +121,11 @@ def imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
 
 
 def owner(module: str) -> str:
-    """The entry of LAYERS that a module belongs to; KeyError where nobody assigned one."""
-    head = ".".join(module.split(".")[:2])
-    if head in LAYERS:
-        return head
+    """The closest entry of LAYERS that a module belongs to; KeyError where nobody assigned one."""
+    for length in (3, 2):
+        head = ".".join(module.split(".")[:length])
+        if head in LAYERS:
+            return head
     if module.startswith("langchain_sgl"):
         return "langchain_sgl"
     raise KeyError(module)

@@ -1,7 +1,8 @@
 """``sgl``: ask a picture, see what the answer cost and where the models looked, and whether it pays.
 
-Exit codes: 0 done; 1 the engine failed; 2 wrong usage or bad input (a picture, a model, a setting); 130
-interrupted. Bad input is one line on stderr that says what to do, never a traceback.
+Exit codes: 0 done; 1 the engine failed; 2 wrong usage or bad input (a picture, a model, a setting); 3 a
+calibration does not hold on new data; 130 interrupted. Bad input is one line on stderr that says what to do,
+never a traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import __version__
-from sgl_engine.cli import ask, bench, explain
+from sgl_engine.cli import ask, bench, calibrate, explain
 from sgl_engine.errors import ConfigError, ModelError, RequestError
 
 OK: Final = 0
@@ -21,7 +22,7 @@ ENGINE_FAILED: Final = 1
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = {"ask": ask, "explain": explain, "bench": bench}
+_COMMANDS: Final = {"ask": ask, "explain": explain, "bench": bench, "calibrate": calibrate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        _COMMANDS[arguments.command].run(arguments)
+        code = _COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             f"The engine failed ({reason}). Run again with --debug for the traceback.", ENGINE_FAILED
         )
-    return OK
+    return code or OK
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,7 +33,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Models, operating point and escalation."""
     add_models(parser)
-    _add_operating_point(parser)
+    add_pruning(parser)
+    _add_leaving(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
 
 
@@ -55,7 +56,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_operating_point(parser: argparse.ArgumentParser) -> None:
+def add_pruning(parser: argparse.ArgumentParser) -> None:
+    """What the large model sees."""
     pruning = parser.add_argument_group("what the large model sees of the picture")
     pruning.add_argument(
         "--retention",
@@ -70,13 +72,28 @@ def _add_operating_point(parser: argparse.ArgumentParser) -> None:
         help="visual tokens kept after pruning, in (0, 1]; 1 prunes nothing (default: as --retention says)",
     )
 
+
+def _add_leaving(parser: argparse.ArgumentParser) -> None:
     leaving = parser.add_argument_group("when the small answer is kept")
-    leaving.add_argument(
+    by = leaving.add_mutually_exclusive_group()
+    by.add_argument(
         "--threshold",
         metavar="S",
         type=fraction,
         default=ExitConfig().threshold,
         help="at this score or above, in [0, 1] (default: %(default)s)",
+    )
+    by.add_argument(
+        "--calibration",
+        metavar="JSON",
+        type=Path,
+        help="from the probability on that this file of sgl calibrate certifies",
+    )
+    leaving.add_argument(
+        "--risk",
+        metavar="R",
+        type=_positive_fraction,
+        help="which of the calibration's target risks (default: the smallest that is certified)",
     )
     leaving.add_argument(
         "--escalate",
@@ -87,12 +104,28 @@ def _add_operating_point(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:
-    """The engine's configuration."""
+    """The engine's configuration.
+
+    Raises:
+        ConfigError: A risk is named, and no calibration.
+    """
+    if arguments.risk is not None and arguments.calibration is None:
+        raise ConfigError("--risk is given without --calibration.", remedy="Name the file that it is in.")
+    leaving = ExitConfig(
+        threshold=arguments.threshold,
+        escalate=arguments.escalate,
+        calibration=arguments.calibration,
+        risk=arguments.risk,
+    )
+    return EngineConfig(pruning=pruning_config(arguments), exit=leaving)
+
+
+def pruning_config(arguments: argparse.Namespace) -> PruningConfig:
+    """The operating point of the pruning."""
     pruning: PruningConfig = PRESETS[arguments.retention]
     if arguments.keep_ratio is not None:
         pruning = PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=arguments.keep_ratio)
-    leaving = ExitConfig(threshold=arguments.threshold, escalate=arguments.escalate)
-    return EngineConfig(pruning=pruning, exit=leaving)
+    return pruning
 
 
 def load_picture(source: str, limits: LimitsConfig) -> Image:

@@ -44,6 +44,8 @@ def print_report(report: RunReport) -> None:
 
 def route(report: RunReport) -> str:
     """Whose answer it is, and why."""
+    if report.uncovered is not None and report.route == "large":
+        return f"large model: the calibration does not cover the request ({report.uncovered})"
     if report.forced:
         return f"{report.route} model, as --escalate says"
     return "small model, early exit" if report.route == "small" else "large model, guided by the small one"
@@ -72,6 +74,11 @@ def _score(report: RunReport) -> str:
     if report.forced:
         return f"{report.score:.2f} by {report.scorer}  ({parts})"
     relation = "at least" if report.score >= report.threshold else "below"
+    if report.calibrated_probability is not None:
+        return (
+            f"{report.score:.4f} probable to do, {relation} {report.threshold:.4f} of calibration "
+            f"{report.calibration}  ({parts})"
+        )
     return f"{report.score:.2f} by {report.scorer}, {relation} {report.threshold:.2f}  ({parts})"
 
 

@@ -1,0 +1,194 @@
+"""Every question through both models, one line of records each; what is there already is not asked again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from sgl_engine.calibration.binding import Conditions, bind, digest
+from sgl_engine.calibration.dataset import METRICS, Data, Row, Sample
+from sgl_engine.calibration.exit_rule import system_hash
+from sgl_engine.calibration.records import Failure, Record, RecordsHeader, read_records
+from sgl_engine.errors import ConfigError
+from sgl_engine.large_pass import run_large_pass
+from sgl_engine.pruning import keep_everything
+from sgl_engine.types import ImagePart, ImageSource, Message, Request, Response
+
+if TYPE_CHECKING:
+    from sgl_engine.engine import SGLEngine
+    from sgl_engine.types import Generation
+
+_RIGHT = 0.5
+"""Metrics in [0, 1] become right and wrong here: the exact binomial test counts, it does not average."""
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Asks both models.
+
+    Attributes:
+        engine: The pair; its exit configuration only says how to score.
+        system: System prompt of every request; None is none.
+        alone: Also run the large model alone, unpruned: what the cascade is an alternative to. Nothing of it
+            enters the guarantee; without it, its accuracy and time are unknown.
+    """
+
+    engine: SGLEngine
+    system: str | None = None
+    alone: bool = True
+
+    def collect(self, data: Data, path: Path) -> Iterator[Record | Failure]:
+        """Asks what is not in the file yet, appends each outcome, and yields it; a bad row is a Failure.
+
+        Args:
+            data: What is asked.
+            path: File of records; made where it does not exist.
+
+        Raises:
+            ConfigError: The file is of another pair, other settings or other requests, or cannot be written.
+        """
+        known, asking = self._open(path), self._asking()
+        try:
+            with path.open("a", encoding="utf-8") as lines:
+                for sample in data.rows():
+                    if _key(sample) in known:
+                        continue
+                    outcome = self._outcome(asking, sample)
+                    lines.write(outcome.model_dump_json() + "\n")
+                    lines.flush()
+                    yield outcome
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written ({error.strerror or error}).", remedy="Make room, or name another."
+            ) from error
+
+    def _asking(self) -> SGLEngine:
+        """Both models answer every question, and no other calibration is in the way."""
+        exit_config = self.engine.config.exit.model_copy(
+            update={"escalate": "always", "calibration": None, "risk": None}
+        )
+        return self.engine.with_config(self.engine.config.model_copy(update={"exit": exit_config}))
+
+    def header(self) -> RecordsHeader:
+        """What the records are tied to."""
+        engine = self.engine
+        conditions = Conditions(generation=engine.config.generation, system=system_hash(self.system))
+        return RecordsHeader(binding=bind(engine.small, engine.large, engine.config), conditions=conditions)
+
+    def _open(self, path: Path) -> set[str]:
+        """Keys that have a record; failed rows are tried again."""
+        header = self.header()
+        if not path.exists():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(header.model_dump_json() + "\n", encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file."
+                ) from error
+            return set()
+        found, records, _ = read_records(path)
+        differences = found.binding.differences(header.binding)
+        if found.conditions != header.conditions:
+            differences.append("the generation settings or the system prompt are others")
+        if differences:
+            raise ConfigError(
+                f"The records in {path} are of something else: {'; '.join(differences)}.",
+                remedy="Name a new file with --records, or use the settings of the old one.",
+            )
+        content = path.read_text(encoding="utf-8")
+        if not content.endswith("\n"):  # cut short in the middle of a line
+            path.write_text(content[: content.rfind("\n") + 1], encoding="utf-8")
+        return {record.key for record in records}
+
+    def _outcome(self, asking: SGLEngine, sample: Sample) -> Record | Failure:
+        try:
+            return self._record(asking, sample)
+        except Exception as error:  # noqa: BLE001 - one bad row never ends the run
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return Failure(key=_key(sample), error=reason)
+
+    def _record(self, asking: SGLEngine, sample: Sample) -> Record:
+        request = _request(sample, self.system)
+        response = asking.run(request)
+        report, row = response.report, sample.row
+        alone, alone_ms = self._alone(request) if self.alone else (None, None)
+        assert report.small_answer is not None
+        if not math.isfinite(report.score):
+            raise ValueError(f"the small answer's score is {report.score}")
+        return Record(
+            key=_key(sample),
+            kind=row.kind,
+            picture=_picture(sample.images),
+            images=len(sample.images),
+            score=report.score,
+            parts={name: part for name, part in report.score_parts.items() if math.isfinite(part)},
+            answer_tokens=report.small_output_tokens,
+            small_answer=report.small_answer,
+            large_answer=response.text,
+            agreed=bool(report.large_agreed),
+            agreed_by_metric=METRICS[row.metric](report.small_answer, [response.text]) >= _RIGHT,
+            small_right=_right(row, report.small_answer),
+            large_right=_right(row, response.text),
+            alone_right=None if alone is None else _right(row, alone.text),
+            small_tflops=report.small_tflops,
+            large_tflops=report.large_tflops,
+            alone_tflops=report.large_alone_tflops,
+            small_ms=_model_ms(response, "_small"),
+            large_ms=_model_ms(response, "_large"),
+            alone_ms=alone_ms,
+        )
+
+    def _alone(self, request: Request) -> tuple[Generation, float]:
+        """The large model's own answer, and the milliseconds that it took."""
+        engine, started = self.engine, time.perf_counter()
+        prompt = engine.large.encode(request, engine.config.limits)
+        limit = engine.config.generation.max_new_tokens
+        result = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+        return result.generation, 1e3 * (time.perf_counter() - started)
+
+
+def observed_conditions(header: RecordsHeader, records: Sequence[Record]) -> Conditions:
+    """The header's, and how many pictures the requests had."""
+    images = [record.images for record in records] or [0]
+    return header.conditions.model_copy(update={"min_images": min(images), "max_images": max(images)})
+
+
+def _request(sample: Sample, system: str | None) -> Request:
+    if not system:
+        return Request.ask(sample.row.question, *sample.images)
+    pictures = tuple(ImagePart(image) for image in sample.images)
+    content: tuple[str | ImagePart, ...] = (*pictures, sample.row.question)
+    return Request(messages=(Message("system", (system,)), Message("user", content)))
+
+
+def _key(sample: Sample) -> str:
+    """The row's name, and a digest of what is asked: a row that was corrected is asked again."""
+    row = sample.row
+    return f"{row.id}:{digest(row.question, *row.image, row.metric, *row.answers)[:8]}"
+
+
+def _picture(images: Sequence[ImageSource]) -> str:
+    pieces: list[bytes | str] = []
+    for image in images:
+        if isinstance(image, Image.Image):
+            pieces += [repr(image.size), image.tobytes()]
+        elif isinstance(image, Path):
+            pieces.append(image.read_bytes())
+        else:
+            pieces.append(image)
+    return digest(*pieces)
+
+
+def _right(row: Row, answer: str) -> bool | None:
+    return METRICS[row.metric](answer, row.answers) >= _RIGHT if row.answers else None
+
+
+def _model_ms(response: Response, model: str) -> float:
+    return sum(ms for stage, ms in response.report.stage_ms.items() if stage.endswith(model))

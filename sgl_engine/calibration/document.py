@@ -1,0 +1,189 @@
+"""A calibration as a file: versioned JSON that says what is promised, for what, and from which data.
+
+The schema is versioned: a field is never given another meaning under the same ``schema_version``. ``id`` is a
+hash of the content, so that a report that names it names exactly this file, and an edited file is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sgl_engine.calibration.binding import Binding, Conditions, digest
+from sgl_engine.calibration.calibrators import Calibrator
+from sgl_engine.calibration.certify import OperatingPoint
+from sgl_engine.calibration.risks import RISKS, Agreement, Risk
+from sgl_engine.errors import ConfigError
+
+SCHEMA_VERSION: Literal["1"] = "1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Samples(_Part):
+    """Where the numbers come from.
+
+    Attributes:
+        data: Name of the data.
+        fitting: Records that the calibrator and the thresholds were made from.
+        certifying: Records that the thresholds were tested on.
+        failed: Rows that could not be answered, and are in neither half.
+        pictures: Different (sets of) pictures; the binomial test takes records for independent.
+        seed: Of the split.
+    """
+
+    data: str
+    fitting: int
+    certifying: int
+    failed: int
+    pictures: int
+    seed: int
+
+
+class Reference(_Part):
+    """The certifying half's scores, for the drift check.
+
+    Attributes:
+        records: How many.
+        scores: Their quantiles at (i + 0.5) / m, ascending; all of them where there are few.
+    """
+
+    records: int
+    scores: tuple[float, ...]
+
+
+class Calibration(_Part):
+    """The whole file.
+
+    Attributes:
+        schema_version: Version of this schema.
+        id: Hash of everything else but ``created``.
+        created: UTC, ISO 8601.
+        package_version: Of the package that made it.
+        binding: What a request cannot change, and an engine has to agree with.
+        conditions: What requests were like.
+        risk: What is bounded; ``records.RISKS`` says it in words.
+        agreement: How answers were compared, where the risk is "disagreement".
+        confidence_level: P(the risk is within its target) is at least this, for each target by itself.
+        calibrator: Observation -> probability that keeping the small answer is harmless.
+        points: What can be promised, by target risk, ascending.
+        samples: Where the numbers come from.
+        reference: Scores, for the drift check.
+    """
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    id: str = ""
+    created: str
+    package_version: str
+    binding: Binding
+    conditions: Conditions
+    risk: Risk
+    agreement: Agreement = "text"
+    confidence_level: float
+    calibrator: Calibrator
+    points: tuple[OperatingPoint, ...]
+    samples: Samples
+    reference: Reference
+
+    def identified(self) -> Self:
+        """With its id."""
+        return self.model_copy(update={"id": self._content_hash()})
+
+    def _content_hash(self) -> str:
+        content = self.model_dump(mode="json", exclude={"id", "created"})
+        return digest(json.dumps(content, sort_keys=True))
+
+    def point(self, target_risk: float | None) -> OperatingPoint:
+        """The operating point to run at.
+
+        Args:
+            target_risk: One of those in the file; None is the smallest that could be certified.
+
+        Raises:
+            ConfigError: It is not among them, or nothing could be certified for it.
+        """
+        certified = [point for point in self.points if point.threshold is not None]
+        choices = f"certified are {', '.join(f'{point.target_risk:g}' for point in certified) or 'none'}"
+        if target_risk is None:
+            if certified:
+                return certified[0]
+            needed = [point.summary(self.confidence_level) for point in self.points[-1:]]
+            raise ConfigError(
+                f"The calibration {self.id} certifies no threshold. {' '.join(needed)}",
+                remedy="Calibrate with more records or a larger risk, or leave it out.",
+            )
+        for point in self.points:
+            if point.target_risk == target_risk and point.threshold is not None:
+                return point
+            if point.target_risk == target_risk:
+                raise ConfigError(
+                    point.summary(self.confidence_level),
+                    remedy=f"Use another risk ({choices}), calibrate with more records, or choose "
+                    'escalate="always" without a calibration.',
+                )
+        raise ConfigError(
+            f"The calibration {self.id} says nothing about a risk of {target_risk:g}.",
+            remedy=f"Use one that it has ({choices}), or calibrate with --target {target_risk:g}.",
+        )
+
+    def describe(self) -> str:
+        """One line per operating point."""
+        lines = [f"The risk: {RISKS[self.risk]}."]
+        return "\n".join([*lines, *(point.summary(self.confidence_level) for point in self.points)])
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Writes it.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        path.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file with --out."
+        ) from error
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Reads it; a file that has not changed is read once.
+
+    Raises:
+        ConfigError: It is missing, no calibration, of another version, or was edited.
+    """
+    path = Path(path).expanduser()
+    try:
+        status = path.stat()
+        return _load(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise ConfigError(
+            f"The calibration {path} cannot be read ({error.strerror or error}).",
+            remedy="Make it with sgl calibrate --data FILE --out calibration.json, or correct the path.",
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, modified_ns: int, size_bytes: int) -> Calibration:
+    del modified_ns, size_bytes  # part of the key
+    try:
+        calibration = Calibration.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or "the whole"
+        raise ConfigError(
+            f"{path} is not a calibration that this version can read ({where}: {wrong['msg']}).",
+            remedy="Use a file that sgl calibrate wrote, with this version of the package.",
+        ) from error
+    if calibration.identified().id != calibration.id:
+        raise ConfigError(
+            f"The calibration {path} was changed after it was made: its id is not that of its content.",
+            remedy="Use the file as sgl calibrate wrote it; numbers set by hand guarantee nothing.",
+        )
+    return calibration

@@ -1,0 +1,174 @@
+"""Does a calibration still hold on new questions? Risk, distribution of scores, and share of exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sgl_engine.calibration.certify import OperatingPoint
+from sgl_engine.calibration.document import Calibration, Reference
+from sgl_engine.calibration.extras import evaluation_extra
+from sgl_engine.calibration.records import Record, is_harmful
+from sgl_engine.errors import ConfigError
+
+_ALARM = 0.05
+"""How often a calibration that holds is accused, all its operating points together."""
+_SHIFT_ALARM = 0.01
+
+
+@dataclass(frozen=True)
+class PointCheck:
+    """One operating point on new records.
+
+    Attributes:
+        point: As it was certified.
+        records: New ones.
+        exits: Of them, how many exit.
+        harmful_exits: Of those, how many did harm.
+        p_too_many: P(at least so many harmful exits) if the risk were the target: small = it is more.
+        p_few_enough: P(at most so many) if the risk were the target: small = certified anew.
+        exits_p: Two-sided Fisher test of the share of exits against that of the calibration.
+    """
+
+    point: OperatingPoint
+    records: int
+    exits: int
+    harmful_exits: int
+    p_too_many: float
+    p_few_enough: float
+    exits_p: float
+
+
+@dataclass(frozen=True)
+class DriftCheck:
+    """The verdict on a calibration.
+
+    Attributes:
+        verdict: "violated": harm is more frequent than promised. "confirmed": the new records certify every
+            operating point by themselves. "shifted": neither, and questions are scored otherwise than they
+            were, so that the promise is about others. "compatible": nothing speaks against it.
+        points: Each certified operating point.
+        scores_distance: Kolmogorov-Smirnov distance of the scores to those of the calibration, in [0, 1].
+        scores_p: Its p-value.
+        confidence_level: Of the calibration.
+    """
+
+    verdict: Literal["confirmed", "compatible", "shifted", "violated"]
+    points: tuple[PointCheck, ...]
+    scores_distance: float
+    scores_p: float
+    confidence_level: float
+
+    @property
+    def holds(self) -> bool:
+        """False where it is to be made anew."""
+        return self.verdict in ("confirmed", "compatible")
+
+    def describe(self) -> str:
+        """In plain words, a line each."""
+        lines = [_VERDICTS[self.verdict]]
+        for each in self.points:
+            observed, point = each.harmful_exits / each.records, each.point
+            lines.append(
+                f"Risk {point.target_risk:.1%}: observed {observed:.2%} ({each.harmful_exits} of "
+                f"{each.records}), when calibrated {point.observed_risk:.2%}; so many, or more, would have a "
+                f"probability of {each.p_too_many:.3f} at that risk."
+            )
+            lines.append(
+                f"  Exits: {each.exits / each.records:.1%}, when calibrated {point.exit_share:.1%} "
+                f"(p = {each.exits_p:.3f} for no change)."
+            )
+        lines.append(
+            f"Scores: distance {self.scores_distance:.3f} to the calibration's, p = {self.scores_p:.3g}."
+        )
+        return "\n".join(lines)
+
+
+_VERDICTS = {
+    "confirmed": "The calibration holds: the new questions certify it by themselves.",
+    "compatible": "Nothing speaks against the calibration; the new questions are too few to certify it anew.",
+    "shifted": "These questions are not like those of the calibration, so its promise may not be about them. "
+    "Calibrate again, with them.",
+    "violated": "The calibration does not hold: harm is more frequent than promised. Calibrate again.",
+}
+
+
+def check_drift(calibration: Calibration, records: Sequence[Record]) -> DriftCheck:
+    """Compares new records with what was promised.
+
+    Args:
+        calibration: What was promised.
+        records: New ones, of the same pair and settings.
+
+    Raises:
+        ConfigError: There are no records, no operating point was certified, or answers are missing.
+    """
+    certified = [point for point in calibration.points if point.threshold is not None]
+    if not certified or not records:
+        raise ConfigError(
+            "There is nothing to check: no record, or no certified threshold.",
+            remedy="Check a calibration that certifies something, on data with rows that can be answered.",
+        )
+    found = (calibration.calibrator.probability(record.observation) for record in records)
+    probabilities = np.array([0.0 if probability is None else probability for probability in found])
+    harmful = np.array([is_harmful(record, calibration.risk, calibration.agreement) for record in records])
+    points = tuple(_check(point, probabilities, harmful) for point in certified)
+    distance, scores_p = scores_shift(calibration.reference, [record.score for record in records])
+    return DriftCheck(
+        _verdict(points, scores_p, 1 - calibration.confidence_level),
+        points,
+        distance,
+        scores_p,
+        calibration.confidence_level,
+    )
+
+
+def _check(point: OperatingPoint, probabilities: np.ndarray, harmful: np.ndarray) -> PointCheck:
+    with evaluation_extra():
+        from scipy.stats import binom, fisher_exact
+
+    assert point.threshold is not None, "certified ones only"
+    exits = probabilities >= point.threshold
+    count, left, harmed = len(exits), int(exits.sum()), int((exits & harmful).sum())
+    table = [[left, count - left], [point.exits, point.records - point.exits]]
+    return PointCheck(
+        point=point,
+        records=count,
+        exits=left,
+        harmful_exits=harmed,
+        p_too_many=float(binom.sf(harmed - 1, count, point.target_risk)),
+        p_few_enough=float(binom.cdf(harmed, count, point.target_risk)),
+        exits_p=float(fisher_exact(table).pvalue),
+    )
+
+
+def _verdict(
+    points: Sequence[PointCheck], scores_p: float, delta: float
+) -> Literal["confirmed", "compatible", "shifted", "violated"]:
+    if any(each.p_too_many <= _ALARM / len(points) for each in points):
+        return "violated"
+    if all(each.p_few_enough <= delta for each in points):
+        return "confirmed"  # whatever else has changed: the promise was tested on these very questions
+    shifted = min(scores_p, *(each.exits_p for each in points)) <= _SHIFT_ALARM / (len(points) + 1)
+    return "shifted" if shifted else "compatible"
+
+
+def scores_shift(reference: Reference, scores: Sequence[float]) -> tuple[float, float]:
+    """Two-sample Kolmogorov-Smirnov distance and its p-value, from stored quantiles.
+
+    The p-value is the asymptotic one, for the number of records that the quantiles stand for; with ties,
+    which scores of 1 are, it errs on the side of no shift.
+    """
+    with evaluation_extra():
+        from scipy.stats import kstwobign
+
+    old, new = np.asarray(reference.scores), np.sort(scores)
+    at = np.concatenate([old, new])
+    old_share = np.searchsorted(old, at, side="right") / len(old)
+    new_share = np.searchsorted(new, at, side="right") / len(new)
+    distance = float(np.abs(old_share - new_share).max())
+    size = reference.records * len(new) / (reference.records + len(new))
+    return distance, float(kstwobign.sf(np.sqrt(size) * distance))

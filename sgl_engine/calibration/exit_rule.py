@@ -1,0 +1,122 @@
+"""A calibration at work: which requests it covers, and how probable it is that the small answer will do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sgl_engine.calibration.binding import Conditions, bind, digest
+from sgl_engine.calibration.document import Calibration, load_calibration
+from sgl_engine.calibration.features import observe
+from sgl_engine.config import GenerationConfig
+from sgl_engine.early_exit import CalibratedScore
+from sgl_engine.errors import ConfigError
+from sgl_engine.types import Decoding, Message, Request, SmallPassResult
+
+if TYPE_CHECKING:
+    from sgl_engine.config import EngineConfig
+    from sgl_engine.vlm import VLM
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """One operating point of a calibration.
+
+    Attributes:
+        calibration: The whole file.
+        threshold: The certified one.
+    """
+
+    calibration: Calibration
+    threshold: float
+
+    def judge(
+        self, request: Request, decoding: Decoding, max_new_tokens: int, small: SmallPassResult
+    ) -> CalibratedScore:
+        """The calibrated probability of a small answer, or why there is none.
+
+        Args:
+            request: What was asked.
+            decoding: How the answer's tokens were chosen.
+            max_new_tokens: The limit that it had.
+            small: The answer.
+        """
+        asked = self.calibration.conditions.generation.model_copy(
+            update={
+                "max_new_tokens": max_new_tokens,
+                "temperature": decoding.temperature,
+                "top_p": decoding.top_p,
+            }
+        )
+        gap = not_covered(self.calibration.conditions, request, asked)
+        if gap is not None:
+            return self.uncovered(gap)
+        values = observe(small.confidence.score, small.confidence.parts, len(small.generation))
+        probability = self.calibration.calibrator.probability(values)
+        if probability is None:
+            return self.uncovered("the small answer has no score, or not every part of it")
+        return CalibratedScore(self.calibration.id, self.threshold, probability)
+
+    def uncovered(self, reason: str) -> CalibratedScore:
+        """A request about which the calibration says nothing."""
+        return CalibratedScore(self.calibration.id, self.threshold, probability=None, uncovered=reason)
+
+
+def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
+    """The rule that the configuration names; None where it names none.
+
+    Raises:
+        ConfigError: The file cannot be used, is of another pair or other settings, or certifies nothing at
+            the risk that is asked for.
+    """
+    path = config.exit.calibration
+    if path is None:
+        return None
+    calibration = load_calibration(path)
+    differences = calibration.binding.differences(bind(small, large, config))
+    if differences:
+        raise ConfigError(
+            f"The calibration {path} was made for something else: {'; '.join(differences)}.",
+            remedy="Use the pair and the settings that it was made with, or calibrate again with these.",
+        )
+    point = calibration.point(config.exit.risk)
+    assert point.threshold is not None, "point() returns certified ones only"
+    return ExitRule(calibration, point.threshold)
+
+
+def not_covered(conditions: Conditions, request: Request, asked: GenerationConfig) -> str | None:
+    """Why a request is unlike those that were calibrated on; None where it is like them.
+
+    What can be told from its form alone: that it is about the same kind of pictures is for the drift check.
+    """
+    expected, images = conditions.generation, len(request.images)
+    span = " to ".join(map(str, sorted({conditions.min_images, conditions.max_images})))
+    system, turns = _system(request.messages)
+    gaps = {
+        f"{name} is {getattr(asked, name)}, calibrated with {getattr(expected, name)}": (
+            getattr(asked, name) != getattr(expected, name)
+        )
+        for name in GenerationConfig.model_fields
+    } | {
+        "the answer has stop strings": bool(request.stop),
+        "tools may be called": bool(request.tools),
+        "the answer has to satisfy a schema": request.response_schema is not None,
+        f"it has {images} images, calibrated with {span}": not (
+            conditions.min_images <= images <= conditions.max_images
+        ),
+        "the system prompt is another one": system != conditions.system,
+        "it is a longer conversation": [turn.role for turn in turns] != ["user"],
+    }
+    return next((gap for gap, there in gaps.items() if there), None)
+
+
+def _system(messages: tuple[Message, ...]) -> tuple[str | None, list[Message]]:
+    """Hash of the system text, and the other turns."""
+    texts = [part for message in messages if message.role == "system" for part in message.content]
+    words = "\n".join(text for text in texts if isinstance(text, str)).strip()
+    return system_hash(words), [message for message in messages if message.role != "system"]
+
+
+def system_hash(text: str | None) -> str | None:
+    """What stands for a system prompt in a file; it may be private. None and "" are none."""
+    return digest(text.strip()) if text and text.strip() else None

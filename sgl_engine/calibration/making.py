@@ -1,0 +1,170 @@
+"""Records -> a calibration: fit on one half, certify on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sgl_engine.accounting import engine_version
+from sgl_engine.calibration.certify import OperatingPoint, certify, thresholds_of
+from sgl_engine.calibration.document import Calibration, Reference, Samples
+from sgl_engine.calibration.fitting import Method, fit
+from sgl_engine.calibration.records import Record, halves, is_harmful
+from sgl_engine.calibration.risks import Agreement, Risk
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl_engine.calibration.binding import Binding, Conditions
+    from sgl_engine.calibration.calibrators import Isotonic, Logistic
+
+_FEWEST = 10
+_MAX_SCORES = 512
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is to be certified.
+
+    Attributes:
+        targets: Risks, each certified by itself.
+        confidence_level: 1 - delta.
+        risk: What is bounded.
+        agreement: How answers are compared, where that is disagreement.
+        method: Of the calibrator.
+        seed: Of the split into halves.
+    """
+
+    targets: tuple[float, ...] = (0.02, 0.05)
+    confidence_level: float = 0.9
+    risk: Risk = "disagreement"
+    agreement: Agreement = "text"
+    method: Method = "isotonic"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what is no probability.
+
+        Raises:
+            ConfigError: A target or the confidence level is not between 0 and 1, or there is no target.
+        """
+        for value in (*self.targets, self.confidence_level):
+            if not 0.0 < value < 1.0:
+                raise ConfigError(
+                    f"{value} is not between 0 and 1.", remedy="Write risks and confidence as 0.05 and 0.9."
+                )
+        if not self.targets:
+            raise ConfigError("No target risk is given.", remedy="Give at least one, such as 0.05.")
+
+    def harmful(self, records: Sequence[Record]) -> list[bool]:
+        """Of each record, whether keeping its small answer does harm."""
+        return [is_harmful(record, self.risk, self.agreement) for record in records]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One half's work, which the other half knows nothing of.
+
+    Attributes:
+        calibrator: Observation -> probability.
+        thresholds: To be tested, strictest first.
+    """
+
+    calibrator: Isotonic | Logistic
+    thresholds: tuple[float, ...]
+
+    def probabilities(self, records: Sequence[Record]) -> list[float]:
+        """Of each record; 0, which never exits early, where it has no score."""
+        found = (self.calibrator.probability(record.observation) for record in records)
+        return [0.0 if probability is None else probability for probability in found]
+
+
+def fit_half(records: Sequence[Record], promise: Promise) -> Fitted:
+    """Fits the calibrator and fixes the thresholds.
+
+    Raises:
+        ConfigError: A record has no score, or scikit-learn is not installed.
+    """
+    observations = [record.observation for record in records]
+    harmless = [not harm for harm in promise.harmful(records)]
+    calibrator = fit(promise.method, observations, harmless)
+    fitted = Fitted(calibrator, ())
+    return Fitted(calibrator, thresholds_of(fitted.probabilities(records)))
+
+
+def certify_half(records: Sequence[Record], fitted: Fitted, promise: Promise) -> tuple[OperatingPoint, ...]:
+    """Tests the thresholds for every target, ascending."""
+    probabilities, harmful = fitted.probabilities(records), promise.harmful(records)
+    return tuple(
+        certify(
+            probabilities,
+            harmful,
+            fitted.thresholds,
+            target_risk=target,
+            confidence_level=promise.confidence_level,
+        )
+        for target in sorted(set(promise.targets))
+    )
+
+
+def calibrate(
+    records: Sequence[Record],
+    promise: Promise,
+    *,
+    binding: Binding,
+    conditions: Conditions,
+    data: str,
+    failed: int = 0,
+) -> Calibration:
+    """The whole.
+
+    Args:
+        records: What the questions showed; a random half is fitted on, the other certified on.
+        promise: What is to be certified.
+        binding: The pair and its settings.
+        conditions: What the requests were like.
+        data: Name of the data.
+        failed: Rows that could not be answered.
+
+    Raises:
+        ConfigError: There are fewer than ten records, or the risk needs answers that they do not have.
+    """
+    if len(records) < _FEWEST:
+        raise ConfigError(
+            f"{len(records)} questions were answered.",
+            remedy=f"Calibrate with {_FEWEST} at the very least; some hundreds are needed to promise 5 %.",
+        )
+    fitting, certifying = halves(records, promise.seed)
+    if not fitting or not certifying:
+        raise ConfigError("All questions are about one picture.", remedy="Calibrate with more pictures.")
+    fitted = fit_half(fitting, promise)
+    return Calibration(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        package_version=engine_version(),
+        binding=binding,
+        conditions=conditions,
+        risk=promise.risk,
+        agreement=promise.agreement,
+        confidence_level=promise.confidence_level,
+        calibrator=fitted.calibrator,
+        points=certify_half(certifying, fitted, promise),
+        samples=Samples(
+            data=data,
+            fitting=len(fitting),
+            certifying=len(certifying),
+            failed=failed,
+            pictures=len({record.picture for record in records}),
+            seed=promise.seed,
+        ),
+        reference=reference_of([record.score for record in certifying]),
+    ).identified()
+
+
+def reference_of(scores: Sequence[float]) -> Reference:
+    """Quantiles that stand for the scores, to within 1 / 1024 of their distribution."""
+    count = min(len(scores), _MAX_SCORES)
+    places = ((np.arange(count) + 0.5) * len(scores) / count).astype(int)
+    return Reference(records=len(scores), scores=tuple(np.sort(scores)[places].tolist()))

@@ -1,0 +1,234 @@
+"""The report page: what the small model may answer alone, what that saves, and what it costs in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgl_engine.calibration import figures
+from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes_by_kind
+from sgl_engine.calibration.records import Record, halves, is_harmful
+from sgl_engine.calibration.risks import RISKS
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl_engine.calibration.binding import ModelIdentity
+    from sgl_engine.calibration.certify import OperatingPoint
+    from sgl_engine.calibration.document import Calibration
+
+PAGE = "report.md"
+
+
+def write_page(calibration: Calibration, records: Sequence[Record], folder: Path) -> Path:
+    """Writes ``report.md`` and its figures.
+
+    Args:
+        calibration: What was made of the records.
+        records: All of them; what the page says is measured on the certifying half.
+        folder: Made where it does not exist.
+
+    Raises:
+        ConfigError: It cannot be written, or matplotlib is not installed.
+    """
+    page = _Page(calibration, halves(records, calibration.samples.seed)[1])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = page.write(folder)
+        (folder / PAGE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The report cannot be written to {folder} ({error.strerror or error}).",
+            remedy="Name another folder with --report.",
+        ) from error
+    return folder / PAGE
+
+
+class _Page:
+    def __init__(self, calibration: Calibration, records: Sequence[Record]) -> None:
+        self.calibration = calibration
+        self.records = records
+        found = (calibration.calibrator.probability(record.observation) for record in records)
+        self.probabilities = [0.0 if probability is None else probability for probability in found]
+        self.harmful = [is_harmful(record, calibration.risk, calibration.agreement) for record in records]
+        self.certified = [point for point in calibration.points if point.threshold is not None]
+
+    def write(self, folder: Path) -> str:
+        """Draws the figures, and returns the text."""
+        figures.risk_curve(folder / "risk.png", self.probabilities, self.harmful, self.calibration.points)
+        scores = [record.score for record in self.records]
+        before, after = figures.reliability(
+            folder / "reliability.png", scores, self.probabilities, [not harm for harm in self.harmful]
+        )
+        sections = [self._head(), self._summary(), self._table(), "![Risk against exits](risk.png)"]
+        if self.certified:
+            sections.append(self._kinds(folder))
+        sections += [self._reliability(before, after), self._promise(), self._origin()]
+        return "\n\n".join(sections) + "\n"
+
+    def _outcome(self, point: OperatingPoint) -> Outcome:
+        return outcome(self.records, self.probabilities, self.harmful, point.threshold)
+
+    def _head(self) -> str:
+        small, large = self.calibration.binding.small.name, self.calibration.binding.large.name
+        return (
+            f"# Which questions does {large} need to see?\n\n"
+            f"{small} answers first; this page says when that is enough."
+        )
+
+    def _summary(self) -> str:
+        level = self.calibration.confidence_level
+        return "\n".join(
+            f"- {point.summary(level) if point.threshold is None else _sentence(point, self._outcome(point))}"
+            for point in self.calibration.points
+        )
+
+    def _table(self) -> str:
+        if not self.certified:
+            return "Nothing could be certified, so every question goes to the large model."
+        about = _paragraph(f"""
+            Measured on {len(self.records)} questions that the calibration was not fitted on; 95 % intervals
+            in brackets. Saved is meant against the large model alone, on the whole picture.
+        """)
+        rows = [
+            (
+                f"{point.target_risk:.1%}",
+                _share(result.exits, result.questions),
+                _share(result.harmful_exits, result.questions),
+                f"{result.tflops_saved:.0%}",
+                _percent(result.ms_saved),
+                " / ".join(
+                    _percent(accuracy, 1)
+                    for accuracy in (result.accuracy, result.large_accuracy, result.small_accuracy)
+                ),
+            )
+            for point, result in ((point, self._outcome(point)) for point in self.certified)
+        ]
+        names = (
+            "risk allowed",
+            "never reach the large model",
+            "risk observed",
+            "operations saved",
+            "time saved",
+            "right answers: cascade / large alone / small alone",
+        )
+        return f"{about}\n\n{_markdown_table(names, rows)}"
+
+    def _kinds(self, folder: Path) -> str:
+        by_risk = {
+            f"at {point.target_risk:.1%} risk": outcomes_by_kind(
+                self.records, self.probabilities, self.harmful, point.threshold
+            )
+            for point in self.certified
+        }
+        figures.kinds(folder / "kinds.png", by_risk)
+        about = _paragraph("""
+            The promise is about all questions together, not about each kind: a kind may take more than its
+            share of the risk. Harm is counted among all questions of the kind.
+        """)
+        parts = ["## Kinds of questions", about, "![Kinds](kinds.png)"]
+        for label, outcomes in by_risk.items():
+            rows = [
+                (
+                    kind,
+                    str(each.questions),
+                    f"{each.exit_share:.0%}",
+                    f"{each.harmful_exits} ({each.harmful_exits / each.questions:.1%})",
+                    f"{each.tflops_saved:.0%}",
+                    f"{_percent(each.accuracy)} / {_percent(each.large_accuracy)}",
+                )
+                for kind, each in outcomes.items()
+            ]
+            names = (
+                f"kind, {label}",
+                "questions",
+                "exit",
+                "harmed",
+                "operations saved",
+                "right: cascade / large alone",
+            )
+            parts.append(_markdown_table(names, rows))
+        return "\n\n".join(parts)
+
+    def _reliability(self, before: float, after: float) -> str:
+        about = _paragraph(f"""
+            Where it says 90 %, 90 of 100 small answers should do no harm. The small model's score is off by
+            {100 * before:.1f} points on average, the calibrated probability
+            ({self.calibration.calibrator.method}) by {100 * after:.1f}.
+        """)
+        return f"## Are the probabilities true?\n\n![Reliability](reliability.png)\n\n{about}"
+
+    def _promise(self) -> str:
+        made, samples = self.calibration, self.calibration.samples
+        among = [
+            f"{point.harm_among_exits:.1%} at {point.target_risk:.1%} risk"
+            for point in self.certified
+            if point.exits
+        ]
+        text = _paragraph(f"""
+            The risk of an operating point is the share of all questions of which it is true that
+            {RISKS[made.risk]}. If the calibration were repeated with other questions of the same sort, the
+            risk would be within its target in at least {made.confidence_level:.0%} of the repetitions. Each
+            target is promised by itself, so choose one before you look at the table. The promise is about
+            questions like these; run `sgl calibrate --check` on newer ones from time to time. It is about all
+            questions, not about the exits alone, among which harm is more frequent
+            ({", ".join(among) or "there are none"}), and not about single kinds. The test takes questions for
+            independent; the {samples.fitting + samples.certifying} here are about {samples.pictures}
+            different pictures.
+        """)
+        return f"## What is promised\n\n{text}"
+
+    def _origin(self) -> str:
+        made, samples = self.calibration, self.calibration.samples
+        binding, asked = made.binding, made.conditions.generation
+        thresholds = ", ".join(f"{point.threshold:.4f} ({point.target_risk:.1%})" for point in self.certified)
+        lines = [
+            f"calibration {made.id}, made {made.created} by langchain-sgl {made.package_version}",
+            f"data: {samples.data}; {samples.fitting} questions to fit, {samples.certifying} to certify",
+            f"rows that could not be answered: {samples.failed}",
+            f"small model: {_model(binding.small)}",
+            f"large model: {_model(binding.large)}",
+            f"pruning: {binding.pruning}",
+            f"score: {binding.scorer}; keep the small answer from a probability of {thresholds or 'none'} on",
+            f"answers of at most {asked.max_new_tokens} tokens, temperature {asked.temperature}",
+        ]
+        return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _sentence(point: OperatingPoint, result: Outcome) -> str:
+    """What a hurried reader takes away."""
+    share = f"{result.exit_share:.0%} of the questions never reach the large model"
+    saved = f"That saves {result.tflops_saved:.0%} of its operations"
+    if result.ms_saved is not None:
+        saved += f" and {'saves' if result.ms_saved >= 0 else 'costs'} {abs(result.ms_saved):.0%} of its time"
+    words = [f"**At {point.target_risk:.1%} risk, {share}.**", f"{saved}."]
+    if result.accuracy_lost is not None:
+        lost = 100 * result.accuracy_lost
+        words.append(
+            f"Of 100 questions, {abs(lost):.1f} {'fewer' if lost >= 0 else 'more'} are answered right "
+            f"({_percent(result.accuracy, 1)}; the large model alone: {_percent(result.large_accuracy, 1)})."
+        )
+    return " ".join(words)
+
+
+def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(names) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ruler, *rows))
+
+
+def _paragraph(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _model(model: ModelIdentity) -> str:
+    revision = f" at {model.revision}" if model.revision else ""
+    return f"{model.name}{revision}, {model.dtype}, fingerprint {model.fingerprint}"
+
+
+def _share(hits: int, count: int) -> str:
+    low, high = interval(hits, count)
+    return f"{hits / count:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "not known" if value is None else f"{value:.{digits}%}"

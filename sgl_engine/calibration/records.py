@@ -1,0 +1,171 @@
+"""What each question showed, and the risks that can be read off it. Pure, but for reading and writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sgl_engine.calibration.binding import Binding, Conditions
+from sgl_engine.calibration.features import observe
+from sgl_engine.calibration.risks import Agreement, Risk
+from sgl_engine.errors import ConfigError
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Record(_Line):
+    """One question, answered by both models.
+
+    Attributes:
+        key: Identifies the row of the data.
+        kind: Of question; None where the data does not say.
+        picture: Digest of the pictures: rows about the same ones stay in one half.
+        images: Number of pictures.
+        score: The small model's, by the scorer.
+        parts: ``Confidence.parts``.
+        answer_tokens: Tokens of the small answer, its end included.
+        small_answer: The small model's.
+        large_answer: The large model's as the cascade runs it: guided and pruned.
+        agreed: Whether they say the same (``RunReport.large_agreed``).
+        agreed_by_metric: The same by the row's metric, the large answer taken for the truth.
+        small_right: Whether the small answer is right; None without known answers.
+        large_right: Whether the large answer is.
+        alone_right: Whether that of the large model alone, unpruned, is.
+        small_tflops: Cost of the small pass; 1e12 floating-point operations.
+        large_tflops: Cost of the guided large pass.
+        alone_tflops: Cost of the large model alone.
+        small_ms: Time of the small model, encoding included.
+        large_ms: Time of the guided large model, encoding included.
+        alone_ms: Time of the large model alone; None where it was not run.
+    """
+
+    key: str
+    kind: str | None = None
+    picture: str
+    images: int
+    score: float
+    parts: dict[str, float]
+    answer_tokens: int
+    small_answer: str
+    large_answer: str
+    agreed: bool
+    agreed_by_metric: bool
+    small_right: bool | None = None
+    large_right: bool | None = None
+    alone_right: bool | None = None
+    small_tflops: float
+    large_tflops: float
+    alone_tflops: float
+    small_ms: float
+    large_ms: float
+    alone_ms: float | None = None
+
+    @property
+    def observation(self) -> dict[str, float]:
+        """What features are made of."""
+        return observe(self.score, self.parts, self.answer_tokens)
+
+
+class Failure(_Line):
+    """A row that could not be answered.
+
+    Attributes:
+        key: Identifies the row of the data.
+        error: What went wrong, one line.
+    """
+
+    key: str
+    error: str
+
+
+class RecordsHeader(_Line):
+    """First line of a file of records: what they were collected with.
+
+    Attributes:
+        binding: The pair and its settings.
+        conditions: What the requests were like.
+    """
+
+    binding: Binding
+    conditions: Conditions
+
+
+def is_harmful(record: Record, risk: Risk, agreement: Agreement = "text") -> bool:
+    """Whether keeping the small answer would have done the harm that ``risk`` counts.
+
+    Raises:
+        ConfigError: The risk needs known answers, and this record has none.
+    """
+    if risk == "disagreement":
+        return not (record.agreed if agreement == "text" else record.agreed_by_metric)
+    if record.small_right is None or record.large_right is None:
+        raise ConfigError(
+            f"The risk {risk!r} needs known answers; the row {record.key} has none.",
+            remedy='Add "answers" to every row, or use the risk "disagreement", which needs none.',
+        )
+    return not record.small_right and (risk == "error" or record.large_right)
+
+
+def read_records(path: Path) -> tuple[RecordsHeader, list[Record], list[Failure]]:
+    """A file that a collection wrote. A row that was tried again counts once, with its last outcome.
+
+    Raises:
+        ConfigError: It cannot be read, or is no such file.
+    """
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror or error}).", remedy="Name a file of records."
+        ) from error
+    header = _parse(RecordsHeader, path, 1, first)
+    outcomes: dict[str, Record | Failure] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            kind: type[Record | Failure] = Failure if "error" in json.loads(line) else Record
+        except ValueError:
+            if number == len(lines) + 1:  # cut short by an interruption: collected again
+                break
+            kind = Record
+        outcome = _parse(kind, path, number, line)
+        outcomes[outcome.key] = outcome
+    records = [each for each in outcomes.values() if isinstance(each, Record)]
+    return header, records, [each for each in outcomes.values() if isinstance(each, Failure)]
+
+
+_Parsed = TypeVar("_Parsed", bound=_Line)
+
+
+def _parse(kind: type[_Parsed], path: Path, number: int, line: str) -> _Parsed:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise ConfigError(
+            f"Line {number} of {path} is not a {kind.__name__} ({error.errors()[0]['msg']}).",
+            remedy="Collect the records again, into a new file.",
+        ) from error
+
+
+def halves(records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
+    """A random half to fit on, and the other to certify on; questions about one picture stay together.
+
+    Args:
+        records: All of them; their order does not matter.
+        seed: Of the split.
+    """
+    import numpy as np
+
+    pictures = sorted({record.picture for record in records})
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    fitting = {pictures[index] for index in order[: len(pictures) // 2]}
+    ordered = sorted(records, key=lambda record: record.key)
+    return (
+        [record for record in ordered if record.picture in fitting],
+        [record for record in ordered if record.picture not in fitting],
+    )

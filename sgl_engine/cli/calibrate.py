@@ -1,0 +1,234 @@
+"""``sgl calibrate``: an exit whose risk is bounded, on the caller's own pictures and pair."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from rich.console import Console
+from rich.progress import track
+
+from sgl_engine.calibration.risks import Agreement, Risk
+from sgl_engine.cli import options, output
+from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl_engine.calibration.collection import Collector
+    from sgl_engine.calibration.dataset import Data
+    from sgl_engine.calibration.making import Promise
+    from sgl_engine.calibration.records import Record, RecordsHeader
+
+HELP = "bound what an early exit may lose"
+DESCRIPTION = (
+    "Asks both models every question of --data, and finds from which score on the small answer may be kept "
+    "so that the risk stays within its target. Writes a file for ExitConfig(calibration=...) and for "
+    "--calibration. With --check, tells whether such a file still holds on new data: exit code 0 if it does, "
+    "3 if not."
+)
+DRIFTED: Final = 3
+_GENERATED = "generated"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        required=True,
+        help='one {"image": ..., "question": ..., "answers": [...]} a line, answers optional; or '
+        f'"{_GENERATED}": held-out questions of the bundled pair',
+    )
+    parser.add_argument("--questions", metavar="N", type=options.count, help="at most so many (default: all)")
+    parser.add_argument("--start", metavar="SEED", type=int, default=0, help="first generated question")
+    parser.add_argument(
+        "--out", metavar="JSON", type=Path, default=Path("calibration.json"), help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--records",
+        metavar="JSONL",
+        type=Path,
+        help="what was asked already; a run that was cut short goes on (default: beside --out)",
+    )
+    parser.add_argument("--check", metavar="JSON", type=Path, help="calibration to be checked on --data")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also write a page with figures")
+    _add_promise(parser)
+    _add_requests(parser)
+    options.add_models(parser)
+    options.add_pruning(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
+
+
+def _add_promise(parser: argparse.ArgumentParser) -> None:
+    promise = parser.add_argument_group("what is promised")
+    promise.add_argument(
+        "--risk",
+        choices=get_args(Risk),
+        default="disagreement",
+        help="what a final small answer may do: differ from the large one's (needs no answers), be wrong "
+        "where the large one's is right, or be wrong (default: %(default)s)",
+    )
+    promise.add_argument(
+        "--target",
+        metavar="R",
+        type=float,
+        nargs="+",
+        default=[0.02, 0.05],
+        help="share of all questions at most (default: 0.02 0.05)",
+    )
+    promise.add_argument("--confidence", metavar="C", type=float, default=0.9, help="(default: %(default)s)")
+    promise.add_argument("--method", choices=("isotonic", "logistic"), default="isotonic")
+    promise.add_argument(
+        "--agreement",
+        choices=get_args(Agreement),
+        default="text",
+        help="answers differ when their text does, but for case, space and a full stop, or when the row's "
+        "metric says so (default: %(default)s)",
+    )
+    promise.add_argument("--seed", type=int, default=0, help="of the split into halves (default: 0)")
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    requests = parser.add_argument_group("what requests are like, here and later")
+    requests.add_argument("--max-new-tokens", metavar="N", type=options.count, help="longest answer")
+    requests.add_argument("--system", metavar="TEXT", help="system prompt (default: none)")
+    requests.add_argument("--scorer", metavar="NAME", help="the small model's score (default: the engine's)")
+    requests.add_argument(
+        "--no-large-alone",
+        action="store_true",
+        help="do not also time the large model alone: faster, but the page cannot say what is lost",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Collect, then calibrate or check; returns the exit code."""
+    from sgl_engine.calibration.collection import Collector
+    from sgl_engine.calibration.document import load_calibration
+    from sgl_engine.calibration.making import Promise
+
+    promise = Promise(
+        targets=tuple(arguments.target),
+        confidence_level=arguments.confidence,
+        risk=arguments.risk,
+        agreement=arguments.agreement,
+        method=arguments.method,
+        seed=arguments.seed,
+    )
+    checked = None if arguments.check is None else load_calibration(arguments.check)
+    data = _data(arguments)
+    config = _config(arguments) if checked is None else _as_calibrated(checked)
+    with output.waiting("Loading the models"):
+        engine = options.load_engine(arguments, config)
+    collector = Collector(engine, arguments.system, alone=not (checked or arguments.no_large_alone))
+    if checked is not None:
+        return _check(arguments, checked, collector, data)
+    header, records, failed = _collect(arguments, collector, data)
+    _calibrate(arguments, promise, header, records, data, failed)
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> Data:
+    from sgl_engine.calibration.dataset import generated, read_rows
+
+    if arguments.data == _GENERATED:
+        return generated(arguments.questions or 2000, arguments.start)
+    data = read_rows(Path(arguments.data), arguments.questions)
+    for number, problem in data.bad_lines[:5]:
+        _say(f"Line {number} of {arguments.data} is left out: {problem}.")
+    if len(data.bad_lines) > 5:
+        _say(f"{len(data.bad_lines) - 5} more lines are left out.")
+    return data
+
+
+def _config(arguments: argparse.Namespace) -> EngineConfig:
+    generation = GenerationConfig()
+    if arguments.max_new_tokens is not None:
+        generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
+    return EngineConfig(
+        pruning=options.pruning_config(arguments),
+        exit=ExitConfig(scorer=arguments.scorer),
+        generation=generation,
+    )
+
+
+def _as_calibrated(calibration: Any) -> EngineConfig:
+    """The settings of a calibration: nothing else could be compared with it."""
+    binding = calibration.binding
+    return EngineConfig(
+        pruning=binding.pruning,
+        exit=ExitConfig(scorer=binding.scorer, consistency_keep_ratio=binding.consistency_keep_ratio),
+        generation=calibration.conditions.generation,
+    )
+
+
+def _collect(
+    arguments: argparse.Namespace, collector: Collector, data: Data
+) -> tuple[RecordsHeader, list[Record], int]:
+    """Asks what is missing; all records of the file, and how many rows failed."""
+    from sgl_engine.calibration.records import Failure, read_records
+
+    path = arguments.records or (arguments.check or arguments.out).with_suffix(".records.jsonl")
+    console = Console(stderr=True)
+    outcomes = collector.collect(data, path)
+    bar = track(
+        outcomes, description="questions", total=data.count, console=console, disable=not console.is_terminal
+    )
+    for outcome in bar:
+        if isinstance(outcome, Failure):
+            _say(f"{outcome.key} cannot be answered: {outcome.error}.")
+    header, records, failures = read_records(path)
+    _say(f"{len(records)} records in {path}, {len(failures)} rows without one.")
+    return header, records, len(failures)
+
+
+def _calibrate(
+    arguments: argparse.Namespace,
+    promise: Promise,
+    header: RecordsHeader,
+    records: Sequence[Record],
+    data: Data,
+    failed: int,
+) -> None:
+    from sgl_engine.calibration.collection import observed_conditions
+    from sgl_engine.calibration.document import save_calibration
+    from sgl_engine.calibration.making import calibrate
+
+    calibration = calibrate(
+        records,
+        promise,
+        binding=header.binding,
+        conditions=observed_conditions(header, records),
+        data=data.name,
+        failed=failed + len(data.bad_lines),
+    )
+    save_calibration(calibration, arguments.out)
+    print(output.printable(calibration.describe()))
+    print(f"wrote {arguments.out} (calibration {calibration.id})")
+    if arguments.report is not None:
+        from sgl_engine.calibration.page import write_page
+
+        print(f"wrote {write_page(calibration, records, arguments.report)}")
+
+
+def _check(arguments: argparse.Namespace, checked: Any, collector: Collector, data: Data) -> int:
+    from sgl_engine.calibration.drift import check_drift
+
+    header = collector.header()
+    differences = checked.binding.differences(header.binding)
+    if header.conditions.system != checked.conditions.system:
+        differences.append("the system prompt is another one")
+    if differences:
+        raise ConfigError(
+            f"The calibration {arguments.check} was made for something else: {'; '.join(differences)}.",
+            remedy="Check it with the pair and the system prompt that it was made with.",
+        )
+    _, records, _ = _collect(arguments, collector, data)
+    drift = check_drift(checked, records)
+    print(drift.describe())
+    return 0 if drift.holds else DRIFTED
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(output.printable(message))

@@ -1,0 +1,189 @@
+"""The guarantee: against exact fractions, against simulated sets, and at its edges."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from sgl_engine.calibration.calibrators import Isotonic, Logistic
+from sgl_engine.calibration.certify import (
+    binomial_p_values,
+    certify,
+    empirical_threshold,
+    records_needed,
+    thresholds_of,
+)
+from sgl_engine.calibration.features import SCORE, observe
+from sgl_engine.calibration.fitting import fit
+
+SETS, RECORDS, TARGET, LEVEL = 500, 1000, 0.05, 0.9
+HARM = 0.25  # P(harm | score u) = HARM * (1 - u), u uniform: risk(exit from u on) = HARM / 2 * (1 - u)^2
+
+
+def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:
+    """P(Binomial(records, risk) <= errors), without rounding."""
+    terms = (math.comb(records, k) * risk**k * (1 - risk) ** (records - k) for k in range(errors + 1))
+    return sum(terms, Fraction(0))
+
+
+@pytest.mark.parametrize(("errors", "records", "risk"), [(0, 45, "1/20"), (3, 80, "1/10"), (18, 500, "1/20")])
+def test_p_values_are_those_of_exact_arithmetic(errors: int, records: int, risk: str) -> None:
+    found = binomial_p_values(errors, records, float(Fraction(risk)))[0]
+    assert found == pytest.approx(float(exact_cdf(errors, records, Fraction(risk))), rel=1e-9)
+
+
+@pytest.mark.parametrize(("target", "most"), [(0.05, 18), (0.02, 5)])
+def test_how_many_errors_500_records_may_hold(target: float, most: int) -> None:
+    for errors in (most, most + 1):
+        harmful = np.arange(500) < errors
+        point = certify(np.ones(500), harmful, [1.0], target_risk=target, confidence_level=0.9)
+        assert (point.threshold == 1.0) is (errors == most)
+
+
+def slow_certify(
+    probabilities: list[float],
+    harmful: list[bool],
+    thresholds: list[float],
+    target: Fraction,
+    delta: Fraction,
+) -> float | None:
+    """Threshold by threshold, in exact arithmetic."""
+    passed = None
+    for threshold in thresholds:
+        errors = sum(h and p >= threshold for p, h in zip(probabilities, harmful, strict=True))
+        if exact_cdf(errors, len(harmful), target) > delta:
+            return passed
+        passed = threshold
+    return passed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_same_threshold_as_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probabilities = np.round(rng.random(120), 1 + seed % 2).tolist()  # with ties
+    harmful = (rng.random(120) < 0.4 * (1 - np.array(probabilities))).tolist()
+    thresholds = thresholds_of(np.round(rng.random(60), 2).tolist())
+    found = certify(probabilities, harmful, thresholds, target_risk=0.1, confidence_level=0.9)
+    wanted = slow_certify(probabilities, harmful, list(thresholds), Fraction(1, 10), Fraction(1, 10))
+    assert found.threshold == wanted
+    limit = math.inf if wanted is None else wanted
+    exits = [p >= limit for p in probabilities]
+    assert found.exits == sum(exits)
+    assert found.harmful_exits == sum(left and harm for left, harm in zip(exits, harmful, strict=True))
+
+
+def draw(rng: np.random.Generator, informative: bool) -> tuple[np.ndarray, np.ndarray]:
+    scores = rng.random(RECORDS)
+    chance = HARM * (1 - scores) if informative else np.full(RECORDS, HARM / 2)
+    return scores, rng.random(RECORDS) < chance
+
+
+def true_risk(lowest_score: float, informative: bool) -> float:
+    return HARM / 2 * ((1 - lowest_score) ** 2 if informative else (1 - lowest_score))
+
+
+def lowest_exit(calibrator: Isotonic | Logistic, threshold: float | None) -> float:
+    """The score from which on answers are kept, by bisection: the calibrator rises with the score."""
+    low, high = 0.0, 1.0
+    if threshold is None:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        probability = calibrator.probability({SCORE: middle})
+        assert probability is not None
+        low, high = (low, middle) if probability >= threshold else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("informative", [True, False], ids=["a good score", "a score that knows nothing"])
+def test_the_certified_risk_is_exceeded_no_more_often_than_promised(informative: bool) -> None:
+    """500 calibration sets; the control takes the threshold whose observed risk is within the target."""
+    exceeded = {"certified": 0, "observed": 0}
+    exits = []
+    for seed in range(SETS):
+        scores, harmful = draw(np.random.default_rng((seed, informative)), informative)
+        values = [{SCORE: score} for score in scores.tolist()]
+        half = RECORDS // 2
+        calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
+        probabilities = [calibrator.probability(each) or 0.0 for each in values]
+        grid = thresholds_of(probabilities[:half])
+        certified = certify(
+            probabilities[half:], harmful[half:], grid, target_risk=TARGET, confidence_level=LEVEL
+        )
+        observed = empirical_threshold(probabilities[half:], harmful[half:], grid, target_risk=TARGET)
+        for name, threshold in (("certified", certified.threshold), ("observed", observed)):
+            exceeded[name] += true_risk(lowest_exit(calibrator, threshold), informative) > TARGET
+        exits.append(certified.exit_share)
+    slack = binom.ppf(0.999, SETS, 1 - LEVEL)  # what 500 sets may show where the truth is 10 %
+    assert 0 < exceeded["certified"] <= slack  # not by never exiting
+    assert exceeded["observed"] > 2 * slack
+    assert np.mean(exits) > (0.4 if informative else 0.2)
+
+
+def test_looser_targets_and_lower_confidence_never_exit_less() -> None:
+    scores, harmful = draw(np.random.default_rng(1), informative=True)
+    grid = thresholds_of(scores.tolist())
+    exits = [
+        certify(scores, harmful, grid, target_risk=target, confidence_level=level).exits
+        for target, level in [(0.02, 0.95), (0.02, 0.9), (0.05, 0.9), (0.1, 0.9), (0.1, 0.5)]
+    ]
+    assert exits == sorted(exits)
+    assert exits[0] < exits[-1]
+
+
+def test_ties_exit_together() -> None:
+    probabilities, harmful = [0.9] * 300 + [0.5] * 200, [False] * 300 + [True] * 200
+    point = certify(probabilities, harmful, [0.9, 0.5], target_risk=0.05, confidence_level=0.9)
+    assert (point.threshold, point.exits, point.harmful_exits) == (0.9, 300, 0)
+    assert point.p_value == pytest.approx(0.95**500)
+
+
+@pytest.mark.parametrize(("records", "certified"), [(44, False), (45, True)])
+def test_without_errors_the_number_needed_is_known(records: int, certified: bool) -> None:
+    # log(0.1) / log(0.95) = 44.9
+    point = certify([1.0] * records, [False] * records, [1.0], target_risk=0.05, confidence_level=0.9)
+    assert (point.threshold is not None) is certified
+    assert point.records_needed == (None if certified else 45)
+    assert records_needed(0.05, 0.9) == 45
+
+
+def test_too_few_records_is_an_answer_that_says_how_many() -> None:
+    point = certify([0.9] * 20, [False] * 20, [0.9], target_risk=0.02, confidence_level=0.9)
+    assert point.threshold is None
+    assert point.exits == 0
+    assert point.summary(0.9) == (
+        "No threshold can be certified for 2.0% risk with 90% confidence and n = 20; you need about 114."
+    )
+
+
+def test_errors_among_the_surest_answers_raise_the_number_or_rule_it_out() -> None:
+    some = certify([0.9] * 100, [True] * 3 + [False] * 97, [0.9], target_risk=0.05, confidence_level=0.9)
+    assert some.threshold is None
+    assert some.records_needed is not None
+    assert 100 < some.records_needed < 1000
+    errors = math.ceil(0.03 * some.records_needed)
+    assert binomial_p_values(errors, some.records_needed, 0.05)[0] <= 0.1
+    many = certify([0.9] * 100, [True] * 8 + [False] * 92, [0.9], target_risk=0.05, confidence_level=0.9)
+    assert many.records_needed is None
+    assert "more records would not help" in many.summary(0.9)
+
+
+def test_nothing_to_test_certifies_nothing() -> None:
+    point = certify([], [], [], target_risk=0.05, confidence_level=0.9)
+    assert (point.threshold, point.records, point.exit_share) == (None, 0, 0.0)
+
+
+def test_thresholds_are_attained_values_strictest_first() -> None:
+    values = np.random.default_rng(0).random(5000).tolist()
+    grid = thresholds_of(values)
+    assert len(grid) <= 100
+    assert set(grid) <= set(values)
+    assert (grid[0], grid[-1]) == (max(values), min(values))
+    assert list(grid) == sorted(grid, reverse=True)
+    assert thresholds_of([0.5, 0.5, 0.7]) == (0.7, 0.5)
+
+
+def test_the_observation_is_made_of_score_parts_and_length() -> None:
+    assert observe(0.5, {"confidence": 0.7}, 3) == {"score": 0.5, "confidence": 0.7, "answer_tokens": 3.0}

@@ -1,0 +1,167 @@
+"""Asking both models: what is recorded, what a bad row does, and how a run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sgl_engine import EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
+from sgl_engine.calibration.collection import Collector, observed_conditions
+from sgl_engine.calibration.dataset import generated, read_rows
+from sgl_engine.calibration.records import Failure, Record, read_records
+from sgl_engine.config import GenerationConfig
+from sgl_engine.demo import demo_engine
+from sgl_engine.errors import ConfigError
+from sgl_engine.testing import FakeEngine, tiny_vlm
+
+SETTINGS = EngineConfig(generation=GenerationConfig(max_new_tokens=4))
+
+
+@pytest.fixture(scope="module")
+def engine() -> SGLEngine:
+    return SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), SETTINGS)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three rows: answered, without answers, and about a picture that is not there."""
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "page.png")
+    rows = [
+        {"image": "page.png", "question": "what is it?", "answers": ["a page"], "id": 7, "kind": "words"},
+        {"image": ["page.png", "page.png"], "question": "same?"},
+        {"image": "gone.png", "question": "what is it?"},
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def collect(engine: SGLEngine, data: Path, records: Path, **settings: Any) -> list[Record | Failure]:
+    return list(Collector(engine, **settings).collect(read_rows(data), records))
+
+
+def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    first, second, third = collect(engine, data, records)
+    always = engine.with_config(engine.config.escalating("always"))
+    response = always.run(Request.ask("what is it?", tmp_path / "page.png"))
+    report = response.report
+    assert isinstance(first, Record)
+    assert (first.small_answer, first.large_answer) == (report.small_answer, response.text)
+    assert (first.score, first.parts) == (report.score, report.score_parts)
+    assert (first.agreed, first.kind, first.images) == (report.large_agreed, "words", 1)
+    assert (first.small_tflops, first.alone_tflops) == (report.small_tflops, report.large_alone_tflops)
+    assert first.alone_ms is not None
+    assert min(first.small_ms, first.large_ms, first.alone_ms) > 0
+    assert first.small_right is (report.small_answer.strip() == "a page")  # type: ignore[union-attr]
+    assert isinstance(second, Record)
+    assert (second.small_right, second.large_right, second.alone_right) == (None, None, None)
+    assert second.images == 2
+    assert isinstance(third, Failure)
+    assert "gone.png" in third.error
+    header, kept, failed = read_records(records)
+    assert (kept, failed) == ([first, second], [third])
+    conditions = observed_conditions(header, kept)
+    assert (conditions.min_images, conditions.max_images) == (1, 2)
+    assert conditions.generation.max_new_tokens == 4
+
+
+def test_a_run_goes_on_where_it_was_cut(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    whole = collect(engine, data, records)
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines[:2]) + lines[2][:40])  # in the middle of the second record
+    again = collect(engine, data, records)
+    assert [each.key for each in again] == [each.key for each in whole[1:]]
+    _, kept, failed = read_records(records)
+    assert ([each.key for each in kept], len(failed)) == ([each.key for each in whole[:2]], 1)
+    assert kept[0] == whole[0]
+
+
+def test_a_failed_row_is_tried_again_and_counts_once(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    collect(engine, data, records)
+    (tmp_path / "page.png").rename(tmp_path / "gone.png")
+    [late] = collect(engine, data, records)
+    assert isinstance(late, Record)
+    _, kept, failed = read_records(records)
+    assert (len(kept), failed) == (3, [])
+
+
+def test_a_row_that_was_corrected_is_asked_again(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    collect(engine, data, records)
+    data.write_text(data.read_text().replace("a page", "a leaf"))
+    assert [isinstance(each, Record) for each in collect(engine, data, records)] == [True, False]
+
+
+def test_records_of_other_settings_are_not_mixed(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    collect(engine, data, records)
+    pruned = engine.with_config(SETTINGS.model_copy(update={"pruning": PruningConfig(keep_ratio=0.5)}))
+    longer = engine.with_config(EngineConfig(generation=GenerationConfig(max_new_tokens=5)))
+    for other, settings, message in [
+        (pruned, {}, "keep_ratio is 0.5, not 0.2"),
+        (longer, {}, "generation settings or the system prompt are others"),
+        (engine, {"system": "be brief"}, "generation settings or the system prompt are others"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            collect(other, data, records, **settings)
+
+
+def test_the_large_model_alone_can_be_left_out(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    first = collect(engine, data, tmp_path / "records.jsonl", alone=False)[0]
+    assert isinstance(first, Record)
+    assert (first.alone_ms, first.alone_right) == (None, None)
+    assert first.large_right is not None
+
+
+def test_a_system_prompt_is_part_of_every_request(data: Path, tmp_path: Path) -> None:
+    seen: list[Request] = []
+    engine = FakeEngine(lambda request: seen.append(request) or "a", config=SETTINGS)  # type: ignore[func-returns-value]
+    engine.with_config = lambda config: FakeEngine(engine._answer, config=config)  # type: ignore[method-assign]
+    collect(engine, data, tmp_path / "records.jsonl", system="be brief", alone=False)
+    assert [message.role for message in seen[0].messages] == ["system", "user"]
+    assert len(seen[1].images) == 2
+
+
+def test_an_answer_without_a_score_is_a_failure(data: Path, tmp_path: Path) -> None:
+    engine = FakeEngine(lambda _: "a", score=float("nan"), config=SETTINGS)
+    first = collect(engine, data, tmp_path / "records.jsonl", alone=False)[0]
+    assert isinstance(first, Failure)
+
+
+def test_lines_that_are_no_rows_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    lines = ['{"image": "a.png", "question": "q"}', "nonsense", "", '{"image": "a.png"}', '{"question": "q"}']
+    lines.append('{"image": "a.png", "question": "q", "metric": "luck"}')
+    path.write_text("\n".join(lines))
+    data = read_rows(path)
+    assert (data.count, [number for number, _ in data.bad_lines]) == (2, [2, 4, 6])
+    assert [sample.row.id for sample in data.rows()] == ["line-1", "line-5"]
+    assert read_rows(path, limit=1).count == 1
+    path.write_text("nonsense")
+    with pytest.raises(ConfigError, match="has no row that can be used. Line 1: no JSON"):
+        read_rows(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_rows(tmp_path / "none.jsonl")
+
+
+def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    for content in ("", "{}", "nonsense"):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match="Line 1 of .* is not a RecordsHeader"):
+            read_records(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_records(tmp_path / "none.jsonl")
+
+
+def test_generated_questions_are_held_out_and_have_answers(tmp_path: Path) -> None:
+    data = generated(2, start=5)
+    assert [sample.row.id for sample in data.rows()] == ["seed-5", "seed-6"]
+    engine = demo_engine(EngineConfig(exit=ExitConfig(escalate="never")))  # both are asked all the same
+    outcomes = list(Collector(engine).collect(data, tmp_path / "records.jsonl"))
+    assert all(isinstance(each, Record) and each.small_right is not None for each in outcomes)

@@ -1,0 +1,214 @@
+"""A calibration at work in an engine: what it decides, what it does not cover, what it is refused for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calibration_samples import make_calibration, make_records
+from PIL import Image
+
+from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request, SGLEngine, ToolSpec
+from sgl_engine.calibration.binding import Conditions, bind, identify
+from sgl_engine.calibration.document import save_calibration
+from sgl_engine.calibration.exit_rule import system_hash
+from sgl_engine.config import GenerationConfig
+from sgl_engine.testing import FakeEngine, tiny_vlm
+from sgl_engine.vlm import VLM
+
+PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+GENERATION = GenerationConfig(max_new_tokens=8)
+ASK = Request.ask("what is it?", PICTURE)
+SCORER = "answer_probability"
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[VLM, VLM]:
+    return tiny_vlm(size="small"), tiny_vlm(size="large")
+
+
+def config(path: Path | None = None, risk: float | None = None, **changes: Any) -> EngineConfig:
+    exits: dict[str, Any] = {"scorer": SCORER, "calibration": path, "risk": risk, **changes}
+    return EngineConfig(generation=GENERATION, exit=ExitConfig(**exits))
+
+
+@pytest.fixture(scope="module")
+def path(models: tuple[VLM, VLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of 0.75 and more exit at 2 % risk, or thereabouts; of this pair, with one picture."""
+    calibration = make_calibration(
+        make_records(2000),
+        binding=bind(*models, config()),
+        conditions=Conditions(generation=GENERATION, min_images=1, max_images=1),
+    )
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    save_calibration(calibration, path)
+    return path
+
+
+@pytest.fixture
+def scripted(models: tuple[VLM, VLM], path: Path) -> Any:
+    """An engine whose small model says "yes" with a given score."""
+
+    def build(score: float, risk: float | None = 0.02, **changes: Any) -> FakeEngine:
+        small, large = models
+        settings = config(path, risk, **changes)
+        return FakeEngine(lambda _: "a", score=score, small=small, large=large, config=settings)
+
+    return build
+
+
+def calibration_of(path: Path) -> Any:
+    from sgl_engine.calibration.document import load_calibration
+
+    return load_calibration(path)
+
+
+@pytest.mark.parametrize(("score", "route"), [(0.98, "small"), (0.1, "large")])
+def test_the_probability_decides_and_is_reported(scripted: Any, path: Path, score: float, route: str) -> None:
+    report = scripted(score).run(ASK).report
+    calibration = calibration_of(path)
+    expected = calibration.calibrator.probability({"score": score})
+    assert report.route == route
+    assert report.calibrated_probability == report.score == pytest.approx(expected)
+    assert report.calibration == calibration.id
+    assert report.threshold == calibration.point(0.02).threshold
+    assert (report.scorer, report.forced, report.uncovered) == (SCORER, False, None)
+
+
+def test_a_probability_at_the_threshold_exits_and_one_below_does_not(scripted: Any, path: Path) -> None:
+    calibration = calibration_of(path)
+    found = {calibration.calibrator.probability(each.observation): each.score for each in make_records(2000)}
+    at = found[calibration.point(0.02).threshold]  # thresholds are probabilities of the fitting half
+    assert scripted(at).run(ASK).report.route == "small"
+    assert scripted(at - 1e-4).run(ASK).report.route == "large"
+
+
+def test_another_risk_is_another_threshold(scripted: Any) -> None:
+    thresholds = [scripted(0.9, risk).run(ASK).report.threshold for risk in (0.02, 0.05, 0.1)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert scripted(0.9, None).run(ASK).report.threshold == thresholds[0]
+
+
+def test_batches_and_streams_decide_alike(scripted: Any) -> None:
+    engine = scripted(0.98)
+    [batched] = engine.run_batch([ASK])
+    decision, *_, response = engine.stream(ASK)
+    assert batched.report.calibrated_probability == response.report.calibrated_probability == decision.score
+    assert decision.calibration == response.report.calibration
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (replace(ASK, temperature=0.5), "temperature is 0.5, calibrated with 0.0"),
+        (replace(ASK, max_new_tokens=9), "max_new_tokens is 9, calibrated with 8"),
+        (replace(ASK, stop=("x",)), "the answer has stop strings"),
+        (
+            replace(ASK, tools=(ToolSpec("look", "", {"type": "object", "properties": {}}),)),
+            "tools may be called",
+        ),
+        (replace(ASK, response_schema={"type": "object"}), "the answer has to satisfy a schema"),
+        (Request.ask("what is it?"), "it has 0 images, calibrated with 1"),
+        (Request.ask("what is it?", PICTURE, PICTURE), "it has 2 images, calibrated with 1"),
+        (
+            replace(ASK, messages=(Message("system", ("be brief",)), *ASK.messages)),
+            "the system prompt is another one",
+        ),
+        (
+            replace(ASK, messages=(*ASK.messages, Message("assistant", ("a",)), Message("user", ("b",)))),
+            "it is a longer conversation",
+        ),
+    ],
+)
+def test_what_is_not_covered_goes_to_the_large_model(scripted: Any, request_: Request, reason: str) -> None:
+    report = scripted(1.0).run(request_).report
+    assert (report.route, report.uncovered, report.forced) == ("large", reason, True)
+    assert report.calibrated_probability is None
+    assert report.calibration is not None
+
+
+def test_given_answers_are_not_covered(models: tuple[VLM, VLM], path: Path) -> None:
+    engine = SGLEngine(*models, config(path, 0.1))
+    report = engine.score_answers(ASK, ["a"]).report
+    assert (report.route, report.uncovered) == ("large", "given answers are scored")
+    assert engine.score_answers(ASK, ["a"], model="small").report.route == "small"
+
+
+def test_a_forced_route_stays_forced(scripted: Any) -> None:
+    never = scripted(0.1, escalate="never").run(replace(ASK, temperature=0.5)).report
+    assert (never.route, never.forced) == ("small", True)
+    always = scripted(0.98, escalate="always").run(ASK).report
+    assert (always.route, always.forced) == ("large", True)
+    assert always.calibrated_probability is not None
+
+
+def test_a_budget_can_still_keep_the_small_answer(scripted: Any) -> None:
+    report = scripted(0.1).run(replace(ASK, may_escalate=lambda: False)).report
+    assert (report.route, report.forced) == ("small", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pruning": PruningConfig(keep_ratio=0.5)}, "pruning.keep_ratio is 0.5, not 0.2"),
+        ({"pruning": PruningConfig(layer_fraction=0.5)}, "pruning.layer_fraction is 0.5, not 0.2"),
+        ({"scorer": "confidence"}, "exit.scorer is 'confidence', not 'answer_probability'"),
+        ({"consistency_keep_ratio": 0.5}, "exit.consistency_keep_ratio is 0.5, not 0.05"),
+    ],
+)
+def test_other_settings_are_refused(
+    models: tuple[VLM, VLM], path: Path, changes: dict[str, Any], message: str
+) -> None:
+    pruning = changes.pop("pruning", PruningConfig())
+    settings = config(path, **changes).model_copy(update={"pruning": pruning})
+    with pytest.raises(Exception, match=f"made for something else: {message}"):
+        SGLEngine(*models, settings)
+
+
+def test_another_pair_is_refused_and_named(models: tuple[VLM, VLM], path: Path) -> None:
+    small, large = models
+    with pytest.raises(
+        Exception, match=r"the large model is tiny-\S+-large \(\w+\), not tiny-\S+-large \(\w+\)"
+    ):
+        SGLEngine(small, tiny_vlm(size="large", seed=1), config(path))
+    with pytest.raises(Exception, match="the small model is"):
+        SGLEngine(tiny_vlm(size="small", side_tokens=6), large, config(path))
+    SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), config(path))  # the same weights, loaded again
+
+
+def test_another_precision_or_template_is_refused(models: tuple[VLM, VLM], path: Path) -> None:
+    half, other = tiny_vlm(size="small"), tiny_vlm(size="large")
+    half.model.to(torch.bfloat16)
+    with pytest.raises(Exception, match="the small model computes in bfloat16, not float32"):
+        SGLEngine(half, models[1], config(path))
+    other.processor.chat_template += "\n"
+    with pytest.raises(Exception, match="the large model's chat template or image processing is another one"):
+        SGLEngine(models[0], other, config(path))
+
+
+def test_a_fingerprint_sees_one_changed_layer_and_not_the_path() -> None:
+    first, moved, tuned = (tiny_vlm() for _ in range(3))
+    moved.name = "elsewhere"
+    name, weight = next((n, w) for n, w in tuned.model.named_parameters() if n.endswith("q_proj.weight"))
+    assert name
+    with torch.no_grad():
+        weight += 1e-3
+    assert identify(moved).fingerprint == identify(first).fingerprint != identify(tuned).fingerprint
+
+
+def test_a_system_prompt_is_compared_without_being_stored() -> None:
+    assert system_hash(None) is None
+    assert system_hash("  ") is None
+    assert system_hash(" be brief\n") == system_hash("be brief") != system_hash("be long")
+    assert "brief" not in str(system_hash("be brief"))
+
+
+def test_a_risk_needs_a_calibration() -> None:
+    with pytest.raises(ValueError, match="risk chooses among the operating points of a calibration"):
+        ExitConfig(risk=0.05)
+
+
+def test_a_configuration_with_a_calibration_is_plain_json(path: Path) -> None:
+    settings = config(path, 0.05)
+    assert EngineConfig.model_validate_json(settings.model_dump_json()) == settings

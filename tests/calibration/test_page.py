@@ -1,0 +1,102 @@
+"""The report page: its numbers by hand, its figures drawn, and nothing claimed that was not measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibration_samples import make_calibration, make_record, make_records
+from PIL import Image
+
+from sgl_engine.calibration.figures import bins
+from sgl_engine.calibration.making import Promise
+from sgl_engine.calibration.outcomes import interval, outcome, outcomes_by_kind
+from sgl_engine.calibration.page import write_page
+
+RECORDS = make_records(1500)
+CALIBRATION = make_calibration(RECORDS)
+
+
+def test_what_a_cascade_would_have_done_by_hand() -> None:
+    records = [
+        make_record(0),
+        make_record(1, small_right=False, agreed=False),  # exits, and does harm
+        make_record(2, small_right=False, alone_right=False, kind="charts"),
+        make_record(3, kind="charts"),
+    ]
+    result = outcome(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], threshold=0.8)
+    assert (result.questions, result.exits, result.harmful_exits, result.exit_share) == (4, 2, 1, 0.5)
+    assert (result.accuracy, result.small_accuracy, result.large_accuracy) == (0.75, 0.5, 0.75)
+    assert result.accuracy_lost == 0.0
+    assert (result.tflops, result.large_tflops, result.tflops_saved) == (1 + 4 / 2, 8.0, 1 - 3 / 8)
+    assert (result.ms, result.large_ms, result.ms_saved) == (10 + 40 / 2, 50.0, 1 - 30 / 50)
+    by_kind = outcomes_by_kind(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], 0.8)
+    assert {kind: each.exits for kind, each in by_kind.items()} == {"charts": 0, "words": 2}
+
+
+def test_no_threshold_escalates_everything() -> None:
+    assert outcome([make_record(0)], [1.0], [False], threshold=None).exits == 0
+
+
+def test_without_answers_or_times_nothing_is_claimed_of_them() -> None:
+    records = [make_record(0), make_record(1, small_right=None, alone_right=None, alone_ms=None)]
+    result = outcome(records, [0.9, 0.9], [False, False], threshold=0.8)
+    assert (result.accuracy, result.large_accuracy, result.ms_saved, result.accuracy_lost) == (None,) * 4
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(CALIBRATION, RECORDS, tmp_path_factory.mktemp("first"))
+
+
+def test_the_page_says_what_was_measured(page: Path) -> None:
+    text = page.read_text()
+    assert text.startswith("# Which questions does big need to see?")
+    for point in CALIBRATION.points:
+        exits = f"{point.exit_share:.0%} of the questions never reach the large model"
+        assert f"**At {point.target_risk:.1%} risk, {exits}.**" in text
+        low, high = interval(point.exits, point.records)
+        assert f"| {point.exit_share:.1%} ({low:.1%} to {high:.1%}) |" in text
+    assert "| charts |" in text
+    assert "| words |" in text
+    assert CALIBRATION.id in text
+    assert "the large model would have answered differently" in text
+
+
+def test_figures_are_drawn_and_the_same_each_time(page: Path, tmp_path: Path) -> None:
+    write_page(CALIBRATION, RECORDS, tmp_path)
+    for name in ("risk.png", "reliability.png", "kinds.png"):
+        drawing = np.asarray(Image.open(page.parent / name).convert("L"))
+        assert min(drawing.shape) > 200
+        assert 0.005 < (drawing < 200).mean() < 0.5  # neither empty nor full
+        assert (page.parent / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_page_on_which_nothing_is_certified(tmp_path: Path) -> None:
+    few = make_records(30, seed=3)
+    text = write_page(make_calibration(few, Promise(targets=(0.02,))), few, tmp_path).read_text()
+    assert (
+        "No threshold can be certified for 2.0% risk with 90% confidence and n = 15; you need about" in text
+    )
+    assert "every question goes to the large model" in text
+    assert not (tmp_path / "kinds.png").exists()
+
+
+def test_a_page_without_answers_or_times_says_so(tmp_path: Path) -> None:
+    unknown = {"small_right": None, "large_right": None, "alone_right": None, "alone_ms": None}
+    records = [each.model_copy(update=unknown) for each in RECORDS]
+    text = write_page(CALIBRATION, records, tmp_path).read_text()
+    assert "not known / not known / not known" in text
+    assert "answered right" not in text
+
+
+def test_bins_hold_everything_once_and_keep_ties_together() -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.random(150), np.full(100, 1.0)])
+    right = rng.random(250) < 0.7
+    predicted, observed, spread, sizes = bins(values.tolist(), right.tolist())
+    assert sizes.sum() == 250
+    assert sizes[-1] >= 100
+    assert np.average(observed, weights=sizes) == pytest.approx(right.mean())
+    assert np.average(predicted, weights=sizes) == pytest.approx(values.mean())
+    assert spread.min() >= 0
+    assert bins([0.5], [True])[1].tolist() == [1.0]
