@@ -18,8 +18,8 @@ from test_family_exactness import (
 )
 
 from sgl_engine import VLM, Message, Request, run_large_pass, run_small_pass
+from sgl_engine.answer import Turn
 from sgl_engine.config import ReuseConfig
-from sgl_engine.generation import Turn
 from sgl_engine.large_pass import run_large_batch
 from sgl_engine.pruning import keep_everything
 from sgl_engine.small_pass import run_small_batch
