@@ -302,7 +302,7 @@ def test_a_stream_with_a_draft_joins_to_the_answer(pair: SGLEngine) -> None:
 
 def generation(vlm: VLM, text: str, *more: int) -> Generation:
     ids = [*vlm.processor.tokenizer.encode(text, add_special_tokens=False), *more]
-    return Generation(text, torch.tensor(ids), torch.zeros(len(ids)), "stop")
+    return Generation(text, torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)), "stop")
 
 
 def test_one_vocabulary_takes_ids_over_without_the_end() -> None:
