@@ -54,6 +54,7 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     text = [
         _areas_grid("How well scores separate: AUROC (95 % interval)", studied).markdown(),
         *(_rates_grid(how, studied).markdown() for how in targets.large),
+        f"`{CHANCE}` escalates at random, `{PERFECT}` first where the unpruned large model is better.",
         _best(best, studied),
     ]
     if ratios:
