@@ -29,6 +29,16 @@ class AttentionRows:
     key_norms: Tensor
     prompt_rows: int
 
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Layers with attention, ascending; recurrent ones have none."""
+        return tuple(layer for layer, rows in enumerate(self.plain) if bool(rows.any()))
+
+    @property
+    def maps(self) -> Tensor:
+        """Their maps, rows added up: float32 (layers that attend, V)."""
+        return self.plain[list(self.attending)].sum(dim=1)
+
 
 class RowKeeper:
     """Collects the rows of one prompt while it runs.

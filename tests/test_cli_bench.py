@@ -71,13 +71,13 @@ def test_from_questions_to_results(bench: Bench, tmp_path: Path) -> None:
     assert "sgl: line 4 is left out: no JSON" in err
     assert "line 2: MissingImageError: " in err
     assert "Systems on the same 2 questions" in out
-    assert "1 rows failed and are in no table:" in out
+    assert "Rows that failed, and are in no table: 1." in out
     assert all(len(line) <= 120 for line in out.splitlines() if not line.startswith("wrote"))
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["retention"]) == ["0:0.5", "35%"]
     assert results["retention"]["0:0.5"] == 0.5
     assert sorted(results["rankers"]) == ["random", "small-guided"]
-    assert results["run"]["settings"]["max_new_tokens"] == 3
+    assert results["run"]["settings"]["generation"]["max_new_tokens"] == 3
     for path in (tmp_path / "out").iterdir():
         assert path.name in {"run.json", "records.jsonl"} or f"wrote {path}\n" in out
 

@@ -20,8 +20,8 @@ from sgl_engine.evaluation.tables import Grid
 from sgl_engine.rankers import DEFAULT_RANKER
 
 PARTS = (
-    ("large-own", ("large-one-layer", "large-prompt-rows", "fastv")),
-    (DEFAULT_RANKER, ("small-one-layer", "prompt-rows")),
+    ("large-own", ("fastv", "large-one-layer", "large-last-layer", "large-prompt-rows")),
+    (DEFAULT_RANKER, ("small-one-layer", "small-last-layer", "prompt-rows")),
 )
 """Each whole sum, and parts of it."""
 ENOUGH_KEPT = 0.95

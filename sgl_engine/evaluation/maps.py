@@ -153,8 +153,15 @@ def _conclusion(found: dict[str, list[_Map]]) -> str:
 
 
 def _figure(found: dict[str, list[_Map]]) -> Any:
+    first, *_ = found.values()
+    order = [each.name for each in sorted(first, key=lambda each: -each.difference.value)]
     return forest_figure(
-        {point: [(each.name, each.difference) for each in maps] for point, maps in found.items()},
+        {
+            point: [
+                (each.name, each.difference) for each in sorted(maps, key=lambda each: order.index(each.name))
+            ]
+            for point, maps in found.items()
+        },
         label="accuracy minus that of the plain sum, points (95 % interval)",
         title="Other maps of the small model's attention",
     )

@@ -85,10 +85,10 @@ class Report:
                 "letter those of the engine's single runs."
             )
         if self.failed:
-            lines.append(f"{len(self.failed)} rows failed and are in no table:")
+            lines.append(f"Rows that failed, and are in no table: {len(self.failed)}.")
             lines += [f"- {each.row.id}: {each.error}" for each in self.failed[:_SHOWN_ERRORS]]
         if self.bad:
-            lines.append(f"{len(self.bad)} lines of the data are no rows:")
+            lines.append(f"Lines of the data that are no rows: {len(self.bad)}.")
             lines += [f"- line {each.number}: {each.problem}" for each in self.bad[:_SHOWN_ERRORS]]
         return lines
 

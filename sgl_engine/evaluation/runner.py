@@ -28,7 +28,7 @@ def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
             "rankers": list(systems.rankers),
             "studies": list(STUDIES),
             "seed": systems.seed,
-            "max_new_tokens": engine.config.generation.max_new_tokens,
+            "generation": engine.config.generation.model_dump(),
             "scorer": exit_config.scorer,
             "consistency_keep_ratio": exit_config.consistency_keep_ratio,
         },

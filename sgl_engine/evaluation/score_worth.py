@@ -14,6 +14,7 @@ from sgl_engine.evaluation.separation import Separation, interval
 
 RATES = (0.2, 0.4, 0.6)
 """Shares of the questions that go to the large model."""
+CURVE = tuple(step / 20 for step in range(21))
 UNPRUNED = "unpruned"
 POINT = "35%"
 """How the large model is pruned in the cascade, where that was measured; else as at the first point."""
@@ -71,14 +72,14 @@ class Worth:
         within: The same, mean over kinds of questions that have both: how well it tells apart what is alike.
         same: AUROC of "the large model says the same".
         rates: How the large model runs -> accuracy of the cascade at each of ``RATES``.
-        separation: To go on with.
+        curves: How the large model runs -> accuracy of the rows themselves at each of ``CURVE``.
     """
 
     right: Floats
     within: Floats
     same: Floats
     rates: Mapping[str, Sequence[Floats]]
-    separation: Separation
+    curves: Mapping[str, Sequence[float]]
 
     @classmethod
     def of(cls, scores: Floats, targets: Targets, bootstrap: Bootstrap) -> Worth:
@@ -98,7 +99,9 @@ class Worth:
                 how: separation.accuracies(targets.small, large, RATES)
                 for how, large in targets.large.items()
             },
-            separation=separation,
+            curves={
+                how: separation.curve(targets.small, large, CURVE) for how, large in targets.large.items()
+            },
         )
 
     def json(self, base: Worth) -> Json:

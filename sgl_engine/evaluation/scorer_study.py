@@ -15,7 +15,7 @@ from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, geometric_mean, produ
 from sgl_engine.evaluation.extras import extra
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.records import Json, Outcome, Scored
-from sgl_engine.evaluation.score_worth import RATES, UNPRUNED, Targets, Worth
+from sgl_engine.evaluation.score_worth import CURVE, RATES, UNPRUNED, Targets, Worth
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import interval
 from sgl_engine.evaluation.study_figures import forest_figure, rates_figure
@@ -26,7 +26,6 @@ STUDY = "consistency"
 """What ``consistency`` is called among the studies."""
 KEEP_RATIOS = (0.05, 0.1, 0.2, 0.35)
 """Of the consistency pass; the paper's is the first."""
-CURVE = tuple(share / 20 for share in range(21))
 LOGISTIC = "logistic, cross-validated"
 CHANCE, PERFECT = "(chance)", "(perfect)"
 FOLDS = 5
@@ -54,12 +53,13 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     text = [
         _areas_grid("How well scores separate: AUROC (95 % interval)", studied).markdown(),
         *(_rates_grid(how, studied).markdown() for how in targets.large),
+        f"`{CHANCE}` escalates at random, `{PERFECT}` first where the unpruned large model is better.",
         _best(best, studied),
     ]
     if ratios:
         title = "The consistency pass at several keep ratios: AUROC (95 % interval)"
         text.append(_areas_grid(title, ratios, base=studied[DEFAULT_SCORER]).markdown())
-    curves = _curves(studied, targets)
+    curves = {how: {name: each.curves[how] for name, each in studied.items()} for how in targets.large}
     return Section(
         title="Scorers",
         markdown="\n\n".join(text),
@@ -207,14 +207,6 @@ def _best(best: str, scores: Mapping[str, Worth]) -> str:
         f"Best at separating right from wrong: `{best}`; its distance from the default, `{DEFAULT_SCORER}`, "
         f"is {_signed(gain)}, {beyond} an interval that allows for comparing {len(ours)} scorers."
     )
-
-
-def _curves(scores: Mapping[str, Worth], targets: Targets) -> dict[str, dict[str, list[float]]]:
-    """How the large model runs -> score -> accuracy at each of ``CURVE``."""
-    return {
-        how: {name: each.separation.curve(targets.small, large, CURVE) for name, each in scores.items()}
-        for how, large in targets.large.items()
-    }
 
 
 def _areas_figure(scores: Mapping[str, Worth]) -> Any:

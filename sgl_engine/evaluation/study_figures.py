@@ -104,14 +104,15 @@ def rates_figure(
     figure = new_figure(5.2 * len(curves), 4.6)
     panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     for axes, (how, scores) in zip(panels, curves.items(), strict=True):
-        colours = iter(COLOURS * 2)
+        colours = iter([*((colour, "-") for colour in COLOURS), *((colour, "-.") for colour in COLOURS)])
         for name, values in scores.items():
             grey = name in reference
+            colour, style = (GREY, ("--", ":")[reference.index(name) % 2]) if grey else next(colours)
             axes.plot(
                 [100 * rate for rate in rates],
                 [100 * value for value in values],
-                color=GREY if grey else next(colours),
-                linestyle=("--", ":")[reference.index(name) % 2] if grey else "-",
+                color=colour,
+                linestyle=style,
                 label=name,
             )
         axes.set_xlabel("questions that go to the large model, %")

@@ -39,8 +39,10 @@ BASELINES: dict[str, Ranker] = {
 
 PARTIAL: dict[str, Ranker] = {
     "large-one-layer": attention.large_one_layer,
+    "large-last-layer": attention.large_last_layer,
     "large-prompt-rows": attention.large_prompt_rows,
     "small-one-layer": guided.one_layer,
+    "small-last-layer": guided.last_layer,
     "prompt-rows": guided.prompt_rows,
 }
 """Parts of the sums, for the paper's first finding."""

@@ -7,7 +7,7 @@ from sgl_engine.rankers.case import RankingCase
 from sgl_engine.types import ImportanceMap
 
 FASTV_LAYER = 1
-"""0-based; FastV ranks by the attention of its second layer."""
+"""0-based; FastV ranks by the attention of its second layer; where that has none, the next one does."""
 
 
 def large_own(case: RankingCase) -> ImportanceMap:
@@ -17,8 +17,13 @@ def large_own(case: RankingCase) -> ImportanceMap:
 
 def large_one_layer(case: RankingCase) -> ImportanceMap:
     """One layer of its unpruned pass, that in the middle, with all its rows."""
-    rows = case.large_rows.plain
-    return case.large_map(rows[len(rows) // 2].sum(dim=0))
+    maps = case.large_rows.maps
+    return case.large_map(maps[len(maps) // 2])
+
+
+def large_last_layer(case: RankingCase) -> ImportanceMap:
+    """One layer of its unpruned pass, the last, with all its rows."""
+    return case.large_map(case.large_rows.maps[-1])
 
 
 def large_prompt_rows(case: RankingCase) -> ImportanceMap:
@@ -29,5 +34,5 @@ def large_prompt_rows(case: RankingCase) -> ImportanceMap:
 def fastv(case: RankingCase) -> ImportanceMap:
     """The last prompt token's row in one early layer (FastV, ECCV 2024, arXiv 2403.06764)."""
     rows = case.large_rows
-    layer = min(FASTV_LAYER, len(rows.plain) - 1)
+    layer = next((layer for layer in rows.attending if layer >= FASTV_LAYER), rows.attending[-1])
     return case.large_map(rows.plain[layer, rows.prompt_rows - 1])

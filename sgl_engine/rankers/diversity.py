@@ -36,7 +36,8 @@ def dart(case: RankingCase) -> ImportanceMap:
     """
     layer = min(DART_LAYER, case.engine.large.num_layers - 1)
     states = case.hidden_states(layer)
-    norms = case.large_rows.key_norms[layer - 1]
+    rows = case.large_rows
+    norms = rows.key_norms[max((each for each in rows.attending if each < layer), default=rows.attending[0])]
     visual = torch.tensor(case.large_prompt.visual_positions)
     after = torch.arange(int(visual[-1]) + 1, len(case.large_prompt))
     pivots = [tokens[norms[tokens].topk(min(DART_PIVOTS, len(tokens))).indices] for tokens in (visual, after)]

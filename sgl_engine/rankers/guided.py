@@ -46,7 +46,7 @@ def detrended(mass: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 def capped(case: RankingCase) -> ImportanceMap:
     """No token counts for more than the layer's 95th percentile: sinks cannot outweigh the other layers."""
-    layers = case.rows.plain.sum(dim=1)
+    layers = case.rows.maps
     # "lower": among few tokens, halfway to the largest one would be no cap.
     most = layers.quantile(CAP_QUANTILE, dim=1, keepdim=True, interpolation="lower")
     return case.small_map(torch.minimum(layers, most).sum(dim=0))
@@ -54,25 +54,32 @@ def capped(case: RankingCase) -> ImportanceMap:
 
 def even_layers(case: RankingCase) -> ImportanceMap:
     """Each layer's map is scaled to the same sum first."""
-    layers = case.rows.plain.sum(dim=1)
-    return case.small_map((layers / layers.sum(dim=1, keepdim=True).clamp_min(1e-12)).sum(dim=0))
+    maps = case.rows.maps
+    return case.small_map((maps / maps.sum(dim=1, keepdim=True)).sum(dim=0))
 
 
 def one_layer(case: RankingCase) -> ImportanceMap:
     """One layer, that in the middle, with all its rows."""
-    return case.small_map(case.rows.plain[len(case.rows.plain) // 2].sum(dim=0))
+    maps = case.rows.maps
+    return case.small_map(maps[len(maps) // 2])
+
+
+def last_layer(case: RankingCase) -> ImportanceMap:
+    """One layer, the last, with all its rows."""
+    return case.small_map(case.rows.maps[-1])
 
 
 def middle_layers(case: RankingCase) -> ImportanceMap:
     """The middle third of the layers, at least one."""
-    layers = len(case.rows.plain)
-    first, last = layers // 3, max(layers // 3 + 1, math.ceil(2 * layers / 3))
-    return case.small_map(case.rows.plain[first:last].sum(dim=(0, 1)))
+    maps = case.rows.maps
+    first, last = len(maps) // 3, max(len(maps) // 3 + 1, math.ceil(2 * len(maps) / 3))
+    return case.small_map(maps[first:last].sum(dim=0))
 
 
 def late_layers(case: RankingCase) -> ImportanceMap:
     """The last half of the layers, after the modalities have met."""
-    return case.small_map(case.rows.plain[len(case.rows.plain) // 2 :].sum(dim=(0, 1)))
+    maps = case.rows.maps
+    return case.small_map(maps[len(maps) // 2 :].sum(dim=0))
 
 
 def question_rows(case: RankingCase) -> ImportanceMap:

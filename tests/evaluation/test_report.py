@@ -96,8 +96,8 @@ def test_csv_has_a_line_for_each_system_threshold_and_ranker(report: Report) -> 
 def test_markdown_says_what_failed(report: Report) -> None:
     text = report.markdown()
     assert "| small alone | 50.0 (" in text
-    assert "1 rows failed and are in no table:\n- row 0: ImageError: gone | lost" in text
-    assert "1 lines of the data are no rows:\n- line 7: no JSON" in text
+    assert "Rows that failed, and are in no table: 1.\n- row 0: ImageError: gone | lost" in text
+    assert "Lines of the data that are no rows: 1.\n- line 7: no JSON" in text
     assert "80 of 80 answers under small-guided are to the letter" in text
 
 

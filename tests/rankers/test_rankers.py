@@ -50,6 +50,22 @@ def test_every_ranker_ranks_all_tokens_and_repeats(engine: SGLEngine, case: Rank
     assert plan.kept_visual_tokens == 7
 
 
+@pytest.mark.parametrize("family", ["idefics3", "llava_next", "qwen3_vl", "qwen3_5"])
+def test_rankers_work_on_tiles_separators_wide_embeddings_and_recurrent_layers(family: str) -> None:
+    engine = SGLEngine(
+        tiny_vlm(family, size="small", side_tokens=4),
+        tiny_vlm(family, size="large", side_tokens=4, max_tiles=4, seed=1),
+    )
+    case = RankingCase.of(engine, REQUEST)
+    assert case.visual_embeddings.shape[1] == case.hidden_states(2).shape[1]
+    masses = {name: ranker(case).resample(case.large_prompt.spans).mass for name, ranker in RANKERS.items()}
+    for name, mass in masses.items():
+        assert mass.shape == (case.large_prompt.num_visual_tokens,), name
+        assert bool(mass.isfinite().all()), name
+        assert len(mass.unique()) > 2, name  # no layer without attention was taken for a map
+    assert torch.allclose(case.sums.prefill.sum(0) + case.sums.decode.sum(0), guided.plain(case).mass)
+
+
 def test_the_registry_is_the_three_tables() -> None:
     assert set(RANKERS) == set(BASELINES) | set(PARTIAL) | set(MAPS)
     assert DEFAULT_RANKER in BASELINES
@@ -251,6 +267,7 @@ def test_maps_are_the_sums_they_say(looks: Tensor) -> None:
         "even-rows": means[0] + means[1],
         "sure-even-rows": means[0] + 0.25 * means[1],
         "small-one-layer": looks[2].sum(dim=0),
+        "small-last-layer": looks[3].sum(dim=0),
         "middle-layers": looks[1:3].sum(dim=(0, 1)),
         "late-layers": looks[2:].sum(dim=(0, 1)),
         "even-layers": sum(layer.sum(dim=0) / layer.sum() for layer in looks),
