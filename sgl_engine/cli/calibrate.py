@@ -106,8 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect, then calibrate or check; returns the exit code."""
     from sgl_engine.calibration.collection import Collector
     from sgl_engine.calibration.document import load_calibration
+    from sgl_engine.calibration.extras import check_extra
     from sgl_engine.calibration.making import Promise
 
+    check_extra(figures=arguments.report is not None)
     promise = Promise(
         targets=tuple(arguments.target),
         confidence_level=arguments.confidence,
