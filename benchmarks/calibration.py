@@ -30,7 +30,7 @@ from sgl_engine.calibration.collection import Collector
 from sgl_engine.calibration.dataset import generated
 from sgl_engine.calibration.fitting import Method
 from sgl_engine.calibration.making import Promise, fit_half
-from sgl_engine.calibration.records import Record, halves, read_records
+from sgl_engine.calibration.records import Record, halves
 from sgl_engine.calibration.risks import Risk
 from sgl_engine.demo import demo_engine
 
@@ -173,10 +173,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every row here")
     options = parser.parse_args()
     data = generated(options.questions, options.start)
-    outcomes = Collector(demo_engine()).collect(data, options.records)
-    for _ in track(outcomes, description="questions", total=data.count):
-        pass
-    _, records, failures = read_records(options.records)
+    bar = track(
+        Collector(demo_engine()).collect(data, options.records), description="questions", total=data.count
+    )
+    records = [outcome for outcome in bar if isinstance(outcome, Record)]
     rows = [
         row
         for risk in get_args(Risk)
@@ -184,7 +184,7 @@ def main() -> None:
         for row in measure(records, Promise(targets=TARGETS, risk=risk, method=method))
     ]
     console = Console(width=150)
-    console.print(table(rows, len(records)), f"{len(failures)} rows without a record")
+    console.print(table(rows, len(records)), f"{data.count - len(records)} rows without a record")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"records": len(records), "rows": [asdict(row) for row in rows]}))

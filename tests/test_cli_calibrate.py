@@ -128,10 +128,15 @@ def test_a_risk_without_a_calibration(sgl: Sgl, folder: Path) -> None:
 
 def test_the_check_says_whether_it_holds(sgl: Sgl, folder: Path) -> None:
     check = ("calibrate", "--check", folder / "calibration.json", "--data", folder / "new.jsonl")
-    code, printed, _ = sgl(*check, "--records", folder / "new.records.jsonl")
+    before = (folder / "calibration.records.jsonl").read_text()
+    code, printed, _ = sgl(*check)
     assert code == 0
     assert "Nothing speaks against the calibration" in printed
-    records = (folder / "new.records.jsonl").read_text().replace('"agreed":true', '"agreed":false')
+    assert "of 8)" in printed
+    assert (folder / "calibration.records.jsonl").read_text() == before
+    records = (
+        (folder / "calibration.check.records.jsonl").read_text().replace('"agreed":true', '"agreed":false')
+    )
     (folder / "bad.jsonl").write_text(records)
     code, printed, _ = sgl(*check, "--records", folder / "bad.jsonl")
     assert code == 3
