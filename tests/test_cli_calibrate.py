@@ -11,6 +11,7 @@ from langchain_sgl import ChatSGL
 from sgl_engine.calibration.document import load_calibration
 from sgl_engine.cli import main
 from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.errors import ConfigError
 
 Sgl = Callable[..., tuple[int, str, str]]
 PROMISE = ("--target", "0.1", "0.3", "0.001")
@@ -32,22 +33,25 @@ def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
     return run
 
 
+def draw_rows(folder: Path, count: int, start: int = 0) -> list[str]:
+    """Lines of a file of questions with short answers, and their pictures."""
+    rows: list[str] = []
+    for sample, question in heldout_questions(2 * count, start=start):
+        if question.kind == "transcribe" or len(rows) == count:
+            continue
+        name, kind = f"{sample.seed}.png", question.kind
+        Image.fromarray(sample.pixels).save(folder / name)
+        row = {"image": name, "question": question.text, "answers": [question.answer], "kind": kind}
+        rows.append(json.dumps(row))
+    return rows
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibration of the bundled pair on 60 questions, and its data, records and page."""
+    """A calibration of the bundled pair on few questions, and its data, records and page."""
     folder = tmp_path_factory.mktemp("calibrate")
-    rows = []
-    for sample, question in heldout_questions(60):
-        Image.fromarray(sample.pixels).save(folder / f"{sample.seed}.png")
-        rows.append(
-            {
-                "image": f"{sample.seed}.png",
-                "question": question.text,
-                "answers": [question.answer],
-                "kind": question.kind,
-            }
-        )
-    (folder / "data.jsonl").write_text("\n".join([*(json.dumps(row) for row in rows), "nonsense"]))
+    (folder / "data.jsonl").write_text("\n".join([*draw_rows(folder, 28), "nonsense"]))
+    (folder / "new.jsonl").write_text("\n".join(draw_rows(folder, 8, start=500)))
     arguments = ["calibrate", "--data", folder / "data.jsonl", "--out", folder / "calibration.json"]
     arguments += ["--report", folder / "report", *PROMISE]
     assert main([str(argument) for argument in arguments]) == 0
@@ -60,33 +64,25 @@ def test_a_calibration_is_written_with_its_page(folder: Path) -> None:
     assert calibration.points[0].threshold is None  # an answer, not an error
     assert calibration.points[2].threshold is not None
     assert (calibration.samples.failed, calibration.conditions.max_images) == (1, 1)
-    assert len((folder / "calibration.records.jsonl").read_text().splitlines()) == 61
+    assert len((folder / "calibration.records.jsonl").read_text().splitlines()) == 29
     assert (folder / "report" / "report.md").exists()
 
 
 def test_no_question_is_asked_twice(sgl: Sgl, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgl_engine.engine.SGLEngine.run", None)
-    arguments = (
-        "calibrate",
-        "--data",
-        folder / "data.jsonl",
-        "--records",
-        folder / "calibration.records.jsonl",
-    )
-    out = folder / "logistic.json"
-    code, printed, said = sgl(
-        *arguments, "--out", out, "--method", "logistic", "--risk", "regression", *PROMISE
-    )
+    known, out = folder / "calibration.records.jsonl", folder / "logistic.json"
+    arguments = ("calibrate", "--data", folder / "data.jsonl", "--records", known, "--out", out)
+    code, printed, said = sgl(*arguments, "--method", "logistic", "--risk", "regression", *PROMISE)
     assert code == 0
     assert "No threshold can be certified for 0.1% risk" in printed
     assert "wrong, and the large model's would have been right" in printed
-    assert "Line 61 of" in said
+    assert "Line 29 of" in said
     calibration = load_calibration(out)
     assert (calibration.calibrator.method, calibration.risk) == ("logistic", "regression")
 
 
 def test_asking_goes_by_the_calibration(sgl: Sgl, folder: Path) -> None:
-    ask = ("ask", folder / "0.png", "what does it say?", "--calibration", folder / "calibration.json")
+    ask = ("ask", folder / "0.png", "what is shown?", "--calibration", folder / "calibration.json")
     code, printed, _ = sgl(*ask, "--risk", 0.3, "--json")
     report = json.loads(printed)["report"]
     calibration = load_calibration(folder / "calibration.json")
@@ -99,13 +95,11 @@ def test_asking_goes_by_the_calibration(sgl: Sgl, folder: Path) -> None:
 
 
 def test_an_uncovered_request_says_why(sgl: Sgl, folder: Path) -> None:
-    ask = ("ask", folder / "0.png", "what does it say?", "--calibration", folder / "calibration.json")
+    ask = ("ask", folder / "0.png", "what is shown?", "--calibration", folder / "calibration.json")
     code, printed, _ = sgl(*ask, "--risk", 0.3, "--max-new-tokens", 3)
     assert code == 0
-    assert (
-        "the calibration does not cover the request (max_new_tokens is 3, calibrated with 256)"
-        in " ".join(printed.split())
-    )
+    reason = "the calibration does not cover the request (max_new_tokens is 3, calibrated with 256)"
+    assert reason in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(
@@ -133,13 +127,18 @@ def test_a_risk_without_a_calibration(sgl: Sgl, folder: Path) -> None:
 
 
 def test_the_check_says_whether_it_holds(sgl: Sgl, folder: Path) -> None:
-    check = ("calibrate", "--check", folder / "calibration.json", "--data", "generated", "--start", 500)
-    code, printed, _ = sgl(*check, "--questions", 12, "--records", folder / "new.jsonl")
+    check = ("calibrate", "--check", folder / "calibration.json", "--data", folder / "new.jsonl")
+    before = (folder / "calibration.records.jsonl").read_text()
+    code, printed, _ = sgl(*check)
     assert code == 0
     assert "Nothing speaks against the calibration" in printed
-    records = (folder / "new.jsonl").read_text().replace('"agreed":true', '"agreed":false')
+    assert "of 8)" in printed
+    assert (folder / "calibration.records.jsonl").read_text() == before
+    records = (
+        (folder / "calibration.check.records.jsonl").read_text().replace('"agreed":true', '"agreed":false')
+    )
     (folder / "bad.jsonl").write_text(records)
-    code, printed, _ = sgl(*check, "--questions", 12, "--records", folder / "bad.jsonl")
+    code, printed, _ = sgl(*check, "--records", folder / "bad.jsonl")
     assert code == 3
     assert "does not hold" in printed
 
@@ -170,7 +169,7 @@ def test_a_missing_library_is_named(sgl: Sgl, folder: Path, monkeypatch: pytest.
     assert 'pip install "langchain-sgl[evaluation]"' in said
 
 
-QUESTION = [{"type": "text", "text": "what does it say?"}]
+QUESTION = [{"type": "text", "text": "what is shown?"}]
 
 
 @pytest.fixture
@@ -204,9 +203,9 @@ def test_chat_models_take_a_calibration(folder: Path, message: object) -> None:
 def test_chat_models_refuse_what_does_not_fit(
     folder: Path, message: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="Both exit_threshold=0.5 and a calibration are given"):
+    with pytest.raises(ConfigError, match="Both exit_threshold=0.5 and a calibration are given"):
         ChatSGL(calibration=folder / "calibration.json", exit_threshold=0.5)
-    with pytest.raises(ValueError, match="keep_ratio is 0.05, not 0.2"):
+    with pytest.raises(ConfigError, match="keep_ratio is 0.05, not 0.2"):
         ChatSGL(calibration=folder / "calibration.json", retention="9%").invoke(message)  # type: ignore[arg-type]
     monkeypatch.setenv("SGL_EXIT_THRESHOLD", "0.5")
     monkeypatch.setenv("SGL_CALIBRATION", str(folder / "calibration.json"))

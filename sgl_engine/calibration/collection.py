@@ -44,7 +44,9 @@ class Collector:
     alone: bool = True
 
     def collect(self, data: Data, path: Path) -> Iterator[Record | Failure]:
-        """Asks what is not in the file yet, appends each outcome, and yields it; a bad row is a Failure.
+        """The outcome of every row, in order: the one in the file, or a new one, which is appended.
+
+        A row that cannot be answered is a Failure, never an exception; it is tried again at the next run.
 
         Args:
             data: What is asked.
@@ -57,12 +59,12 @@ class Collector:
         try:
             with path.open("a", encoding="utf-8") as lines:
                 for sample in data.rows():
-                    if _key(sample) in known:
-                        continue
-                    outcome = self._outcome(asking, sample)
-                    lines.write(outcome.model_dump_json() + "\n")
-                    lines.flush()
-                    yield outcome
+                    key = _key(sample)
+                    if key not in known:
+                        known[key] = self._outcome(asking, sample)
+                        lines.write(known[key].model_dump_json() + "\n")
+                        lines.flush()
+                    yield known[key]
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be written ({error.strerror or error}).", remedy="Make room, or name another."
@@ -81,8 +83,8 @@ class Collector:
         conditions = Conditions(generation=engine.config.generation, system=system_hash(self.system))
         return RecordsHeader(binding=bind(engine.small, engine.large, engine.config), conditions=conditions)
 
-    def _open(self, path: Path) -> set[str]:
-        """Keys that have a record; failed rows are tried again."""
+    def _open(self, path: Path) -> dict[str, Record | Failure]:
+        """What is known already, by key."""
         header = self.header()
         if not path.exists():
             try:
@@ -92,7 +94,7 @@ class Collector:
                 raise ConfigError(
                     f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file."
                 ) from error
-            return set()
+            return {}
         found, records, _ = read_records(path)
         differences = found.binding.differences(header.binding)
         if found.conditions != header.conditions:
@@ -105,7 +107,7 @@ class Collector:
         content = path.read_text(encoding="utf-8")
         if not content.endswith("\n"):  # cut short in the middle of a line
             path.write_text(content[: content.rfind("\n") + 1], encoding="utf-8")
-        return {record.key for record in records}
+        return {record.key: record for record in records}
 
     def _outcome(self, asking: SGLEngine, sample: Sample) -> Record | Failure:
         try:

@@ -42,10 +42,11 @@ def risk_curve(
             fontsize=9,
         )
         if point.threshold is not None:
-            axes.plot(100 * point.exit_share, 100 * point.observed_risk, "o", color=_ORANGE, markersize=8)
+            place = (100 * point.exit_share, 100 * point.observed_risk)
+            axes.plot(*place, "o", color=_ORANGE, markersize=8, clip_on=False)
             axes.annotate(
                 f"{point.exit_share:.0%} exit",
-                (100 * point.exit_share, 100 * point.observed_risk),
+                place,
                 textcoords="offset points",
                 xytext=(-8, 7),
                 ha="right",
@@ -117,7 +118,7 @@ def bins(
 def kinds(path: Path, by_risk: Mapping[str, Mapping[str, Outcome]]) -> None:
     """Share of each kind that never reaches the large model, a bar per operating point."""
     first = next(iter(by_risk.values()))
-    names = sorted(first, key=lambda kind: first[kind].exit_share)
+    names = sorted(first, key=lambda kind: -sum(each[kind].exit_share for each in by_risk.values()))
     figure, axes = _figure(7.0, 1.2 + 0.34 * len(names))
     height = 0.8 / len(by_risk)
     places = np.arange(len(names))
@@ -130,6 +131,7 @@ def kinds(path: Path, by_risk: Mapping[str, Mapping[str, Outcome]]) -> None:
             label=label,
         )
     axes.set_yticks(places, [f"{name} ({first[name].questions})" for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first kind on top
     axes.set_xlim(0, 100)
     axes.set_xlabel("questions that never reach the large model, %")
     axes.legend(loc="lower right", frameon=False)

@@ -20,6 +20,7 @@ class Outcome:
         harmful_exits: Of those, how many did the harm that is bounded.
         accuracy: Of the cascade.
         small_accuracy: Of the small model alone.
+        guided_accuracy: Of the large model, guided and pruned, if it answered every question.
         large_accuracy: Of the large model alone, unpruned.
         tflops: Of the cascade, per question.
         large_tflops: Of the large model alone, per question.
@@ -32,6 +33,7 @@ class Outcome:
     harmful_exits: int
     accuracy: float | None
     small_accuracy: float | None
+    guided_accuracy: float | None
     large_accuracy: float | None
     tflops: float
     large_tflops: float
@@ -54,11 +56,19 @@ class Outcome:
         return None if self.large_ms is None else 1 - self.ms / self.large_ms
 
     @property
+    def lost_by_exits(self) -> float | None:
+        """Accuracy against asking the large model every time, as a difference: what the risks bound."""
+        return _difference(self.guided_accuracy, self.accuracy)
+
+    @property
+    def lost_by_pruning(self) -> float | None:
+        """Accuracy of the guided large model against the large model alone, as a difference."""
+        return _difference(self.large_accuracy, self.guided_accuracy)
+
+    @property
     def accuracy_lost(self) -> float | None:
         """Against the large model alone, as a difference; negative where the cascade is better."""
-        if self.accuracy is None or self.large_accuracy is None:
-            return None
-        return self.large_accuracy - self.accuracy
+        return _difference(self.large_accuracy, self.accuracy)
 
 
 def outcome(
@@ -83,6 +93,7 @@ def outcome(
         harmful_exits=sum(left and harm for left, harm in zip(exits, harmful, strict=True)),
         accuracy=_mean(each.small_right if left else each.large_right for each, left in pairs),
         small_accuracy=_mean(each.small_right for each in records),
+        guided_accuracy=_mean(each.large_right for each in records),
         large_accuracy=_mean(each.alone_right for each in records),
         tflops=fmean(each.small_tflops + each.large_tflops * (not left) for each, left in pairs),
         large_tflops=fmean(each.alone_tflops for each in records),
@@ -110,6 +121,10 @@ def outcomes_by_kind(
         )
         for kind, rows in sorted(groups.items())
     }
+
+
+def _difference(whole: float | None, part: float | None) -> float | None:
+    return None if whole is None or part is None else whole - part
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

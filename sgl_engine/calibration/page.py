@@ -88,7 +88,8 @@ class _Page:
             return "Nothing could be certified, so every question goes to the large model."
         about = _paragraph(f"""
             Measured on {len(self.records)} questions that the calibration was not fitted on; 95 % intervals
-            in brackets. Saved is meant against the large model alone, on the whole picture.
+            in brackets. Saved is meant against the large model alone, which sees all of the picture; "large,
+            guided" is the large model as the cascade asks it, if it were asked every time.
         """)
         rows = [
             (
@@ -99,7 +100,12 @@ class _Page:
                 _percent(result.ms_saved),
                 " / ".join(
                     _percent(accuracy, 1)
-                    for accuracy in (result.accuracy, result.large_accuracy, result.small_accuracy)
+                    for accuracy in (
+                        result.accuracy,
+                        result.guided_accuracy,
+                        result.large_accuracy,
+                        result.small_accuracy,
+                    )
                 ),
             )
             for point, result in ((point, self._outcome(point)) for point in self.certified)
@@ -110,7 +116,7 @@ class _Page:
             "risk observed",
             "operations saved",
             "time saved",
-            "right answers: cascade / large alone / small alone",
+            "right answers: cascade / large, guided / large alone / small alone",
         )
         return f"{about}\n\n{_markdown_table(names, rows)}"
 
@@ -154,7 +160,8 @@ class _Page:
         about = _paragraph(f"""
             Where it says 90 %, 90 of 100 small answers should do no harm. The small model's score is off by
             {100 * before:.1f} points on average, the calibrated probability
-            ({self.calibration.calibrator.method}) by {100 * after:.1f}.
+            ({self.calibration.calibrator.method}) by {100 * after:.1f}. The promise does not rest on this:
+            thresholds were tested, whatever the probabilities are worth.
         """)
         return f"## Are the probabilities true?\n\n![Reliability](reliability.png)\n\n{about}"
 
@@ -170,7 +177,8 @@ class _Page:
             {RISKS[made.risk]}. If the calibration were repeated with other questions of the same sort, the
             risk would be within its target in at least {made.confidence_level:.0%} of the repetitions. Each
             target is promised by itself, so choose one before you look at the table. The promise is about
-            questions like these; run `sgl calibrate --check` on newer ones from time to time. It is about all
+            what final small answers do, not about what pruning the large model costs, and about questions
+            like these; run `sgl calibrate --check` on newer ones from time to time. It is about all
             questions, not about the exits alone, among which harm is more frequent
             ({", ".join(among) or "there are none"}), and not about single kinds. The test takes questions for
             independent; the {samples.fitting + samples.certifying} here are about {samples.pictures}
@@ -202,11 +210,14 @@ def _sentence(point: OperatingPoint, result: Outcome) -> str:
     if result.ms_saved is not None:
         saved += f" and {'saves' if result.ms_saved >= 0 else 'costs'} {abs(result.ms_saved):.0%} of its time"
     words = [f"**At {point.target_risk:.1%} risk, {share}.**", f"{saved}."]
-    if result.accuracy_lost is not None:
+    if result.lost_by_exits is not None and result.accuracy_lost is not None:
         lost = 100 * result.accuracy_lost
         words.append(
-            f"Of 100 questions, {abs(lost):.1f} {'fewer' if lost >= 0 else 'more'} are answered right "
-            f"({_percent(result.accuracy, 1)}; the large model alone: {_percent(result.large_accuracy, 1)})."
+            f"Of 100 questions, {abs(lost):.1f} {'fewer' if lost >= 0 else 'more'} are answered right than "
+            f"by the large model alone ({_percent(result.accuracy, 1)} against "
+            f"{_percent(result.large_accuracy, 1)}): {100 * result.lost_by_exits:.1f} because small answers "
+            f"are kept, {lost - 100 * result.lost_by_exits:.1f} because the large model is shown fewer "
+            "visual tokens."
         )
     return " ".join(words)
 

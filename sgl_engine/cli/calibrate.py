@@ -106,8 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect, then calibrate or check; returns the exit code."""
     from sgl_engine.calibration.collection import Collector
     from sgl_engine.calibration.document import load_calibration
+    from sgl_engine.calibration.extras import check_extra
     from sgl_engine.calibration.making import Promise
 
+    check_extra(figures=arguments.report is not None)
     promise = Promise(
         targets=tuple(arguments.target),
         confidence_level=arguments.confidence,
@@ -124,8 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
     collector = Collector(engine, arguments.system, alone=not (checked or arguments.no_large_alone))
     if checked is not None:
         return _check(arguments, checked, collector, data)
-    header, records, failed = _collect(arguments, collector, data)
-    _calibrate(arguments, promise, header, records, data, failed)
+    records, failed = _collect(arguments, collector, data)
+    _calibrate(arguments, promise, collector.header(), records, data, failed)
     return 0
 
 
@@ -163,24 +165,31 @@ def _as_calibrated(calibration: Any) -> EngineConfig:
     )
 
 
-def _collect(
-    arguments: argparse.Namespace, collector: Collector, data: Data
-) -> tuple[RecordsHeader, list[Record], int]:
-    """Asks what is missing; all records of the file, and how many rows failed."""
-    from sgl_engine.calibration.records import Failure, read_records
+def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) -> tuple[list[Record], int]:
+    """The records of the data, and how many rows have none."""
+    from sgl_engine.calibration.records import Record
 
-    path = arguments.records or (arguments.check or arguments.out).with_suffix(".records.jsonl")
+    # Beside the file that they are for; a check must not mix with what the calibration was made from.
+    beside, kind = (arguments.out, "records") if arguments.check is None else (arguments.check, "check")
+    path = arguments.records or beside.with_name(f"{beside.stem}.{kind}.jsonl")
     console = Console(stderr=True)
-    outcomes = collector.collect(data, path)
     bar = track(
-        outcomes, description="questions", total=data.count, console=console, disable=not console.is_terminal
+        collector.collect(data, path),
+        description="questions",
+        total=data.count,
+        console=console,
+        disable=not console.is_terminal,
     )
+    records: dict[str, Record] = {}
+    failures: dict[str, str] = {}
     for outcome in bar:
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, Record):
+            records[outcome.key] = outcome
+        elif outcome.key not in failures:
+            failures[outcome.key] = outcome.error
             _say(f"{outcome.key} cannot be answered: {outcome.error}.")
-    header, records, failures = read_records(path)
     _say(f"{len(records)} records in {path}, {len(failures)} rows without one.")
-    return header, records, len(failures)
+    return list(records.values()), len(failures)
 
 
 def _calibrate(
@@ -224,7 +233,7 @@ def _check(arguments: argparse.Namespace, checked: Any, collector: Collector, da
             f"The calibration {arguments.check} was made for something else: {'; '.join(differences)}.",
             remedy="Check it with the pair and the system prompt that it was made with.",
         )
-    _, records, _ = _collect(arguments, collector, data)
+    records, _ = _collect(arguments, collector, data)
     drift = check_drift(checked, records)
     print(drift.describe())
     return 0 if drift.holds else DRIFTED

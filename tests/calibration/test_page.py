@@ -26,7 +26,8 @@ def test_what_a_cascade_would_have_done_by_hand() -> None:
     result = outcome(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], threshold=0.8)
     assert (result.questions, result.exits, result.harmful_exits, result.exit_share) == (4, 2, 1, 0.5)
     assert (result.accuracy, result.small_accuracy, result.large_accuracy) == (0.75, 0.5, 0.75)
-    assert result.accuracy_lost == 0.0
+    assert result.guided_accuracy == 1.0
+    assert (result.accuracy_lost, result.lost_by_exits, result.lost_by_pruning) == (0.0, 0.25, -0.25)
     assert (result.tflops, result.large_tflops, result.tflops_saved) == (1 + 4 / 2, 8.0, 1 - 3 / 8)
     assert (result.ms, result.large_ms, result.ms_saved) == (10 + 40 / 2, 50.0, 1 - 30 / 50)
     by_kind = outcomes_by_kind(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], 0.8)
@@ -85,7 +86,7 @@ def test_a_page_without_answers_or_times_says_so(tmp_path: Path) -> None:
     unknown = {"small_right": None, "large_right": None, "alone_right": None, "alone_ms": None}
     records = [each.model_copy(update=unknown) for each in RECORDS]
     text = write_page(CALIBRATION, records, tmp_path).read_text()
-    assert "not known / not known / not known" in text
+    assert "not known / not known / not known / not known" in text
     assert "answered right" not in text
 
 
