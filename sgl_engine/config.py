@@ -70,9 +70,9 @@ class GenerationConfig(_Config):
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
         draft: Whether the large model checks the small answer in the forward that reads the prompt, and
-            writes only what comes after the part that it would have written itself. Its answers are the same
-            either way, sampled ones too, but for rounding: in half precision two tokens that are as good as
-            equally likely may change places.
+            writes only what it would not have said itself in the same words. Its answers are the same either
+            way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
+            likely may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256

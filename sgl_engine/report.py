@@ -61,7 +61,7 @@ class RunReport(BaseModel):
         drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
             as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
             off; None where given answers were scored, too.
-        accepted_tokens: Of these, how many it would have written itself: its answer begins with them.
+        accepted_tokens: Of these, how many it would have written itself, and so took over.
         small_answer: The small model's answer, when the large model was called.
         large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.
         small_model: Which small model ran.
