@@ -10,10 +10,9 @@ behind the first difference, so a seed gives the same answer with a draft as wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.constraint import TokenConstraint
+from sgl_engine.drafting import Draft
 from sgl_engine.errors import InvalidRequestError, RequestError
 from sgl_engine.text_stream import TextStream
 from sgl_engine.types import Decoding, EncodedPrompt, Generation
@@ -62,7 +62,8 @@ class Answer:
         error: What is wrong with it.
         ids: The tokens so far.
         steps: How often a token was chosen.
-        draft: What of the turn's draft may be needed: not what would be the last token, which is never fed.
+        draft: The turn's, and where in it the answer stands. What would be the last token is not in it: that
+            one is never fed.
         fed: As in ``LargePassResult``.
     """
 
@@ -74,7 +75,7 @@ class Answer:
         self._vlm = vlm
         self._turn = turn
         self._limit = min(turn.max_new_tokens, vlm.context_tokens - len(turn.prompt))
-        self.draft = list(turn.draft[: max(0, self._limit - 1)])
+        self.draft = Draft(turn.draft[: max(0, self._limit - 1)])
         self._choose = Chooser(turn.decoding, vlm.device)
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
@@ -110,43 +111,40 @@ class Answer:
         """Chooses the next token from logits (vocab,); returns the text that is newly final."""
         return self.attempt(lambda: self._take(logits)) or ""
 
-    @property
-    def accepted(self) -> int:
-        """How many tokens of the draft the answer begins with."""
-        return sum(
-            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, self.draft, strict=False))
-        )
+    def ahead(self, fed: int, *, again: bool) -> list[int]:
+        """The tokens behind the first ``fed``: those that are chosen, and those that are expected.
 
-    def ahead(self, fed: int) -> list[int]:
-        """The tokens behind the first ``fed``: those that are chosen, and those that may be, by the draft."""
-        return self.ids[fed:] + (self.draft[len(self.ids) :] if self._keeps_to_draft else [])
+        Args:
+            fed: How many are in the cache.
+            again: Whether more is expected after an expected token was wrong.
+        """
+        expected = self.draft.expected() if again or not self.draft.wrong else []
+        return self.ids[fed:] + expected[: self._limit - 1 - len(self.ids)]
 
     def note_forward(self, start: int, stop: int) -> None:
         """Notes that the tokens from ``start`` to ``stop`` were fed, for ``fed``."""
         if stop > start or not self.fed:
             self.fed.append((start, stop - start))
 
-    def follow(self, logits: Tensor, after: int) -> str:
+    def follow(self, logits: Tensor, chunk: Sequence[int], fed: int) -> str:
         """Takes as many tokens as were foreseen, and the one behind them.
 
         Args:
-            logits: (N, vocab); row i stands behind the answer's first ``after + i`` tokens as they were fed,
-                so rows that say what is known already come first, and any behind a wrong token last.
-            after: See above.
+            logits: (N, vocab), of the last tokens of the chunk; one row more, the first, is the prompt's.
+            chunk: The answer's tokens in this forward.
+            fed: How many were fed before it.
 
         Returns:
             The text that is newly final.
         """
         text = ""
-        for row in logits[len(self.ids) - after :]:
+        known = len(self.ids) - fed - len(chunk) + len(logits) - 1  # rows that say what is chosen already
+        for row in logits[known:]:
             text += self.take(row)
-            if not (self._keeps_to_draft and self.goes_on()):
+            place = len(self.ids) - 1 - fed
+            if not (self.goes_on() and place < len(chunk) and chunk[place] == self.ids[-1]):
                 break
         return text
-
-    @property
-    def _keeps_to_draft(self) -> bool:
-        return self.ids == self.draft[: len(self.ids)]
 
     def generation(self) -> Generation:
         """The whole.
@@ -171,6 +169,7 @@ class Answer:
             self._done = True
             return self._text.flush()
         self.ids.append(token)
+        self.draft.take(token)
         logprobs = logits.log_softmax(dim=-1)  # unmasked: how likely by itself
         entropy = torch.special.entr(logprobs.exp()).sum()
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()

@@ -82,9 +82,9 @@ class GenerationConfig(_Config):
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
         draft: Whether the large model checks the small answer in the forward that reads the prompt, and
-            writes only what comes after the part that it would have written itself. Its answers are the same
-            either way, sampled ones too, but for rounding: in half precision two tokens that are as good as
-            equally likely may change places.
+            writes only what it would not have said itself in the same words. Its answers are the same either
+            way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
+            likely may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
@@ -182,6 +182,10 @@ class EngineConfig(_Config):
             ConfigError: There is no such preset.
         """
         return cls(pruning=pruning_preset(retention))
+
+    def without_reuse(self) -> EngineConfig:
+        """This configuration for measurements: every request costs what it costs on pictures never seen."""
+        return self.model_copy(update={"reuse": NO_REUSE})
 
     def escalating(self, escalate: Escalate) -> EngineConfig:
         """This configuration with another rule for calling the large model; for ``SGLEngine.with_config``.

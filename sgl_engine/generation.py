@@ -79,7 +79,7 @@ def decode(
         After every forward, the newly final text of each answer.
     """
     rows, position, begun = list(range(len(answers))), cached_tokens, False
-    rewinding = Rewinding(cache, enabled=any(answer.draft for answer in answers))
+    rewinding = Rewinding(cache, enabled=any(answer.draft.tokens for answer in answers))
     while left := [row for row in rows if answers[row].goes_on()]:
         if left != rows:
             stay = [rows.index(row) for row in left]
@@ -88,11 +88,12 @@ def decode(
                 cache.reorder_cache(torch.tensor(stay, device=embeddings.device))  # type: ignore[arg-type]  # it is one
         running, first = [answers[row] for row in rows], not begun
         fed = max(0, position - batch.tokens)
-        ahead = [answer.ahead(fed) for answer in running]
+        ahead = [answer.ahead(fed, again=rewinding.crops) for answer in running]
         count = _count(ahead, first=first, cropped=rewinding.crops)
+        chunks = [(tokens + [0] * count)[:count] for tokens in ahead]
         if count:
-            chunk = torch.tensor([(tokens + [0] * count)[:count] for tokens in ahead])
-            embeddings = vlm.append_tokens(embeddings, chunk) if first else vlm.embed_tokens(chunk)
+            ids = torch.tensor(chunks)
+            embeddings = vlm.append_tokens(embeddings, ids) if first else vlm.embed_tokens(ids)
         try:
             with exclusive_for(vlm, running), patch(rows):
                 rewinding.mark(position, guesses=fed + count > min(len(answer.ids) for answer in running))
@@ -103,11 +104,11 @@ def decode(
             return
         position, begun = position + embeddings.shape[1], True
         texts = [""] * len(answers)
-        for row, tokens, of_row in zip(rows, ahead, logits, strict=True):
+        for row, tokens, chunk, of_row in zip(rows, ahead, chunks, logits, strict=True):
             # What is fed again only because others are behind is not this answer's.
             own = max(fed, answers[row].steps - 1) if rewinding.crops else fed
             answers[row].note_forward(own, fed + min(count, len(tokens)))
-            texts[row] = answers[row].follow(of_row, fed if first else fed + 1)
+            texts[row] = answers[row].follow(of_row, chunk, fed)
         position = rewinding.back_to(batch.tokens + _valid(running), position)
         yield texts
 

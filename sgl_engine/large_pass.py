@@ -44,9 +44,10 @@ def stream_large_pass(
     """Answers on the pruned prompt; yields text as it comes, and returns the result.
 
     A draft is fed in the same forward as the prompt. Its longest beginning that the model would have written
-    itself is taken, and yielded, at once; from there the model goes on. A draft that is right to its end
-    leaves nothing to do but that one forward. (Recurrent layers cannot take tokens back: a model that has
-    some reads its prompt first, and the draft in a second forward.)
+    itself is taken, and yielded, at once; from there the model goes on, and where its answer comes back to
+    the draft, so does the checking. A draft that is right to its end leaves nothing to do but that one
+    forward. (Recurrent layers cannot take tokens back: a model that has some reads its prompt first, the
+    draft in a second forward, and does not come back to it.)
 
     The model is patched only while it computes, never while the stream waits for its consumer.
 
@@ -213,8 +214,8 @@ def _result(
         cache_tokens=cache_tokens,
         stage_ms=stage_ms,
         fed=tuple(answer.fed),
-        drafted_tokens=len(answer.draft),
-        accepted_tokens=answer.accepted,
+        drafted_tokens=len(answer.draft.tokens),
+        accepted_tokens=answer.draft.accepted,
         reused=reused,
     )
 

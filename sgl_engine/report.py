@@ -70,7 +70,7 @@ class RunReport(BaseModel):
         drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
             as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
             off; None where given answers were scored, too.
-        accepted_tokens: Of these, how many it would have written itself: its answer begins with them.
+        accepted_tokens: Of these, how many it would have written itself, and so took over.
         small_known_tokens: Of its prompt tokens, those whose keys and values were known from another request.
         small_known_pictures: Pictures that its vision tower did not have to run on, as they were known.
         large_known_tokens: The same of the large model; below ``prune_layer``, where it was pruned.

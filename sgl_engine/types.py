@@ -466,10 +466,11 @@ class LargePassResult:
         cache_tokens: Cached positions per decoder layer (L,) after the last step; shorter from plan.layer on.
         stage_ms: Milliseconds: "vision", "generate".
         fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
-            of a draft that turned out wrong included; the first took the prompt too. As for this answer
-            alone: padding, and waiting for others of a batch, are not in it.
+            of a draft that turned out wrong included; the first took the prompt too. What a batch adds,
+            padding and waiting for others, is not in it.
         drafted_tokens: Of the draft, as many as the answer may have.
-        accepted_tokens: Of these, how many the answer begins with.
+        accepted_tokens: Of these, how many the answer took over, in order: up to the first that differs, and
+            where it came back to the draft after that.
         reused: What was known before.
     """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sgl_engine import cost
 from sgl_engine.answer import Turn
 from sgl_engine.batching import MAX_ROWS
-from sgl_engine.config import NO_REUSE, EngineConfig, PruningConfig
+from sgl_engine.config import EngineConfig, PruningConfig
 from sgl_engine.drafting import draft_tokens
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import RequestError, SGLError
@@ -79,7 +79,7 @@ def _timed(
 
     Each of them as on a picture that nobody has asked about before.
     """
-    engine = engine.with_config(engine.config.model_copy(update={"reuse": NO_REUSE}))
+    engine = engine.with_config(engine.config.without_reuse())
     small, large = (_alone(vlm, request, row, engine.config) for vlm in (engine.small, engine.large))
     first = engine.with_config(engine.config.escalating("never")).run(request)
     guided = {name: _guided(engine, request, row, point) for name, point in systems.points.items()}

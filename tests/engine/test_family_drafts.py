@@ -20,6 +20,7 @@ from test_family_exactness import (
 from whole_model import masked_logits
 
 from sgl_engine import VLM, generation, run_large_pass
+from sgl_engine.answer import Answer
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.large_pass import run_large_batch
 from sgl_engine.rewinding import Rewinding
@@ -48,9 +49,15 @@ def own_pass(family: str, pruned: str, implementation: str) -> LargePassResult:
         return large_pass(family, pruned, [])
 
 
+def wrong_from(ids: list[int], place: int) -> list[int]:
+    """A draft that is right up to a place, and nowhere after it."""
+    other = min(set(range(90)) - set(ids))
+    return [*ids[:place], *[other] * (len(ids) - place)]
+
+
 def wrong_at(ids: list[int], place: int) -> list[int]:
-    """A draft that is right up to a place, and for many a place after it."""
-    return [*ids[:place], *((token + 1) % 90 for token in ids[place : place + 1]), *ids[place + 1 :]]
+    """A draft that is wrong in one place."""
+    return [*ids[:place], *wrong_from(ids, place)[place : place + 1], *ids[place + 1 :]]
 
 
 def differs(got: LargePassResult, own: LargePassResult) -> bool:
@@ -74,12 +81,13 @@ def test_whatever_is_accepted_the_answer_is_the_models_own(
     assert logits[len(prompt) - 1 :].argmax(dim=-1).tolist() == ids
     with attention_of(vlm, implementation):
         for accepted in range(TOKENS + 1):
-            got = large_pass(family, pruned, wrong_at(ids, accepted))
+            got = large_pass(family, pruned, wrong_from(ids, accepted))
             assert not differs(got, own), accepted
             assert got.generation.text == own.generation.text
             # The last token ends the answer, so it is written, not checked.
             assert (got.drafted_tokens, got.accepted_tokens) == (TOKENS - 1, min(accepted, TOKENS - 1))
             assert got.cache_tokens == own.cache_tokens
+        assert not differs(large_pass(family, pruned, wrong_at(ids, 1)), own)
 
 
 @families
@@ -90,7 +98,7 @@ def test_a_forward_for_what_is_accepted_and_one_for_each_token_after_it(family: 
     counts = []
     for accepted in range(TOKENS + 1):
         forwards.clear()
-        fed = large_pass(family, "before layer 3", wrong_at(ids, accepted)).fed
+        fed = large_pass(family, "before layer 3", wrong_from(ids, accepted)).fed
         counts.append(len(forwards))
         assert len(fed) == len(forwards)
     hook.remove()
@@ -138,13 +146,19 @@ def test_a_window_that_forgot_what_has_left_it_is_noticed(
 def test_a_token_that_is_not_compared_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: everything behind a wrong token is taken as if it were right."""
     own = own_pass(family, "before layer 3", "sdpa")
-    monkeypatch.setattr("sgl_engine.answer.Answer._keeps_to_draft", True)
+
+    def follow_blindly(self: Answer, logits: torch.Tensor, chunk: list[int], fed: int) -> str:
+        known = len(self.ids) - fed - len(chunk) + len(logits) - 1
+        return "".join(self.take(row) for row in logits[known:] if self.goes_on())
+
+    monkeypatch.setattr(Answer, "follow", follow_blindly)
     assert differs(large_pass(family, "before layer 3", wrong_at(own.generation.token_ids.tolist(), 2)), own)
 
 
 def random_draft(ids: list[int], dice: random.Random) -> tuple[int, ...]:
     """None, or the answer or a part of it, perhaps with a wrong token, perhaps with more after it."""
-    draft = wrong_at(ids, dice.randrange(len(ids) + 1))[: dice.choice([0, 1, 3, len(ids)])]
+    wrong = dice.choice([wrong_at, wrong_from])
+    draft = wrong(ids, dice.randrange(len(ids) + 1))[: dice.choice([0, 1, 3, len(ids)])]
     return (*draft, *(dice.randrange(90) for _ in range(dice.choice([0, 0, 4]))))
 
 
@@ -206,4 +220,5 @@ def test_windows_that_fill_up_before_within_and_after_a_draft(beyond: int, imple
             own = answer([])
             ids = own.generation.token_ids.tolist()
             for accepted in range(TOKENS):
-                assert not differs(answer(wrong_at(ids, accepted)), own), (pruned, accepted)
+                assert not differs(answer(wrong_from(ids, accepted)), own), (pruned, accepted)
+            assert not differs(answer(wrong_at(ids, 2)), own)

@@ -78,8 +78,11 @@ def same(got: Response | SGLError, alone: Response) -> None:
 
 
 def _equal_reports(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    # Of a draft that was wrong somewhere, rows that run side by side try less.
+    tolerance = {"large_tflops": {"rel": 0.05}, "saved_fraction": {"abs": 0.05}}
     return all(
-        ours[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
+        ours[name]
+        == (pytest.approx(value, **tolerance.get(name, {"rel": 1e-3})) if isinstance(value, float) else value)
         for name, value in theirs.items()
     )
 

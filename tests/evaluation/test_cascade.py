@@ -28,7 +28,7 @@ def test_a_composed_cascade_is_what_the_engine_does(bundled: SGLEngine, no_studi
             config = bundled.config.model_copy(
                 update={"exit": ExitConfig(threshold=threshold, scorer=bundled.config.exit.scorer)}
             )
-            engine = at(bundled.with_config(config), systems.points[point])
+            engine = at(bundled.with_config(config.without_reuse()), systems.points[point])
             for number, row in enumerate(rows):
                 response = engine.run(Request.ask(row.row.question, *data[number].images))
                 report = response.report

@@ -49,7 +49,7 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
             kept.add((name, tuple(plan.keep.tolist())))
     assert len(kept) == 6  # the rankers do differ
     for name, point in POINTS.items():
-        config = at(bundled, point).config.escalating("always")
+        config = at(bundled, point).config.escalating("always").without_reuse()
         response = bundled.with_config(config).run(request)
         guided = outcome.guided[name]
         assert guided.text == response.text == outcome.pruned["small-guided"][name].text
