@@ -134,9 +134,7 @@ def test_the_check_says_whether_it_holds(sgl: Sgl, folder: Path) -> None:
     assert "Nothing speaks against the calibration" in printed
     assert "of 8)" in printed
     assert (folder / "calibration.records.jsonl").read_text() == before
-    records = (
-        (folder / "calibration.check.records.jsonl").read_text().replace('"agreed":true', '"agreed":false')
-    )
+    records = (folder / "calibration.check.jsonl").read_text().replace('"agreed":true', '"agreed":false')
     (folder / "bad.jsonl").write_text(records)
     code, printed, _ = sgl(*check, "--records", folder / "bad.jsonl")
     assert code == 3

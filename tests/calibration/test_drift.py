@@ -34,6 +34,15 @@ def test_more_harm_than_promised_is_seen_at_equal_scores() -> None:
     assert "harm is more frequent than promised" in check.describe()
 
 
+@pytest.mark.parametrize("harmful", [27, 28])
+def test_where_more_than_promised_begins(harmful: int) -> None:
+    # P(at least 27 of 400) at 5 % is 0.073, P(at least 28) 0.048.
+    records = [make_record(number, score=0.99, agreed=number >= harmful) for number in range(400)]
+    check = check_drift(CALIBRATION, records)
+    assert check.points[0].harmful_exits == harmful
+    assert (check.verdict == "violated") is (harmful == 28)
+
+
 def test_other_scores_without_proof_that_it_holds_are_a_shift() -> None:
     low = [each.model_copy(update={"score": each.score**4}) for each in make_records(40, seed=1, harm=0.0)]
     check = check_drift(CALIBRATION, low)

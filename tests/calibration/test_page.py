@@ -23,15 +23,16 @@ def test_what_a_cascade_would_have_done_by_hand() -> None:
         make_record(2, small_right=False, alone_right=False, kind="charts"),
         make_record(3, kind="charts"),
     ]
-    result = outcome(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], threshold=0.8)
-    assert (result.questions, result.exits, result.harmful_exits, result.exit_share) == (4, 2, 1, 0.5)
+    probabilities, harmful = [0.9, 0.8, 0.3, 0.7], [False, True, False, False]
+    result = outcome(records, probabilities, harmful, threshold=0.7)
+    assert (result.questions, result.exits, result.harmful_exits, result.exit_share) == (4, 3, 1, 0.75)
     assert (result.accuracy, result.small_accuracy, result.large_accuracy) == (0.75, 0.5, 0.75)
     assert result.guided_accuracy == 1.0
     assert (result.accuracy_lost, result.lost_by_exits, result.lost_by_pruning) == (0.0, 0.25, -0.25)
-    assert (result.tflops, result.large_tflops, result.tflops_saved) == (1 + 4 / 2, 8.0, 1 - 3 / 8)
-    assert (result.ms, result.large_ms, result.ms_saved) == (10 + 40 / 2, 50.0, 1 - 30 / 50)
-    by_kind = outcomes_by_kind(records, [0.9, 0.8, 0.3, 0.7], [False, True, False, False], 0.8)
-    assert {kind: each.exits for kind, each in by_kind.items()} == {"charts": 0, "words": 2}
+    assert (result.tflops, result.large_tflops, result.tflops_saved) == (1 + 4 / 4, 8.0, 1 - 2 / 8)
+    assert (result.ms, result.large_ms, result.ms_saved) == (10 + 40 / 4, 50.0, 1 - 20 / 50)
+    by_kind = outcomes_by_kind(records, probabilities, harmful, 0.7)
+    assert {kind: each.exits for kind, each in by_kind.items()} == {"charts": 1, "words": 2}
 
 
 def test_no_threshold_escalates_everything() -> None:
