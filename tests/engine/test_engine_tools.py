@@ -366,11 +366,13 @@ def eager() -> SGLEngine:
             **rest: Any,
         ) -> Tensor:
             logits: Tensor = forward(embeddings, first_position=first_position, **rest).clone()
-            if embeddings.shape[1] > 1:
-                steps["first"] = embeddings.shape[1]
-            step = first_position + embeddings.shape[1] - steps["first"]
-            if rest.get("logit_rows", 1) == 1 and step < len(tag):
-                logits[:, -1, tag[step]] += 100
+            rows = logits.shape[1]  # of the last prompt token, and of those of a draft
+            if first_position == 0:
+                steps["first"] = embeddings.shape[1] - rows
+            for row in range(rows):
+                step = first_position + embeddings.shape[1] - rows + row - steps["first"]
+                if rest["cache"] is not None and step < len(tag):
+                    logits[:, row, tag[step]] += 100
             return logits
 
         vlm.forward_batch = patched  # type: ignore[method-assign]
