@@ -6,7 +6,6 @@ import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from sgl_engine import cost
@@ -177,7 +176,6 @@ def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
     return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
 
 
-@cache  # it is read from a file, in half a millisecond
 def engine_version() -> str:
     """The installed version of this package."""
     try:
