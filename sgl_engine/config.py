@@ -130,12 +130,14 @@ class LimitsConfig(_Config):
 class ReuseConfig(_Config):
     """What of a request each model keeps for the next one about the same pictures.
 
-    It is kept where the model computes it (on a GPU, in its memory), in one store per model that all engines
+    It is kept where it is computed (on a GPU, in its memory), in one store per model that all engines
     on that model share. Answers do not depend on it.
 
     Attributes:
         max_bytes: Bytes that a model's store may hold after this engine has put something into it; the least
             recently used goes first. 0 keeps nothing, and looks nothing up.
+        pixels: Whether scaled and cut pictures are kept (in main memory), so that a known one is not
+            processed again.
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
             follows is run: all layers of the small model, those before the pruning of the large one.
@@ -143,9 +145,15 @@ class ReuseConfig(_Config):
     """
 
     max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
+    pixels: bool = True
     features: bool = True
     prefixes: bool = True
     min_prefix_tokens: Annotated[int, Field(ge=1)] = 256
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether processed pictures are kept and looked up."""
+        return self.pixels and self.max_bytes > 0
 
     @property
     def keeps_features(self) -> bool:

@@ -213,7 +213,7 @@ class SGLEngine:
         max_new_tokens, decoding = resolve(request, self.config.generation)
         decoding = hold_to_form(request, decoding)
         request = resolve_images(request, self.config.limits)
-        prompt = self.small.encode(request, self.config.limits)
+        prompt = self.small.encode(request, self.config.limits, self.config.reuse)
         clock.lap("encode_small")
         reader = AnswerReader(self.small, request, prompt)
         return Asked(request, clock, decoding, reader, Turn(prompt, max_new_tokens, reader.suited(decoding)))
@@ -229,7 +229,7 @@ class SGLEngine:
 
     def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
         asked.clock.resume()
-        prompt = self.large.encode(asked.request, self.config.limits)
+        prompt = self.large.encode(asked.request, self.config.limits, self.config.reuse)
         plan = self.plan(prompt, run.small.importance)
         draft = self._draft(asked.request, run.small) if self.config.generation.draft else ()
         asked.clock.lap("encode_large")
@@ -269,7 +269,7 @@ class SGLEngine:
         exit_config = self._exit_config(model)
         _, decoding = resolve(request, self.config.generation)
         request = resolve_images(request, self.config.limits)
-        small_prompt = self.small.encode(request, self.config.limits)
+        small_prompt = self.small.encode(request, self.config.limits, self.config.reuse)
         clock.lap("encode_small")
         guide = exit_config.escalate != "never"
         reuse = self.config.reuse
@@ -282,7 +282,7 @@ class SGLEngine:
         decision = permitted(request, decide_exit(decision_confidence(small), exit_config, calibrated))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
         if not decision.exit:
-            large_prompt = self.large.encode(request, self.config.limits)
+            large_prompt = self.large.encode(request, self.config.limits, self.config.reuse)
             plan = self.plan(large_prompt, small.importance)
             clock.lap("encode_large")
             large = run_scoring_pass(
@@ -339,7 +339,7 @@ class SGLEngine:
         Raises:
             RequestError: This request is bad.
         """
-        return len(self.large.encode(request, self.config.limits))
+        return len(self.large.encode(request, self.config.limits, self.config.reuse))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """What the large model is made to keep of ``prompt``, at the configured operating point.

@@ -7,7 +7,7 @@ works with it lives until that work is done. Nothing in here knows the model, so
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["features", "prefix"]
+Kind = Literal["pixels", "features", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class StoreInfo:
     Attributes:
         entries: Entries now.
         bytes: Bytes of their tensors, on whatever device these are.
+        pixel_hits: Requests whose pictures had been processed before.
+        pixel_misses: Requests whose pictures were processed.
         feature_hits: Pictures whose features were known.
         feature_misses: Pictures that went through the vision tower.
         prefix_hits: Prompts whose beginning was known, at least in part.
@@ -34,6 +36,8 @@ class StoreInfo:
 
     entries: int = 0
     bytes: int = 0
+    pixel_hits: int = 0
+    pixel_misses: int = 0
     feature_hits: int = 0
     feature_misses: int = 0
     prefix_hits: int = 0
@@ -49,8 +53,8 @@ class _Entry:
 
 @dataclass
 class _Counts:
-    hits: dict[Kind, int] = field(default_factory=lambda: {"features": 0, "prefix": 0})
-    misses: dict[Kind, int] = field(default_factory=lambda: {"features": 0, "prefix": 0})
+    hits: Counter[Kind] = field(default_factory=Counter)
+    misses: Counter[Kind] = field(default_factory=Counter)
     evictions: int = 0
 
 
@@ -127,6 +131,8 @@ class ReuseStore:
             return StoreInfo(
                 entries=len(self._entries),
                 bytes=self._bytes,
+                pixel_hits=hits["pixels"],
+                pixel_misses=misses["pixels"],
                 feature_hits=hits["features"],
                 feature_misses=misses["features"],
                 prefix_hits=hits["prefix"],

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sgl_engine.cancellation import check_wanted
-from sgl_engine.config import LimitsConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from sgl_engine.errors import (
 from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
 from sgl_engine.loading import check_folder, load_config, load_model, move
+from sgl_engine.pixels import known_pixels
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.reuse_store import ReuseStore
@@ -192,12 +193,15 @@ class VLM:
             return frozenset()
         return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
 
-    def encode(self, request: Request, limits: LimitsConfig | None = None) -> EncodedPrompt:
+    def encode(
+        self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
+    ) -> EncodedPrompt:
         """Loads the request's images and turns messages into tokens and pixels.
 
         Args:
             request: What is asked.
             limits: What it may bring; None is ``LimitsConfig()``.
+            reuse: What may be kept for, or known from, another request.
 
         Raises:
             RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
@@ -207,7 +211,8 @@ class VLM:
         loaded = resolve_images(request, limits or LimitsConfig())
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the model read another request")
-        with self.exclusive(waiting):  # tokenizers keep padding and truncation as state
+        # Tokenizers keep padding and truncation as state.
+        with self.exclusive(waiting), known_pixels(self.processor, self.store, reuse):
             inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
 

@@ -48,6 +48,7 @@ LAYERS = {
     "sgl_engine.text_stream": 1,
     "sgl_engine.vlm": 2,
     "sgl_engine.pictures": 2,
+    "sgl_engine.pixels": 2,
     "sgl_engine.attention": 2,
     "sgl_engine.pruning": 2,
     "sgl_engine.grammar": 2,

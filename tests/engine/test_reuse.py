@@ -165,9 +165,11 @@ def test_what_is_not_wanted_is_not_kept() -> None:
     only_features = make_engine(reuse=ReuseConfig(prefixes=False, min_prefix_tokens=1))
     only_features.run(ask("What is it?"))
     assert only_features.small.store.items("prefix") == []
-    assert only_features.cache_info()["small"].entries == 1
-    only_prefixes = make_engine(reuse=ReuseConfig(features=False, min_prefix_tokens=1))
+    assert only_features.cache_info()["small"].entries == 2
+    assert len(only_features.small.store.items("pixels")) == 1
+    only_prefixes = make_engine(reuse=ReuseConfig(pixels=False, features=False, min_prefix_tokens=1))
     only_prefixes.run(ask("What is it?"))
+    assert only_prefixes.small.store.items("pixels") == []
     assert only_prefixes.small.store.items("features") == []
     assert only_prefixes.run(ask("What is this?")).report.small_known_tokens > 36
 
@@ -201,7 +203,9 @@ def test_bytes_are_those_of_the_tensors() -> None:
     for vlm in (engine.small, engine.large):
         [(_, features)] = vlm.store.items("features")
         [(_, prefix)] = vlm.store.items("prefix")
-        expected = sum(each.numel() * each.element_size() for each in (features, *prefix.tensors()))
+        [(_, pixels)] = vlm.store.items("pixels")
+        tensors = (pixels["pixel_values"], features, *prefix.tensors())
+        expected = sum(each.numel() * each.element_size() for each in tensors)
         assert vlm.store.info().bytes == expected
         assert len({each.untyped_storage().data_ptr() for each in prefix.tensors()}) > 2
 
@@ -244,7 +248,7 @@ def test_entries_do_not_keep_a_model_alive() -> None:
     engine = make_engine()
     engine.run(ask("What is it?"))
     store, model = engine.small.store, weakref.ref(engine.small.model)
-    assert store.info().entries == 2
+    assert store.info().entries == 3
     del engine
     gc.collect()
     assert model() is None
@@ -261,3 +265,25 @@ def test_entries_are_as_they_were_after_use() -> None:
         assert len(before) >= 2 * vlm.num_layers
         run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False, reuse=REUSE)
         assert all(torch.equal(now, then) for now, then in zip(prefix.tensors(), before, strict=True))
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_known_picture_is_not_processed_again(family: str) -> None:
+    vlm = tiny_vlm(family, max_tiles=4)
+    own = vlm.processor.image_processor
+    requests = [ask(question, PICTURE, noise(40, 70, 1)) for question in ("What?", "And how many are there?")]
+    plain = [vlm.encode(request) for request in requests]
+    for request, expected in zip(requests, plain, strict=True):
+        prompt = vlm.encode(request, reuse=REUSE)
+        assert prompt.inputs.keys() == expected.inputs.keys()
+        assert all(torch.equal(prompt.inputs[name], expected.inputs[name]) for name in expected.inputs)
+        assert prompt.spans == expected.spans
+        assert prompt.picture_digests == expected.picture_digests
+    assert vlm.processor.image_processor is own
+    assert (vlm.store.info().pixel_hits, vlm.store.info().pixel_misses) == (1, 1)
+    other = vlm.encode(ask("What?", noise(40, 70, 1), PICTURE), reuse=REUSE)
+    assert other.picture_digests != plain[0].picture_digests
+    own.do_normalize = not own.do_normalize
+    changed = vlm.encode(requests[0], reuse=REUSE)
+    assert changed.picture_digests != plain[0].picture_digests
+    assert vlm.store.info().pixel_hits == 1
