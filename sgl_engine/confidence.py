@@ -68,10 +68,20 @@ def measure_confidence(
     Raises:
         ConfigError: There is no such scorer.
     """
-    score = find_scorer(scorer)
     parts = {"confidence": geometric_mean(answer), "answer_probability": product(answer)}
-    if consistency is None:
+    if consistency is not None:
+        parts["consistency_product"] = product(consistency)
+        parts["consistency_geometric_mean"] = geometric_mean(consistency)
+    return score_parts(parts, scorer)
+
+
+def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+    """The same parts, scored; as ``measure_confidence`` scores them.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    score = find_scorer(scorer)
+    if "consistency_product" not in parts:
         return Confidence(score=parts["confidence"], parts=parts)
-    parts["consistency_product"] = product(consistency)
-    parts["consistency_geometric_mean"] = geometric_mean(consistency)
     return Confidence(score=score(parts), parts=parts)

@@ -73,6 +73,11 @@ class Answer:
                 self.error = error
         return None
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, well or in error."""
+        return self._done or self.error is not None
+
     def goes_on(self, where: str | None = None) -> bool:
         """Whether more is to be done for it; an answer that is not wanted any more is in error.
 

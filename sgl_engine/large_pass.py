@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -110,32 +110,55 @@ def run_large_batch(
         max_rows: Prompts side by side at most.
 
     Returns:
-        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
-        of those of its group.
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal shares
+        of the steps in which it took part.
 
     Raises:
         ConfigError: The model cannot be pruned at a plan's layer.
     """
 
     def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows])
+        found: dict[int, LargePassResult | RequestError] = {}
+        for pieces in stream_large_batch(vlm, [turns[row] for row in rows], [plans[row] for row in rows]):
+            found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
+        return [found[row] for row in range(len(rows))]
 
-    kinds = [plan.layer if plan.prunes else None for plan in plans]
-    return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
+    return run_in_groups(vlm, turns, [pruned_from(plan) for plan in plans], run, max_rows=max_rows)
 
 
-def _run_group(
+def pruned_from(plan: PruningPlan) -> int | None:
+    """What has to be equal in plans that run side by side: the first pruned layer; None prunes nothing."""
+    return plan.layer if plan.prunes else None
+
+
+def stream_large_batch(
     vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]
-) -> list[LargePassResult | RequestError]:
-    answers = [Answer(vlm, turn) for turn in turns]
+) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
+    """``run_large_batch``, step by step: all prompts side by side, so of one kind (``pruned_from``).
+
+    The model is held only while it computes, never while the caller does something else.
+
+    Args:
+        vlm: The large model.
+        turns: The prompts, and what their answers are to be like.
+        plans: One for each of them.
+
+    Yields:
+        After every step, what is new: number of the turn, and newly final text or, last and once, its result
+        or what is wrong with it. An answer that has ended is not kept back for the others. The milliseconds
+        of a result are its equal shares of the steps in which it took part.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+    group = _Group(vlm, turns, plans)
     embedded: list[Tensor | None] = [None] * len(turns)
-    started = time.perf_counter()
-    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
+    with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
         embedded = [
             answer.attempt(partial(vlm.embed, turn.prompt))
-            for answer, turn in zip(answers, turns, strict=True)
+            for answer, turn in zip(group.answers, turns, strict=True)
         ]
-    seen = time.perf_counter()
+    group.spend("vision")
     rows = [row for row, embeddings in enumerate(embedded) if embeddings is not None]
     if rows:
         batch = vlm.batch([turns[row].prompt for row in rows])
@@ -145,20 +168,52 @@ def _run_group(
             vlm,
             batch,
             embeddings,
-            [answers[row] for row in rows],
+            [group.answers[row] for row in rows],
             cache=vlm.new_cache(),
             patch=lambda running: prune_visual_tokens(vlm, kept.select(running)),
         )
-        for _ in steps:
-            pass
-    stage_ms = {
-        "vision": 1e3 * (seen - started) / len(turns),
-        "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
-    }
-    return [
-        answer.error or LargePassResult(answer.generation(), plan, _cache_tokens(vlm, plan, answer), stage_ms)
-        for answer, plan in zip(answers, plans, strict=True)
-    ]
+        for texts in steps:
+            group.spend("generate")
+            said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+            yield [*said, *group.end(only_over=True)]
+            group.resume()
+    yield group.end()
+
+
+class _Group:
+    """Answers that are generated side by side, and what each has cost so far."""
+
+    def __init__(self, vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]) -> None:
+        self.answers = [Answer(vlm, turn) for turn in turns]
+        self._vlm = vlm
+        self._plans = plans
+        self._left = list(range(len(turns)))
+        self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in turns]
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Counts from here on."""
+        self._since = time.perf_counter()
+
+    def spend(self, stage: str) -> None:
+        """Shares out what has passed among the answers that are left."""
+        passed_ms = 1e3 * (time.perf_counter() - self._since)
+        for row in self._left:
+            self._stage_ms[row][stage] += passed_ms / len(self._left)
+        self.resume()
+
+    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
+        """Number and outcome of the answers that are left; or of those that are over."""
+        ended = [row for row in self._left if self.answers[row].over or not only_over]
+        self._left = [row for row in self._left if row not in ended]
+        return [(row, self._outcome(row)) for row in ended]
+
+    def _outcome(self, row: int) -> LargePassResult | RequestError:
+        answer, plan = self.answers[row], self._plans[row]
+        if answer.error is not None:
+            return answer.error
+        tokens = _cache_tokens(self._vlm, plan, answer)
+        return LargePassResult(answer.generation(), plan, tokens, self._stage_ms[row])
 
 
 def _cache_tokens(vlm: VLM, plan: PruningPlan, answer: Answer) -> tuple[int, ...]:

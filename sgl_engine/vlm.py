@@ -66,6 +66,7 @@ class VLM:
         self.revision = revision
         self.proven = not self.family.needs_proof
         self._lock = threading.RLock()
+        self._holder: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -132,10 +133,17 @@ class VLM:
         """
         while not self._lock.acquire(timeout=_LOOK_UP_S):
             still_wanted()
+        before, self._holder = self._holder, threading.get_ident()
         try:
             yield
         finally:
+            self._holder = before
             self._lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread holds the model (``exclusive``)."""
+        return self._holder == threading.get_ident()
 
     @property
     def config(self) -> PreTrainedConfig:
