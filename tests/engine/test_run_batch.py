@@ -298,9 +298,7 @@ def test_times_are_shared_out(pair: SGLEngine) -> None:
     got = engine.run_batch(MIXED[:4])
     waited_ms = 1e3 * (time.perf_counter() - started)
     reports = [response.report.stage_ms for response in got if isinstance(response, Response)]
-    worked = sum(
-        ms for report in reports for stage, ms in report.items() if stage not in {"queue", "total"}
-    )
+    worked = sum(ms for report in reports for stage, ms in report.items() if stage not in {"queue", "total"})
     assert 0.5 * waited_ms < worked < waited_ms
     assert all(0.5 * waited_ms < report["total"] <= waited_ms for report in reports)
     for report in reports:
