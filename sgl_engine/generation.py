@@ -135,7 +135,7 @@ class Answer:
             )
         if decoding.grammar is None:
             return None
-        with vlm.exclusive(partial(check_wanted, decoding, "before the answer began")):
+        with vlm.processing(partial(check_wanted, decoding, "before the answer began")):
             return TokenConstraint(
                 vlm.processor.tokenizer,
                 vocab_size=int(vlm.model.get_output_embeddings().weight.shape[0]),

@@ -70,8 +70,9 @@ class Ticket:
     def leave(self) -> None:
         """Gives the place up at once, whatever is under way for it."""
         self._cancel.set()
-        if self._job is not None:
-            self._job.drop()
+        job, self._job = self._job, None
+        if job is not None:
+            job.drop()
         self._go()
 
     def done(self) -> None:
@@ -109,6 +110,7 @@ class Ticket:
             self._expected = lane
 
     def _has_ended(self, lane: Lane, outcome: object) -> None:
+        self._job = None  # no cycle: what the job holds is freed as soon as nobody needs it
         if not isinstance(outcome, BaseException) and lane is self._worker.small:
             self.expect(self._worker.large)
 
