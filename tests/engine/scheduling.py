@@ -94,6 +94,11 @@ def waiting(engine: SGLEngine) -> int:
     return len(engine._scheduler._worker.small.waiting)
 
 
+def running(engine: SGLEngine) -> bool:
+    """Whether a group of the small model runs, or waits for the model."""
+    return bool(engine._scheduler._worker.small.running)
+
+
 def as_new(engine: SGLEngine) -> bool:
     """Whether nothing is left of any request."""
     until(lambda: engine._scheduler.is_idle, "nothing under way")

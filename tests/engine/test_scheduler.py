@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from oracles import traces
-from scheduling import as_new, ask, held, limited, route, same, until, waiting, watch, worker_thread
+from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
 from sgl_engine.errors import (
@@ -110,7 +110,7 @@ def test_what_differs_in_configuration_shares_a_batch(
     rows = watch(engine.small, monkeypatch, lambda _: None)
     with held(engine.small):
         first = engine.submit(ask(9))
-        until(lambda: waiting(engine) == 0 and not engine._scheduler.is_idle, "the first one runs")
+        until(lambda: running(engine), "the first one runs")
         futures = [each.submit(ask(index)) for index, each in enumerate(engines)]
         until(lambda: waiting(engine) == 4, "the others wait")
     assert first.result()
@@ -214,7 +214,7 @@ def test_longer_lists_than_there_is_room_for_run_in_parts(engine: SGLEngine) -> 
 def test_time_in_the_queue_counts(engine: SGLEngine, *, background: bool) -> None:
     with held(engine.small), ThreadPoolExecutor(1) as pool:
         first = engine.submit(ask(0))
-        until(lambda: waiting(engine) == 0 and not engine._scheduler.is_idle, "the first one is at the door")
+        until(lambda: running(engine), "the first one is at the model's door")
         late = ask(1, deadline=time.monotonic() + 0.2)
         future = engine.submit(late) if background else pool.submit(engine.run, late)
         with pytest.raises(DeadlineError, match="while it waited for the small model"):
