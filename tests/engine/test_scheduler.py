@@ -178,7 +178,10 @@ def test_the_queue_is_first_in_first_out(engine: SGLEngine, monkeypatch: pytest.
         futures = []
         for index in range(6):
             futures.append(one_by_one.submit(ask(index)))
-            until(lambda index=index: waiting(engine) == index, "it stands behind the others")
+            until(
+                lambda index=index: running(engine) and waiting(engine) == index,
+                "it stands behind the others",
+            )
     assert [future.result().text for future in futures]
     wanted = [engine.small.encode(ask(index)).input_ids.tolist() for index in range(6)]
     assert [

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from oracles import traces
 from samples import noise
-from scheduling import as_new, ask, held, route, running, same, until, waiting, watch
+from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch
 
 from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta
 from sgl_engine.errors import CorruptImageError, DeadlineError, InvalidRequestError, RequestCancelledError
