@@ -30,15 +30,19 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Milliseconds per stage of one request."""
+    """Milliseconds per stage of one request.
+
+    What lies between stages is "queue": waiting for the models, for the others in a batch, or for whoever
+    reads the stream. So the stages add up to the total, but for what comes after the last one.
+    """
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
         self._stages: dict[str, float] = {}
 
     def resume(self) -> None:
-        """Begins a stage here: what came between, such as other requests' stages, is nobody's."""
-        self._last = time.perf_counter()
+        """Begins a stage here: what came between was waiting."""
+        self._wait(0.0)
 
     def lap(self, stage: str) -> None:
         """Ends a stage that began where the last one ended."""
@@ -47,13 +51,20 @@ class Clock:
         self._last = now
 
     def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself."""
+        """Takes over the stages that a pass has measured itself; what it took beyond them was waiting."""
+        self._wait(sum(stages.values()))
         self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
-        self._last = time.perf_counter()
 
     def stage_ms(self) -> dict[str, float]:
         """All stages so far, and "total" since the beginning."""
         return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+
+    def _wait(self, worked_ms: float) -> None:
+        """Ends a wait here, during which work was done for this request, too."""
+        now = time.perf_counter()
+        waited_ms = max(0.0, 1e3 * (now - self._last) - worked_ms)
+        self._stages["queue"] = self._stages.get("queue", 0.0) + waited_ms
+        self._last = now
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,7 @@ class Asked:
         decoding: How tokens are chosen, whichever model answers.
         reader: Of this model's answer.
         turn: What this model is given.
+        scorer: What scores the small answer; None is the default.
     """
 
     request: Request
@@ -73,6 +85,7 @@ class Asked:
     decoding: Decoding
     reader: AnswerReader
     turn: Turn
+    scorer: str | None = None
 
 
 @dataclass(frozen=True)

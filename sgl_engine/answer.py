@@ -92,6 +92,11 @@ class Answer:
                 self.error = error
         return None
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, well or in error."""
+        return self._done or self.error is not None
+
     def goes_on(self, where: str | None = None) -> bool:
         """Whether more is to be done for it; an answer that is not wanted any more is in error.
 
@@ -190,7 +195,7 @@ class Answer:
             )
         if decoding.grammar is None:
             return None
-        with vlm.exclusive(partial(check_wanted, decoding, "before the answer began")):
+        with vlm.processing(partial(check_wanted, decoding, "before the answer began")):
             return TokenConstraint(
                 vlm.processor.tokenizer,
                 vocab_size=int(vlm.model.get_output_embeddings().weight.shape[0]),

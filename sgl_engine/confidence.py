@@ -75,15 +75,25 @@ def measure_confidence(
     Raises:
         ConfigError: There is no such scorer.
     """
-    score = find_scorer(scorer)
     parts = {
         "confidence": geometric_mean(answer),
         "answer_probability": product(answer),
         "min_token_probability": math.exp(min(answer)),
         "mean_entropy": math.fsum(entropies) / len(entropies),
     }
-    if consistency is None:
+    if consistency is not None:
+        parts["consistency_product"] = product(consistency)
+        parts["consistency_geometric_mean"] = geometric_mean(consistency)
+    return score_parts(parts, scorer)
+
+
+def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+    """The same parts, scored; as ``measure_confidence`` scores them.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    score = find_scorer(scorer)
+    if "consistency_product" not in parts:
         return Confidence(score=parts["confidence"], parts=parts)
-    parts["consistency_product"] = product(consistency)
-    parts["consistency_geometric_mean"] = geometric_mean(consistency)
     return Confidence(score=score(parts), parts=parts)

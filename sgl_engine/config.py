@@ -170,6 +170,21 @@ NO_REUSE = ReuseConfig(max_bytes=0)
 """Every request is computed from scratch."""
 
 
+class SchedulerConfig(_Config):
+    """How requests share the models. The worker is the pair's; every request brings its own numbers.
+
+    Attributes:
+        max_queue: Requests under way at once, waiting ones included; one more fails with ``OverloadedError``.
+        max_wait_ms: How long a batch waits for the next of the requests that are already on their way to it.
+            A request that is alone never waits.
+        max_batch_size: Prompts that run side by side at most.
+    """
+
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    max_wait_ms: Annotated[float, Field(ge=0.0)] = 5.0
+    max_batch_size: Annotated[int, Field(ge=1)] = 32
+
+
 class EngineConfig(_Config):
     """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8."""
 
@@ -178,6 +193,7 @@ class EngineConfig(_Config):
     generation: GenerationConfig = GenerationConfig()
     limits: LimitsConfig = LimitsConfig()
     reuse: ReuseConfig = ReuseConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
 
     @classmethod
     def preset(cls, retention: str) -> EngineConfig:

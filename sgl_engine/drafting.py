@@ -74,6 +74,6 @@ def draft_tokens(
     ids = list(takewhile(lambda token: token not in small.eos_token_ids, answer.token_ids.tolist()))
     names, meant = (vlm.processor.tokenizer.convert_ids_to_tokens(ids) for vlm in (small, large))
     if names != meant or None in names:
-        with large.exclusive(still_wanted):  # tokenizers have state
+        with large.processing(still_wanted):  # tokenizers have state
             ids = large.processor.tokenizer(small.text(ids), add_special_tokens=False)["input_ids"]
     return tuple(takewhile(lambda token: token not in large.eos_token_ids, ids))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -134,71 +134,130 @@ def run_large_batch(
         reuse: What may be kept for, or known from, another request.
 
     Returns:
-        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
-        of those of its group.
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal shares
+        of the steps in which it took part.
 
     Raises:
         ConfigError: The model cannot be pruned at a plan's layer.
     """
 
     def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows], reuse)
+        found: dict[int, LargePassResult | RequestError] = {}
+        chosen = [turns[row] for row in rows], [plans[row] for row in rows]
+        for pieces in stream_large_batch(vlm, *chosen, reuse=reuse):
+            found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
+        return [found[row] for row in range(len(rows))]
 
     opened = worth_opening(vlm, [turn.prompt for turn in turns], plans, reuse)
-    kinds = [(plan.layer if plan.prunes else None, known) for plan, known in zip(plans, opened, strict=True)]
+    kinds = [(pruned_from(plan), known) for plan, known in zip(plans, opened, strict=True)]
     return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
 
 
-def _run_group(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], reuse: ReuseConfig
-) -> list[LargePassResult | RequestError]:
-    answers = [Answer(vlm, turn) for turn in turns]
-    embedded: list[Embedded | None] = [None] * len(turns)
-    known = [0] * len(turns)
-    started = seen = time.perf_counter()
-    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
-        embedded = [
+def pruned_from(plan: PruningPlan) -> int | None:
+    """What has to be equal in plans that run side by side: the first pruned layer; None prunes nothing."""
+    return plan.layer if plan.prunes else None
+
+
+def stream_large_batch(
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, reuse: ReuseConfig = NO_REUSE
+) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
+    """``run_large_batch``, step by step: all prompts side by side, so of one kind (``pruned_from``).
+
+    The model is held only while it computes, never while the caller does something else.
+
+    Args:
+        vlm: The large model.
+        turns: The prompts, what their answers are to be like, and their drafts.
+        plans: One for each of them.
+        reuse: What may be kept for, or known from, another request.
+
+    Yields:
+        After every step, what is new: number of the turn, and newly final text or, last and once, its result
+        or what is wrong with it. An answer that has ended is not kept back for the others. The milliseconds
+        of a result are its equal shares of the steps in which it took part.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+    group = _Group(vlm, turns, plans)
+    rows: list[int] = []
+    with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
+        group.embedded = [
             answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse))
-            for answer, turn in zip(answers, turns, strict=True)
+            for answer, turn in zip(group.answers, turns, strict=True)
         ]
-        seen = time.perf_counter()
-        rows = [row for row, each in enumerate(embedded) if each is not None]
-        parts = [each.embeddings for each in embedded if each is not None]
+        group.spend("vision")
+        rows = [row for row, embedded in enumerate(group.embedded) if embedded is not None]
+        parts = [embedded.embeddings for embedded in group.embedded if embedded is not None]
         if rows:
             batch = vlm.batch([turns[row].prompt for row in rows])
             opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
     if rows:
         for row, tokens in zip(rows, opening.known, strict=True):
-            known[row] = tokens
+            group.known[row] = tokens
         kept = KeptColumns.of([plans[row] for row in rows])
         steps = decode(
             vlm,
             batch,
             batch.join(parts)[:, opening.tokens :],
-            [answers[row] for row in rows],
+            [group.answers[row] for row in rows],
             cache=opening.cache,
             cached_tokens=opening.tokens,
             patch=lambda running: prune_visual_tokens(
                 vlm, kept.select(running), None if opening.lower is None else opening.lower.select(running)
             ),
         )
-        for _ in steps:
-            pass
-    stage_ms = {
-        "vision": 1e3 * (seen - started) / len(turns),
-        "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
-    }
-    return [
-        answer.error
-        or _result(
-            answer,
-            plan,
-            _cache_tokens(vlm, plan, answer),
-            stage_ms,
-            NOTHING_REUSED if given is None else given.reused(tokens),
-        )
-        for answer, plan, given, tokens in zip(answers, plans, embedded, known, strict=True)
-    ]
+        for texts in steps:
+            group.spend("generate")
+            said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+            yield [*said, *group.end(only_over=True)]
+            group.resume()
+    yield group.end()
+
+
+class _Group:
+    """Answers that are generated side by side, and what each has cost so far.
+
+    Attributes:
+        answers: One per turn.
+        embedded: Their prompts, as the decoder takes them.
+        known: Prompt tokens of each that need not be computed.
+    """
+
+    def __init__(self, vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]) -> None:
+        self.answers = [Answer(vlm, turn) for turn in turns]
+        self.embedded: list[Embedded | None] = [None] * len(turns)
+        self.known = [0] * len(turns)
+        self._vlm = vlm
+        self._plans = plans
+        self._left = list(range(len(turns)))
+        self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in turns]
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Counts from here on."""
+        self._since = time.perf_counter()
+
+    def spend(self, stage: str) -> None:
+        """Shares out what has passed among the answers that are left."""
+        passed_ms = 1e3 * (time.perf_counter() - self._since)
+        for row in self._left:
+            self._stage_ms[row][stage] += passed_ms / len(self._left)
+        self.resume()
+
+    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
+        """Number and outcome of the answers that are left; or of those that are over."""
+        ended = [row for row in self._left if self.answers[row].over or not only_over]
+        self._left = [row for row in self._left if row not in ended]
+        return [(row, self._outcome(row)) for row in ended]
+
+    def _outcome(self, row: int) -> LargePassResult | RequestError:
+        answer, plan, embedded = self.answers[row], self._plans[row], self.embedded[row]
+        if answer.error is not None:
+            return answer.error
+        reused = NOTHING_REUSED if embedded is None else embedded.reused(self.known[row])
+        tokens = _cache_tokens(self._vlm, plan, answer)
+        return _result(answer, plan, tokens, self._stage_ms[row], reused)
 
 
 def _result(

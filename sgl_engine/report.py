@@ -62,7 +62,8 @@ class RunReport(BaseModel):
         large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
             answer of this length.
         saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
-        stage_ms: Milliseconds per stage; "total" covers the whole run.
+        stage_ms: Milliseconds per stage; "queue" is waiting, "total" covers the whole run. Work that requests
+            share is shared out equally; while others' shares are worked on, a request waits.
         small_input_tokens: Prompt tokens of the small model.
         small_output_tokens: Tokens that it generated.
         large_input_tokens: Prompt tokens of the large model, before pruning.

@@ -70,7 +70,8 @@ class VLM:
         self.revision = revision
         self.proven = not self.family.needs_proof
         self.store = ReuseStore()
-        self._lock = threading.RLock()
+        self._lock, self._processor_lock = threading.RLock(), threading.RLock()
+        self._holder: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -128,19 +129,34 @@ class VLM:
 
     @contextmanager
     def exclusive(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Within the context, no other thread runs this model, its processor or its patches.
+        """Within the context, no other thread runs this model or its patches.
 
         Whoever patches the model holds it from before the patch until after it. Re-entrant.
 
         Args:
             still_wanted: Called now and then while waiting; what it raises ends the wait.
         """
-        while not self._lock.acquire(timeout=_LOOK_UP_S):
-            still_wanted()
+        _acquire(self._lock, still_wanted)
+        before, self._holder = self._holder, threading.get_ident()
         try:
             yield
         finally:
+            self._holder = before
             self._lock.release()
+
+    @contextmanager
+    def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
+        _acquire(self._processor_lock, still_wanted)
+        try:
+            yield
+        finally:
+            self._processor_lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread holds the model (``exclusive``)."""
+        return self._holder == threading.get_ident()
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -210,9 +226,9 @@ class VLM:
         """
         loaded = resolve_images(request, limits or LimitsConfig())
         image_token = self.family.image_text(self.processor, self.config)
-        waiting = partial(check_wanted, request, "while the model read another request")
+        waiting = partial(check_wanted, request, "while the processor read another request")
         # Tokenizers keep padding and truncation as state.
-        with self.exclusive(waiting), known_pixels(self.processor, self.store, reuse):
+        with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
             inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
 
@@ -391,3 +407,8 @@ class VLM:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _acquire(lock: threading.RLock, still_wanted: Callable[[], None]) -> None:
+    while not lock.acquire(timeout=_LOOK_UP_S):
+        still_wanted()

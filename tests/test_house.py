@@ -70,6 +70,9 @@ LAYERS = {
     "sgl_engine.calibration": 4,
     "sgl_engine.calibration.dataset": 5,  # the data, and all that needs it, stand above the engine
     "sgl_engine.calibration.collection": 5,
+    "sgl_engine.job": 3,
+    "sgl_engine.worker": 3,
+    "sgl_engine.scheduler": 3,
     "sgl_engine.engine": 4,
     "sgl_engine.evaluation": 5,
     "sgl_engine.rankers": 5,
