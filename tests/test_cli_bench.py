@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sgl_engine.cli import main
-from sgl_engine.evaluation import runner, systems
+from sgl_engine.evaluation import report, runner, systems
 from sgl_engine.evaluation.runner import Runner
 from sgl_engine.testing import tiny_vlm
 
@@ -85,6 +85,7 @@ def test_from_questions_to_results(bench: Bench, tmp_path: Path) -> None:
 def test_the_same_command_goes_on_and_another_is_refused(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(report, "charts", lambda _summary: {})  # drawing takes most of the time
     assert bench("--rankers", "none", "--questions", 1)[0] == 0
     first = (tmp_path / "out/records.jsonl").read_text()
     asked: list[list[int]] = []

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 from PIL import Image
 
@@ -102,7 +103,9 @@ def test_markdown_says_what_failed(report: Report) -> None:
 
 
 def test_everything_is_written_and_figures_are_pictures(report: Report, tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
     written = report.write(tmp_path)
+    assert dict(mpl.rcParams) == before  # its own settings are left alone
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     assert {path.stem for path in written if path.suffix == ".png"} == {
         "retention",
@@ -158,14 +161,6 @@ def test_a_run_without_outcomes_names_its_first_error(records: list[Record]) -> 
     bad = Record(row=records[0].row, error="ImageError: gone")
     with pytest.raises(ConfigError, match=r"No row has an outcome; the first error: ImageError: gone"):
         make_report(MANIFEST, [bad], [], summarise)
-
-
-def test_matplotlibs_settings_are_left_alone(report: Report, tmp_path: Path) -> None:
-    import matplotlib as mpl
-
-    before = dict(mpl.rcParams)
-    report.write(tmp_path)
-    assert dict(mpl.rcParams) == before
 
 
 def test_a_table_in_markdown_keeps_its_columns() -> None:
