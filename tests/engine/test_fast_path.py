@@ -17,7 +17,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
     original, seen = torch.nn.functional.scaled_dot_product_attention, []
 
     def attend(
-        query: Any, key: Any, *given: Any, attn_mask: Any = None, is_causal: bool = False, **more: Any
+        query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False, **more: Any
     ) -> Any:
         if query.shape[2] == key.shape[2] > 1:
             seen.append((attn_mask is not None, is_causal))
