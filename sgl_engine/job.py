@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import SchedulerConfig
-from sgl_engine.errors import EngineError, RequestError
+from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
 from sgl_engine.types import Request
 
 _LOOK_UP_S = 0.05  # how soon somebody who waits notices that the answer is not wanted any more
@@ -106,9 +106,15 @@ class Job:
         self._mail.put(outcome)
 
     def drop(self) -> None:
-        """Nobody waits any longer."""
+        """Not wanted any more; whoever still waits is told so at once."""
+        if self.over:
+            return
         self.over = True
         self._withdraw(self)
+        problem = f"The request was cancelled while it waited for the {self._model} model."
+        self._mail.put(
+            RequestCancelledError(problem, remedy="Send it again if the answer is wanted after all.")
+        )
 
     def result(self) -> Any:
         """Waits for the outcome.

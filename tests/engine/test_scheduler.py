@@ -211,6 +211,23 @@ def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLE
     assert as_new(engine)
 
 
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_a_cancelled_future_ends_its_thread(small: VLM, large: VLM, model: str) -> None:
+    engine = route(SGLEngine(small, large, PLAIN), "always")
+    with held(getattr(engine, model)):
+        futures = [engine.submit(ask(index)) for index in range(2)]
+        lane = getattr(engine._scheduler._worker, model)
+        until(lambda: lane.running or lane.waiting, "it waits for the model")
+        assert all(future.cancel() for future in futures)
+        threads = engine._scheduler._threads
+        assert threads is not None
+        ending = threading.Thread(target=threads.shutdown, daemon=True)
+        ending.start()
+        ending.join(5)
+        assert not ending.is_alive()
+    assert as_new(engine)
+
+
 def test_longer_lists_than_there_is_room_for_run_in_parts(engine: SGLEngine) -> None:
     requests = [ask(index) for index in range(7)]
     for got, request in zip(limited(engine, max_queue=3).run_batch(requests), requests, strict=True):
