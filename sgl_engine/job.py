@@ -49,6 +49,10 @@ class Job:
         model: "small" or "large", for messages.
         withdraw: Takes the job out of its queue; False when it is not in one.
         ended: Called with the outcome, before anybody is told.
+
+    Attributes:
+        over: Whether there is an outcome, or nobody wants one.
+        has_company: Whether it runs beside others, whose end the worker may wait for before it says anything.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Job:
         self.work = work
         self.limits = limits
         self.over = False
+        self.has_company = False
         self._request = request
         self._model = model
         self._withdraw = withdraw
@@ -155,11 +160,15 @@ class Job:
         """Gives up when the answer is not wanted; returns since when it is not."""
         if self.over:
             return noticed  # its outcome lies in the mail
+        where = f"while it waited for the {self._model} model"
+        if self.has_company:
+            where = f"while the {self._model} model answered several requests"
         try:
-            check_wanted(self._request, f"while it waited for the {self._model} model")
+            check_wanted(self._request, where)
         except RequestError:
             now = time.perf_counter()
-            if self._withdraw(self) or (noticed is not None and now - noticed > _WORD_S):
+            patience_s = 0.0 if self.has_company else _WORD_S
+            if self._withdraw(self) or (noticed is not None and now - noticed > patience_s):
                 self.over = True
                 raise
             return now if noticed is None else noticed
