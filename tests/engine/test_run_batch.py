@@ -82,7 +82,11 @@ def _equal_reports(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     tolerance = {"large_tflops": {"rel": 0.05}, "saved_fraction": {"abs": 0.05}}
     return all(
         ours[name]
-        == (pytest.approx(value, **tolerance.get(name, {"rel": 1e-3})) if isinstance(value, float) else value)
+        == (
+            pytest.approx(value, **tolerance.get(name, {"rel": 1e-3}))
+            if isinstance(value, float) or name == "score_parts"
+            else value
+        )
         for name, value in theirs.items()
     )
 
