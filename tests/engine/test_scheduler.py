@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from oracles import traces
-from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
+from scheduling import PLAIN, as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
 from sgl_engine.errors import (
@@ -29,7 +29,7 @@ from sgl_engine.worker import Lane, Worker
 
 @pytest.fixture
 def engine(small: VLM, large: VLM) -> SGLEngine:
-    return SGLEngine(small, large)
+    return SGLEngine(small, large, PLAIN)
 
 
 def test_nothing_starts_before_the_first_request_and_everything_ends(small: VLM, large: VLM) -> None:
@@ -99,11 +99,13 @@ def test_what_differs_in_configuration_shares_a_batch(
 ) -> None:
     engines = [
         route(engine, "never"),
-        engine.with_config(EngineConfig(exit=ExitConfig(scorer="confidence", threshold=1.0))),
+        engine.with_config(PLAIN.model_copy(update={"exit": ExitConfig(scorer="confidence", threshold=1.0)})),
         engine.with_config(
-            EngineConfig(pruning=PruningConfig(keep_ratio=0.5), exit=ExitConfig(threshold=1.0))
+            PLAIN.model_copy(
+                update={"pruning": PruningConfig(keep_ratio=0.5), "exit": ExitConfig(threshold=1.0)}
+            )
         ),
-        engine.with_config(EngineConfig(exit=ExitConfig(consistency_keep_ratio=0.5))),
+        engine.with_config(PLAIN.model_copy(update={"exit": ExitConfig(consistency_keep_ratio=0.5)})),
     ]
     alone = [each.run(ask(index)) for index, each in enumerate(engines)]
     assert len({response.report.scorer for response in alone}) == 2
@@ -152,7 +154,7 @@ def test_a_slow_escalation_does_not_hold_up_early_exits(
 
 @pytest.mark.parametrize("fair", [True, False])
 def test_early_exits_do_not_starve_an_escalation(engine: SGLEngine, *, fair: bool) -> None:
-    slow = route(engine, "always").submit(ask(1, max_new_tokens=12))
+    slow = route(engine, "always").submit(ask(1, max_new_tokens=100))
     never = route(engine, "never")
     stop, exits = threading.Event(), []
 
@@ -192,8 +194,10 @@ def test_the_queue_is_first_in_first_out(engine: SGLEngine, monkeypatch: pytest.
 def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLEngine) -> None:
     tight = limited(engine, max_queue=3, max_batch_size=1)
     with held(engine.small):
-        futures = [tight.submit(ask(index)) for index in range(3)]
-        until(lambda: waiting(engine) == 2, "one is at the model's door, two wait")
+        futures = [tight.submit(ask(0))]
+        until(lambda: running(engine), "one is at the model's door")
+        futures += [tight.submit(ask(index)) for index in (1, 2)]
+        until(lambda: waiting(engine) == 2, "two wait")
         for refused in (tight.submit, tight.run, lambda request: next(iter(tight.stream(request)))):
             with pytest.raises(OverloadedError, match=r"3 requests are under way; max_queue is 3.*raise"):
                 refused(ask(5))
