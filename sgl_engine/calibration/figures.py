@@ -51,6 +51,7 @@ def risk_curve(
                 xytext=(-8, 7),
                 ha="right",
                 color=_ORANGE,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
     top = max([100 * harm[-1] / total, *(130 * point.target_risk for point in points)])
     axes.set(xlim=(0, 100), ylim=(0, min(top * 1.05, 100 * max(p.target_risk for p in points) * 3)))

@@ -208,7 +208,11 @@ def _sentence(point: OperatingPoint, result: Outcome) -> str:
     share = f"{result.exit_share:.0%} of the questions never reach the large model"
     saved = f"That saves {result.tflops_saved:.0%} of its operations"
     if result.ms_saved is not None:
-        saved += f" and {'saves' if result.ms_saved >= 0 else 'costs'} {abs(result.ms_saved):.0%} of its time"
+        saved += (
+            f" and {result.ms_saved:.0%} of its time"
+            if result.ms_saved >= 0
+            else f", and takes {-result.ms_saved:.0%} longer"
+        )
     words = [f"**At {point.target_risk:.1%} risk, {share}.**", f"{saved}."]
     if result.lost_by_exits is not None and result.accuracy_lost is not None:
         lost = 100 * result.accuracy_lost
