@@ -12,49 +12,69 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import asdict
 
 from rich.console import Console
+from rich.progress import track
 
-from benchmarks.heldout import is_exact, parse, percent
-from benchmarks.premise import LONGEST, POINTS, blind_rankings, measure, show
+from benchmarks.heldout import parse, percent
+from sgl_engine import SGLEngine
+from sgl_engine.config import PRESETS, EngineConfig, GenerationConfig, PruningConfig
 from sgl_engine.demo import demo_engine
-from sgl_engine.demo.drawing import Question
-from sgl_engine.small_pass import run_small_pass
-from sgl_engine.types import EncodedPrompt, ImportanceMap, Request
+from sgl_engine.evaluation.dataset import HeldOut
+from sgl_engine.evaluation.metrics import exact
+from sgl_engine.evaluation.records import Answer, Row
+from sgl_engine.evaluation.systems import Systems, answer_by
+from sgl_engine.evaluation.tables import Grid
+from sgl_engine.rankers import RANKERS, RankingCase
+from sgl_engine.types import ImportanceMap, Request
 from sgl_engine.vlm import VLM
 
-POINTS_SHOWN = POINTS[:3]
+CONFIG = EngineConfig(generation=GenerationConfig(max_new_tokens=64))
+POINTS = {
+    "64 %": PRESETS["64%"],
+    "35 %": PRESETS["35%"],
+    "9 %": PruningConfig(layer_fraction=0.0, keep_ratio=0.09),
+}
+Answers = dict[str, dict[str, Answer]]
 
 
 class Guides:
     """Ranks for one question after the other, and keeps what the small models answer themselves."""
 
-    def __init__(self, same: VLM, other: VLM) -> None:
+    def __init__(self, same: VLM, other: VLM, large: VLM) -> None:
         """The small model with the large one's grid, and the one with another."""
-        self.models = {f"small, {grid(model)}": model for model in (same, other)}
+        self.engines = {f"small, {grid(small)}": SGLEngine(small, large, CONFIG) for small in (same, other)}
         self.right: dict[str, list[bool]] = defaultdict(list)
         self.before: ImportanceMap | None = None
 
-    def __call__(
-        self, request: Request, question: Question, prompt: EncodedPrompt, seed: int
-    ) -> dict[str, ImportanceMap]:
-        """Every ranking of the large prompt's visual tokens."""
-        maps = {}
-        for name, model in self.models.items():
-            result = run_small_pass(model, model.encode(request), max_new_tokens=LONGEST)
-            assert result.importance is not None
-            maps[name] = result.importance.resample(prompt.spans)
-            self.right[name].append(is_exact(result.generation.text, question))
+    def answer(self, row: Row, request: Request, systems: Systems) -> Answers:
+        """The large model's answers under every map."""
+        maps: dict[str, ImportanceMap] = {}
+        for name, engine in self.engines.items():
+            case = RankingCase.of(engine, request, seed=row.index)
+            maps[name] = RANKERS["small-guided"](case)
+            self.right[name].append(exact(case.small.generation.text, row.answers) == 1.0)
+        blind = {ranker: RANKERS[ranker](case) for ranker in ("uniform", "random")}
         # The first question has none before it: chance stands in.
-        blind = blind_rankings(prompt, seed)
         before, self.before = self.before or blind["random"], maps[name]
-        return {**maps, f"{name}, of the question before": before, **blind}
+        maps |= {f"{name}, of the question before": before, **blind}
+        return answer_by(engine, case, maps, row, systems)
 
 
 def grid(model: VLM) -> str:
     """Visual tokens down and across, as in "12 x 12"."""
     return " x ".join(map(str, model.family.tile_grid(model.config)))
+
+
+def table(answers: list[Answers]) -> Grid:
+    """Guides down, operating points across."""
+    names = [f"{point}, sees {100 * answers[0]['random'][point].retention:.1f} %" for point in POINTS]
+    rows = [
+        (guide, *(percent(each[guide][point].right for each in answers) for point in POINTS))
+        for guide in answers[0]
+    ]
+    title = f"Exact match of the large model in % (95 % interval), {len(answers)} held-out questions"
+    return Grid(title, ("guide", *names), rows)
 
 
 def main() -> None:
@@ -65,15 +85,23 @@ def main() -> None:
         json="also write the outcomes here",
         model="folder of a small model with another grid",
     )
-    engine = demo_engine()
-    guides = Guides(engine.small, VLM.from_pretrained(options.model, dtype="float32"))
-    outcome = measure(engine.large, guides, options.questions, options.start, points=POINTS_SHOWN)
+    pair = demo_engine(CONFIG)
+    guides = Guides(pair.small, VLM.from_pretrained(options.model, dtype="float32"), pair.large)
+    data, systems = HeldOut(options.questions, options.start), Systems(POINTS, ())
+    answers = []
+    for index in track(range(len(data)), description="questions"):
+        sample = data[index]
+        answers.append(guides.answer(sample.row, Request.ask(sample.row.question, *sample.images), systems))
     console = Console(width=140)
-    console.print(show(outcome, engine.large.num_layers, points=POINTS_SHOWN))
+    console.print(table(answers).rich())
     for name, right in guides.right.items():
         console.print(f"{name}, answering by itself: {percent(right)}")
     if options.json:
-        options.json.write_text(json.dumps(asdict(outcome) | {"small": guides.right}))
+        found = {
+            guide: {point: [each[guide][point].right for each in answers] for point in POINTS}
+            for guide in answers[0]
+        }
+        options.json.write_text(json.dumps({"pruned": found, "small": guides.right}))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""What the measurements share: held-out questions, exact match, intervals, AUROC, progress."""
+"""What the measurements share: held-out questions, exact match, intervals, progress."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 from rich.progress import track
 
 from sgl_engine import Request
 from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.evaluation.intervals import share
 
 Row = TypeVar("Row")
 
@@ -52,31 +51,11 @@ def is_exact(answer: str, question: Question) -> bool:
     return answer.strip() == question.answer
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    z, share = 1.96, hits / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
-
-
 def percent(hits: Iterable[bool]) -> str:
-    """A share with its interval, for a table: "93.1 (90.2-95.2)"."""
+    """A share with its 95 % interval (Wilson, 1927), for a table: "93.1 (90.2-95.2)"."""
     values = list(hits)
-    low, high = wilson(sum(values), len(values))
-    return f"{100 * sum(values) / max(1, len(values)):.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def auroc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """Probability that a right answer scores above a wrong one, ties counting half; NaN without both."""
-    values, labels = np.asarray(scores), np.asarray(right, dtype=bool)
-    good, bad = values[labels], values[~labels]
-    if not len(good) or not len(bad):
-        return math.nan
-    above = (good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean()
-    return float(above)
+    found = share(sum(values), len(values))
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
 
 
 def by_kind(rows: Sequence[Row], kind: Callable[[Row], str]) -> dict[str, list[Row]]:

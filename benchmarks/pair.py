@@ -18,11 +18,12 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.heldout import auroc, by_kind, is_exact, parse, percent, questions
+from benchmarks.heldout import by_kind, is_exact, parse, percent, questions
 from sgl_engine import SGLEngine, cost
 from sgl_engine.confidence import SCORERS
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
+from sgl_engine.evaluation.intervals import auroc
 from sgl_engine.large_pass import run_large_pass
 from sgl_engine.pruning import keep_everything
 from sgl_engine.small_pass import run_small_pass

@@ -136,10 +136,17 @@ class CallOptions(BaseModel):
         self,
         messages: tuple[Message, ...],
         *,
+        since: float | None = None,
         cancel: Event | None = None,
         may_escalate: Callable[[], bool] | None = None,
     ) -> Request:
         """The engine's request.
+
+        Args:
+            messages: What is asked.
+            since: When the call began, for its timeout: a ``time.monotonic()`` value; None is now.
+            cancel: Once set, the call fails within one token.
+            may_escalate: Asked before the large model is called.
 
         Raises:
             InvalidRequestError: A tool choice or response format that cannot be followed.
@@ -152,7 +159,7 @@ class CallOptions(BaseModel):
             top_p=self.top_p,
             stop=self.stop,
             seed=self.seed,
-            deadline=None if self.timeout is None else time.monotonic() + self.timeout,
+            deadline=self._deadline(since),
             cancel=cancel,
             may_escalate=may_escalate,
             tools=tuple(_tool_spec(tool) for tool in self.tools),
@@ -162,6 +169,11 @@ class CallOptions(BaseModel):
             logprobs=self.logprobs,
             response_schema=_response_schema(self.response_format),
         )
+
+    def _deadline(self, since: float | None) -> float | None:
+        if self.timeout is None:
+            return None
+        return (time.monotonic() if since is None else since) + self.timeout
 
     def _tool_choice(self) -> tuple[ToolChoice, str | None]:
         """Every spelling in use -> the engine's choice, and the only tool that may be called."""

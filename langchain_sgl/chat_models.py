@@ -6,14 +6,16 @@ Output: ``ExitDecision`` -> a custom event ("sgl_exit", "sgl_escalated"); text a
 chunks;
     ``Response`` -> usage and ``response_metadata``, on the message or, streamed, on the last chunk alone.
 
-Synchronous calls run in the caller's thread; asynchronous ones run the same generator in worker threads, so
-the event loop is never blocked. Either way, leaving a stream or cancelling a task stops generation within one
+Synchronous calls wait in the caller's thread, asynchronous ones in threads of their own, so the event loop is
+never blocked. The models run in the engine's worker, for calls that come together side by side: so ``batch``
+and ``abatch`` need nothing of their own. Leaving a stream or cancelling a task stops generation within one
 token.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -180,12 +182,17 @@ class ChatSGL(ChatInput):
         *,
         run: AnyRun | None,
         cancel: threading.Event | None = None,
+        since: float | None = None,
     ) -> tuple[CallOptions, Iterator[StreamEvent]]:
-        """One call: its options, and the engine's events, which begin when they are asked for."""
+        """One call: its options, and the engine's events, which begin when they are asked for.
+
+        ``since`` is when the call began, a ``time.monotonic()`` value; None is now.
+        """
         with as_langchain_errors():
             options = self._options(stop, **kwargs)
             request = options.request(
                 self._to_engine(messages),
+                since=since,
                 cancel=cancel,
                 may_escalate=permission(None if run is None else run.run_id),
             )
@@ -205,7 +212,7 @@ class ChatSGL(ChatInput):
         """The events of one call, made in worker threads; left or cancelled, they stop within one token."""
         cancel = threading.Event()
         options, events = await in_thread(
-            partial(self._start, messages, stop, kwargs, run=run, cancel=cancel)
+            partial(self._start, messages, stop, kwargs, run=run, cancel=cancel, since=time.monotonic())
         )
         try:
             while (event := await in_thread(partial(next, events, None))) is not None:

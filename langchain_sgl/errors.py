@@ -20,6 +20,8 @@ _KINDS: tuple[tuple[type[ours.SGLError], type[core.ModelError]], ...] = (
     (ours.DeadlineError, core.ModelTimeoutError),
     (ours.ImageFetchError, core.ModelConnectionError),
     (ours.RequestError, core.ModelInvalidRequestError),
+    (ours.OverloadedError, core.ModelRateLimitError),
+    (ours.EngineError, core.ModelError),
     (ours.ConfigError, core.ModelInvalidRequestError),
     (ours.ModelNotFoundError, core.ModelNotFoundError),
     (ours.ModelError, core.ModelError),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         GenerationConfig,
         LimitsConfig,
         PruningConfig,
+        SchedulerConfig,
         UrlPolicy,
     )
     from sgl_engine.engine import SGLEngine
@@ -58,6 +59,7 @@ _HOME = {
     "RunReport": "report",
     "SGLEngine": "engine",
     "SGLError": "errors",
+    "SchedulerConfig": "config",
     "TextDelta": "types",
     "TokenLogprob": "types",
     "ToolCall": "types",
@@ -89,6 +91,7 @@ __all__ = [
     "RunReport",
     "SGLEngine",
     "SGLError",
+    "SchedulerConfig",
     "TextDelta",
     "TokenLogprob",
     "ToolCall",

@@ -6,11 +6,12 @@ import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgl_engine import cost
+from sgl_engine.answer import Turn
 from sgl_engine.answer_reader import AnswerReader, agree, read_answer
-from sgl_engine.generation import Turn, token_logprobs
+from sgl_engine.generation import token_logprobs
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
@@ -18,9 +19,9 @@ from sgl_engine.types import (
     EncodedPrompt,
     ExitDecision,
     LargePassResult,
-    PruningPlan,
     Request,
     Response,
+    Reused,
     SmallPassResult,
 )
 
@@ -29,15 +30,19 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Milliseconds per stage of one request."""
+    """Milliseconds per stage of one request.
+
+    What lies between stages is "queue": waiting for the models, for the others in a batch, or for whoever
+    reads the stream. So the stages add up to the total, but for what comes after the last one.
+    """
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
         self._stages: dict[str, float] = {}
 
     def resume(self) -> None:
-        """Begins a stage here: what came between, such as other requests' stages, is nobody's."""
-        self._last = time.perf_counter()
+        """Begins a stage here: what came between was waiting."""
+        self._wait(0.0)
 
     def lap(self, stage: str) -> None:
         """Ends a stage that began where the last one ended."""
@@ -46,13 +51,20 @@ class Clock:
         self._last = now
 
     def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself."""
+        """Takes over the stages that a pass has measured itself; what it took beyond them was waiting."""
+        self._wait(sum(stages.values()))
         self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
-        self._last = time.perf_counter()
 
     def stage_ms(self) -> dict[str, float]:
         """All stages so far, and "total" since the beginning."""
         return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
+
+    def _wait(self, worked_ms: float) -> None:
+        """Ends a wait here, during which work was done for this request, too."""
+        now = time.perf_counter()
+        waited_ms = max(0.0, 1e3 * (now - self._last) - worked_ms)
+        self._stages["queue"] = self._stages.get("queue", 0.0) + waited_ms
+        self._last = now
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,7 @@ class Asked:
         decoding: How tokens are chosen, whichever model answers.
         reader: Of this model's answer.
         turn: What this model is given.
+        scorer: What scores the small answer; None is the default.
     """
 
     request: Request
@@ -72,6 +85,7 @@ class Asked:
     decoding: Decoding
     reader: AnswerReader
     turn: Turn
+    scorer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,12 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         small_output_tokens=len(small.generation),
         large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
         large_output_tokens=None if large is None else len(large.generation),
+        drafted_tokens=None if large is None else large.drafted_tokens,
+        accepted_tokens=None if large is None else large.accepted_tokens,
+        small_known_tokens=small.reused.tokens,
+        small_known_pictures=small.reused.pictures,
+        large_known_tokens=None if large is None else large.reused.tokens,
+        large_known_pictures=None if large is None else large.reused.pictures,
         small_answer=None if large is None else small.generation.text,
         large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
@@ -162,22 +182,33 @@ def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
     small, large = run.small, run.large
     small_patches = small_vlm.tower_patches(run.small_prompt)
     small_flops = cost.small_pass_flops(
-        small_vlm.shape, patches=small_patches, prompt=run.small_prompt, result=small
+        small_vlm.shape,
+        patches=_run_patches(small.reused, small_patches),
+        prompt=run.small_prompt,
+        result=small,
     )
     prompt = run.large_prompt or run.small_prompt
     patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
     answer = small.generation if large is None else large.generation
 
-    def large_flops(plan: PruningPlan | None) -> int:
-        return cost.answer_flops(
-            large_vlm.shape,
-            patches=patches,
-            prompt_tokens=len(prompt),
-            output_tokens=len(answer),
-            plan=plan,
-        )
+    sizes: dict[str, Any] = {"prompt_tokens": len(prompt)}
+    alone_flops = cost.answer_flops(large_vlm.shape, **sizes, patches=patches, output_tokens=len(answer))
+    if large is None:
+        return small_flops, 0, alone_flops
+    spent = cost.pass_flops(
+        large_vlm.shape,
+        **sizes,
+        patches=_run_patches(large.reused, patches),
+        fed=large.fed,
+        plan=large.plan,
+        known_tokens=large.reused.tokens,
+    )
+    return small_flops, spent, alone_flops
 
-    return small_flops, 0 if large is None else large_flops(large.plan), large_flops(None)
+
+def _run_patches(reused: Reused, patches: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the prompt's, those that went through the vision tower."""
+    return patches if reused.tower_patches is None else reused.tower_patches
 
 
 def engine_version() -> str:

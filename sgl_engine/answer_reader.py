@@ -62,7 +62,7 @@ class AnswerReader:
         )
 
     def _parse(self, generation: Generation) -> tuple[list[Delta], ParsedAnswer]:
-        with self._vlm.exclusive():
+        with self._vlm.processing():
             tokenizer = self._vlm.processor.tokenizer
             prompt = tokenizer.decode(self._prompt.input_ids[0].tolist())
             answer = tokenizer.decode(generation.token_ids.tolist())

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from sgl_engine import cost
 from sgl_engine.confidence import geometric_mean, product
 from sgl_engine.report import ModelInfo, RunReport
-from sgl_engine.types import Confidence, EncodedPrompt, ExitDecision, ImportanceMap, PruningPlan
+from sgl_engine.types import (
+    NOTHING_REUSED,
+    Confidence,
+    EncodedPrompt,
+    ExitDecision,
+    ImportanceMap,
+    PruningPlan,
+    Reused,
+)
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
@@ -60,6 +68,7 @@ class ScoringPassResult:
             where it was not asked for, or the prompt holds no image.
         flops: What the pass cost, in floating-point operations.
         stage_ms: Milliseconds: "vision", "prefill", "score".
+        reused: What was known before.
     """
 
     token_logprobs: tuple[tuple[float, ...], ...]
@@ -67,6 +76,7 @@ class ScoringPassResult:
     importance: ImportanceMap | None
     flops: int
     stage_ms: dict[str, float]
+    reused: Reused = NOTHING_REUSED
 
     @property
     def logprobs(self) -> tuple[float, ...]:
@@ -157,6 +167,10 @@ def scoring_report(
         small_output_tokens=run.small.output_tokens,
         large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
         large_output_tokens=None if result is None else result.output_tokens,
+        small_known_tokens=run.small.reused.tokens,
+        small_known_pictures=run.small.reused.pictures,
+        large_known_tokens=None if result is None else result.reused.tokens,
+        large_known_pictures=None if result is None else result.reused.pictures,
         small_answer=None if result is None else run.answers[run.small.best],
         large_agreed=None if result is None else result.best == run.small.best,
         small_model=ModelInfo(name=small.name, revision=small.revision),

@@ -23,8 +23,11 @@ from sgl_engine import cost
 from sgl_engine.answer_scores import ScoringPassResult
 from sgl_engine.attention import capture_attention
 from sgl_engine.cancellation import check_wanted
+from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
 from sgl_engine.importance import AttentionSums, importance_map
+from sgl_engine.pictures import embed_pictures
+from sgl_engine.prefixes import open_prompts
 from sgl_engine.pruning import keep_everything, prune_visual_tokens
 from sgl_engine.recording import AttentionRecorder
 from sgl_engine.types import Decoding, EncodedPrompt, ImportanceMap, PruningPlan
@@ -43,6 +46,7 @@ def run_scoring_pass(
     plan: PruningPlan | None = None,
     guide: bool = False,
     decoding: Decoding | None = None,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> ScoringPassResult:
     """Scores answers to a prompt.
 
@@ -53,6 +57,7 @@ def run_scoring_pass(
         plan: What of the prompt is seen; None is everything. Not together with ``guide``.
         guide: Whether attention is recorded, for an importance map.
         decoding: Only its deadline and cancellation count.
+        reuse: What may be kept for, or known from, another request.
 
     Raises:
         InvalidRequestError: No answers, an empty one, or one with a control token of the model in it.
@@ -70,7 +75,7 @@ def run_scoring_pass(
     with vlm.exclusive(partial(check_wanted, decoding, "before the answers were scored")):
         tokens = [_tokenize(vlm, answer) for answer in _checked(answers)]
         _check_model(vlm, prompt, tokens)
-        return _score(vlm, prompt, tokens, plan=plan, guide=guide, decoding=decoding)
+        return _score(vlm, prompt, tokens, plan=plan, guide=guide, decoding=decoding, reuse=reuse)
 
 
 def _score(
@@ -81,16 +86,19 @@ def _score(
     plan: PruningPlan,
     guide: bool,
     decoding: Decoding,
+    reuse: ReuseConfig,
 ) -> ScoringPassResult:
     started = time.perf_counter()
-    embeddings = vlm.embed(prompt)
+    embedded = embed_pictures(vlm, prompt, reuse)
     seen = time.perf_counter()
-    cache = vlm.new_cache()
+    opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
+    cache, cached = opening.cache, opening.tokens
     with (
-        prune_visual_tokens(vlm, plan),
-        capture_attention(vlm, prompt) if guide else nullcontext() as recorder,
+        prune_visual_tokens(vlm, plan, opening.lower),
+        capture_attention(vlm, prompt, cached_tokens=cached) if guide else nullcontext() as recorder,
     ):
-        first = vlm.forward(embeddings, prompt=prompt, first_position=0, cache=cache)
+        rest = embedded.embeddings[:, cached:]
+        first = vlm.forward(rest, prompt=prompt, first_position=cached, cache=cache)
     prefilled = time.perf_counter()
     scored: list[tuple[float, ...]] = []
     for ids in tokens:
@@ -107,12 +115,14 @@ def _score(
         importance=importance,
         flops=cost.scoring_flops(
             vlm.shape,
-            patches=vlm.tower_patches(prompt),
+            patches=embedded.tower_patches,
             prompt=prompt,
             answer_tokens=forced,
             plan=plan,
             importance=importance,
+            known_tokens=opening.known[0],
         ),
+        reused=embedded.reused(opening.known[0]),
         stage_ms={
             "vision": 1e3 * (seen - started),
             "prefill": 1e3 * (prefilled - seen),

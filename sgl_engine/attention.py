@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgl_engine.attention_rows import RowKeeper
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.recording import AttentionRecorder
 from sgl_engine.types import EncodedPrompt
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "sgl_capture_"
 _RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("sgl_attention_recorder", default=None)
+_KEEPER: ContextVar[RowKeeper | None] = ContextVar("sgl_row_keeper", default=None)
 
 
 def takes_padding(vlm: VLM) -> bool:
@@ -57,7 +59,7 @@ def capture_attention(
         max(each.visual_positions, default=len(each) - 1) if first_row is None else first_row
         for each in batch.prompts
     ]
-    recorder = AttentionRecorder(vlm.num_layers, batch, first_rows, cached_tokens)
+    recorder = AttentionRecorder(vlm.num_layers, batch, first_rows, cached_tokens, _KEEPER.get())
     config = vlm.text_model.config
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)
@@ -67,6 +69,39 @@ def capture_attention(
     finally:
         config._attn_implementation = original  # noqa: SLF001
         _RECORDER.reset(token)
+
+
+@contextmanager
+def keep_rows(vlm: VLM) -> Iterator[RowKeeper]:
+    """Whatever ``capture_attention`` records of ``vlm`` within the context is also kept row by row.
+
+    For studies of one prompt: memory grows with layers x rows x visual tokens. Sums do not change, and where
+    nobody asks, nothing of it is computed.
+
+    Args:
+        vlm: The model that runs inside the context, on one prompt.
+    """
+    keeper = RowKeeper(vlm.num_layers)
+    token = _KEEPER.set(keeper)
+    try:
+        yield keeper
+    finally:
+        _KEEPER.reset(token)
+
+
+@contextmanager
+def capture_hidden(vlm: VLM, layer: int) -> Iterator[list[Tensor]]:
+    """What a decoder layer is given, per forward: (B, N, hidden); for rankers that compare features."""
+    found: list[Tensor] = []
+
+    def look(_: Any, args: tuple[Any, ...], __: dict[str, Any]) -> None:
+        found.append(args[0].detach())
+
+    hook = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _register(implementation: str) -> str:
@@ -107,7 +142,7 @@ class _CapturingAttention:
         )
         recorder = _RECORDER.get()
         if recorder is not None:
-            recorder.record(module.layer_idx, query, key, attention_mask, scaling)
+            recorder.record(module.layer_idx, query, key, value, attention_mask, scaling)
         return output
 
     def _original(self, module: Any) -> Any:

@@ -9,7 +9,7 @@ from sgl_engine.attention import takes_padding
 from sgl_engine.errors import SGLError
 
 if TYPE_CHECKING:
-    from sgl_engine.generation import Turn
+    from sgl_engine.answer import Turn
     from sgl_engine.vlm import VLM
 
 Result = TypeVar("Result")
@@ -33,11 +33,20 @@ def group_rows(
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         of_kind = groups.setdefault(kinds[row], [[]])
         # Ascending, so this row is the longest.
-        most = min(max_rows, _MAX_MASK_VALUES // lengths[row] ** 2)
-        if of_kind[-1] and len(of_kind[-1]) >= most:
+        if of_kind[-1] and len(of_kind[-1]) >= most_rows(lengths[row], max_rows):
             of_kind.append([])
         of_kind[-1].append(row)
     return [group for of_kind in groups.values() for group in of_kind]
+
+
+def most_rows(longest: int, max_rows: int = MAX_ROWS) -> int:
+    """Rows that may run together, the longest of ``longest`` tokens; at least one."""
+    return max(1, min(max_rows, _MAX_MASK_VALUES // longest**2))
+
+
+def sharing(vlm: VLM, kind: Hashable) -> Hashable | None:
+    """What has to be equal in a group; None where prompts cannot run side by side at all."""
+    return kind if takes_padding(vlm) else None
 
 
 def run_in_groups(
@@ -71,7 +80,7 @@ class Attempts:
     """
 
     def __init__(self) -> None:
-        self.errors: dict[int, SGLError] = {}
+        self.errors: dict[int, Exception] = {}
 
     def each(self, step: Callable[[int], Result], rows: Iterable[int]) -> dict[int, Result]:
         """A step that requests take one by one: number -> its result, by number, of those that succeed."""
@@ -79,25 +88,16 @@ class Attempts:
         for row in rows:
             try:
                 found[row] = step(row)
-            except SGLError as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
                 self.errors[row] = error
         return found
 
-    def together(
-        self, step: Callable[[list[int]], Sequence[Result | SGLError]], rows: Iterable[int]
-    ) -> dict[int, Result]:
-        """A step that they take at once: numbers -> results or errors in the same order."""
-        wanted = list(rows)
-        found = {}
-        for row, result in zip(wanted, step(wanted) if wanted else (), strict=True):
-            if isinstance(result, SGLError):
-                self.errors[row] = result
-            else:
-                found[row] = result
-        return found
+    def outcomes(self, results: Mapping[int, Result]) -> list[Result | Exception]:
+        """Results and errors, in order.
 
-    def outcomes(self, results: Mapping[int, Result]) -> list[Result | SGLError]:
-        """Results and errors, in order; without tracebacks, which would keep a whole batch in memory."""
-        known: dict[int, Result | SGLError] = {**results}
-        known |= {row: error.with_traceback(None) for row, error in self.errors.items()}
+        Errors of ours come without tracebacks, which would keep a whole batch in memory.
+        """
+        known: dict[int, Result | Exception] = {**results}
+        for row, error in self.errors.items():
+            known[row] = error.with_traceback(None) if isinstance(error, SGLError) else error
         return [known[row] for row in sorted(known)]

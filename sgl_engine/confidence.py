@@ -23,9 +23,12 @@ SCORERS: dict[str, Scorer] = {
     "answer_probability": lambda parts: parts["answer_probability"],
     "consistency_geometric_mean": lambda parts: parts["consistency_geometric_mean"],
     "consistency_product": lambda parts: parts["consistency_product"],
+    "min_token_probability": lambda parts: parts["min_token_probability"],
+    "entropy": lambda parts: math.exp(-parts["mean_entropy"]),
 }
 """Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it;
-``answer_probability`` suits short answers, and falls with every token of a long one."""
+``answer_probability`` suits short answers, and falls with every token of a long one. ``entropy`` is 1 where
+every token was certain, and 1 / n where each was a draw among n equal ones."""
 
 DEFAULT_SCORER = "mean_product"
 
@@ -55,12 +58,16 @@ def product(logprobs: Sequence[float]) -> float:
 
 
 def measure_confidence(
-    answer: Sequence[float], consistency: Sequence[float] | None, scorer: str | None = None
+    answer: Sequence[float],
+    entropies: Sequence[float],
+    consistency: Sequence[float] | None,
+    scorer: str | None = None,
 ) -> Confidence:
     """Scores an answer.
 
     Args:
         answer: Natural log-probability of each answer token (T,) as generated, the end-of-sequence one too.
+        entropies: Of the distribution that each was chosen from, in nats (T,).
         consistency: The same tokens' log-probabilities when only the most important visual tokens are seen.
             None when the prompt holds no image: then the score is the confidence, whatever the scorer.
         scorer: Name in ``SCORERS``; None is ``DEFAULT_SCORER``.
@@ -68,10 +75,25 @@ def measure_confidence(
     Raises:
         ConfigError: There is no such scorer.
     """
+    parts = {
+        "confidence": geometric_mean(answer),
+        "answer_probability": product(answer),
+        "min_token_probability": math.exp(min(answer)),
+        "mean_entropy": math.fsum(entropies) / len(entropies),
+    }
+    if consistency is not None:
+        parts["consistency_product"] = product(consistency)
+        parts["consistency_geometric_mean"] = geometric_mean(consistency)
+    return score_parts(parts, scorer)
+
+
+def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+    """The same parts, scored; as ``measure_confidence`` scores them.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
     score = find_scorer(scorer)
-    parts = {"confidence": geometric_mean(answer), "answer_probability": product(answer)}
-    if consistency is None:
+    if "consistency_product" not in parts:
         return Confidence(score=parts["confidence"], parts=parts)
-    parts["consistency_product"] = product(consistency)
-    parts["consistency_geometric_mean"] = geometric_mean(consistency)
     return Confidence(score=score(parts), parts=parts)

@@ -81,11 +81,16 @@ class GenerationConfig(_Config):
         max_new_tokens: Upper limit of answer tokens.
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
+        draft: Whether the large model checks the small answer in the forward that reads the prompt, and
+            writes only what it would not have said itself in the same words. Its answers are the same either
+            way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
+            likely may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    draft: bool = True
 
 
 class UrlPolicy(_Config):
@@ -122,6 +127,64 @@ class LimitsConfig(_Config):
     urls: UrlPolicy = UrlPolicy()
 
 
+class ReuseConfig(_Config):
+    """What of a request each model keeps for the next one about the same pictures.
+
+    It is kept where it is computed (on a GPU, in its memory), in one store per model that all engines
+    on that model share. Answers do not depend on it.
+
+    Attributes:
+        max_bytes: Bytes that a model's store may hold after this engine has put something into it; the least
+            recently used goes first. 0 keeps nothing, and looks nothing up.
+        pixels: Whether scaled and cut pictures are kept (in main memory), so that a known one is not
+            processed again.
+        features: Whether visual features are kept, so that a known picture does not run the vision tower.
+        prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
+            follows is run: all layers of the small model, those before the pruning of the large one.
+        min_prefix_tokens: Shorter beginnings are not worth a forward pass of their own.
+    """
+
+    max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
+    pixels: bool = True
+    features: bool = True
+    prefixes: bool = True
+    min_prefix_tokens: Annotated[int, Field(ge=1)] = 256
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether processed pictures are kept and looked up."""
+        return self.pixels and self.max_bytes > 0
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features are kept and looked up."""
+        return self.features and self.max_bytes > 0
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether beginnings of prompts are kept and looked up."""
+        return self.prefixes and self.max_bytes > 0
+
+
+NO_REUSE = ReuseConfig(max_bytes=0)
+"""Every request is computed from scratch."""
+
+
+class SchedulerConfig(_Config):
+    """How requests share the models. The worker is the pair's; every request brings its own numbers.
+
+    Attributes:
+        max_queue: Requests under way at once, waiting ones included; one more fails with ``OverloadedError``.
+        max_wait_ms: How long a batch waits for the next of the requests that are already on their way to it.
+            A request that is alone never waits.
+        max_batch_size: Prompts that run side by side at most.
+    """
+
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    max_wait_ms: Annotated[float, Field(ge=0.0)] = 5.0
+    max_batch_size: Annotated[int, Field(ge=1)] = 32
+
+
 class EngineConfig(_Config):
     """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8."""
 
@@ -129,6 +192,8 @@ class EngineConfig(_Config):
     exit: ExitConfig = ExitConfig()
     generation: GenerationConfig = GenerationConfig()
     limits: LimitsConfig = LimitsConfig()
+    reuse: ReuseConfig = ReuseConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
 
     @classmethod
     def preset(cls, retention: str) -> EngineConfig:
@@ -141,6 +206,10 @@ class EngineConfig(_Config):
             ConfigError: There is no such preset.
         """
         return cls(pruning=pruning_preset(retention))
+
+    def without_reuse(self) -> EngineConfig:
+        """This configuration for measurements: every request costs what it costs on pictures never seen."""
+        return self.model_copy(update={"reuse": NO_REUSE})
 
     def escalating(self, escalate: Escalate) -> EngineConfig:
         """This configuration with another rule for calling the large model; for ``SGLEngine.with_config``.

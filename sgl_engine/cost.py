@@ -127,21 +127,36 @@ def average_retention(plan: PruningPlan, layers: int) -> float:
     return (first + (layers - first) * kept) / layers
 
 
-def forward_flops(shape: DecoderShape, layer_tokens: Sequence[int], logit_rows: int) -> int:
-    """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits."""
-    layers = sum(shape.layer_flops(layer, n, n * n) for layer, n in enumerate(layer_tokens))
+def forward_flops(
+    shape: DecoderShape,
+    layer_tokens: Sequence[int],
+    logit_rows: int,
+    *,
+    known_tokens: int = 0,
+    known_layers: int = 0,
+) -> int:
+    """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits.
+
+    The first ``known_layers`` layers have keys and values of the first ``known_tokens`` positions already.
+    """
+    run = [n - known_tokens if layer < known_layers else n for layer, n in enumerate(layer_tokens)]
+    layers = sum(
+        shape.layer_flops(layer, rows, rows * n)
+        for layer, (rows, n) in enumerate(zip(run, layer_tokens, strict=True))
+    )
     return layers + logit_rows * shape.logit_flops
 
 
-def decode_flops(shape: DecoderShape, layer_tokens: Sequence[int], output_tokens: int) -> int:
-    """Feeding back all but the last output token, one by one, onto caches of ``layer_tokens`` (L,)."""
-    steps = max(0, output_tokens - 1)
-    keys_beyond_prompt = steps * (steps + 1) // 2
-    layers = sum(
-        shape.layer_flops(layer, steps, steps * n + keys_beyond_prompt)
-        for layer, n in enumerate(layer_tokens)
-    )
-    return layers + steps * shape.logit_flops
+def prefill_flops(
+    shape: DecoderShape,
+    layer_tokens: Sequence[int],
+    plan: PruningPlan | None,
+    known_tokens: int,
+    logit_rows: int = 1,
+) -> int:
+    """A prompt's forward, of which ``known_tokens`` are known to all layers that see the whole prompt."""
+    whole = plan.layer if plan is not None and plan.prunes else shape.layers
+    return forward_flops(shape, layer_tokens, logit_rows, known_tokens=known_tokens, known_layers=whole)
 
 
 def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
@@ -158,8 +173,9 @@ def answer_flops(
     prompt_tokens: int,
     output_tokens: int,
     plan: PruningPlan | None = None,
+    known_tokens: int = 0,
 ) -> int:
-    """A whole answer: vision tower, prefill and decoding.
+    """A whole answer that is written token by token: vision tower, prefill and decoding.
 
     Args:
         shape: The model.
@@ -167,13 +183,50 @@ def answer_flops(
         prompt_tokens: S, before pruning.
         output_tokens: T, the end-of-sequence token included.
         plan: What is pruned; None is nothing.
+        known_tokens: Prompt tokens that the layers which see all of them need not be run on.
     """
-    layer_tokens = tokens_per_layer(prompt_tokens, plan, shape.decoder.layers)
-    return (
-        sum(shape.vision.pass_flops(count) for count in patches)
-        + forward_flops(shape.decoder, layer_tokens, logit_rows=1)
-        + decode_flops(shape.decoder, layer_tokens, output_tokens)
+    fed = ((0, 0), *((before, 1) for before in range(output_tokens - 1)))
+    return pass_flops(
+        shape,
+        patches=patches,
+        prompt_tokens=prompt_tokens,
+        fed=fed,
+        plan=plan,
+        known_tokens=known_tokens,
     )
+
+
+def pass_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    fed: Sequence[tuple[int, int]],
+    plan: PruningPlan | None = None,
+    known_tokens: int = 0,
+) -> int:
+    """``answer_flops`` of a pass as it ran.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt_tokens: S, before pruning.
+        fed: Per forward, answer tokens in the cache before it, and answer tokens fed, with the prompt in the
+            first (``LargePassResult.fed``). Every one of them has logits.
+        plan: What is pruned; None is nothing.
+        known_tokens: As in ``answer_flops``.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(prompt_tokens, plan, decoder.layers)
+    (_, drafted), *steps = fed
+    prefill = prefill_flops(decoder, [n + drafted for n in layer_tokens], plan, known_tokens, 1 + drafted)
+    tokens = sum(count for _, count in steps)
+    keys_beyond_prompt = sum(count * (before + count) for before, count in steps)
+    layers = sum(
+        decoder.layer_flops(layer, tokens, tokens * n + keys_beyond_prompt)
+        for layer, n in enumerate(layer_tokens)
+    )
+    return sum(map(shape.vision.pass_flops, patches)) + prefill + layers + tokens * decoder.logit_flops
 
 
 def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:
@@ -187,7 +240,13 @@ def small_pass_flops(
 ) -> int:
     """A whole small pass: answer, attention capture and consistency pass."""
     output = len(result.generation)
-    answer = answer_flops(shape, patches=patches, prompt_tokens=len(prompt), output_tokens=output)
+    answer = answer_flops(
+        shape,
+        patches=patches,
+        prompt_tokens=len(prompt),
+        output_tokens=output,
+        known_tokens=result.reused.tokens,
+    )
     if result.importance is None or result.consistency_plan is None:
         return answer
     prefill_queries = result.importance.num_queries - (output - 1)
@@ -207,6 +266,7 @@ def scoring_flops(
     answer_tokens: Sequence[int],
     plan: PruningPlan | None = None,
     importance: ImportanceMap | None = None,
+    known_tokens: int = 0,
 ) -> int:
     """One prefill, then several answers that are each fed whole onto its cache.
 
@@ -217,10 +277,12 @@ def scoring_flops(
         answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
         plan: What is pruned; None is nothing.
         importance: The map, where attention was recorded, during the prefill and the last of the answers.
+        known_tokens: As in ``answer_flops``.
     """
     decoder = shape.decoder
     layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
-    prefill = sum(map(shape.vision.pass_flops, patches)) + forward_flops(decoder, layer_tokens, logit_rows=1)
+    prefill = sum(map(shape.vision.pass_flops, patches))
+    prefill += prefill_flops(decoder, layer_tokens, plan, known_tokens)
     answers = sum(
         decoder.layer_flops(layer, rows, rows * (before + rows))
         for rows in answer_tokens

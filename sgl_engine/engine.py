@@ -6,30 +6,39 @@ request -> images -> small pass -> exit? -+-> the small answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sgl_engine.accounting import Asked, Clock, Run, engine_version, make_response
+from sgl_engine.answer import Turn
 from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
-from sgl_engine.batching import MAX_ROWS, Attempts
+from sgl_engine.batching import Attempts, sharing
 from sgl_engine.calibration.exit_rule import exit_rule
-from sgl_engine.confidence import DEFAULT_SCORER, find_scorer
+from sgl_engine.cancellation import check_wanted
+from sgl_engine.confidence import DEFAULT_SCORER, find_scorer, score_parts
 from sgl_engine.config import EngineConfig, ExitConfig
+from sgl_engine.drafting import draft_tokens
 from sgl_engine.early_exit import decide_exit
-from sgl_engine.errors import ConfigError, SGLError
-from sgl_engine.generation import Turn
+from sgl_engine.errors import ConfigError, EngineError, OverloadedError
 from sgl_engine.images import resolve_images
-from sgl_engine.large_pass import run_large_batch, stream_large_pass
+from sgl_engine.job import Steps, Work
+from sgl_engine.large_pass import pruned_from, stream_large_batch
+from sgl_engine.prefixes import worth_opening
 from sgl_engine.proof import prove
 from sgl_engine.pruning import keep_everything, plan_pruning
-from sgl_engine.small_pass import run_small_batch, run_small_pass
+from sgl_engine.reuse_store import StoreInfo
+from sgl_engine.scheduler import Scheduler, Ticket
+from sgl_engine.small_pass import run_small_batch
 from sgl_engine.tool_calls import ParsedAnswer
 from sgl_engine.types import (
-    Decoding,
     EncodedPrompt,
     ImportanceMap,
     PruningPlan,
@@ -42,13 +51,18 @@ from sgl_engine.vlm import VLM
 from sgl_engine.wishes import hold_to_form, permitted, resolve
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
 
 
 class SGLEngine:
-    """Answers requests with a pair of models; may be shared between threads, which take turns at each model.
+    """Answers requests with a pair of models; may be shared between threads.
 
-    Nothing of a request stays in the engine or on the models; a bad request fails alone.
+    However a request comes (``run``, ``stream``, ``run_batch``, ``submit``), one worker runs the models for
+    all of them, side by side where they can (``SchedulerConfig``); it starts with the first request. What is
+    asked is read, and answers are decided on, in the callers' threads. Nothing of a request stays in the
+    engine or on the models; a bad request fails alone.
 
     Args:
         small: Answers first, and guides.
@@ -65,6 +79,7 @@ class SGLEngine:
         self.small = small
         self.large = large
         self.config = config or EngineConfig()
+        self._scheduler = Scheduler()
         find_scorer(self.config.exit.scorer)
         for vlm in (small, large):
             prove(vlm)
@@ -105,8 +120,33 @@ class SGLEngine:
         """An engine on the same models with another configuration; costs nothing.
 
         ``engine.with_config(engine.config.escalating("always")).run(request)`` forces a route for one call.
+        Both share one worker, so that their requests run side by side.
+
+        Raises:
+            ConfigError: The configuration names a scorer that does not exist.
         """
-        return SGLEngine(self.small, self.large, config)
+        find_scorer(config.exit.scorer)
+        engine = copy.copy(self)
+        engine.config = config
+        engine._exit_rule = exit_rule(self.small, self.large, config)  # noqa: SLF001  # of this class
+        return engine
+
+    def close(self, *, wait: bool = True) -> None:
+        """Takes no more requests, here and in engines made by ``with_config``; answers those under way.
+
+        An engine that is not needed any more need not be closed. As a context manager, it is closed at the
+        end. A stream that nobody reads is not waited for, and fails when it is read on.
+
+        Args:
+            wait: Until all is answered. Not from a callback of a future, which would wait for itself.
+        """
+        self._scheduler.close(wait=wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def run(self, request: Request) -> Response:
         """Answers.
@@ -114,6 +154,8 @@ class SGLEngine:
         Raises:
             RequestError: This request is bad; the engine is unharmed.
             IncompatiblePairError: A model does not say which part of the images its tokens show.
+            OverloadedError: Too many requests are under way.
+            EngineClosedError: The engine was closed.
         """
         *_, last = self.stream(request)
         assert isinstance(last, Response)
@@ -123,89 +165,153 @@ class SGLEngine:
         """Answers piece by piece: the ExitDecision, text and tool call deltas, then the Response, last.
 
         The decision comes first, so text of an overruled small answer is never shown. Closing the iterator,
-        or setting the request's ``cancel`` from anywhere, stops generation within one token.
+        or setting the request's ``cancel`` from anywhere, stops generation within one token. The model does
+        not wait for its reader.
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
             IncompatiblePairError: A model does not say which part of the images its tokens show.
+            OverloadedError: Too many requests are under way.
+            EngineClosedError: The engine was closed.
         """
-        asked = self._ask_small(request, Clock())
-        turn = asked.turn
-        small = self._small_pass(asked.request, turn.prompt, turn.max_new_tokens, turn.decoding)
+        [ticket] = self._admit([request])
+        with ticket:
+            for event in self._events(ticket):
+                with ticket.handed_over():
+                    yield event
+
+    def submit(self, request: Request) -> Future[Response]:
+        """Answers in the background.
+
+        For asyncio: ``await asyncio.wrap_future(engine.submit(request))``.
+
+        Returns:
+            A future with the response, or the error that ``run`` would have raised. Cancelling it, at any
+            time, stops generation within one token.
+
+        Raises:
+            OverloadedError: Too many requests are under way.
+            EngineClosedError: The engine was closed.
+        """
+        [ticket] = self._admit([request])
+
+        def answer() -> Response:
+            with ticket:
+                *_, last = self._events(ticket)
+            assert isinstance(last, Response)
+            return last
+
+        return self._scheduler.in_background(ticket, answer)
+
+    def _admit(self, requests: Sequence[Request]) -> list[Ticket]:
+        for vlm in (self.small, self.large):
+            if vlm.is_mine:
+                raise EngineError(
+                    f"This thread holds {vlm.name} exclusively, and so would wait for itself.",
+                    remedy="Ask the engine outside of VLM.exclusive().",
+                )
+        return self._scheduler.admit(requests, self.config.scheduler)
+
+    def _events(self, ticket: Ticket) -> Iterator[StreamEvent]:
+        asked = self._ask_small(ticket.request, Clock())
+        [job] = self._scheduler.put_small([ticket], [self._small_work(asked)])
+        small = job.result()
         run = self._decide(asked, small)
         yield run.decision
         if run.decision.exit:
             yield from asked.reader.push(small.generation.text)
         else:
             asked, plan = self._ask_large(asked, run)
-            turn = asked.turn
-            passing = stream_large_pass(
-                self.large, turn.prompt, plan, max_new_tokens=turn.max_new_tokens, decoding=turn.decoding
-            )
-            large = yield from read_stream(passing, asked.reader)
+            [job] = self._scheduler.put_large([ticket], [self._large_work(asked, plan)])
+            large = yield from read_stream(job.pieces(), asked.reader)
             asked.clock.add("large", large.stage_ms)
-            run = replace(run, large_prompt=turn.prompt, large=large)
+            run = replace(run, large_prompt=asked.turn.prompt, large=large)
         held_back, answer = asked.reader.finish((run.large or small).generation)
         yield from held_back
         yield self._response(run, answer)
 
     def run_batch(
-        self, requests: Sequence[Request], *, max_batch_size: int = MAX_ROWS
-    ) -> list[Response | SGLError]:
+        self, requests: Sequence[Request], *, max_batch_size: int | None = None
+    ) -> list[Response | Exception]:
         """Answers several requests: the small model all of them at once, then the large one what is left.
 
         Answers are those of single runs: the same, but for rounding, where two tokens are equally likely.
         Each request keeps its own limits, deadline, cancellation and form. Models that cannot be given padded
-        prompts (``takes_padding``) answer one after the other.
+        prompts (``takes_padding``) answer one after the other. A list for which there is no room at once is
+        answered in parts.
 
         Times in a report: work that requests share is shared out equally, so that stages add up to what the
-        batch took; "total" is how long the caller waited.
+        batch took; "total" is how long the caller waited, and "queue" what is between.
 
         Args:
             requests: In any mixture.
-            max_batch_size: Prompts that run side by side at most; longer lists run in parts.
+            max_batch_size: Prompts that run side by side at most; None is the configuration's.
 
         Returns:
             In order, a response, or the error that a single run would have raised.
 
         Raises:
-            ConfigError: The large model cannot be pruned as configured, or ``max_batch_size`` is below 1.
+            ConfigError: ``max_batch_size`` is below 1.
+            EngineClosedError: The engine was closed.
         """
+        engine = self if max_batch_size is None else self._with_batch_size(max_batch_size)
+        outcomes: list[Response | Exception] = []
+        while len(outcomes) < len(requests):
+            rest = requests[len(outcomes) :]
+            try:
+                outcomes += engine._run_part(engine._admit(rest))  # noqa: SLF001  # of this class
+            except OverloadedError as error:
+                return [*outcomes, *(error for _ in rest)]
+        return outcomes
+
+    def _with_batch_size(self, max_batch_size: int) -> SGLEngine:
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}.", remedy="Use 1 or more.")
-        clocks, attempts = [Clock() for _ in requests], Attempts()
-        asked = attempts.each(lambda row: self._ask_small(requests[row], clocks[row]), range(len(requests)))
-        small = attempts.together(
-            lambda rows: self._small_batch([asked[row] for row in rows], max_batch_size), asked
-        )
-        runs = attempts.each(lambda row: self._decide(asked[row], small[row]), small)
-        left = [row for row, run in runs.items() if not run.decision.exit]
-        aimed = attempts.each(lambda row: self._ask_large(asked[row], runs[row]), left)
-        large = attempts.together(
-            lambda rows: run_large_batch(
-                self.large,
-                [aimed[row][0].turn for row in rows],
-                [aimed[row][1] for row in rows],
-                max_rows=max_batch_size,
-            ),
-            aimed,
-        )
-        for row, result in large.items():
-            asked[row] = aimed[row][0]
-            clocks[row].add("large", result.stage_ms)
-            runs[row] = replace(runs[row], large_prompt=asked[row].turn.prompt, large=result)
-        answered = [row for row in runs if row not in attempts.errors]
-        return attempts.outcomes(attempts.each(lambda row: self._read(asked[row], runs[row]), answered))
+        scheduler = self.config.scheduler.model_copy(update={"max_batch_size": max_batch_size})
+        return self.with_config(self.config.model_copy(update={"scheduler": scheduler}))
+
+    def _run_part(self, tickets: Sequence[Ticket]) -> list[Response | Exception]:
+        """Answers those who were let in together, step by step."""
+        with ExitStack() as places:
+            clocks = [Clock() for _ in tickets]
+            for ticket in tickets:
+                places.enter_context(ticket)
+            attempts = Attempts()
+            asked = attempts.each(
+                lambda row: self._ask_small(tickets[row].request, clocks[row]), range(len(tickets))
+            )
+            works = [self._small_work(each) for each in asked.values()]
+            jobs = dict(
+                zip(asked, self._scheduler.put_small([tickets[row] for row in asked], works), strict=True)
+            )
+            small = attempts.each(lambda row: jobs[row].result(), jobs)
+            runs = attempts.each(lambda row: self._decide(asked[row], small[row]), small)
+            left = [row for row, run in runs.items() if not run.decision.exit]
+            for row in set(range(len(tickets))).difference(left):
+                tickets[row].done()
+            aimed = attempts.each(lambda row: self._ask_large(asked[row], runs[row]), left)
+            works = [self._large_work(*each) for each in aimed.values()]
+            jobs = dict(
+                zip(aimed, self._scheduler.put_large([tickets[row] for row in aimed], works), strict=True)
+            )
+            large = attempts.each(lambda row: jobs[row].result(), jobs)
+            for row, result in large.items():
+                asked[row] = aimed[row][0]
+                clocks[row].add("large", result.stage_ms)
+                runs[row] = replace(runs[row], large_prompt=asked[row].turn.prompt, large=result)
+            answered = [row for row in runs if row not in attempts.errors]
+            return attempts.outcomes(attempts.each(lambda row: self._read(asked[row], runs[row]), answered))
 
     def _ask_small(self, request: Request, clock: Clock) -> Asked:
         clock.resume()
         max_new_tokens, decoding = resolve(request, self.config.generation)
         decoding = hold_to_form(request, decoding)
         request = resolve_images(request, self.config.limits)
-        prompt = self.small.encode(request, self.config.limits)
+        prompt = self.small.encode(request, self.config.limits, self.config.reuse)
         clock.lap("encode_small")
         reader = AnswerReader(self.small, request, prompt)
-        return Asked(request, clock, decoding, reader, Turn(prompt, max_new_tokens, reader.suited(decoding)))
+        turn = Turn(prompt, max_new_tokens, reader.suited(decoding))
+        return Asked(request, clock, decoding, reader, turn, self.config.exit.scorer)
 
     def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
         asked.clock.add("small", small.stage_ms)
@@ -218,12 +324,17 @@ class SGLEngine:
 
     def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
         asked.clock.resume()
-        prompt = self.large.encode(asked.request, self.config.limits)
+        prompt = self.large.encode(asked.request, self.config.limits, self.config.reuse)
         plan = self.plan(prompt, run.small.importance)
+        draft = self._draft(asked.request, run.small) if self.config.generation.draft else ()
         asked.clock.lap("encode_large")
         reader = AnswerReader(self.large, asked.request, prompt)
-        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding))
+        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding), draft=draft)
         return replace(asked, reader=reader, turn=turn), plan
+
+    def _draft(self, request: Request, small: SmallPassResult) -> tuple[int, ...]:
+        waiting = partial(check_wanted, request, "while the large model was busy")
+        return draft_tokens(self.small, self.large, small.generation, waiting)
 
     def _read(self, asked: Asked, run: Run) -> Response:
         generation = (run.large or run.small).generation
@@ -253,20 +364,25 @@ class SGLEngine:
         exit_config = self._exit_config(model)
         _, decoding = resolve(request, self.config.generation)
         request = resolve_images(request, self.config.limits)
-        small_prompt = self.small.encode(request, self.config.limits)
+        small_prompt = self.small.encode(request, self.config.limits, self.config.reuse)
         clock.lap("encode_small")
         guide = exit_config.escalate != "never"
-        small = run_scoring_pass(self.small, small_prompt, answers, guide=guide, decoding=decoding)
+        reuse = self.config.reuse
+        small = run_scoring_pass(
+            self.small, small_prompt, answers, guide=guide, decoding=decoding, reuse=reuse
+        )
         clock.add("small", small.stage_ms)
         rule = self._exit_rule
         calibrated = None if rule is None else rule.uncovered("given answers are scored")
         decision = permitted(request, decide_exit(decision_confidence(small), exit_config, calibrated))
         run = ScoringRun(tuple(answers), decision, small_prompt, small)
         if not decision.exit:
-            large_prompt = self.large.encode(request, self.config.limits)
+            large_prompt = self.large.encode(request, self.config.limits, self.config.reuse)
             plan = self.plan(large_prompt, small.importance)
             clock.lap("encode_large")
-            large = run_scoring_pass(self.large, large_prompt, answers, plan=plan, decoding=decoding)
+            large = run_scoring_pass(
+                self.large, large_prompt, answers, plan=plan, decoding=decoding, reuse=reuse
+            )
             clock.add("large", large.stage_ms)
             run = replace(run, large_prompt=large_prompt, plan=plan, large=large)
         report = scoring_report(
@@ -282,29 +398,45 @@ class SGLEngine:
             raise ConfigError(f"There is no model {model!r}.", remedy='Use "auto", "small" or "large".')
         return self.config.escalating("never" if model == "small" else "always").exit
 
-    def _small_pass(
-        self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding
-    ) -> SmallPassResult:
-        """The small model's turn; ``request`` is for engines whose small pass is scripted."""
-        del request
-        return run_small_pass(
-            self.small,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            decoding=decoding,
-            scorer=self.config.exit.scorer,
-            consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
-        )
+    def _small_work(self, asked: Asked) -> Work:
+        """The small model's turn; requests that differ in anything but its ``kind`` may share it."""
+        return Work(asked, self._small_steps, self._small_kind(), len(asked.turn.prompt))
 
-    def _small_batch(self, asked: Sequence[Asked], max_rows: int) -> Sequence[SmallPassResult | SGLError]:
-        """The small model's turn for many; scripted engines have another, as for one."""
-        return run_small_batch(
+    def _small_kind(self) -> Hashable | None:
+        return sharing(self.small, (self.config.exit.consistency_keep_ratio, self.config.reuse))
+
+    def _small_steps(self, asked: Sequence[Asked]) -> Steps:
+        yield list(enumerate(self._small_batch(asked)))
+
+    def _small_batch(self, asked: Sequence[Asked]) -> Sequence[SmallPassResult | Exception]:
+        """The small model's turn, for all who share it; scripted engines have another."""
+        results = run_small_batch(
             self.small,
             [each.turn for each in asked],
-            scorer=self.config.exit.scorer,
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
-            max_rows=max_rows,
+            max_rows=len(asked),
+            reuse=self.config.reuse,
         )
+        return [
+            replace(result, confidence=score_parts(result.confidence.parts, each.scorer))
+            if isinstance(result, SmallPassResult)
+            else result
+            for each, result in zip(asked, results, strict=True)
+        ]
+
+    def _large_work(self, asked: Asked, plan: PruningPlan) -> Work:
+        reuse = self.config.reuse
+        known = worth_opening(self.large, [asked.turn.prompt], [plan], reuse)
+        kind = sharing(self.large, ("pruned from", pruned_from(plan), reuse, *known))
+        return Work((asked.turn, plan), self._large_steps, kind, len(asked.turn.prompt))
+
+    def _large_steps(self, aimed: Sequence[tuple[Turn, PruningPlan]]) -> Steps:
+        turns, plans = [turn for turn, _ in aimed], [plan for _, plan in aimed]
+        yield from stream_large_batch(self.large, turns, plans, reuse=self.config.reuse)
+
+    def cache_info(self) -> Mapping[str, StoreInfo]:
+        """What each model's store holds and how often it helped, "small" and "large"; ``ReuseConfig``."""
+        return {"small": self.small.store.info(), "large": self.large.store.info()}
 
     def count_tokens(self, request: Request) -> int:
         """Prompt tokens of a request, visual ones included, as the large model reads it.
@@ -312,7 +444,7 @@ class SGLEngine:
         Raises:
             RequestError: This request is bad.
         """
-        return len(self.large.encode(request, self.config.limits))
+        return len(self.large.encode(request, self.config.limits, self.config.reuse))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """What the large model is made to keep of ``prompt``, at the configured operating point.

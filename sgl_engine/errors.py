@@ -21,6 +21,9 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   ├── UnsupportedModelError     an architecture without a family here
     │   ├── ProcessorError            the model's processor cannot be loaded or used
     │   └── IncompatiblePairError     small and large do not see the same visual grid
+    ├── EngineError                   the engine cannot take or finish a request, whatever is asked
+    │   ├── OverloadedError           too many requests at once
+    │   └── EngineClosedError         it was closed
     ├── BudgetSpentError              the caller's own budget for the large model is spent
     └── ConfigError                   a preset, scorer or option that does not exist
 """
@@ -122,6 +125,18 @@ class ProcessorError(ModelError):
 
 class IncompatiblePairError(ModelError):
     """The small model's importance map does not fit the large model's visual tokens."""
+
+
+class EngineError(SGLError):
+    """The engine cannot take or finish this request; nothing is wrong with what is asked."""
+
+
+class OverloadedError(EngineError):
+    """Too many requests are under way."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed."""
 
 
 class BudgetSpentError(SGLError):

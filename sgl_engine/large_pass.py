@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from sgl_engine.answer import Answer, Turn
 from sgl_engine.batching import MAX_ROWS, run_in_groups
 from sgl_engine.cancellation import check_wanted
+from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
-from sgl_engine.generation import (
-    Answer,
-    NobodyWaitsError,
-    Turn,
-    decode,
-    exclusive_for,
-    finish,
-    stream_tokens,
-)
+from sgl_engine.generation import NobodyWaitsError, decode, exclusive_for, finish, stream_answer
+from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
-from sgl_engine.types import Decoding, EncodedPrompt, LargePassResult, PruningPlan
+from sgl_engine.types import (
+    NOTHING_REUSED,
+    Decoding,
+    EncodedPrompt,
+    LargePassResult,
+    PruningPlan,
+    Reused,
+)
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
@@ -37,8 +38,16 @@ def stream_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    draft: Sequence[int] = (),
+    reuse: ReuseConfig = NO_REUSE,
 ) -> Generator[str, None, LargePassResult]:
     """Answers on the pruned prompt; yields text as it comes, and returns the result.
+
+    A draft is fed in the same forward as the prompt. Its longest beginning that the model would have written
+    itself is taken, and yielded, at once; from there the model goes on, and where its answer comes back to
+    the draft, so does the checking. A draft that is right to its end leaves nothing to do but that one
+    forward. (Recurrent layers cannot take tokens back: a model that has some reads its prompt first, the
+    draft in a second forward, and does not come back to it.)
 
     The model is patched only while it computes, never while the stream waits for its consumer.
 
@@ -49,6 +58,9 @@ def stream_large_pass(
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
+        draft: Tokens that the answer is expected to begin with, in this model's vocabulary and without an
+            end; they change what the answer costs, not what it is (``sgl_engine.answer``).
+        reuse: What may be kept for, or known from, another request.
 
     Raises:
         DeadlineError: The deadline passed.
@@ -58,25 +70,22 @@ def stream_large_pass(
     decoding = decoding or Decoding()
     started = time.perf_counter()
     with vlm.exclusive(partial(check_wanted, decoding, "before the large model began")):
-        embeddings = vlm.embed(prompt)
-    seen = time.perf_counter()
-    cache = vlm.new_cache()
-    generation = yield from stream_tokens(
+        embedded = embed_pictures(vlm, prompt, reuse)
+        seen = time.perf_counter()
+        opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
+    answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos, tuple(draft)))
+    yield from stream_answer(
         vlm,
         prompt,
-        embeddings,
-        cache=cache,
-        max_new_tokens=max_new_tokens,
-        stop_at_eos=stop_at_eos,
-        decoding=decoding,
-        patch=lambda: prune_visual_tokens(vlm, plan),
+        embedded.embeddings[:, opening.tokens :],
+        answer,
+        cache=opening.cache,
+        cached_tokens=opening.tokens,
+        patch=lambda: prune_visual_tokens(vlm, plan, opening.lower),
     )
-    return LargePassResult(
-        generation=generation,
-        plan=plan,
-        cache_tokens=vlm.cache_tokens(cache),
-        stage_ms={"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)},
-    )
+    stage_ms = {"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)}
+    cache_tokens = vlm.cache_tokens(opening.cache)
+    return _result(answer, plan, cache_tokens, stage_ms, embedded.reused(opening.known[0]))
 
 
 def run_large_pass(
@@ -87,17 +96,31 @@ def run_large_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
+    draft: Sequence[int] = (),
+    reuse: ReuseConfig = NO_REUSE,
 ) -> LargePassResult:
     """``stream_large_pass`` to its end."""
     return finish(
         stream_large_pass(
-            vlm, prompt, plan, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos, decoding=decoding
+            vlm,
+            prompt,
+            plan,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            decoding=decoding,
+            draft=draft,
+            reuse=reuse,
         )
     )
 
 
 def run_large_batch(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, max_rows: int = MAX_ROWS
+    vlm: VLM,
+    turns: Sequence[Turn],
+    plans: Sequence[PruningPlan],
+    *,
+    max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> list[LargePassResult | RequestError]:
     """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
 
@@ -105,60 +128,155 @@ def run_large_batch(
 
     Args:
         vlm: The large model.
-        turns: The prompts, and what their answers are to be like.
+        turns: The prompts, what their answers are to be like, and their drafts.
         plans: One for each of them.
         max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
 
     Returns:
-        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
-        of those of its group.
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal shares
+        of the steps in which it took part.
 
     Raises:
         ConfigError: The model cannot be pruned at a plan's layer.
     """
 
     def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], [plans[row] for row in rows])
+        found: dict[int, LargePassResult | RequestError] = {}
+        chosen = [turns[row] for row in rows], [plans[row] for row in rows]
+        for pieces in stream_large_batch(vlm, *chosen, reuse=reuse):
+            found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
+        return [found[row] for row in range(len(rows))]
 
-    kinds = [plan.layer if plan.prunes else None for plan in plans]
+    opened = worth_opening(vlm, [turn.prompt for turn in turns], plans, reuse)
+    kinds = [(pruned_from(plan), known) for plan, known in zip(plans, opened, strict=True)]
     return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
 
 
-def _run_group(
-    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]
-) -> list[LargePassResult | RequestError]:
-    answers = [Answer(vlm, turn) for turn in turns]
-    embedded: list[Tensor | None] = [None] * len(turns)
-    started = time.perf_counter()
-    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the large model began"):
-        embedded = [
-            answer.attempt(partial(vlm.embed, turn.prompt))
-            for answer, turn in zip(answers, turns, strict=True)
+def pruned_from(plan: PruningPlan) -> int | None:
+    """What has to be equal in plans that run side by side: the first pruned layer; None prunes nothing."""
+    return plan.layer if plan.prunes else None
+
+
+def stream_large_batch(
+    vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan], *, reuse: ReuseConfig = NO_REUSE
+) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
+    """``run_large_batch``, step by step: all prompts side by side, so of one kind (``pruned_from``).
+
+    The model is held only while it computes, never while the caller does something else.
+
+    Args:
+        vlm: The large model.
+        turns: The prompts, what their answers are to be like, and their drafts.
+        plans: One for each of them.
+        reuse: What may be kept for, or known from, another request.
+
+    Yields:
+        After every step, what is new: number of the turn, and newly final text or, last and once, its result
+        or what is wrong with it. An answer that has ended is not kept back for the others. The milliseconds
+        of a result are its equal shares of the steps in which it took part.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+    group = _Group(vlm, turns, plans)
+    rows: list[int] = []
+    with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
+        group.embedded = [
+            answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse))
+            for answer, turn in zip(group.answers, turns, strict=True)
         ]
-    seen = time.perf_counter()
-    rows = [row for row, embeddings in enumerate(embedded) if embeddings is not None]
+        group.spend("vision")
+        rows = [row for row, embedded in enumerate(group.embedded) if embedded is not None]
+        parts = [embedded.embeddings for embedded in group.embedded if embedded is not None]
+        if rows:
+            batch = vlm.batch([turns[row].prompt for row in rows])
+            opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
     if rows:
-        batch = vlm.batch([turns[row].prompt for row in rows])
-        embeddings = batch.join([each for each in embedded if each is not None])
+        for row, tokens in zip(rows, opening.known, strict=True):
+            group.known[row] = tokens
         kept = KeptColumns.of([plans[row] for row in rows])
         steps = decode(
             vlm,
             batch,
-            embeddings,
-            [answers[row] for row in rows],
-            cache=vlm.new_cache(),
-            patch=lambda running: prune_visual_tokens(vlm, kept.select(running)),
+            batch.join(parts)[:, opening.tokens :],
+            [group.answers[row] for row in rows],
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=lambda running: prune_visual_tokens(
+                vlm, kept.select(running), None if opening.lower is None else opening.lower.select(running)
+            ),
         )
-        for _ in steps:
-            pass
-    stage_ms = {
-        "vision": 1e3 * (seen - started) / len(turns),
-        "generate": 1e3 * (time.perf_counter() - seen) / len(turns),
-    }
-    return [
-        answer.error or LargePassResult(answer.generation(), plan, _cache_tokens(vlm, plan, answer), stage_ms)
-        for answer, plan in zip(answers, plans, strict=True)
-    ]
+        for texts in steps:
+            group.spend("generate")
+            said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+            yield [*said, *group.end(only_over=True)]
+            group.resume()
+    yield group.end()
+
+
+class _Group:
+    """Answers that are generated side by side, and what each has cost so far.
+
+    Attributes:
+        answers: One per turn.
+        embedded: Their prompts, as the decoder takes them.
+        known: Prompt tokens of each that need not be computed.
+    """
+
+    def __init__(self, vlm: VLM, turns: Sequence[Turn], plans: Sequence[PruningPlan]) -> None:
+        self.answers = [Answer(vlm, turn) for turn in turns]
+        self.embedded: list[Embedded | None] = [None] * len(turns)
+        self.known = [0] * len(turns)
+        self._vlm = vlm
+        self._plans = plans
+        self._left = list(range(len(turns)))
+        self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in turns]
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Counts from here on."""
+        self._since = time.perf_counter()
+
+    def spend(self, stage: str) -> None:
+        """Shares out what has passed among the answers that are left."""
+        passed_ms = 1e3 * (time.perf_counter() - self._since)
+        for row in self._left:
+            self._stage_ms[row][stage] += passed_ms / len(self._left)
+        self.resume()
+
+    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
+        """Number and outcome of the answers that are left; or of those that are over."""
+        ended = [row for row in self._left if self.answers[row].over or not only_over]
+        self._left = [row for row in self._left if row not in ended]
+        return [(row, self._outcome(row)) for row in ended]
+
+    def _outcome(self, row: int) -> LargePassResult | RequestError:
+        answer, plan, embedded = self.answers[row], self._plans[row], self.embedded[row]
+        if answer.error is not None:
+            return answer.error
+        reused = NOTHING_REUSED if embedded is None else embedded.reused(self.known[row])
+        tokens = _cache_tokens(self._vlm, plan, answer)
+        return _result(answer, plan, tokens, self._stage_ms[row], reused)
+
+
+def _result(
+    answer: Answer,
+    plan: PruningPlan,
+    cache_tokens: tuple[int, ...],
+    stage_ms: Mapping[str, float],
+    reused: Reused,
+) -> LargePassResult:
+    return LargePassResult(
+        generation=answer.generation(),
+        plan=plan,
+        cache_tokens=cache_tokens,
+        stage_ms=stage_ms,
+        fed=tuple(answer.fed),
+        drafted_tokens=len(answer.draft.tokens),
+        accepted_tokens=answer.draft.accepted,
+        reused=reused,
+    )
 
 
 def _cache_tokens(vlm: VLM, plan: PruningPlan, answer: Answer) -> tuple[int, ...]:

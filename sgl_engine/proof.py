@@ -1,13 +1,13 @@
 """Is a model without a family of its own captured and pruned exactly? Shown on the loaded model, before use.
 
-On a small picture, the model's own forward over whole sequences, with attention that hides positions from the
-layers that are to be pruned, is held against what the engine does: embedding, decoding on a ragged cache in
-steps of one token and of several, pruning at three depths, and the attention sums.
+On a small picture, the model's own forward over whole sequences, with attention that hides positions from
+the layers that are to be pruned, is held against what the engine does: embedding, reading an answer with the
+prompt, as a draft is, and going back behind it, decoding on a ragged cache in steps of one token and of
+several, pruning at three depths, and the attention sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from sgl_engine.attention import capture_attention, reference_attention
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.pruning import plan_pruning, prune_visual_tokens
+from sgl_engine.rewinding import Rewinding
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, Request
 
 if TYPE_CHECKING:
@@ -96,18 +97,20 @@ def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
 
 
 def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: PruningPlan | None) -> Tensor:
-    """The same, from a prefill and steps of several sizes on the cache."""
-    cache = vlm.new_cache()
-    pieces: Sequence[Tensor] = answer.split(list(_STEPS))
-    first, found = 0, []
-    for embeddings in (vlm.embed(prompt), *map(vlm.embed_tokens, pieces)):
-        rows = embeddings.shape[1] if first else 1
-        with prune_visual_tokens(vlm, _half(prompt, 0, keep_ratio=1.0) if plan is None else plan):
-            found.append(
-                vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=rows)
-            )
-        first += embeddings.shape[1]
-    return torch.cat(found)
+    """The same twice: read at once with the prompt, and in steps of several sizes after going back."""
+    plan, cache = plan or _half(prompt, 0, keep_ratio=1.0), vlm.new_cache()
+    rewinding = Rewinding(cache, enabled=True)
+
+    def forward(embeddings: Tensor, first: int, rows: int) -> Tensor:
+        with prune_visual_tokens(vlm, plan):
+            return vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=rows)
+
+    at_once = forward(vlm.append_tokens(vlm.embed(prompt), answer), 0, len(answer) + 1)
+    first, stepwise = rewinding.back_to(len(prompt), len(prompt) + len(answer)), [at_once[:1]]
+    for piece in answer.split(list(_STEPS)):
+        stepwise.append(forward(vlm.embed_tokens(piece), first, len(piece)))
+        first += len(piece)
+    return torch.stack((at_once, torch.cat(stepwise)))
 
 
 def _sums_agree(vlm: VLM, prompt: EncodedPrompt) -> bool:

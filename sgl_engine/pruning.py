@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sgl_engine.errors import ConfigError
+from sgl_engine.lower_rows import LowerRows
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
     from sgl_engine.vlm import VLM
 
 
@@ -125,7 +129,7 @@ class KeptColumns:
         chosen = torch.tensor(rows)
         return replace(self, columns=self.columns[chosen], fillers=self.fillers[chosen])
 
-    @property
+    @cached_property  # asked in every layer of every step
     def is_even(self) -> bool:
         """Whether no row has fillers."""
         return not bool(self.fillers.any())
@@ -135,13 +139,55 @@ class KeptColumns:
         return (torch.arange(count) >= self.fillers).to(device)
 
 
+class _LayerReachedError(Exception):
+    """Ends a forward pass; what comes after it is not needed."""
+
+
+def run_lower_layers(
+    vlm: VLM,
+    embeddings: Tensor,
+    *,
+    prompt: EncodedPrompt,
+    first_position: int,
+    cache: DynamicCache,
+    layer: int,
+) -> LowerRows:
+    """A forward pass that ends before ``layer``; arguments as of ``VLM.forward``.
+
+    Returns:
+        What would have entered that layer.
+    """
+    reached: list[LowerRows] = []
+
+    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(LowerRows.entering(args[0], kwargs))
+        raise _LayerReachedError
+
+    handle = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with suppress(_LayerReachedError):
+            vlm.forward(embeddings, prompt=prompt, first_position=first_position, cache=cache)
+    finally:
+        handle.remove()
+    [rows] = reached
+    return rows
+
+
 @contextmanager
-def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[None]:
+def prune_visual_tokens(
+    vlm: VLM, plan: PruningPlan | KeptColumns, lower: LowerRows | None = None
+) -> Iterator[None]:
     """Within the context, ``vlm`` runs as ``plan`` says; on leaving, also by an exception, no hook remains.
 
     What is pruned follows from each layer's cache, not from state of the context: it may be entered anew for
     every step of one generation. Positions are the caller's: decoding goes on at S, the unpruned length.
     A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
+
+    Args:
+        vlm: The model.
+        plan: What is kept.
+        lower: Where the first forward begins after the prompts' first columns: what enters layer K of these.
+            The cache then holds their keys and values for the layers below K.
 
     Raises:
         ConfigError: The plan's layer does not exist, or this model cannot be pruned there.
@@ -157,7 +203,7 @@ def prune_visual_tokens(vlm: VLM, plan: PruningPlan | KeptColumns) -> Iterator[N
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
         for index in range(kept.layer, len(layers)):
-            hook = _layer_hook(kept, index, implementation)
+            hook = _layer_hook(kept, index, implementation, lower)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
@@ -188,14 +234,22 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str
+    kept: KeptColumns, index: int, implementation: str, lower: LowerRows | None
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
         if cache is None or not _has_seen(cache, index):
+            if lower is not None:
+                args, kwargs = lower.complete(args, kwargs, with_hidden=index == kept.layer)
+            columns = kwargs["position_embeddings"][0].shape[-2]
             args, kwargs = _prune_first_forward(kept, index, args, kwargs)
+            if lower is not None and cache is not None and not flash and not cache.is_linear[index]:
+                mask, layer = kwargs["attention_mask"], cache.layers[index]
+                if additive or layer.is_sliding or mask is not None:  # else None, which means causal
+                    mask = _completed_mask(kept, columns, mask, layer)
+                kwargs["attention_mask"] = _as_mask(mask, args[0], additive=additive)
             # Flash attention takes gaps between positions for several packed prompts; rotation is done
             # already.
             return args, {**kwargs, "position_ids": None} if flash else kwargs
@@ -204,6 +258,7 @@ def _layer_hook(
         if flash:  # causal from the last key backwards, whatever the cache's length
             return args, {**kwargs, "attention_mask": None}
         visible = _visible(kept, cache.layers[index], args[0].shape[1])
+        visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
     return hook
@@ -244,6 +299,25 @@ def _prune_first_forward(
     if index == kept.layer:
         hidden = hidden.take_along_dim(rows.to(hidden.device)[..., None], dim=1)
     return (hidden, *rest), pruned
+
+
+def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer: Any) -> Tensor:
+    """Which of the kept of the first ``columns`` each of them sees, bool (B or 1, 1, M, M).
+
+    Args:
+        kept: What is kept.
+        columns: How many there were.
+        mask: The same without a sliding window, where there are fillers; None without them.
+        layer: The layer's cache.
+    """
+    seen = _seen(kept, columns, torch.device("cpu") if mask is None else mask.device)
+    if mask is None:
+        mask = torch.ones(seen.shape[1], seen.shape[1], dtype=torch.bool, device=seen.device).tril()[
+            None, None
+        ]
+    if layer.is_sliding:
+        mask = mask & (seen[:, None, None] > seen[:, None, :, None] - layer.sliding_window)
+    return mask
 
 
 def _without_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
@@ -287,7 +361,7 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
     """As attention takes it, (B, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
     if visible is None:
         return None
-    visible = visible.to(hidden.device)[:, None]
+    visible = visible.to(hidden.device)
     if not additive:
         return visible
     nothing = torch.zeros((), dtype=hidden.dtype, device=hidden.device)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_engine.attention_rows import RowKeeper
 from sgl_engine.importance import AttentionSums
 from sgl_engine.prompt_batch import PromptBatch
 
@@ -22,12 +24,19 @@ class AttentionRecorder:
         batch: Where the visual tokens are, in B prompts.
         first_rows: Of each prompt, the first position whose row counts.
         cached_tokens: Columns that were run before the recording began.
+        keeper: Keeps the rows apart as well, of one prompt; None where only their sums are wanted.
     """
 
     def __init__(
-        self, layers: int, batch: PromptBatch, first_rows: Sequence[int], cached_tokens: int = 0
+        self,
+        layers: int,
+        batch: PromptBatch,
+        first_rows: Sequence[int],
+        cached_tokens: int = 0,
+        keeper: RowKeeper | None = None,
     ) -> None:
         self._batch = batch
+        self._keeper = keeper
         self._first_rows = tuple(first_rows)
         self._visual_tokens = [prompt.num_visual_tokens for prompt in batch.prompts]
         self._decode_rows = [[0] * layers for _ in batch.prompts]
@@ -53,13 +62,16 @@ class AttentionRecorder:
             decode_queries=max(self._decode_rows[row]),
         )
 
-    def record(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def record(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
         """Adds one call of one layer.
 
         Args:
             layer: Decoder layer.
             query: (B, H, Q, D), after rotation.
             key: (B, H_kv, N, D), after rotation, what the cache holds included.
+            value: (B, H_kv, N, D); looked at only where rows are kept apart.
             mask: Boolean (True = visible) or additive, (1 or B, 1, Q, N); None is causal.
             scaling: Factor on the products.
         """
@@ -70,36 +82,51 @@ class AttentionRecorder:
         before = max(self._seen[layer], keys - rows)
         self._seen[layer] = before + rows
         prefill = before < self._batch.tokens
-        self._targets = targets = self._targets.to(query.device)
+        targets = self._targets
         start = max(0, targets.first_row - before) if prefill else 0
-        columns = targets.columns - (before + rows - keys)
-        received = torch.zeros(columns.shape, device=query.device)
+        if self._keeper is not None:
+            self._keeper.see_keys(layer, key, self._batch.tokens)
+        received: Tensor | float = 0.0
         at_once = max(1, _ROWS_AT_ONCE // len(query))
         for first in range(start, rows, at_once):
             last = min(first + at_once, rows)
-            probabilities = _attention_rows(query, key, mask, scaling, first, last)
-            paid = probabilities.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
+            paid = _attention_rows(query, key, mask, scaling, first, last)
             if prefill and targets.is_uneven:
                 paid = targets.counted(paid, before + first, before + last)
-            received += paid.sum(dim=1)
-        # What the window has left behind, and what a row has fewer of than others, receives nothing.
-        received = received.masked_fill((columns < 0) | ~targets.exist, 0.0)
-        self._add(self._prefill if prefill else self._decode, layer, received)
+            received = received + paid.sum(dim=1)
+            if self._keeper is not None:
+                columns = torch.tensor([self._batch.prompts[0].visual_positions], device=paid.device)
+                columns -= before + rows - keys
+                picked = paid.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
+                self._keeper.add(layer, picked, last - first, value, columns, is_prompt=prefill)
+        if isinstance(received, Tensor):
+            totals = self._prefill if prefill else self._decode
+            totals[layer] = totals[layer] + self._placed(received, before + rows - keys)
         if not prefill:
             for row in self._running:
                 self._decode_rows[row][layer] += rows
 
-    def _add(self, totals: list[Tensor | float], layer: int, received: Tensor) -> None:
+    def _placed(self, received: Tensor, first: int) -> Tensor:
+        """What keys from column ``first`` on received in prompts that run, as (B, S): of all prompts."""
+        tokens = self._batch.tokens
+        if first or received.shape[1] < tokens:  # what a window has left behind, and what is to come: nothing
+            received = F.pad(
+                received[:, : tokens - first], (first, max(0, tokens - first - received.shape[1]))
+            )
+        received = received[:, :tokens]
         if len(received) < len(self._batch):
-            everyone = received.new_zeros(len(self._batch), received.shape[1])
+            everyone = received.new_zeros(len(self._batch), tokens)
             received = everyone.index_copy(0, torch.tensor(self._running, device=received.device), received)
-        totals[layer] = totals[layer] + received
+        return received
 
     def _stack(self, per_layer: list[Tensor | float], row: int) -> Tensor:
-        nothing = torch.zeros(self._visual_tokens[row])
+        """Of one prompt's visual tokens, (L, V), on the CPU."""
+        prompt, padding = self._batch.prompts[row], self._batch.padding[row]
+        columns = torch.tensor(prompt.visual_positions, dtype=torch.int64) + padding
+        nothing = torch.zeros(len(columns))
         return torch.stack(
             [
-                nothing + (total[row, : len(nothing)].cpu() if isinstance(total, Tensor) else total)
+                nothing + (total[row].cpu()[columns] if isinstance(total, Tensor) else total)
                 for total in per_layer
             ]
         )
@@ -107,49 +134,30 @@ class AttentionRecorder:
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """What is read of prompts that run: columns of visual tokens, rows from which on they are counted.
+    """From which rows on prompts that run are counted.
 
     Attributes:
-        columns: int64 (B, V), V that of the prompt with most; what the others lack is any column.
-        exist: bool (B, V), False for what they lack.
         first_rows: int64 (B,), columns.
         first_row: The first of them.
         is_uneven: Whether they differ.
     """
 
-    columns: Tensor
-    exist: Tensor
     first_rows: Tensor
     first_row: int
     is_uneven: bool
 
     @classmethod
     def of(cls, batch: PromptBatch, first_rows: Sequence[int], rows: Sequence[int]) -> _Targets:
-        device = batch.prompts[0].input_ids.device
-        widest = max(prompt.num_visual_tokens for prompt in batch.prompts)
-        columns = torch.zeros(len(rows), widest, dtype=torch.int64, device=device)
-        exist = torch.zeros(len(rows), widest, dtype=torch.bool, device=device)
-        first = []
-        for at, row in enumerate(rows):
-            visual, padding = batch.prompts[row].visual_positions, batch.padding[row]
-            columns[at, : len(visual)] = torch.tensor(visual, dtype=torch.int64, device=device) + padding
-            exist[at, : len(visual)] = True
-            first.append(first_rows[row] + padding if visual else batch.tokens)
-        return cls(
-            columns, exist, torch.tensor(first, device=device), min(first, default=0), len(set(first)) > 1
-        )
-
-    def to(self, device: torch.device) -> _Targets:
-        """On the device of a layer."""
-        if self.columns.device == device:
-            return self
-        moved = {name: getattr(self, name).to(device) for name in ("columns", "exist", "first_rows")}
-        return replace(self, **moved)
+        first = [
+            first_rows[row] + batch.padding[row] if batch.prompts[row].num_visual_tokens else batch.tokens
+            for row in rows
+        ]
+        return cls(torch.tensor(first), min(first, default=0), len(set(first)) > 1)
 
     def counted(self, paid: Tensor, first: int, last: int) -> Tensor:
-        """Of probabilities (B, H * rows, V), heads outermost, those of rows that count; 0 elsewhere."""
-        counts = torch.arange(first, last, device=paid.device) >= self.first_rows[:, None]
-        counts = counts.repeat(1, paid.shape[1] // (last - first))
+        """Of probabilities (B, H * rows, N), heads outermost, those of rows that count; 0 elsewhere."""
+        counts = torch.arange(first, last) >= self.first_rows[:, None]
+        counts = counts.repeat(1, paid.shape[1] // (last - first)).to(paid.device)
         return paid.masked_fill(~counts[:, :, None], 0.0)
 
 
@@ -161,12 +169,13 @@ def _attention_rows(
     groups = heads // key.shape[1]
     # Query heads of one group share a key head, so the keys need not be repeated.
     rows = query[:, :, first:last].float().reshape(batch, key.shape[1], groups * (last - first), -1)
-    scores = (rows @ key.float().transpose(2, 3) * scaling).reshape(batch, heads, last - first, keys)
-    if mask is None:
-        offset = keys - query.shape[2]
-        position = torch.arange(first, last, device=query.device)[:, None] + offset
-        visible = torch.arange(keys, device=query.device)[None] <= position
-        scores = scores.masked_fill(~visible, float("-inf"))
+    scores = (rows * scaling @ key.float().transpose(2, 3)).reshape(batch, heads, last - first, keys)
+    if mask is None and last - first == 1 and first + 1 == query.shape[2]:
+        pass  # the last row sees everything
+    elif mask is None:
+        seen = keys - query.shape[2] + first + 1  # by every one of the rows
+        late = torch.ones(last - first, keys - seen, dtype=torch.bool, device=query.device).triu()
+        scores[..., seen:].masked_fill_(late, float("-inf"))
     elif mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask[:, :, first:last], float("-inf"))
     else:

@@ -56,15 +56,26 @@ class RunReport(BaseModel):
         prune_layer: First pruned decoder layer of the large model.
         keep_ratio: Fraction that was asked to be kept.
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
-        small_tflops: Small model, consistency pass included; 1e12 floating-point operations.
-        large_tflops: Large model, as it ran; 0 when it was not called.
-        large_alone_tflops: The alternative: the large model alone, unpruned, for an answer of this length.
+        small_tflops: Small model, consistency pass included; 1e12 floating-point operations. What was known
+            from another request was not computed, and is not counted.
+        large_tflops: Large model, as it ran; 0 when it was not called. Counted likewise.
+        large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
+            answer of this length.
         saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
-        stage_ms: Milliseconds per stage; "total" covers the whole run.
+        stage_ms: Milliseconds per stage; "queue" is waiting, "total" covers the whole run. Work that requests
+            share is shared out equally; while others' shares are worked on, a request waits.
         small_input_tokens: Prompt tokens of the small model.
         small_output_tokens: Tokens that it generated.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
+        drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
+            as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
+            off; None where given answers were scored, too.
+        accepted_tokens: Of these, how many it would have written itself, and so took over.
+        small_known_tokens: Of its prompt tokens, those whose keys and values were known from another request.
+        small_known_pictures: Pictures that its vision tower did not have to run on, as they were known.
+        large_known_tokens: The same of the large model; below ``prune_layer``, where it was pruned.
+        large_known_pictures: The same of the large model.
         small_answer: The small model's answer, when the large model was called.
         large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.
         small_model: Which small model ran.
@@ -101,6 +112,12 @@ class RunReport(BaseModel):
     small_output_tokens: int
     large_input_tokens: int | None
     large_output_tokens: int | None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    small_known_tokens: int = 0
+    small_known_pictures: int = 0
+    large_known_tokens: int | None = None
+    large_known_pictures: int | None = None
     small_answer: str | None
     large_agreed: bool | None
     small_model: ModelInfo

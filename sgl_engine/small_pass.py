@@ -13,15 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_engine.answer import Answer, Turn
 from sgl_engine.attention import capture_attention
 from sgl_engine.batching import MAX_ROWS, group_rows, run_in_groups
 from sgl_engine.confidence import find_scorer, measure_confidence
+from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
-from sgl_engine.generation import Answer, NobodyWaitsError, Turn, decode, exclusive_for
+from sgl_engine.generation import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.importance import importance_map
+from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import KeptColumns, plan_pruning, prune_visual_tokens
 from sgl_engine.types import (
+    NOTHING_REUSED,
     Decoding,
     EncodedPrompt,
     Generation,
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
 CONSISTENCY_KEEP_RATIO = 0.05
-_MAX_LOGIT_ROWS = 512  # answer tokens whose logits are held at once
 
 
 def run_small_pass(
@@ -46,10 +50,12 @@ def run_small_pass(
     decoding: Decoding | None = None,
     scorer: str | None = None,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> SmallPassResult:
     """Answers, recording attention, then asks how likely the answer is when little of the image is seen.
 
-    The vision tower runs once. Without visual tokens nothing is recorded, and the confidence is the score.
+    The vision tower runs once, or not at all where the pictures are known. Without visual tokens nothing is
+    recorded, and the confidence is the score.
 
     Args:
         vlm: The small model.
@@ -59,6 +65,7 @@ def run_small_pass(
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
         scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        reuse: What may be kept for, or known from, another request.
 
     Raises:
         DeadlineError: The deadline passed.
@@ -66,7 +73,9 @@ def run_small_pass(
         ConfigError: There is no such scorer.
     """
     turn = Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos)
-    [result] = run_small_batch(vlm, [turn], scorer=scorer, consistency_keep_ratio=consistency_keep_ratio)
+    [result] = run_small_batch(
+        vlm, [turn], scorer=scorer, consistency_keep_ratio=consistency_keep_ratio, reuse=reuse
+    )
     if isinstance(result, RequestError):
         raise result
     return result
@@ -79,6 +88,7 @@ def run_small_batch(
     scorer: str | None = None,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
 ) -> list[SmallPassResult | RequestError]:
     """``run_small_pass`` for several prompts side by side.
 
@@ -88,6 +98,7 @@ def run_small_batch(
         scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
         max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
 
     Returns:
         In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
@@ -99,9 +110,10 @@ def run_small_batch(
     find_scorer(scorer)  # before the work, not after it
 
     def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], scorer, consistency_keep_ratio)
+        return _run_group(vlm, [turns[row] for row in rows], scorer, consistency_keep_ratio, reuse)
 
-    return run_in_groups(vlm, turns, [None] * len(turns), run, max_rows=max_rows)
+    kinds = worth_opening(vlm, [turn.prompt for turn in turns], None, reuse)
+    return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
 
 
 @dataclass(eq=False)
@@ -110,7 +122,8 @@ class _Row:
 
     turn: Turn
     answer: Answer
-    embeddings: Tensor | None = None
+    embedded: Embedded | None = None
+    known_tokens: int = 0
     importance: ImportanceMap | None = None
     plan: PruningPlan | None = None
     consistency: list[float] | None = None
@@ -121,24 +134,24 @@ class _Row:
 
 
 def _run_group(
-    vlm: VLM, turns: Sequence[Turn], scorer: str | None, keep_ratio: float
+    vlm: VLM, turns: Sequence[Turn], scorer: str | None, keep_ratio: float, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
     rows = [_Row(turn, Answer(vlm, turn)) for turn in turns]
     stage_ms: dict[str, float] = {}
     answers = [row.answer for row in rows]
     # Held from the first layer to the last token: what is recorded must be these prompts' attention.
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
-        stage_ms = _run_stages(vlm, rows, keep_ratio)
+        stage_ms = _run_stages(vlm, rows, keep_ratio, reuse)
     return [row.answer.error or _result(row, scorer, stage_ms) for row in rows]
 
 
-def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
+def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseConfig) -> dict[str, float]:
     """Fills the rows; returns each one's share of the milliseconds."""
     started = time.perf_counter()
     for row in rows:
-        row.embeddings = row.answer.attempt(partial(vlm.embed, row.prompt))
+        row.embedded = row.answer.attempt(partial(embed_pictures, vlm, row.prompt, reuse))
     seen = time.perf_counter()
-    _answer(vlm, rows)
+    _answer(vlm, rows, reuse)
     answered = time.perf_counter()
     _check_consistency(vlm, rows, keep_ratio)
     return {
@@ -148,22 +161,34 @@ def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> dict[str, 
     }
 
 
-def _answer(vlm: VLM, rows: Sequence[_Row]) -> None:
+def _answer(vlm: VLM, rows: Sequence[_Row], reuse: ReuseConfig) -> None:
     """Generates the answers, and records where the model looks."""
     rows = [row for row in rows if row.answer.error is None]
     if not rows:
         return
     batch, embeddings = _together(vlm, rows)
-    with capture_attention(vlm, batch) as recorder:
+    parts = [row.embedded.embeddings for row in rows if row.embedded is not None]
+    opening = open_prompts(vlm, batch, parts, None, reuse)
+    with capture_attention(vlm, batch, cached_tokens=opening.tokens) as recorder:
 
         def only(running: Sequence[int]) -> AbstractContextManager[None]:
             recorder.select(running)
             return nullcontext()
 
         answers = [row.answer for row in rows]
-        for _ in decode(vlm, batch, embeddings, answers, cache=vlm.new_cache(), patch=only):
+        steps = decode(
+            vlm,
+            batch,
+            embeddings[:, opening.tokens :],
+            answers,
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=only,
+        )
+        for _ in steps:
             pass
     for number, row in enumerate(rows):
+        row.known_tokens = opening.known[number]
         if row.prompt.spans and row.answer.error is None:
             row.importance = importance_map(recorder.sums(number), row.prompt.spans)
 
@@ -183,7 +208,7 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
     groups = group_rows(
         [len(row.prompt) + len(row.answer.ids) for row in rows],
         [row.plan is not None and row.plan.prunes for row in rows],
-        max_rows=max(1, _MAX_LOGIT_ROWS // longest),
+        max_rows=max(1, MAX_LOGIT_ROWS // longest),
     )
     for group in groups:
         together = [rows[number] for number in group]
@@ -201,17 +226,20 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
 
 def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
     batch = vlm.batch([row.prompt for row in rows])
-    return batch, batch.join([row.embeddings for row in rows if row.embeddings is not None])
+    return batch, batch.join([row.embedded.embeddings for row in rows if row.embedded is not None])
 
 
 def _result(row: _Row, scorer: str | None, stage_ms: Mapping[str, float]) -> SmallPassResult:
     generation = row.answer.generation()
     return SmallPassResult(
         generation=generation,
-        confidence=measure_confidence(generation.logprobs.tolist(), row.consistency, scorer),
+        confidence=measure_confidence(
+            generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency, scorer
+        ),
         importance=row.importance,
         consistency_plan=row.plan,
         stage_ms=stage_ms,
+        reused=NOTHING_REUSED if row.embedded is None else row.embedded.reused(row.known_tokens),
     )
 
 

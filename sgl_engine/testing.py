@@ -12,7 +12,7 @@ Tiny models are real architectures with random weights; nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from sgl_engine.accounting import Asked
 from sgl_engine.batching import Attempts
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine
-from sgl_engine.errors import ConfigError, SGLError
+from sgl_engine.errors import ConfigError
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
     DEFAULT_FAMILY,
@@ -33,8 +33,6 @@ from sgl_engine.families.tiny import (
 from sgl_engine.families.tiny.sizes import TinyOptions
 from sgl_engine.types import (
     Confidence,
-    Decoding,
-    EncodedPrompt,
     Generation,
     ImportanceMap,
     Request,
@@ -88,7 +86,8 @@ class FakeEngine(SGLEngine):
 
     Args:
         answer: What the small model says to a request, tool calls in its own format included
-            (``sgl_engine.tool_calls.render_call``). Called from whatever thread runs the request.
+            (``sgl_engine.tool_calls.render_call``). Called from the thread that runs the models, one request
+            after the other.
         score: The small model's score in [0, 1]; a function may look at the request.
         small: Whose tokenizer and processor are used; None is a tiny model.
         large: Answers when it is called; None is a tiny model, and its answers are gibberish.
@@ -108,24 +107,15 @@ class FakeEngine(SGLEngine):
         self._answer = answer
         self._score = score
 
-    def with_config(self, config: EngineConfig) -> FakeEngine:
-        """The same script with another configuration."""
-        return FakeEngine(self._answer, score=self._score, small=self.small, large=self.large, config=config)
+    def _small_kind(self) -> Hashable | None:
+        return "scripted", id(self._answer), id(self._score)
 
-    def _small_batch(self, asked: Sequence[Asked], max_rows: int) -> Sequence[SmallPassResult | SGLError]:
-        del max_rows
+    def _small_batch(self, asked: Sequence[Asked]) -> Sequence[SmallPassResult | Exception]:
         attempts = Attempts()
+        return attempts.outcomes(attempts.each(lambda row: self._say(asked[row]), range(len(asked))))
 
-        def answer(row: int) -> SmallPassResult:
-            turn = asked[row].turn
-            return self._small_pass(asked[row].request, turn.prompt, turn.max_new_tokens, turn.decoding)
-
-        return attempts.outcomes(attempts.each(answer, range(len(asked))))
-
-    def _small_pass(
-        self, request: Request, prompt: EncodedPrompt, max_new_tokens: int, decoding: Decoding
-    ) -> SmallPassResult:
-        del decoding
+    def _say(self, asked: Asked) -> SmallPassResult:
+        request, prompt, max_new_tokens = asked.request, asked.turn.prompt, asked.turn.max_new_tokens
         text = self._answer(request)
         ids = self.small.processor.tokenizer.encode(text, add_special_tokens=False)
         ids = [*ids, *sorted(self.small.eos_token_ids)[:1]]
@@ -144,10 +134,17 @@ class FakeEngine(SGLEngine):
                 text=text,
                 token_ids=torch.tensor(ids, dtype=torch.int64),
                 logprobs=torch.full((len(ids),), even),
+                entropies=torch.zeros(len(ids)),
                 finish_reason="stop",
             ),
             confidence=Confidence(
-                score=score, parts={"confidence": math.exp(even), "answer_probability": score}
+                score=score,
+                parts={
+                    "confidence": math.exp(even),
+                    "answer_probability": score,
+                    "min_token_probability": math.exp(even),
+                    "mean_entropy": 0.0,
+                },
             ),
             importance=importance,
             consistency_plan=None,

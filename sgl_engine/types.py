@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sgl_engine.digests import PictureAxes, picture_digests
 from sgl_engine.resampling import resample
 
 if TYPE_CHECKING:
@@ -224,12 +226,15 @@ class EncodedPrompt:
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
         positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
             None where tokens are simply numbered.
+        picture_axes: Where each picture lies in the inputs (``sgl_engine.digests``); None where pictures
+            cannot be told apart there.
     """
 
     inputs: Mapping[str, Tensor]
     input_ids: Tensor
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
+    picture_axes: PictureAxes | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -244,6 +249,11 @@ class EncodedPrompt:
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
         return tuple(position for span in self.spans for position in span.positions)
+
+    @cached_property
+    def picture_digests(self) -> tuple[bytes, ...]:
+        """Of each picture as the model is given it, or of all together; computed when first asked for."""
+        return picture_digests(self.inputs, self.picture_axes)
 
 
 @dataclass(frozen=True)
@@ -279,12 +289,14 @@ class Generation:
         token_ids: int64 (T,), the end-of-sequence token included where it was generated.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
             temperature 1, nothing masked, whatever the sampling did.
+        entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
     """
 
     text: str
     token_ids: Tensor
     logprobs: Tensor
+    entropies: Tensor
     finish_reason: FinishReason
 
     def __len__(self) -> int:
@@ -335,8 +347,9 @@ class Confidence:
 
     Attributes:
         score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
-        parts: "confidence" and "answer_probability"; where the prompt holds images also
-            "consistency_product" and "consistency_geometric_mean"; each in [0, 1].
+        parts: "confidence", "answer_probability" and "min_token_probability", in [0, 1], and "mean_entropy",
+            in nats; where the prompt holds images also "consistency_product" and
+            "consistency_geometric_mean", in [0, 1].
     """
 
     score: float
@@ -402,6 +415,26 @@ class PruningPlan:
         return prompt_tokens - (self.visual_tokens - self.kept_visual_tokens)
 
 
+@dataclass(frozen=True)
+class Reused:
+    """What a pass did not have to compute, because it was known (``sgl_engine.config.ReuseConfig``).
+
+    Attributes:
+        pictures: Pictures that did not go through the vision tower.
+        tokens: Prompt tokens whose keys and values were known: in all layers, or in a pruned large model in
+            those below K.
+        tower_patches: Patches in each pass of the vision tower that was made; None where nothing was looked
+            up, so that each of the prompt's was.
+    """
+
+    pictures: int = 0
+    tokens: int = 0
+    tower_patches: tuple[int, ...] | None = None
+
+
+NOTHING_REUSED = Reused()
+
+
 @dataclass(frozen=True, eq=False)
 class SmallPassResult:
     """What the small model said, how sure it is, and where it looked.
@@ -412,6 +445,7 @@ class SmallPassResult:
         importance: None when the prompt holds no image.
         consistency_plan: What the consistency pass saw of the prompt; None when there was none.
         stage_ms: Milliseconds: "vision", "generate", "consistency".
+        reused: What was known before.
     """
 
     generation: Generation
@@ -419,6 +453,7 @@ class SmallPassResult:
     importance: ImportanceMap | None
     consistency_plan: PruningPlan | None
     stage_ms: Mapping[str, float]
+    reused: Reused = NOTHING_REUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,12 +465,23 @@ class LargePassResult:
         plan: What was pruned.
         cache_tokens: Cached positions per decoder layer (L,) after the last step; shorter from plan.layer on.
         stage_ms: Milliseconds: "vision", "generate".
+        fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
+            of a draft that turned out wrong included; the first took the prompt too. What a batch adds,
+            padding and waiting for others, is not in it.
+        drafted_tokens: Of the draft, as many as the answer may have.
+        accepted_tokens: Of these, how many the answer took over, in order: up to the first that differs, and
+            where it came back to the draft after that.
+        reused: What was known before.
     """
 
     generation: Generation
     plan: PruningPlan
     cache_tokens: tuple[int, ...]
     stage_ms: Mapping[str, float]
+    fed: tuple[tuple[int, int], ...]
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    reused: Reused = NOTHING_REUSED
 
 
 @dataclass(frozen=True)

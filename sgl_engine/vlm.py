@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sgl_engine.cancellation import check_wanted
-from sgl_engine.config import LimitsConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
 from sgl_engine.cost import ModelShape
 from sgl_engine.errors import (
     ConfigError,
@@ -28,8 +28,10 @@ from sgl_engine.errors import (
 from sgl_engine.families import Family, find_family
 from sgl_engine.images import resolve_images
 from sgl_engine.loading import check_folder, load_config, load_model, move
+from sgl_engine.pixels import known_pixels
 from sgl_engine.processing import load_processor, loaded_sizes, process
 from sgl_engine.prompt_batch import PromptBatch
+from sgl_engine.reuse_store import ReuseStore
 from sgl_engine.types import EncodedPrompt, Request
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class VLM:
     Attributes:
         proven: False for an architecture without a family of its own, until ``sgl_engine.proof`` has seen
             this model captured and pruned exactly; an engine sees to that.
+        store: What it has computed of pictures, for requests that may reuse it (``ReuseConfig``). To be
+            cleared by whoever changes the weights or the processor.
 
     Raises:
         UnsupportedModelError: No family knows the architecture.
@@ -65,7 +69,9 @@ class VLM:
         self.name = name
         self.revision = revision
         self.proven = not self.family.needs_proof
-        self._lock = threading.RLock()
+        self.store = ReuseStore()
+        self._lock, self._processor_lock = threading.RLock(), threading.RLock()
+        self._holder: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -123,19 +129,34 @@ class VLM:
 
     @contextmanager
     def exclusive(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Within the context, no other thread runs this model, its processor or its patches.
+        """Within the context, no other thread runs this model or its patches.
 
         Whoever patches the model holds it from before the patch until after it. Re-entrant.
 
         Args:
             still_wanted: Called now and then while waiting; what it raises ends the wait.
         """
-        while not self._lock.acquire(timeout=_LOOK_UP_S):
-            still_wanted()
+        _acquire(self._lock, still_wanted)
+        before, self._holder = self._holder, threading.get_ident()
         try:
             yield
         finally:
+            self._holder = before
             self._lock.release()
+
+    @contextmanager
+    def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
+        _acquire(self._processor_lock, still_wanted)
+        try:
+            yield
+        finally:
+            self._processor_lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread holds the model (``exclusive``)."""
+        return self._holder == threading.get_ident()
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -188,12 +209,15 @@ class VLM:
             return frozenset()
         return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
 
-    def encode(self, request: Request, limits: LimitsConfig | None = None) -> EncodedPrompt:
+    def encode(
+        self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
+    ) -> EncodedPrompt:
         """Loads the request's images and turns messages into tokens and pixels.
 
         Args:
             request: What is asked.
             limits: What it may bring; None is ``LimitsConfig()``.
+            reuse: What may be kept for, or known from, another request.
 
         Raises:
             RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
@@ -202,8 +226,9 @@ class VLM:
         """
         loaded = resolve_images(request, limits or LimitsConfig())
         image_token = self.family.image_text(self.processor, self.config)
-        waiting = partial(check_wanted, request, "while the model read another request")
-        with self.exclusive(waiting):  # tokenizers keep padding and truncation as state
+        waiting = partial(check_wanted, request, "while the processor read another request")
+        # Tokenizers keep padding and truncation as state.
+        with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
             inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
 
@@ -242,6 +267,7 @@ class VLM:
             input_ids=moved["input_ids"],
             spans=spans,
             positions=self.family.positions(self.model, moved),
+            picture_axes=self.family.picture_axes(inputs, spans),
         )
 
     def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
@@ -263,14 +289,28 @@ class VLM:
         """
         with self.exclusive():
             features = self.family.image_features(self.model, prompt.inputs)
+        return self.merge(prompt, features)
+
+    @torch.inference_mode()
+    def merge(self, prompt: EncodedPrompt, features: Tensor | None) -> Tensor:
+        """``embed`` without the vision tower: with features (V, width) that are known.
+
+        Raises:
+            InvalidRequestError: They are not one for each image token.
+        """
+        self.check_features(
+            features, int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
+        )
+        return self.family.embed(self.model, prompt.input_ids, features)
+
+    def check_features(self, features: Tensor | None, image_tokens: int) -> None:
+        """Raises InvalidRequestError where pictures do not give one feature for each image token."""
         given = 0 if features is None else len(features)
-        wanted = int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
-        if given != wanted:
+        if given != image_tokens:
             raise InvalidRequestError(
-                f"The prompt has {wanted} image tokens, but its images give {given}.",
+                f"The prompt has {image_tokens} image tokens, but its images give {given}.",
                 remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
             )
-        return self.family.embed(self.model, prompt.input_ids, features)
 
     @torch.inference_mode()
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
@@ -307,7 +347,8 @@ class VLM:
         """One pass of the decoder.
 
         Args:
-            embeddings: (1, N, width): the whole prompt and perhaps tokens after it, or tokens after it.
+            embeddings: (1, N, width): the prompt from some position on and perhaps tokens after it, or tokens
+                after it.
             prompt: The prompt that they belong to.
             first_position: Index of the first of them in prompt and answer. Given explicitly, because the
                 length of a pruned cache is not the position.
@@ -338,7 +379,8 @@ class VLM:
         """One pass of the decoder over several prompts; ``forward`` is that of a batch of one.
 
         Args:
-            embeddings: (B, N, width): the padded prompts and perhaps tokens after them, or tokens after them.
+            embeddings: (B, N, width): the padded prompts from some column on and perhaps tokens after them,
+                or tokens after them.
             batch: The prompts that they belong to.
             first_position: Index of the first column.
             cache: Extended in place; None for a pass on its own.
@@ -349,7 +391,7 @@ class VLM:
         """
         positions = batch.positions(first_position, embeddings.shape[1])
         given = self.family.decoder_inputs(
-            self.model, embeddings, batch.inputs, positions, cache, prefill=first_position == 0
+            self.model, embeddings, batch.inputs, positions, cache, first=first_position
         )
         if batch.is_padded:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
@@ -365,3 +407,8 @@ class VLM:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _acquire(lock: threading.RLock, still_wanted: Callable[[], None]) -> None:
+    while not lock.acquire(timeout=_LOOK_UP_S):
+        still_wanted()

@@ -25,7 +25,7 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
             that contradict each other.
     """
     check_tools(request)
-    values = defaults.model_dump()
+    values = defaults.model_dump(exclude={"draft"})  # what that changes is no wish of a request's
     values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
     try:
         wanted = GenerationConfig(**values)

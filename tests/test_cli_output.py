@@ -48,6 +48,10 @@ def test_the_report_of_an_escalation(make_report: MakeReport) -> None:
     assert lines["visual tokens"] == "28 of 144 kept from layer 2 on, 36% on average"
     assert lines["cost"] == "2.5 TFLOP, 25% more than the large model alone (2 TFLOP)"
     assert lines["tokens"] == "small 160 in, 3 out; large 160 in, 4 out"
+    drafted = make_report(**ESCALATED, drafted_tokens=5, accepted_tokens=3)
+    assert dict(output.rows(drafted))["tokens"] == (
+        "small 160 in, 3 out; large 160 in, 4 out, 3 of 5 drafted ones accepted"
+    )
 
 
 def test_the_report_of_a_forced_route_says_so(make_report: MakeReport) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from benchmarks.heldout import auroc, by_kind, percent
+from benchmarks.heldout import by_kind, percent
 from sgl_engine.demo import WEIGHTS
+from sgl_engine.evaluation.intervals import auroc
 from training.curves import load
 
 HEAD = """# The bundled pair

@@ -71,11 +71,12 @@ class Collector:
             ) from error
 
     def _asking(self) -> SGLEngine:
-        """Both models answer every question, and no other calibration is in the way."""
+        """Both models answer every question, nothing is known before, no other calibration is in the way."""
         exit_config = self.engine.config.exit.model_copy(
             update={"escalate": "always", "calibration": None, "risk": None}
         )
-        return self.engine.with_config(self.engine.config.model_copy(update={"exit": exit_config}))
+        config = self.engine.config.model_copy(update={"exit": exit_config})
+        return self.engine.with_config(config.without_reuse())
 
     def header(self) -> RecordsHeader:
         """What the records are tied to."""

@@ -1,4 +1,4 @@
-"""``sgl``: ask a picture, see what the answer cost, and where the models looked.
+"""``sgl``: ask a picture, see what the answer cost and where the models looked, and whether it pays.
 
 Exit codes: 0 done; 1 the engine failed; 2 wrong usage or bad input (a picture, a model, a setting); 3 a
 calibration does not hold on new data; 130 interrupted. Bad input is one line on stderr that says what to do,
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import __version__
-from sgl_engine.cli import ask, calibrate, explain
+from sgl_engine.cli import ask, bench, calibrate, explain
 from sgl_engine.errors import ConfigError, ModelError, RequestError
 
 OK: Final = 0
@@ -22,7 +22,7 @@ ENGINE_FAILED: Final = 1
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = {"ask": ask, "calibrate": calibrate, "explain": explain}
+_COMMANDS: Final = {"ask": ask, "explain": explain, "bench": bench, "calibrate": calibrate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        if examples := getattr(command, "EXAMPLES", None):
+            subparser.epilog = examples
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_arguments(subparser)
     return parser
 

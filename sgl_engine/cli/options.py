@@ -39,7 +39,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """Which models, and where they run."""
+    """Which models, where, and in which type."""
     models = parser.add_argument_group("models (default: the pair that comes with the package)")
     models.add_argument(
         "--small", metavar="MODEL", help="folder or hub id of the small model; goes with --large"
@@ -79,7 +79,7 @@ def _add_leaving(parser: argparse.ArgumentParser) -> None:
     by.add_argument(
         "--threshold",
         metavar="S",
-        type=_fraction,
+        type=fraction,
         default=ExitConfig().threshold,
         help="at this score or above, in [0, 1] (default: %(default)s)",
     )
@@ -198,7 +198,8 @@ def count(value: str) -> int:
     return int(value)
 
 
-def _fraction(value: str) -> float:
+def fraction(value: str) -> float:
+    """A number from 0 to 1, for argparse."""
     try:
         number = float(value)
     except ValueError:
@@ -209,7 +210,7 @@ def _fraction(value: str) -> float:
 
 
 def _positive_fraction(value: str) -> float:
-    number = _fraction(value)
+    number = fraction(value)
     if number == 0.0:
         raise argparse.ArgumentTypeError("0 would keep nothing; give a number above 0, up to 1")
     return number

@@ -62,6 +62,8 @@ def rows(report: RunReport) -> list[tuple[str, str]]:
     tokens = f"small {report.small_input_tokens} in, {report.small_output_tokens} out"
     if report.large_input_tokens is not None:
         tokens += f"; large {report.large_input_tokens} in, {report.large_output_tokens} out"
+    if report.drafted_tokens:
+        tokens += f", {report.accepted_tokens} of {report.drafted_tokens} drafted ones accepted"
     return [*lines, ("tokens", tokens), ("models", f"{report.small_model.name}, {report.large_model.name}")]
 
 

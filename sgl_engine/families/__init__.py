@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.cost import ModelShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.types import VisualSpan
@@ -29,12 +30,15 @@ class Family(Protocol):
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
         needs_proof: Whether ``sgl_engine.proof`` must have seen the loaded model work.
+        looks_back_only: Whether no prompt token sees a later one, so that what layers compute of a
+            prompt's beginning is the same whatever follows.
     """
 
     name: str
     first_prunable_layer: int
     plane_adder: str | None
     needs_proof: bool
+    looks_back_only: bool
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """The decoder, without vision tower and LM head."""
@@ -70,6 +74,12 @@ class Family(Protocol):
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Rotary positions of the prompt, int64 (axes, B, S); None where tokens are simply numbered."""
 
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """Where each picture of a prompt lies in what the vision side is given (``sgl_engine.digests``).
+
+        None where pictures cannot be told apart, or where a picture's features depend on the others.
+        """
+
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """One row per image token, from tower and projector: (N, width); None when there is no image.
 
@@ -88,7 +98,7 @@ class Family(Protocol):
         positions: Tensor,
         cache: Cache | None,
         *,
-        prefill: bool,
+        first: int,
     ) -> dict[str, Any]:
         """What the decoder takes, besides positions and cache.
 
@@ -98,8 +108,11 @@ class Family(Protocol):
             inputs: The prompt's.
             positions: int64 (B, N), or (axes, B, N) where ``positions`` gives several axes.
             cache: The keys and values so far.
-            prefill: Whether the embeddings begin with the whole prompt.
+            first: Column at which the embeddings begin.
         """
+
+    def first_plain_layer(self, config: PreTrainedConfig) -> int:
+        """The first decoder layer from which on no visual features are added to hidden states any more."""
 
     def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Patches in each pass of the vision tower, one pass per image or tile; for counting operations."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import DecoderShape, ModelShape, VisionShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
 from sgl_engine.types import Box, VisualSpan
 
@@ -44,6 +46,7 @@ class BaseFamily:
     separators_are_image_tokens = False
     plane_adder: str | None = None
     needs_proof = False
+    looks_back_only = True
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """``model.model.language_model``."""
@@ -104,6 +107,10 @@ class BaseFamily:
         del model, inputs
         return None
 
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """One entry of ``pixel_values`` per tile, tile after tile."""
+        return axes_of_tiles(inputs, spans, ("pixel_values",), axis=0)
+
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """As the model's own forward computes them, one row per image token."""
         if inputs.get("pixel_values") is None:
@@ -137,11 +144,16 @@ class BaseFamily:
         positions: Tensor,
         cache: Cache | None,
         *,
-        prefill: bool,
+        first: int,
     ) -> dict[str, Any]:
         """Only the embeddings; the decoder makes its own causal masks."""
-        del model, inputs, positions, cache, prefill
+        del model, inputs, positions, cache, first
         return {"inputs_embeds": embeddings}
+
+    def first_plain_layer(self, config: PreTrainedConfig) -> int:
+        """0: they are in the embeddings."""
+        del config
+        return 0
 
     def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """One pass per picture in ``pixel_values`` (..., channels, height, width), in square patches."""
@@ -225,6 +237,25 @@ def _from(positions: Sequence[int], first: int) -> Iterator[int]:
     from bisect import bisect_left
 
     yield from positions[bisect_left(positions, first) :]
+
+
+def axes_of_tiles(
+    inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan], names: Sequence[str], *, axis: int
+) -> PictureAxes | None:
+    """Each picture has as many entries as tiles; None where the inputs hold another number of them."""
+    counts = list(Counter(span.image for span in spans).values())
+    given = [name for name in names if name in inputs]
+    if not given or any(inputs[name].shape[axis] != sum(counts) for name in given):
+        return None
+    return dict.fromkeys(given, (axis, counts))
+
+
+def axes_of_pictures(inputs: Mapping[str, Tensor], names: Sequence[str]) -> PictureAxes | None:
+    """Each picture has one entry; None where the inputs disagree on how many there are."""
+    counts = {len(inputs[name]) for name in names if name in inputs}
+    if len(counts) != 1:
+        return None
+    return {name: (0, [1] * len(inputs[name])) for name in names if name in inputs}
 
 
 def runs(input_ids: Tensor, token: int) -> list[int]:

@@ -23,6 +23,7 @@ class Gemma3(BaseFamily):
     """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
 
     name = "gemma3"
+    looks_back_only = False
 
     def image_text(self, processor: Any, config: PreTrainedConfig) -> str:
         """The begin-of-image token, which the processor turns into a whole image."""
@@ -51,12 +52,12 @@ class Gemma3(BaseFamily):
         positions: Tensor,
         cache: Cache | None,
         *,
-        prefill: bool,
+        first: int,
     ) -> dict[str, Any]:
         """Masks in which an image sees all of itself; afterwards the decoder's own causal ones do."""
         import torch
 
-        if not prefill:
+        if first:
             return {"inputs_embeds": embeddings}
         is_image = (inputs["input_ids"] == self.image_token_id(model.config)).long()
         following = (0, embeddings.shape[1] - is_image.shape[1])  # tokens after the prompt are text, and seen

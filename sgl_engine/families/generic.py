@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.families.base import BaseFamily, Tile, runs
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +69,11 @@ class Generic(BaseFamily):
         stretches = runs(inputs["input_ids"][0], self.image_token_id(config))
         tiles = [Tile((1, length), None) for length in stretches]
         return [tiles] if sizes is not None and len(sizes) == 1 else [[tile] for tile in tiles]
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """Unknown."""
+        del inputs, spans
+        return None
 
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """From whatever the model's own method names and the processor returned."""

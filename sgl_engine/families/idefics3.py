@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, side
+from sgl_engine.digests import PictureAxes
+from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_tiles, side
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,10 @@ class Idefics3(BaseFamily):
             else:  # the whole image ends it
                 images.append([])
         return [[*_parts(image, edge), Tile((edge, edge), WHOLE)] for image in images[:-1]]
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """Tile after tile, in the one row of a batch."""
+        return axes_of_tiles(inputs, spans, ("pixel_values", "pixel_attention_mask"), axis=1)
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tiles, and which of their pixels are padding."""

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, side
+from sgl_engine.digests import PictureAxes
+from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_pictures, side
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.mistral3 import Mistral3
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +40,11 @@ class Llava(BaseFamily):
             [Tile((patches, patches), _box(processor.image_processor, width, height))]
             for width, height in sizes
         ]
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """One entry each."""
+        del spans
+        return axes_of_pictures(inputs, ("pixel_values", "image_sizes"))
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pixels, and in a Pixtral tower the sizes of what is an image in them."""

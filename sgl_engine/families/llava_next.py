@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, side
 from sgl_engine.families.llava import clip_shape
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +72,11 @@ class LlavaNext(BaseFamily):
             cols -= (cols - int(round(width * (rows / height), 7))) // 2 * 2
         return rows, cols
 
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """One entry each, with room for the tiles of the largest."""
+        del spans
+        return axes_of_pictures(inputs, ("pixel_values", "image_sizes"))
+
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tiles, and the sizes of the images that they were cut from."""
         return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
@@ -112,6 +119,10 @@ class LlavaOneVision(LlavaNext):
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * cols / (most * patches**2))
         return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """None where it counts how many there are: a picture looks different in company."""
+        return None if "batch_num_images" in inputs else super().picture_axes(inputs, spans)
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Also how many images there are."""

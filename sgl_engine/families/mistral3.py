@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, side
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +41,11 @@ class Mistral3(BaseFamily):
         step = side(config.vision_config.patch_size) * _merge(config)
         grids = [(height // step, width // step) for height, width in inputs["image_sizes"].tolist()]
         return [[Tile(grid, row_gap=1)] for grid in grids]
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """One entry each, padded to the largest of them."""
+        del spans
+        return axes_of_pictures(inputs, ("pixel_values", "image_sizes"))
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pixels, padded to one size, and the sizes of what is an image in them."""

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.cost import VisionShape
+from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.types import VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +58,15 @@ class Qwen2VL(BaseFamily):
             attention_mask=inputs.get("attention_mask"),
         )[0]
         return found
+
+    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
+        """As many patches as the picture's grid has; one grid each."""
+        if "image_grid_thw" not in inputs:
+            return None
+        patches = inputs["image_grid_thw"].prod(dim=-1).tolist()
+        if len(spans) != len(patches):
+            return None
+        return {"pixel_values": (0, patches), "image_grid_thw": (0, [1] * len(patches))}
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Patches, and the grids that they form."""

@@ -54,23 +54,28 @@ class Qwen3VL(Qwen2VL):
         positions: Tensor,
         cache: Cache | None,
         *,
-        prefill: bool,
+        first: int,
     ) -> dict[str, Any]:
         """Takes the planes apart again."""
         import torch
 
         del positions, cache
         hidden = self.text_model(model).config.hidden_size
-        if not prefill or embeddings.shape[-1] == hidden:
-            return {"inputs_embeds": embeddings[..., :hidden]}
-        first, *planes = embeddings.split(hidden, dim=-1)
-        is_image = inputs["input_ids"] == self.image_token_id(model.config)
+        if embeddings.shape[-1] == hidden:
+            return {"inputs_embeds": embeddings}
+        tokens, *planes = embeddings.split(hidden, dim=-1)
+        last = first + embeddings.shape[1]
+        is_image = inputs["input_ids"][:, first:last] == self.image_token_id(model.config)
         is_image = torch.nn.functional.pad(is_image, (0, embeddings.shape[1] - is_image.shape[1]))
         return {
-            "inputs_embeds": first,
+            "inputs_embeds": tokens,
             "visual_pos_masks": is_image,
             "deepstack_visual_embeds": [plane[is_image] for plane in planes],
         }
+
+    def first_plain_layer(self, config: PreTrainedConfig) -> int:
+        """The layer after the last one that a plane is added behind."""
+        return len(config.vision_config.deepstack_visual_indexes)
 
     def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
         """One merger per plane."""

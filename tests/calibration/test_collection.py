@@ -45,7 +45,7 @@ def collect(engine: SGLEngine, data: Path, records: Path, **settings: Any) -> li
 def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     first, second, third = collect(engine, data, records)
-    always = engine.with_config(engine.config.escalating("always"))
+    always = engine.with_config(engine.config.escalating("always").without_reuse())
     response = always.run(Request.ask("what is it?", tmp_path / "page.png"))
     report = response.report
     assert isinstance(first, Record)

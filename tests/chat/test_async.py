@@ -52,8 +52,14 @@ def outcome(message: BaseMessage) -> tuple[Any, ...]:
     return message.content, report["score"], report["route"], report["kept_visual_tokens"]
 
 
+def close_to(single: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What runs side by side, and so how numbers are rounded, depends on who else asks."""
+    content, score, *rest = single
+    return content, pytest.approx(score, rel=1e-3), *rest
+
+
 async def test_thirty_two_tasks_get_the_answers_of_single_calls(chat: ChatSGL) -> None:
-    alone = [outcome(chat.invoke(ask(index))) for index in range(32)]
+    alone = [close_to(outcome(chat.invoke(ask(index)))) for index in range(32)]
     together = await asyncio.gather(*(chat.ainvoke(ask(index)) for index in range(32)))
     assert [outcome(message) for message in together] == alone
     assert len({content for content, *_ in alone}) > 16
@@ -66,7 +72,7 @@ async def test_thirty_two_tasks_get_the_answers_of_single_calls(chat: ChatSGL) -
 
 
 def test_thirty_two_threads_get_the_answers_of_single_calls(chat: ChatSGL) -> None:
-    alone = [outcome(chat.invoke(ask(index))) for index in range(32)]
+    alone = [close_to(outcome(chat.invoke(ask(index)))) for index in range(32)]
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(chat.invoke, [ask(index) for index in range(32)]))
     assert [outcome(message) for message in together] == alone
@@ -189,7 +195,10 @@ def test_leaving_a_synchronous_stream_stops_generation(chat: ChatSGL) -> None:
     left = len(times)
     chunks.close()  # type: ignore[attr-defined]
     time.sleep(0.2)
-    assert len(times) == left < 400
+    # The model does not wait for its reader, so it may be ahead by what was computed until it was closed.
+    stopped = len(times)
+    time.sleep(0.2)
+    assert left <= len(times) == stopped < 400
     assert outcome(chat.invoke(ask(3)))
 
 

@@ -111,7 +111,11 @@ async def test_every_way_to_call_gives_the_same_answer_and_report(
     assert len(answers) == 11
     for answer in answers:
         assert answer.text == expected.text
-        assert report(answer) == report(expected)
+        # Two of them ran side by side, which rounds otherwise.
+        assert report(answer) == {
+            name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            for name, value in report(expected).items()
+        }
         assert isinstance(answer, AIMessage)
         assert answer.usage_metadata == expected.usage_metadata
 

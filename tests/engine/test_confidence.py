@@ -12,9 +12,12 @@ PROBABILITIES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20)
 
 @given(answer=PROBABILITIES, consistency=PROBABILITIES)
 def test_parts_equal_products_of_probabilities(answer: list[float], consistency: list[float]) -> None:
-    got = measure_confidence([math.log(p) for p in answer], [math.log(p) for p in consistency])
+    nats = [-p * math.log(p) for p in answer]
+    got = measure_confidence([math.log(p) for p in answer], nats, [math.log(p) for p in consistency])
     assert got.parts["confidence"] == pytest.approx(math.prod(answer) ** (1 / len(answer)))
     assert got.parts["answer_probability"] == pytest.approx(math.prod(answer))
+    assert got.parts["min_token_probability"] == pytest.approx(min(answer))
+    assert got.parts["mean_entropy"] == pytest.approx(sum(nats) / len(nats))
     assert got.parts["consistency_product"] == pytest.approx(math.prod(consistency))
     mean = math.prod(consistency) ** (1 / len(consistency))
     assert got.parts["consistency_geometric_mean"] == pytest.approx(mean)
@@ -22,7 +25,7 @@ def test_parts_equal_products_of_probabilities(answer: list[float], consistency:
 
 
 def test_long_answers_do_not_underflow() -> None:
-    got = measure_confidence([math.log(0.3)] * 500, [math.log(0.3)] * 500)
+    got = measure_confidence([math.log(0.3)] * 500, [1.0] * 500, [math.log(0.3)] * 500)
     assert got.parts["confidence"] == pytest.approx(0.3)
     assert got.parts["consistency_geometric_mean"] == pytest.approx(0.3)
     assert got.parts["consistency_product"] == pytest.approx(0.3**500)
@@ -38,24 +41,28 @@ def test_long_answers_do_not_underflow() -> None:
         ("answer_probability", 0.25),
         ("consistency_geometric_mean", 0.4),
         ("consistency_product", 0.16),
+        ("min_token_probability", 0.4),
+        ("entropy", 1 / 4),  # two tokens, drawn among 2 and among 8: 4 in the geometric mean
     ],
 )
 def test_scorers(scorer: str, expected: float) -> None:
-    got = measure_confidence([math.log(0.5)] * 2, [math.log(0.4)] * 2, scorer)
+    got = measure_confidence(
+        [math.log(0.625), math.log(0.4)], [math.log(2), math.log(8)], [math.log(0.4)] * 2, scorer
+    )
     assert got.score == pytest.approx(expected)
 
 
 def test_the_default_scorer_is_registered() -> None:
     assert DEFAULT_SCORER in SCORERS
-    both = [math.log(0.5)], [math.log(0.2)]
+    both = [math.log(0.5)], [0.7], [math.log(0.2)]
     assert measure_confidence(*both).score == measure_confidence(*both, DEFAULT_SCORER).score
 
 
 def test_without_consistency_the_score_is_the_confidence() -> None:
-    got = measure_confidence([math.log(0.5)], None, "consistency_product")
+    got = measure_confidence([math.log(0.5)], [0.7], None, "consistency_product")
     assert got.score == got.parts["confidence"] == pytest.approx(0.5)
 
 
 def test_unknown_scorers_are_refused() -> None:
     with pytest.raises(ConfigError, match="no scorer 'luck'.*mean_geometric"):
-        measure_confidence([0.0], None, "luck")
+        measure_confidence([0.0], [0.0], None, "luck")

@@ -5,7 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgl_engine import PRESETS, VLM, Request, plan_pruning, run_large_pass, run_small_pass
-from sgl_engine.cost import answer_flops, average_retention, small_pass_flops
+from sgl_engine.cost import answer_flops, average_retention, pass_flops, small_pass_flops
 from sgl_engine.pruning import keep_everything
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
@@ -33,6 +33,33 @@ def test_large_pass_within_2_percent(case: Case, layer: int, keep_ratio: float) 
     patches = vlm.tower_patches(prompt)
     got = answer_flops(vlm.shape, patches=patches, prompt_tokens=len(prompt), output_tokens=TOKENS, plan=plan)
     assert got == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("wrong", [slice(0, TOKENS), slice(2, 3), slice(0)])
+def test_a_checked_draft_within_2_percent(case: Case, wrong: slice) -> None:
+    """What is fed in vain is counted as well."""
+    vlm, prompt = case
+    plan = plan_for(prompt, 1, 0.2)
+    sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt), "plan": plan}
+    settings = {"max_new_tokens": TOKENS, "stop_at_eos": False}
+    draft = run_large_pass(vlm, prompt, plan, **settings).generation.token_ids.tolist()
+    draft[wrong] = [min(set(range(90)) - set(draft))] * len(draft[wrong])
+    found = []
+    counted_flops = counted(lambda: found.append(run_large_pass(vlm, prompt, plan, **settings, draft=draft)))
+    got = pass_flops(vlm.shape, **sizes, fed=found[0].fed)
+    assert got == pytest.approx(counted_flops, rel=0.02)
+    if found[0].accepted_tokens == 0:  # the control: as if it had not been fed
+        assert got > 1.05 * answer_flops(vlm.shape, **sizes, output_tokens=TOKENS)
+
+
+def test_a_pass_without_a_draft_is_an_answer(case: Case) -> None:
+    vlm, prompt = case
+    plan = plan_for(prompt, 1, 0.2)
+    sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt), "plan": plan}
+    ran = run_large_pass(vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False)
+    assert pass_flops(vlm.shape, **sizes, fed=ran.fed) == answer_flops(
+        vlm.shape, **sizes, output_tokens=TOKENS
+    )
 
 
 def test_small_pass_within_2_percent(case: Case) -> None:

@@ -155,6 +155,7 @@ def test_the_report_is_json_and_adds_up(engine: SGLEngine) -> None:
         "encode_small",
         "generate_large",
         "generate_small",
+        "queue",
         "vision_large",
         "vision_small",
     ]

@@ -18,6 +18,7 @@ from sgl_engine.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.grammar import answer_grammar
+from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import FakeEngine, tiny_vlm
 from sgl_engine.text_stream import TextStream
@@ -354,23 +355,25 @@ def eager() -> SGLEngine:
     pair = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
     for vlm in (pair.small, pair.large):
         tag = vlm.processor.tokenizer("<tool_call>").input_ids
-        steps = {"first": 0}
 
         def patched(
             embeddings: Tensor,
             *,
+            batch: PromptBatch,
             first_position: int,
+            cache: Any,
             forward: Any = vlm.forward_batch,
             tag: Any = tag,
-            steps: Any = steps,
             **rest: Any,
         ) -> Tensor:
-            logits: Tensor = forward(embeddings, first_position=first_position, **rest).clone()
-            if embeddings.shape[1] > 1:
-                steps["first"] = embeddings.shape[1]
-            step = first_position + embeddings.shape[1] - steps["first"]
-            if rest.get("logit_rows", 1) == 1 and step < len(tag):
-                logits[:, -1, tag[step]] += 100
+            given = {"batch": batch, "first_position": first_position, "cache": cache}
+            logits: Tensor = forward(embeddings, **given, **rest).clone()
+            if cache is not None:  # else the answer is there
+                rows = logits.shape[1]
+                after = first_position + embeddings.shape[1] - rows + 1 - batch.tokens
+                for row in range(rows):
+                    if 0 <= after + row < len(tag):
+                        logits[:, row, tag[after + row]] += 100
             return logits
 
         vlm.forward_batch = patched  # type: ignore[method-assign]

@@ -21,8 +21,8 @@ from test_family_exactness import (
 )
 
 from sgl_engine import VLM, Request, run_large_pass, run_small_pass
+from sgl_engine.answer import Turn
 from sgl_engine.batching import group_rows
-from sgl_engine.generation import Turn
 from sgl_engine.large_pass import run_large_batch
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens

@@ -50,14 +50,22 @@ def pair(request: pytest.FixtureRequest) -> tuple[VLM, VLM]:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
-def test_pruned_answers_are_those_of_sdpa(pair: tuple[VLM, VLM], layer: int) -> None:
-    results = []
+@pytest.mark.parametrize("accepted", [None, 2, 5])
+def test_pruned_answers_are_those_of_sdpa(pair: tuple[VLM, VLM], layer: int, accepted: int | None) -> None:
+    """With a draft that is right up to a place, too."""
+    results, draft = [], []
     for vlm in pair:
         prompt = vlm.encode(REQUESTS["images with text between"])
         small = run_small_pass(vlm, prompt, max_new_tokens=6, stop_at_eos=False)
         assert small.importance is not None
         plan = plan_pruning(prompt, small.importance, layer=layer, keep_ratio=0.3)
-        results.append((small, run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False)))
+        if accepted is not None and not draft:
+            own = run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False)
+            draft = own.generation.token_ids.tolist()
+            draft[accepted:] = [min(set(range(90)) - set(draft))] * (6 - accepted)
+        large = run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False, draft=draft)
+        assert large.accepted_tokens == (accepted or 0)
+        results.append((small, large))
     (small, large), (flash_small, flash_large) = results
     assert torch.allclose(small.importance.mass, flash_small.importance.mass, atol=1e-4)
     assert small.confidence.parts == pytest.approx(flash_small.confidence.parts, abs=1e-4)

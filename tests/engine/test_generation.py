@@ -5,10 +5,12 @@ from collections.abc import Generator
 import pytest
 import torch
 from samples import REQUESTS
+from torch.distributions import Categorical
 
 from sgl_engine import VLM, Request
+from sgl_engine.answer import Answer, Chooser, Turn
 from sgl_engine.errors import DeadlineError, InvalidRequestError
-from sgl_engine.generation import _Chooser, finish, stream_tokens
+from sgl_engine.generation import finish, stream_answer
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.text_stream import TextStream
 from sgl_engine.types import Decoding, EncodedPrompt, Generation
@@ -27,15 +29,8 @@ def prompt(vlm: VLM) -> EncodedPrompt:
 def generate(
     vlm: VLM, prompt: EncodedPrompt, decoding: Decoding | None = None, *, max_new_tokens: int = 12
 ) -> tuple[list[str], Generation]:
-    stream = stream_tokens(
-        vlm,
-        prompt,
-        vlm.embed(prompt),
-        cache=vlm.new_cache(),
-        max_new_tokens=max_new_tokens,
-        stop_at_eos=False,
-        decoding=decoding or Decoding(),
-    )
+    answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos=False))
+    stream = stream_answer(vlm, prompt, vlm.embed(prompt), answer, cache=vlm.new_cache())
     deltas: list[str] = []
     while True:
         try:
@@ -69,11 +64,14 @@ def test_logprobs_ignore_temperature_and_nucleus(vlm: VLM, prompt: EncodedPrompt
     assert torch.allclose(sampled.logprobs, expected, atol=1e-4)
     tempered = (rows / 3).log_softmax(-1).gather(1, sampled.token_ids[:, None])[:, 0]
     assert not torch.allclose(sampled.logprobs, tempered, atol=1e-2)
+    assert sampled.entropies.dtype == torch.float32
+    assert torch.allclose(sampled.entropies, Categorical(logits=rows).entropy(), atol=1e-4)
+    assert not torch.allclose(sampled.entropies, Categorical(logits=rows / 3).entropy(), atol=1e-2)
 
 
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    choose = _Chooser(Decoding(temperature=2.0, seed=0), torch.device("cpu"))
+    choose = Chooser(Decoding(temperature=2.0, seed=0), torch.device("cpu"))
     counts = Counter(choose(logits) for _ in range(4000))
     expected = (logits / 2).softmax(-1)
     assert all(abs(counts[token] / 4000 - expected[token]) < 0.03 for token in range(4))
@@ -82,7 +80,7 @@ def test_sampling_follows_the_distribution() -> None:
 @pytest.mark.parametrize(("top_p", "allowed"), [(0.01, {0}), (0.6, {0}), (0.7, {0, 1}), (0.9, {0, 1, 2})])
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, allowed: set[int]) -> None:
     logits = torch.tensor([0.64, 0.24, 0.09, 0.03]).log()  # cumulative 0.64, 0.88, 0.97
-    choose = _Chooser(Decoding(temperature=1.0, top_p=top_p, seed=0), torch.device("cpu"))
+    choose = Chooser(Decoding(temperature=1.0, top_p=top_p, seed=0), torch.device("cpu"))
     assert {choose(logits) for _ in range(600)} == allowed
 
 

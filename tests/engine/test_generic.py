@@ -34,6 +34,7 @@ from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer, chat_template
 from sgl_engine.proof import prove
+from sgl_engine.rewinding import Rewinding
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import ImportanceMap
 
@@ -162,6 +163,12 @@ def test_a_fault_in_capture_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
     original = recording._attention_rows
     monkeypatch.setattr(recording, "_attention_rows", lambda *arguments: original(*arguments) * 1.01)
     with pytest.raises(UnsupportedModelError, match="captured is not the attention"):
+        prove(vip_llava())
+
+
+def test_a_cache_that_does_not_go_back_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rewinding, "back_to", lambda self, wanted, position: wanted)
+    with pytest.raises(UnsupportedModelError, match="embedding and decoding apart gives other logits"):
         prove(vip_llava())
 
 

@@ -114,8 +114,8 @@ def test_the_mask_of_layer_0_does_not_do_for_a_ragged_cache(
     vlm.model.set_attn_implementation(implementation)
     original = pruning._layer_hook
 
-    def with_mask_of_layer_0(plan: pruning.KeptColumns, index: int, implementation: str) -> Any:
-        hook = original(plan, index, implementation)
+    def with_mask_of_layer_0(plan: pruning.KeptColumns, index: int, *others: Any) -> Any:
+        hook = original(plan, index, *others)
 
         def keep_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             first = kwargs["past_key_values"].get_seq_length(index) == 0

@@ -1,8 +1,8 @@
 """A batch of requests is answered as the requests are one by one, and a bad one fails alone."""
 
+import re
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from oracles import exploding, traces
 from samples import REQUESTS, noise
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
+from sgl_engine.config import NO_REUSE
 from sgl_engine.errors import (
     BudgetSpentError,
     ConfigError,
@@ -44,7 +45,8 @@ MIXED: tuple[Request, ...] = (
 
 
 def config(route: Any) -> EngineConfig:
-    return EngineConfig().escalating(route)
+    # Without reuse: what a batch has to compute must not depend on what ran before it.
+    return EngineConfig(reuse=NO_REUSE).escalating(route)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def pair() -> SGLEngine:
     return SGLEngine(tiny_vlm(size="small", **tiles), tiny_vlm(size="large", **tiles))  # type: ignore[arg-type]
 
 
-def same(got: Response | SGLError, alone: Response) -> None:
+def same(got: Response | Exception, alone: Response) -> None:
     assert isinstance(got, Response)
     assert got.text == alone.text
     assert got.finish_reason == alone.finish_reason
@@ -76,8 +78,11 @@ def same(got: Response | SGLError, alone: Response) -> None:
 
 
 def _equal_reports(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    # Of a draft that was wrong somewhere, rows that run side by side try less.
+    tolerance = {"large_tflops": {"rel": 0.05}, "saved_fraction": {"abs": 0.05}}
     return all(
-        ours[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
+        ours[name]
+        == (pytest.approx(value, **tolerance.get(name, {"rel": 1e-3})) if isinstance(value, float) else value)
         for name, value in theirs.items()
     )
 
@@ -207,7 +212,8 @@ def test_a_request_that_is_cancelled_halfway_leaves_the_others_alone(
     at_step(engine, model, 2, monkeypatch, cancel.set)
     got = engine.run_batch(requests)
     assert isinstance(got[0], RequestCancelledError)
-    assert "after 3 of 9 answer tokens" in str(got[0])
+    # How far it came depends on which others it runs beside: groups take turns.
+    assert re.search("after [1-3] of 9 answer tokens", str(got[0]))
     for result, response in zip(got[1:], alone[1:], strict=True):
         same(result, response)
 
@@ -244,7 +250,7 @@ def test_when_nobody_waits_any_longer_nothing_runs(
     holding.wait(5)
     threading.Timer(0.1, cancel.set).start()
     started = time.perf_counter()
-    got = engine._small_batch(asked, 32)
+    got = engine._small_batch(asked)
     release.set()
     thread.join()
     assert time.perf_counter() - started < 3
@@ -258,14 +264,15 @@ def batch_clock() -> Any:
     return Clock()
 
 
-def test_a_failure_that_is_not_a_requests_ends_the_batch_and_leaves_nothing(pair: SGLEngine) -> None:
+def test_models_that_always_fail_fail_every_request_and_leave_nothing(pair: SGLEngine) -> None:
     engine = pair.with_config(config("always"))
     engine.run_batch(MIXED)
     before = traces(engine.small), traces(engine.large)
     for vlm in (engine.small, engine.large):
         layer = vlm.family.decoder_layers(vlm.model)[-1].mlp
-        with exploding(layer), pytest.raises(RuntimeError, match="in the middle"):
-            engine.run_batch(MIXED)
+        with exploding(layer):
+            got = engine.run_batch(MIXED)
+        assert [(type(each), str(each)) for each in got] == [(RuntimeError, "in the middle")] * len(MIXED)
         assert (traces(engine.small), traces(engine.large)) == before
 
 
@@ -296,9 +303,12 @@ def test_times_are_shared_out(pair: SGLEngine) -> None:
     got = engine.run_batch(MIXED[:4])
     waited_ms = 1e3 * (time.perf_counter() - started)
     reports = [response.report.stage_ms for response in got if isinstance(response, Response)]
-    stages = sum(ms for report in reports for stage, ms in report.items() if stage != "total")
-    assert 0.5 * waited_ms < stages < waited_ms
+    worked = sum(ms for report in reports for stage, ms in report.items() if stage not in {"queue", "total"})
+    assert 0.5 * waited_ms < worked < waited_ms
     assert all(0.5 * waited_ms < report["total"] <= waited_ms for report in reports)
+    for report in reports:
+        total = report.pop("total")
+        assert 0.9 * total < sum(report.values()) <= total  # reading the answer comes after the last stage
 
 
 def test_a_scripted_engine_answers_batches() -> None:
@@ -323,12 +333,14 @@ def test_attempts_keep_order() -> None:
             raise InvalidRequestError("Even.", remedy="Add one.")
         return row * 10
 
-    def all_but_three(rows: Sequence[int]) -> list[int | SGLError]:
-        return [InvalidRequestError("Three.", remedy="None.") if row == 3 else row for row in rows]
+    def all_but_three(row: int) -> int:
+        if row == 3:
+            raise ValueError("Three.")
+        return row
 
     first = attempts.each(odd, range(6))
     assert first == {1: 10, 3: 30, 5: 50}
-    assert attempts.together(all_but_three, first) == {1: 1, 5: 5}
+    assert attempts.each(all_but_three, first) == {1: 1, 5: 5}
     assert [str(result)[:4] for result in attempts.outcomes({1: "one", 5: "five"})] == [
         "Even",
         "one",

@@ -89,7 +89,8 @@ def test_without_an_image_there_is_confidence_alone() -> None:
     result = run_small_pass(vlm, vlm.encode(Request.ask("Hello?")), max_new_tokens=3, stop_at_eos=False)
     assert result.importance is None
     assert result.consistency_plan is None
-    assert set(result.confidence.parts) == {"confidence", "answer_probability"}
+    parts = {"confidence", "answer_probability", "min_token_probability", "mean_entropy"}
+    assert set(result.confidence.parts) == parts
     assert result.confidence.score == result.confidence.parts["confidence"]
 
 

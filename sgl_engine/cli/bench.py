@@ -1,0 +1,303 @@
+"""``sgl bench``: what the cascade costs and loses, on your pictures and your pair."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sgl_engine.cli import options, output
+from sgl_engine.config import PRESETS, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
+from sgl_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sgl_engine.evaluation.dataset import Data
+    from sgl_engine.evaluation.report import Report
+    from sgl_engine.evaluation.runner import Runner
+    from sgl_engine.evaluation.store import Store
+
+HELP = "measure what the cascade costs and loses"
+DESCRIPTION = """\
+Asks both models alone, the guided large model, the cascade and rivals the same questions, and compares
+accuracy, operations and time. Stop it at any time: the same command goes on where it stopped, and with a
+larger --questions it asks more. Writes results.md, results.json, results.csv and figures."""
+EXAMPLES = """\
+a file of questions has one JSON object a line; paths are relative to the file:
+  {"image": "page.png", "question": "How much is the tax?", "answers": ["1.20"], "metric": "anls"}
+  metric: exact (default), vqa_score, anls or relaxed; also: id, and kind, by which results are broken down
+
+examples:
+  sgl bench --questions 500 --out runs/bench
+  sgl bench --data questions.jsonl --small OpenGVLab/InternVL3-1B-hf --large OpenGVLab/InternVL3-8B-hf
+  sgl bench --rankers small-guided,random --retention 35%,9%,0:0.09
+"""
+_HELD_OUT = 200
+_HELD_OUT_TOKENS = (
+    64  # the longest right answer has 46; a pruned model that repeats itself would go on to the end
+)
+_POINTS = "64%,35%,9%"
+_PAGE = 120  # columns, where nobody's terminal says how many there are
+_NAMES = ", ".join(PRESETS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    data = parser.add_argument_group("what is asked")
+    data.add_argument(
+        "--data", metavar="FILE.jsonl", type=Path, help="your questions (default: generated held-out ones)"
+    )
+    data.add_argument(
+        "--questions",
+        metavar="N",
+        type=options.count,
+        help=f"only the first N (default: all of FILE.jsonl; {_HELD_OUT} of the generated ones)",
+    )
+    data.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=options.count,
+        help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for generated questions)",
+    )
+    options.add_models(parser)
+    _add_systems(parser)
+    _add_output(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
+    systems = parser.add_argument_group("who answers")
+    systems.add_argument(
+        "--retention",
+        metavar="P,...",
+        type=_points,
+        default=_POINTS,
+        help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
+        f"fraction F of the layers on (default: {_POINTS})".replace("%", "%%"),
+    )
+    systems.add_argument(
+        "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"
+    )
+    systems.add_argument(
+        "--threshold",
+        metavar="S",
+        type=options.fraction,
+        default=ExitConfig().threshold,
+        help="the cascade that tables single out exits at this score (default: %(default)s)",
+    )
+    systems.add_argument(
+        "--rankers",
+        metavar="NAME,...",
+        default="baselines",
+        help="rankings of visual tokens to compare: names, baselines, all or none (default: %(default)s)",
+    )
+    systems.add_argument(
+        "--seed", metavar="N", type=_whole, default=0, help="of what is drawn by lot (default: %(default)s)"
+    )
+    systems.add_argument(
+        "--side-by-side",
+        metavar="N",
+        type=options.count,
+        default=32,
+        help="passes of rankers that run at once at most: fewer need less memory (default: %(default)s)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("sgl-bench"),
+        help="folder of records and results; a run that it holds goes on (default: %(default)s)",
+    )
+    results.add_argument("--overwrite", action="store_true", help="begin anew: what DIR holds is thrown away")
+    results.add_argument(
+        "--bootstrap",
+        metavar="N",
+        type=options.count,
+        default=2000,
+        help="resamples that intervals are made of (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, keep, report.
+
+    Raises:
+        ConfigError: The data, a setting or the folder cannot be used.
+        ModelError: A model cannot be used.
+        KeyboardInterrupt: It was stopped; what was done is kept.
+    """
+    from sgl_engine.evaluation.runner import Runner, manifest
+    from sgl_engine.evaluation.store import Store
+    from sgl_engine.evaluation.systems import Systems
+
+    _check_extra()
+    data = _data(arguments)
+    point = _cascade_point(arguments)
+    systems = Systems(
+        points=arguments.retention,
+        rankers=_rankers(arguments.rankers),
+        seed=arguments.seed,
+        max_rows=arguments.side_by_side,
+    )
+    with output.waiting("Loading the models"):
+        engine = options.load_engine(arguments, _config(arguments))
+    store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
+    for line in data.bad:
+        _say(f"line {line.number} is left out: {line.problem}")
+    _measure(Runner(engine, data, systems, store), store)
+    with output.waiting("Resampling and drawing"):
+        report = _report(arguments, data, store, point)
+        written = report.write(arguments.out)
+    _show(report, written)
+
+
+def _check_extra() -> None:
+    """Refuse before the work, not after it, where a library for statistics or figures is missing."""
+    from sgl_engine.evaluation.extras import extra
+
+    for module in ("sklearn.metrics", "matplotlib.figure", "rapidfuzz.distance"):
+        extra(module)
+
+
+def _data(arguments: argparse.Namespace) -> Data:
+    from sgl_engine.evaluation.dataset import HeldOut, JsonLines
+
+    if arguments.data is None:
+        return HeldOut(arguments.questions or _HELD_OUT)
+    return JsonLines.read(arguments.data.expanduser(), arguments.questions)
+
+
+def _config(arguments: argparse.Namespace) -> EngineConfig:
+    longest = arguments.max_new_tokens
+    if longest is None:
+        longest = _HELD_OUT_TOKENS if arguments.data is None else GenerationConfig().max_new_tokens
+    return EngineConfig(
+        generation=GenerationConfig(max_new_tokens=longest), exit=ExitConfig(threshold=arguments.threshold)
+    )
+
+
+def _cascade_point(arguments: argparse.Namespace) -> str:
+    points: Iterable[str] = arguments.retention
+    wanted = arguments.cascade_at
+    if wanted is None:
+        return "35%" if "35%" in points else next(iter(points))
+    if wanted not in points:
+        raise ConfigError(
+            f"--cascade-at {wanted} is none of the operating points {', '.join(points)}.",
+            remedy="Name one of them, or add it to --retention.",
+        )
+    return str(wanted)
+
+
+def _rankers(wanted: str) -> tuple[str, ...]:
+    from sgl_engine.rankers import BASELINES, RANKERS
+
+    groups = {"baselines": tuple(BASELINES), "all": tuple(RANKERS), "none": ()}
+    if wanted in groups:
+        return groups[wanted]
+    names = tuple(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    unknown = [name for name in names if name not in RANKERS]
+    if unknown or not names:
+        raise ConfigError(
+            f"There is no ranker {(unknown or [wanted])[0]!r}.",
+            remedy=f"Use baselines, all, none, or some of {', '.join(RANKERS)}.",
+        )
+    return names
+
+
+def _measure(runner: Runner, store: Store) -> None:
+    total, left = len(runner.data), len(runner.pending())
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("questions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("questions", total=total, completed=total - left)
+            for record in runner.run():
+                if record.error is not None:
+                    progress.console.print(f"{record.row.id}: {record.error}", markup=False, highlight=False)
+                progress.advance(bar)
+    except KeyboardInterrupt:
+        _say(
+            f"stopped; {total - len(runner.pending())} of {total} questions are kept in {store.folder}, "
+            "and the same command goes on from there"
+        )
+        raise
+
+
+def _report(arguments: argparse.Namespace, data: Data, store: Store, point: str) -> Report:
+    from sgl_engine.evaluation.intervals import Bootstrap
+    from sgl_engine.evaluation.report import make_report
+    from sgl_engine.evaluation.summary import Summary
+
+    records = [record for index, record in sorted(store.records().items()) if index < len(data)]
+    return make_report(
+        store.manifest,
+        records,
+        data.bad,
+        lambda rows: Summary(
+            rows=rows,
+            draws=Bootstrap(len(rows), draws=arguments.bootstrap, seed=arguments.seed),
+            point=point,
+            threshold=arguments.threshold,
+        ),
+    )
+
+
+def _show(report: Report, written: list[Path]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PAGE
+    for grid in report.grids()[:2]:
+        console.print(grid.rich())
+    for line in report.notes():
+        console.print(output.printable(line), markup=False)
+    console.print()
+    for path in written:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    print("sgl:", text, file=sys.stderr)
+
+
+def _points(text: str) -> dict[str, PruningConfig]:
+    return {name.strip(): _point(name.strip()) for name in text.split(",")}
+
+
+def _point(name: str) -> PruningConfig:
+    if name in PRESETS:
+        return PRESETS[name]
+    layer, colon, kept = name.partition(":")
+    try:
+        if colon:
+            return PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+    except ValueError:  # pydantic's errors are such
+        pass
+    raise argparse.ArgumentTypeError(f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2")
+
+
+def _whole(value: str) -> int:
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
+    return int(value)

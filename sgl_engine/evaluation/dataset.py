@@ -1,0 +1,239 @@
+"""What is asked: questions about pictures from a file, or the generated ones that no model was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.errors import ConfigError
+from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
+from sgl_engine.evaluation.records import Row
+from sgl_engine.types import ImageSource
+
+Filled = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A row and its pictures, in the order in which the models see them."""
+
+    row: Row
+    images: tuple[ImageSource, ...]
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no row.
+
+    Attributes:
+        number: From 1.
+        problem: What is wrong with it.
+    """
+
+    number: int
+    problem: str
+
+
+class Data(Protocol):
+    """Rows by number."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def identity(self) -> str:
+        """Two runs may be joined where this is equal, whatever the number of rows."""
+
+    @property
+    def bad(self) -> Sequence[BadLine]:
+        """Lines that are left out."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """One of them; its pictures need not have been opened yet."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Generated pictures whose contents were kept out of the bundled pair's training.
+
+    Attributes:
+        count: How many.
+        start: The first one's seed.
+    """
+
+    count: int
+    start: int = 0
+    bad: Sequence[BadLine] = ()
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.count} generated held-out questions"
+
+    @property
+    def identity(self) -> str:
+        """The first seed; more rows go on from there."""
+        return f"generated held-out questions from seed {self.start} on"
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draws one."""
+        [(sample, question)] = heldout_questions(1, start=self.start + index)
+        row = Row(
+            index=index,
+            id=f"seed {sample.seed}",
+            kind=question.kind,
+            metric="exact",
+            question=question.text,
+            answers=(question.answer,),
+        )
+        return Sample(row, (Image.fromarray(sample.pixels),))
+
+
+class Line(BaseModel):
+    """A line of a file of questions. Fields that it has beyond these are not looked at.
+
+    Attributes:
+        image: Path relative to the file, https: or data: URL; a list where a question is about several.
+        question: What is asked.
+        answers: What counts as right; for "vqa_score" what each person said.
+        metric: Name in ``METRICS``.
+        id: Any name; the line's number by default.
+        kind: Results are broken down by it; the metric by default.
+    """
+
+    model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True)
+
+    image: tuple[Filled, ...]
+    question: Filled
+    answers: Annotated[tuple[Filled, ...], Field(min_length=1)]
+    metric: str = "exact"
+    id: str | None = None
+    kind: str | None = None
+
+    @field_validator("image", "answers", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _suits_its_metric(self) -> Line:
+        if self.metric not in METRICS:
+            raise ValueError(f"there is no metric {self.metric!r}; use one of {', '.join(METRICS)}")
+        if self.metric == "vqa_score" and len(self.answers) < FEWEST_VQA_ANSWERS:
+            raise ValueError(
+                f"vqa_score compares with what at least {FEWEST_VQA_ANSWERS} people said, not "
+                f"{len(self.answers)}; use exact or anls"
+            )
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class JsonLines:
+    """Questions from a file, one JSON object a line.
+
+    Attributes:
+        path: The file.
+        identity: Its contents' digest.
+        rows: The good lines.
+        bad: The others.
+    """
+
+    path: Path
+    identity: str
+    rows: tuple[tuple[Row, tuple[str, ...]], ...]
+    bad: tuple[BadLine, ...]
+
+    @classmethod
+    def read(cls, path: Path, limit: int | None = None) -> JsonLines:
+        """Reads and checks all lines; pictures are opened later, one row at a time.
+
+        Args:
+            path: The file.
+            limit: Good lines that are taken; None is all of them.
+
+        Raises:
+            ConfigError: It cannot be read, or not one line is good.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error.strerror or error}).",
+                remedy="Name a file with one JSON object a line.",
+            ) from error
+        rows: list[tuple[Row, tuple[str, ...]]] = []
+        bad: list[BadLine] = []
+        for number, text in enumerate(content.decode(errors="replace").splitlines(), start=1):
+            if not text.strip():
+                continue
+            try:
+                line = Line.model_validate(json.loads(text))
+            except (ValidationError, ValueError) as error:
+                bad.append(BadLine(number, _explain(error)))
+                continue
+            rows.append((_row(len(rows), number, line), line.image))
+        if not rows:
+            said = f" Line {bad[0].number}: {bad[0].problem}." if bad else ""
+            raise ConfigError(
+                f"{path} has no row that can be used.{said}",
+                remedy='A row is {"image": "page.png", "question": "...", "answers": ["..."]}.',
+            )
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(path, f"{path.name}, sha256 {digest}", tuple(rows[:limit]), tuple(bad))
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{len(self.rows)} questions from {self.path.name}"
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One of them, its pictures unopened."""
+        row, images = self.rows[index]
+        return Sample(row, tuple(self._source(image) for image in images))
+
+    def _source(self, image: str) -> ImageSource:
+        if image.startswith(("https:", "http:", "data:")):
+            return image
+        return self.path.parent / Path(image).expanduser()
+
+
+def _row(index: int, number: int, line: Line) -> Row:
+    return Row(
+        index=index,
+        id=line.id or f"line {number}",
+        kind=line.kind or line.metric,
+        metric=line.metric,
+        question=line.question,
+        answers=line.answers,
+    )
+
+
+def _explain(error: ValueError) -> str:
+    """One line, without pydantic's frame."""
+    if not isinstance(error, ValidationError):
+        return f"no JSON ({error})"
+    faults = [
+        ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))))
+        for each in error.errors(include_url=False)
+    ]
+    return "; ".join(faults)

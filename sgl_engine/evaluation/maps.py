@@ -1,0 +1,167 @@
+"""Better maps, training-free, against the plain sum: apart where the small answer was right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgl_engine.evaluation.cascade import column
+from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
+from sgl_engine.evaluation.records import Json, Scored
+from sgl_engine.evaluation.sections import Section
+from sgl_engine.evaluation.separation import interval
+from sgl_engine.evaluation.study_figures import forest_figure
+from sgl_engine.evaluation.tables import Grid
+from sgl_engine.rankers import DEFAULT_RANKER, MAPS
+
+
+def better_maps(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
+    """Every map of ``MAPS`` that took part; None where only the plain sum did."""
+    known = rows[0].outcome.pruned if rows else {}
+    names = [name for name in MAPS if name in known and name != DEFAULT_RANKER]
+    if not names or DEFAULT_RANKER not in known:
+        return None
+    right = column(rows, lambda outcome: outcome.small.right)
+    found = {
+        point: [_Map.of(rows, bootstrap, name, point, right, len(names)) for name in names]
+        for point in known[DEFAULT_RANKER]
+    }
+    plain = {point: _values(rows, DEFAULT_RANKER, point) for point in found}
+    text = [_grid(point, maps, plain[point], right, bootstrap).markdown() for point, maps in found.items()]
+    text.append(_conclusion(found))
+    return Section(
+        title="Better maps",
+        markdown="\n\n".join(text),
+        data={point: {each.name: each.json() for each in maps} for point, maps in found.items()},
+        figures={"maps": lambda: _figure(found)},
+    )
+
+
+@dataclass(frozen=True)
+class _Map:
+    """One map at one operating point, against the plain sum on the same rows.
+
+    Attributes:
+        name: Of the ranker.
+        value: Accuracy of the large model.
+        difference: From the plain sum.
+        where_right: The same, of rows whose small answer is right.
+        where_wrong: Of the others.
+        corrected: ``difference``, its interval widened for as many comparisons as there are maps
+            (Bonferroni), so that the best of many by chance is not taken for better.
+    """
+
+    name: str
+    value: Interval
+    difference: Interval
+    where_right: Interval
+    where_wrong: Interval
+    corrected: Interval
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Scored], bootstrap: Bootstrap, name: str, point: str, right: Floats, maps: int
+    ) -> _Map:
+        values = _values(rows, name, point)
+        gained = values - _values(rows, DEFAULT_RANKER, point)
+        return cls(
+            name=name,
+            value=bootstrap.mean(values),
+            difference=bootstrap.mean(gained),
+            where_right=bootstrap.mean(gained, where=(right > 0).tolist()),
+            where_wrong=bootstrap.mean(gained, where=(right == 0).tolist()),
+            corrected=interval(_resampled(gained, bootstrap), comparisons=maps),
+        )
+
+    @property
+    def verdict(self) -> str:
+        if self.corrected.excludes_zero:
+            return "better" if self.difference.value > 0 else "worse"
+        if self.difference.excludes_zero:
+            return "better?" if self.difference.value > 0 else "worse?"
+        return "-"
+
+    def json(self) -> Json:
+        intervals = ("value", "difference", "where_right", "where_wrong", "corrected")
+        return {
+            **{name: getattr(self, name).json() for name in intervals},
+            "verdict": self.verdict,
+        }
+
+
+def _values(rows: Sequence[Scored], ranker: str, point: str) -> Floats:
+    return column(rows, lambda outcome: outcome.pruned[ranker][point].value)
+
+
+def _resampled(values: Floats, bootstrap: Bootstrap) -> Floats:
+    return np.concatenate(([values.mean()], bootstrap.weights @ values / len(values)))
+
+
+def _grid(point: str, maps: Sequence[_Map], plain: Floats, right: Floats, bootstrap: Bootstrap) -> Grid:
+    columns = (
+        f"map, {point}",
+        "accuracy %",
+        "minus the plain sum",
+        "small answer right",
+        "small answer wrong",
+        "",
+    )
+    base = (
+        DEFAULT_RANKER,
+        bootstrap.mean(plain).percent(),
+        "",
+        f"accuracy {bootstrap.mean(plain, where=(right > 0).tolist()).percent()}",
+        f"accuracy {bootstrap.mean(plain, where=(right == 0).tolist()).percent()}",
+        "",
+    )
+    ordered = sorted(maps, key=lambda each: -each.difference.value)
+    return Grid(
+        f"The large model pruned to {point} by maps of the small model's attention; paired differences in "
+        "percentage points (95 % interval)",
+        columns,
+        [
+            base,
+            *(
+                (
+                    each.name,
+                    each.value.percent(),
+                    each.difference.percent(sign=True),
+                    each.where_right.percent(sign=True),
+                    each.where_wrong.percent(sign=True),
+                    each.verdict,
+                )
+                for each in ordered
+            ),
+        ],
+    )
+
+
+def _conclusion(found: dict[str, list[_Map]]) -> str:
+    """Which maps are better at one point and worse at none."""
+    better = {each.name for maps in found.values() for each in maps if each.verdict == "better"}
+    worse = {each.name for maps in found.values() for each in maps if each.verdict.startswith("worse")}
+    note = (
+        '"better" and "worse" are beyond an interval that allows for comparing so many maps; with a question '
+        "mark, only beyond the plain 95 % interval."
+    )
+    if better - worse:
+        return f"{note} Better at one point or more and worse at none: {', '.join(sorted(better - worse))}."
+    return f"{note} No map is better than the plain sum at one point and worse at none."
+
+
+def _figure(found: dict[str, list[_Map]]) -> Any:
+    first, *_ = found.values()
+    order = [each.name for each in sorted(first, key=lambda each: -each.difference.value)]
+    return forest_figure(
+        {
+            point: [
+                (each.name, each.difference) for each in sorted(maps, key=lambda each: order.index(each.name))
+            ]
+            for point, maps in found.items()
+        },
+        label="accuracy minus that of the plain sum, points (95 % interval)",
+        title="Other maps of the small model's attention",
+    )

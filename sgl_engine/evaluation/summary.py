@@ -1,0 +1,215 @@
+"""Records -> the numbers of the report, each with its interval. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sgl_engine.evaluation.cascade import NEVER, THRESHOLDS, Cascade, Measured, column
+from sgl_engine.evaluation.intervals import (
+    Bin,
+    Bootstrap,
+    Floats,
+    Interval,
+    auroc,
+    calibration_error,
+    reliability,
+)
+from sgl_engine.evaluation.records import Answer, Scored
+
+SHOWN_THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Of the sweep, in the main table."""
+
+
+@dataclass(frozen=True)
+class SystemSummary:
+    """One system over all rows.
+
+    Attributes:
+        name: For people.
+        value: Mean value of its answers, in [0, 1].
+        versus_large: That minus the large model alone's, on the same rows.
+        tflops: Mean per question, of both models.
+        tflops_share: Of what the large model alone takes.
+        ms: Mean milliseconds per question.
+        ms_share: Of what the large model alone takes.
+        retention: Visual tokens that the large model sees, averaged over layers and rows; None without it.
+        escalated: Share of the rows that it answered; None where nothing was decided.
+        threshold: Of a cascade.
+        point: Operating point.
+    """
+
+    name: str
+    value: Interval
+    versus_large: Interval
+    tflops: float
+    tflops_share: Interval
+    ms: float
+    ms_share: Interval
+    retention: float | None = None
+    escalated: Interval | None = None
+    threshold: float | None = None
+    point: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Everything that tables and figures show.
+
+    Attributes:
+        rows: In the order of the data; at least one.
+        draws: Resamples of them.
+        point: Operating point of the cascade.
+        threshold: Of the cascade, where one is singled out.
+    """
+
+    rows: Sequence[Scored]
+    draws: Bootstrap
+    point: str
+    threshold: float
+
+    @cached_property
+    def points(self) -> list[str]:
+        """Operating points, the one that shows most first."""
+        return sorted(self.rows[0].outcome.guided, key=lambda point: -self.retention(point))
+
+    @cached_property
+    def rankers(self) -> list[str]:
+        """Names, in the order of the run."""
+        return list(self.rows[0].outcome.pruned)
+
+    @cached_property
+    def kinds(self) -> dict[str, list[bool]]:
+        """Kind -> which rows are of it, in alphabetical order."""
+        names = sorted({each.row.kind for each in self.rows})
+        return {name: [each.row.kind == name for each in self.rows] for name in names}
+
+    @cached_property
+    def right(self) -> list[bool]:
+        """Whether the small model's answer is right."""
+        return [each.outcome.small.right for each in self.rows]
+
+    @cached_property
+    def scores(self) -> Floats:
+        """The small model's scores, float64 (rows,); 0 where one is not a number."""
+        return np.nan_to_num(column(self.rows, lambda outcome: outcome.score))
+
+    @cached_property
+    def small(self) -> Floats:
+        """Values of the small model's answers, float64 (rows,)."""
+        return column(self.rows, lambda outcome: outcome.small.value)
+
+    @cached_property
+    def large(self) -> Floats:
+        """Values of the large model's own answers, float64 (rows,)."""
+        return column(self.rows, lambda outcome: outcome.large.value)
+
+    def ranked(self, ranker: str, point: str) -> Floats:
+        """Values of the large model's answers under a ranker, float64 (rows,)."""
+        return column(self.rows, lambda outcome: outcome.pruned[ranker][point].value)
+
+    def retention(self, point: str) -> float:
+        """Average retention at an operating point, over all rows."""
+        return float(np.mean([each.outcome.guided[point].retention for each in self.rows]))
+
+    def measured(self, point: str | None) -> Measured:
+        """What cascades at a point are composed of; None is unpruned."""
+        return Measured.of(self.rows, point)
+
+    @cached_property
+    def systems(self) -> list[SystemSummary]:
+        """The main table."""
+        alone = [
+            self._alone("small alone", [each.outcome.small for each in self.rows], retention=None),
+            self._alone("large alone", [each.outcome.large for each in self.rows], retention=1.0),
+        ]
+        guided = [self.cascade(point, NEVER, name=f"large, guided {point}") for point in self.points]
+        cascades = [self.cascade(self.point, each) for each in SHOWN_THRESHOLDS]
+        return [*alone, *guided, *cascades]
+
+    @cached_property
+    def sweep(self) -> list[SystemSummary]:
+        """The cascade at every threshold, at its operating point."""
+        return [self.cascade(self.point, threshold) for threshold in (*THRESHOLDS, NEVER)]
+
+    def cascade(self, point: str | None, threshold: float, *, name: str | None = None) -> SystemSummary:
+        """The cascade at a point and a threshold; ``NEVER`` escalates every row."""
+        composed = self.measured(point).at(threshold)
+        named = "no exit" if threshold > 1 else f"exit {threshold:g}"
+        return self._system(
+            name or f"cascade {point or 'unpruned'}, {named}",
+            composed.value,
+            composed.tflops,
+            composed.ms,
+            escalated=self.draws.mean(composed.escalated),
+            threshold=threshold,
+            point=point,
+            retention=1.0 if point is None else self.retention(point),
+        )
+
+    def _alone(self, name: str, answers: Sequence[Answer], *, retention: float | None) -> SystemSummary:
+        value, tflops, ms = (
+            np.array([getattr(answer, of) for answer in answers], dtype=float)
+            for of in ("value", "tflops", "ms")
+        )
+        return self._system(name, value, tflops, ms, retention=retention)
+
+    def _system(
+        self,
+        name: str,
+        value: Floats,
+        tflops: Floats,
+        ms: Floats,
+        *,
+        retention: float | None,
+        escalated: Interval | None = None,
+        threshold: float | None = None,
+        point: str | None = None,
+    ) -> SystemSummary:
+        alone = column(self.rows, lambda outcome: outcome.large.tflops)
+        alone_ms = column(self.rows, lambda outcome: outcome.large.ms or 0.0)
+        return SystemSummary(
+            name=name,
+            value=self.draws.mean(value),
+            versus_large=self.draws.difference(value, self.large),
+            tflops=float(tflops.mean()),
+            tflops_share=self.draws.ratio(tflops, alone),
+            ms=float(ms.mean()),
+            ms_share=self.draws.ratio(ms, alone_ms),
+            retention=retention,
+            escalated=escalated,
+            threshold=threshold,
+            point=point,
+        )
+
+    @cached_property
+    def chosen(self) -> Cascade:
+        """The cascade at its point and threshold, row by row."""
+        return self.measured(self.point).at(self.threshold)
+
+    @cached_property
+    def auroc(self) -> Interval:
+        """How well the score tells the small model's right answers from its wrong ones."""
+        return self.draws.statistic(lambda weights: auroc(self.scores, self.right, weights))
+
+    @cached_property
+    def bins(self) -> list[Bin]:
+        """Of the score, against the share of right answers."""
+        return reliability(self.scores, self.right)
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """ECE of the score."""
+        return calibration_error(self.bins)
+
+    def same_side_by_side(self, ranker: str) -> tuple[int, int]:
+        """How many of the ranker's answers are those of single runs of the engine, and of how many."""
+        pairs = [
+            (each.outcome.pruned[ranker][point].text, each.outcome.guided[point].text)
+            for each in self.rows
+            for point in self.points
+        ]
+        return sum(one.strip() == other.strip() for one, other in pairs), len(pairs)

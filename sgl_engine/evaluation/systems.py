@@ -1,0 +1,219 @@
+"""One row through every system: both models alone, the engine at each operating point, every ranker.
+
+What the engine does is measured by running it, so costs are those that its users pay. Rankers only differ in
+which tokens the large model keeps; their passes run side by side, and so have an answer but no time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sgl_engine import cost
+from sgl_engine.answer import Turn
+from sgl_engine.batching import MAX_ROWS
+from sgl_engine.config import EngineConfig, PruningConfig
+from sgl_engine.drafting import draft_tokens
+from sgl_engine.engine import SGLEngine
+from sgl_engine.errors import RequestError, SGLError
+from sgl_engine.evaluation.dataset import Sample
+from sgl_engine.evaluation.metrics import METRICS
+from sgl_engine.evaluation.records import Answer, Outcome, Row
+from sgl_engine.evaluation.studies import STUDIES
+from sgl_engine.images import resolve_images
+from sgl_engine.large_pass import run_large_batch, run_large_pass
+from sgl_engine.pruning import keep_everything
+from sgl_engine.rankers import RANKERS, RankingCase
+from sgl_engine.types import Decoding, ImportanceMap, LargePassResult, PruningPlan, Request, Response
+from sgl_engine.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Systems:
+    """What takes part.
+
+    Attributes:
+        points: Operating points by name.
+        rankers: Names in ``RANKERS``.
+        seed: For rankers that draw lots; each row has its own from there on.
+        max_rows: Passes of rankers side by side at most.
+    """
+
+    points: Mapping[str, PruningConfig]
+    rankers: tuple[str, ...]
+    seed: int = 0
+    max_rows: int = MAX_ROWS
+
+
+def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
+    """Every system's answer to one row.
+
+    Raises:
+        SGLError: The row, or a ranker on it, is bad.
+    """
+    row = sample.row
+    request = Request.ask(row.question, *sample.images)
+    request = resolve_images(request, engine.config.limits)
+    small, large, first, guided = _timed(engine, request, row, systems)
+    case = RankingCase.of(engine, request, seed=systems.seed + row.index)
+    outcome = Outcome(
+        small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
+        large=large,
+        score=first.report.score,
+        parts=dict(case.small.confidence.parts),
+        small_pass_tflops=first.report.small_tflops,
+        small_pass_ms=first.report.stage_ms["total"],
+        guided=guided,
+        pruned=answer_by(engine, case, _importances(case, systems.rankers), row, systems),
+    )
+    return outcome.model_copy(
+        update={"study": {name: study(case, outcome) for name, study in STUDIES.items()}}
+    )
+
+
+def _timed(
+    engine: SGLEngine, request: Request, row: Row, systems: Systems
+) -> tuple[Answer, Answer, Response, dict[str, Answer]]:
+    """All that milliseconds are taken of: both models alone, the small pass, the guided large passes.
+
+    Each of them as on a picture that nobody has asked about before.
+    """
+    engine = engine.with_config(engine.config.without_reuse())
+    small, large = (_alone(vlm, request, row, engine.config) for vlm in (engine.small, engine.large))
+    first = engine.with_config(engine.config.escalating("never")).run(request)
+    guided = {name: _guided(engine, request, row, point) for name, point in systems.points.items()}
+    return small, large, first, guided
+
+
+def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
+    """The engine at another operating point."""
+    return engine.with_config(engine.config.model_copy(update={"pruning": point}))
+
+
+def _value(text: str, row: Row) -> float:
+    return METRICS[row.metric](text, row.answers)
+
+
+def _alone(vlm: VLM, request: Request, row: Row, config: EngineConfig) -> Answer:
+    """A model on its own: no map, no score, nothing pruned."""
+    started = time.perf_counter()
+    prompt = vlm.encode(request, config.limits)
+    encoded = time.perf_counter()
+    result = run_large_pass(
+        vlm, prompt, keep_everything(prompt), max_new_tokens=config.generation.max_new_tokens
+    )
+    return Answer(
+        text=result.generation.text,
+        value=_value(result.generation.text, row),
+        tokens=len(result.generation),
+        tflops=_tflops(vlm, Turn(prompt, 0, Decoding()), result),
+        ms=1e3 * (encoded - started) + sum(result.stage_ms.values()),
+    )
+
+
+def _tflops(vlm: VLM, turn: Turn, result: LargePassResult) -> float:
+    flops = cost.answer_flops(
+        vlm.shape,
+        patches=vlm.tower_patches(turn.prompt),
+        prompt_tokens=len(turn.prompt),
+        output_tokens=len(result.generation),
+        plan=result.plan,
+    )
+    return flops / 1e12
+
+
+def _guided(engine: SGLEngine, request: Request, row: Row, point: PruningConfig) -> Answer:
+    """The large model's part of a run that escalates."""
+    pruning = at(engine, point)
+    response = pruning.with_config(pruning.config.escalating("always")).run(request)
+    report = response.report
+    assert report.large_output_tokens is not None, "it always escalates"
+    return Answer(
+        text=response.text,
+        value=_value(response.text, row),
+        tokens=report.large_output_tokens,
+        tflops=report.large_tflops,
+        ms=sum(ms for stage, ms in report.stage_ms.items() if stage.endswith("_large")),
+        retention=1.0 if report.average_retention is None else report.average_retention,
+    )
+
+
+def _importances(case: RankingCase, rankers: Sequence[str]) -> dict[str, ImportanceMap]:
+    found = {}
+    for name in rankers:
+        try:
+            found[name] = RANKERS[name](case)
+        except SGLError as error:
+            raise type(error)(f"Ranker {name}: {error.problem}", remedy=error.remedy) from error
+    return found
+
+
+def answer_by(
+    engine: SGLEngine,
+    case: RankingCase,
+    importances: Mapping[str, ImportanceMap],
+    row: Row,
+    systems: Systems,
+) -> dict[str, dict[str, Answer]]:
+    """The large model's answers when its visual tokens are pruned by each map, at every operating point.
+
+    Args:
+        engine: Its large model answers.
+        case: What it is asked.
+        importances: Maps by name; their visual tokens may be another model's, of the same pictures.
+        row: Says what is right.
+        systems: The operating points; its rankers are not looked at.
+
+    Returns:
+        Name -> operating point -> answer, without a time: the passes ran side by side.
+
+    Raises:
+        RequestError: The row is bad.
+        IncompatiblePairError: A map cannot be carried onto the large model's tokens.
+    """
+    plans = {
+        (name, point): at(engine, pruning).plan(case.large_prompt, importance)
+        for name, importance in importances.items()
+        for point, pruning in systems.points.items()
+    }
+    answers = _run(engine, case, list(plans.values()), row, systems.max_rows)
+    found: dict[str, dict[str, Answer]] = {}
+    for (name, point), answer in zip(plans, answers, strict=True):
+        found.setdefault(name, {})[point] = answer
+    return found
+
+
+def _run(
+    engine: SGLEngine, case: RankingCase, plans: Sequence[PruningPlan], row: Row, max_rows: int
+) -> list[Answer]:
+    """Passes side by side; rankers that chose the same tokens share one.
+
+    What the unpruned model says is the draft of all of them: it saves steps, and changes no answer.
+    """
+    different = {_key(plan): plan for plan in plans}
+    draft = draft_tokens(engine.large, engine.large, case.large.generation)
+    turn = Turn(case.large_prompt, case.max_new_tokens, Decoding(), draft=draft)
+    results = run_large_batch(
+        engine.large,
+        [turn] * len(different),
+        list(different.values()),
+        max_rows=max_rows,
+        reuse=engine.config.reuse,
+    )
+    answers = {}
+    for key, result in zip(different, results, strict=True):
+        if isinstance(result, RequestError):
+            raise result
+        answers[key] = Answer(
+            text=result.generation.text,
+            value=_value(result.generation.text, row),
+            tokens=len(result.generation),
+            tflops=_tflops(engine.large, turn, result),
+            retention=cost.average_retention(result.plan, engine.large.num_layers),
+        )
+    return [answers[_key(plan)] for plan in plans]
+
+
+def _key(plan: PruningPlan) -> tuple[int, tuple[int, ...]]:
+    return plan.layer, tuple(plan.keep.tolist())

@@ -1,0 +1,147 @@
+"""What a model has computed of pictures it has seen: least recently used entries go first. Thread-safe.
+
+One store per model, shared by all engines on it. Entries are never changed; what is evicted while somebody
+works with it lives until that work is done. Nothing in here knows the model, so nothing keeps it alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["pixels", "features", "prefix"]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store holds, and how often it helped since it was made.
+
+    Attributes:
+        entries: Entries now.
+        bytes: Bytes of their tensors, on whatever device these are.
+        pixel_hits: Requests whose pictures had been processed before.
+        pixel_misses: Requests whose pictures were processed.
+        feature_hits: Pictures whose features were known.
+        feature_misses: Pictures that went through the vision tower.
+        prefix_hits: Prompts whose beginning was known, at least in part.
+        prefix_misses: Prompts whose beginning had to be computed.
+        evictions: Entries that made room for others.
+    """
+
+    entries: int = 0
+    bytes: int = 0
+    pixel_hits: int = 0
+    pixel_misses: int = 0
+    feature_hits: int = 0
+    feature_misses: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    evictions: int = 0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    value: Any
+    bytes: int
+
+
+@dataclass
+class _Counts:
+    hits: Counter[Kind] = field(default_factory=Counter)
+    misses: Counter[Kind] = field(default_factory=Counter)
+    evictions: int = 0
+
+
+class ReuseStore:
+    """See the module docstring."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[Kind, Hashable], _Entry] = OrderedDict()
+        self._bytes = 0
+        self._counts = _Counts()
+        self._lock = threading.Lock()
+
+    def get(self, kind: Kind, key: Hashable) -> Any:
+        """The entry, from now on the most recently used one; None where there is none."""
+        with self._lock:
+            entry = self._entries.get((kind, key))
+            if entry is None:
+                return None
+            self._entries.move_to_end((kind, key))
+            return entry.value
+
+    def holds(self, kind: Kind, key: Hashable) -> bool:
+        """Whether there is such an entry."""
+        with self._lock:
+            return (kind, key) in self._entries
+
+    def items(self, kind: Kind) -> list[tuple[Hashable, Any]]:
+        """Entries of one kind, the most recently used first; looking at them is no use of them."""
+        with self._lock:
+            found = reversed(self._entries.items())
+            return [(key, entry.value) for (of_kind, key), entry in found if of_kind == kind]
+
+    def count(self, kind: Kind, *, hits: int = 0, misses: int = 0) -> None:
+        """Notes how often what was needed was there, and how often not."""
+        with self._lock:
+            self._counts.hits[kind] += hits
+            self._counts.misses[kind] += misses
+
+    def put(
+        self, kind: Kind, key: Hashable, value: Any, tensors: Iterable[Tensor], *, max_bytes: int
+    ) -> None:
+        """Keeps an entry, and lets go of the least recently used ones.
+
+        Args:
+            kind: What it is.
+            key: What it is found by; an entry of the same key is replaced.
+            value: Never changed from now on.
+            tensors: All that it holds; their whole storages are counted, once each.
+            max_bytes: What the store may hold afterwards; a larger entry is not kept at all.
+        """
+        size = storage_bytes(tensors)
+        with self._lock:
+            replaced = self._entries.pop((kind, key), None)
+            self._bytes -= 0 if replaced is None else replaced.bytes
+            if size > max_bytes:
+                return
+            self._entries[kind, key] = _Entry(value, size)
+            self._bytes += size
+            while self._bytes > max_bytes:
+                _, evicted = self._entries.popitem(last=False)
+                self._bytes -= evicted.bytes
+                self._counts.evictions += 1
+
+    def clear(self) -> None:
+        """Forgets all entries: to be called when the model's weights or its processor have been changed."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+    def info(self) -> StoreInfo:
+        """A snapshot."""
+        with self._lock:
+            hits, misses = self._counts.hits, self._counts.misses
+            return StoreInfo(
+                entries=len(self._entries),
+                bytes=self._bytes,
+                pixel_hits=hits["pixels"],
+                pixel_misses=misses["pixels"],
+                feature_hits=hits["features"],
+                feature_misses=misses["features"],
+                prefix_hits=hits["prefix"],
+                prefix_misses=misses["prefix"],
+                evictions=self._counts.evictions,
+            )
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors keep in memory: a view keeps all that it is a view of."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
+    return sum(storages.values())

@@ -1,0 +1,107 @@
+"""What the tests of the scheduler share: requests that differ, models that are watched, held or broken."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from samples import noise
+
+from sgl_engine import VLM, Request, Response, SchedulerConfig, SGLEngine
+from sgl_engine.types import PruningPlan
+
+
+def ask(index: int, **settings: Any) -> Request:
+    """Sizes, lengths and pictures differ, so that a mixed-up row shows."""
+    settings = {"max_new_tokens": 3 + index % 6} | settings
+    return Request.ask(f"What is number {index}?", noise(40 + index, 50, seed=index), **settings)
+
+
+def route(engine: SGLEngine, escalate: Any) -> SGLEngine:
+    return engine.with_config(engine.config.escalating(escalate))
+
+
+def limited(engine: SGLEngine, **limits: Any) -> SGLEngine:
+    scheduler = SchedulerConfig(**limits)
+    return engine.with_config(engine.config.model_copy(update={"scheduler": scheduler}))
+
+
+def outcome(response: Response) -> tuple[Any, ...]:
+    report = response.report
+    kept = response.plan.keep.tolist() if isinstance(response.plan, PruningPlan) else None
+    return response.text, report.route, pytest.approx(report.score, rel=1e-3), kept
+
+
+def same(got: object, alone: Response) -> bool:
+    assert isinstance(got, Response), got
+    text, answered, score, kept = outcome(alone)
+    assert (got.text, got.report.route, got.report.score) == (text, answered, score)
+    assert (None if got.plan is None else got.plan.keep.tolist()) == kept
+    return True
+
+
+def watch(vlm: VLM, monkeypatch: pytest.MonkeyPatch, before: Callable[[Any], None]) -> list[int]:
+    """Calls `before(batch)` before every forward of the decoder; rows of each, as they come."""
+    rows: list[int] = []
+    original = vlm.forward_batch
+
+    def forward(embeddings: torch.Tensor, *, batch: Any, **rest: Any) -> torch.Tensor:
+        rows.append(len(batch))
+        before(batch)
+        return original(embeddings, batch=batch, **rest)
+
+    monkeypatch.setattr(vlm, "forward_batch", forward)
+    return rows
+
+
+@contextmanager
+def held(vlm: VLM) -> Iterator[None]:
+    """Within the context, somebody else has the model."""
+    holding, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with vlm.exclusive():
+            holding.set()
+            release.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait(60)
+    try:
+        yield
+    finally:
+        release.set()
+        holder.join()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits for what another thread does."""
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.002)
+
+
+def worker_thread(engine: SGLEngine) -> threading.Thread | None:
+    return engine._scheduler._worker._thread
+
+
+def waiting(engine: SGLEngine) -> int:
+    """Jobs in the small model's queue."""
+    return len(engine._scheduler._worker.small.waiting)
+
+
+def running(engine: SGLEngine) -> bool:
+    """Whether a group of the small model runs, or waits for the model."""
+    return bool(engine._scheduler._worker.small.running)
+
+
+def as_new(engine: SGLEngine) -> bool:
+    """Whether nothing is left of any request."""
+    until(lambda: engine._scheduler.is_idle, "nothing under way")
+    worker = engine._scheduler._worker
+    lanes = worker.small, worker.large
+    return worker._active == 0 and not any(lane.waiting or lane.running or lane.coming for lane in lanes)

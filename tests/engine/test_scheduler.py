@@ -1,0 +1,394 @@
+"""Who is let in, in which order requests run, what they share, and how it all ends."""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from oracles import traces
+from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
+
+from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
+from sgl_engine.errors import (
+    DeadlineError,
+    EngineClosedError,
+    EngineError,
+    OverloadedError,
+    RequestCancelledError,
+)
+from sgl_engine.testing import FakeEngine, tiny_vlm
+from sgl_engine.worker import Lane, Worker
+
+
+@pytest.fixture
+def engine(small: VLM, large: VLM) -> SGLEngine:
+    return SGLEngine(small, large)
+
+
+def test_nothing_starts_before_the_first_request_and_everything_ends(small: VLM, large: VLM) -> None:
+    before = set(threading.enumerate())
+    engine = SGLEngine(small, large)
+    assert set(threading.enumerate()) == before
+    engine.run(ask(1))
+    engine.submit(ask(2)).result()
+    assert len(set(threading.enumerate()) - before) == 2
+    engine.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_engine_that_nobody_needs_stops_its_threads(small: VLM, large: VLM) -> None:
+    before = set(threading.enumerate())
+    engine = SGLEngine(small, large)
+    other = engine.with_config(EngineConfig())
+    engine.submit(ask(2)).result()
+    thread, gone = worker_thread(engine), weakref.ref(engine)
+    del engine
+    until(lambda: gone() is None, "nobody holds it")
+    assert other.run(ask(1)).text  # the worker is the pair's
+    del other
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive()
+    until(lambda: set(threading.enumerate()) <= before, "threads end")
+
+
+def test_a_request_alone_does_not_wait_for_others(engine: SGLEngine) -> None:
+    patient = limited(route(engine, "always"), max_wait_ms=60_000)
+    started = time.monotonic()
+    assert patient.run(ask(1)).report.route == "large"
+    assert patient.submit(ask(1)).result()
+    assert len(list(patient.stream(ask(1)))) > 2
+    assert time.monotonic() - started < 50
+
+
+def test_requests_on_their_way_are_waited_for(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, second = engine.small.encode, threading.Event()
+
+    def slow(request: Any, *rest: Any) -> Any:
+        if request.images[0].source.size == (42, 50):
+            second.wait(60)
+        return encode(request, *rest)
+
+    monkeypatch.setattr(engine.small, "encode", slow)
+    rows = watch(engine.small, monkeypatch, lambda _: None)
+    patient, hasty = limited(engine, max_wait_ms=60_000), limited(engine, max_wait_ms=1)
+    futures = [patient.submit(ask(index)) for index in (1, 2)]
+    until(lambda: waiting(engine) == 1, "the first one is there")
+    second.set()
+    assert all(future.result().text for future in futures)
+    assert rows[0] == 2
+    second.clear()
+    rows.clear()
+    futures = [hasty.submit(ask(index)) for index in (1, 2)]
+    assert futures[0].result().text  # does not wait for ever
+    assert not futures[1].done()
+    second.set()
+    futures[1].result()
+    assert rows[0] == 1
+
+
+def test_what_differs_in_configuration_shares_a_batch(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = [
+        route(engine, "never"),
+        engine.with_config(EngineConfig(exit=ExitConfig(scorer="confidence", threshold=1.0))),
+        engine.with_config(
+            EngineConfig(pruning=PruningConfig(keep_ratio=0.5), exit=ExitConfig(threshold=1.0))
+        ),
+        engine.with_config(EngineConfig(exit=ExitConfig(consistency_keep_ratio=0.5))),
+    ]
+    alone = [each.run(ask(index)) for index, each in enumerate(engines)]
+    assert len({response.report.scorer for response in alone}) == 2
+    rows = watch(engine.small, monkeypatch, lambda _: None)
+    with held(engine.small):
+        first = engine.submit(ask(9))
+        until(lambda: running(engine), "the first one runs")
+        futures = [each.submit(ask(index)) for index, each in enumerate(engines)]
+        until(lambda: waiting(engine) == 4, "the others wait")
+    assert first.result()
+    assert all(same(future.result(), response) for future, response in zip(futures, alone, strict=True))
+    assert 3 in rows  # all but the last, which sees more in its consistency pass
+    assert 4 not in rows
+
+
+class Favoured(Lane):
+    """The control: always goes first, however much it has used."""
+
+    used_s = property(lambda _: -1.0, lambda *_: None)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_slow_escalation_does_not_hold_up_early_exits(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch, *, interleaved: bool
+) -> None:
+    started, steps = threading.Event(), []
+
+    def step(_: Any) -> None:
+        steps.append(1)
+        if len(steps) > 3:
+            started.set()
+
+    watch(engine.large, monkeypatch, step)
+    never = route(engine, "never")
+    slow = route(engine, "always").submit(ask(1, max_new_tokens=200))
+    assert started.wait(60)
+    if not interleaved:
+        engine._scheduler._worker.large.__class__ = Favoured
+    for index in range(5):
+        never.run(ask(index))
+    assert slow.done() is not interleaved
+    assert (len(steps) < 150) is interleaved
+    assert len(steps) <= len(slow.result().plan.keep) + 300  # it does come to its end
+    assert slow.result().report.large_output_tokens == len(steps)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_early_exits_do_not_starve_an_escalation(engine: SGLEngine, *, fair: bool) -> None:
+    slow = route(engine, "always").submit(ask(1, max_new_tokens=12))
+    never = route(engine, "never")
+    stop, exits = threading.Event(), []
+
+    def client(index: int) -> None:
+        while not stop.is_set() and len(exits) < (2_000 if fair else 60):
+            exits.append(never.run(ask(index)))
+
+    if not fair:
+        engine._scheduler._worker.small.__class__ = Favoured
+    with ThreadPoolExecutor(3) as clients:
+        feeding = [clients.submit(client, index) for index in range(3)]
+        until(lambda: slow.done() or all(future.done() for future in feeding), "one or the other")
+        finished = slow.done()
+        stop.set()
+    assert finished is fair
+    assert slow.result().report.route == "large"
+
+
+def test_the_queue_is_first_in_first_out(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one, order = limited(route(engine, "never"), max_batch_size=1), []
+    watch(engine.small, monkeypatch, lambda batch: order.append(batch.prompts[0].input_ids.tolist()))
+    with held(engine.small):
+        futures = []
+        for index in range(6):
+            futures.append(one_by_one.submit(ask(index)))
+            until(
+                lambda index=index: running(engine) and waiting(engine) == index,
+                "it stands behind the others",
+            )
+    assert [future.result().text for future in futures]
+    wanted = [engine.small.encode(ask(index)).input_ids.tolist() for index in range(6)]
+    assert [
+        prompt for prompt, before in zip(order, [None, *order], strict=False) if prompt != before
+    ] == wanted
+
+
+def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLEngine) -> None:
+    tight = limited(engine, max_queue=3, max_batch_size=1)
+    with held(engine.small):
+        futures = [tight.submit(ask(index)) for index in range(3)]
+        until(lambda: waiting(engine) == 2, "one is at the model's door, two wait")
+        for refused in (tight.submit, tight.run, lambda request: next(iter(tight.stream(request)))):
+            with pytest.raises(OverloadedError, match=r"3 requests are under way; max_queue is 3.*raise"):
+                refused(ask(5))
+        assert all(isinstance(each, OverloadedError) for each in tight.run_batch([ask(5), ask(6)]))
+        assert futures[2].cancel()
+        assert waiting(engine) == 1  # at once
+        futures[2] = tight.submit(ask(7))
+        with pytest.raises(OverloadedError):
+            tight.submit(ask(5))
+    assert [future.result().text for future in futures]
+    assert as_new(engine)
+
+
+def test_longer_lists_than_there_is_room_for_run_in_parts(engine: SGLEngine) -> None:
+    requests = [ask(index) for index in range(7)]
+    for got, request in zip(limited(engine, max_queue=3).run_batch(requests), requests, strict=True):
+        assert same(got, engine.run(request))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_time_in_the_queue_counts(engine: SGLEngine, *, background: bool) -> None:
+    with held(engine.small), ThreadPoolExecutor(1) as pool:
+        first = engine.submit(ask(0))
+        until(lambda: running(engine), "the first one is at the model's door")
+        late = ask(1, deadline=time.monotonic() + 0.2)
+        future = engine.submit(late) if background else pool.submit(engine.run, late)
+        with pytest.raises(DeadlineError, match="while it waited for the small model"):
+            future.result(timeout=30)
+        cancel = threading.Event()
+        wanted = replace(ask(2), cancel=cancel)
+        future = engine.submit(wanted) if background else pool.submit(engine.run, wanted)
+        until(lambda: waiting(engine) == 1, "it waits")
+        cancel.set()
+        with pytest.raises(RequestCancelledError, match="while it waited for the small model"):
+            future.result(timeout=30)
+        assert waiting(engine) == 0
+    assert first.result().text
+    assert as_new(engine)
+
+
+def test_a_slow_reader_holds_nobody_up(engine: SGLEngine) -> None:
+    always = limited(route(engine, "always"), max_queue=1)
+    long = ask(3, max_new_tokens=60)
+    alone = always.run(long)
+    stream = always.stream(long)
+    read = [next(stream), next(stream)]
+    assert always.run(ask(1)).text  # there is a place, and the worker is free
+    worker = engine._scheduler._worker
+    until(lambda: not worker.large.running, "the answer is whole, although nobody has read it")
+    *events, last = [*read, *stream]
+    assert same(last, alone)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == alone.text
+    assert as_new(engine)
+
+
+@pytest.mark.parametrize("at_the_decision", [True, False])
+def test_a_stream_that_is_forgotten_frees_its_place(engine: SGLEngine, *, at_the_decision: bool) -> None:
+    stream = route(engine, "always").stream(ask(3, max_new_tokens=400))
+    next(stream)
+    if not at_the_decision:
+        next(stream)
+    del stream
+    gc.collect()
+    assert as_new(engine)
+    assert not engine._scheduler._worker.large.running
+
+
+def test_closing_answers_those_who_are_inside(small: VLM, large: VLM) -> None:
+    with SGLEngine(small, large) as engine:
+        alone = [engine.run(ask(index)) for index in range(4)]
+        futures = [engine.submit(ask(index)) for index in range(4)]
+        stream = route(engine, "always").stream(ask(1))
+        next(stream)
+    assert all(same(future.result(timeout=0), each) for future, each in zip(futures, alone, strict=True))
+    for refused in (engine.run, engine.submit, lambda r: engine.run_batch([r]), route(engine, "never").run):
+        with pytest.raises(EngineClosedError, match="closed"):
+            refused(ask(1))
+    with pytest.raises(EngineClosedError):
+        list(stream)
+    engine.close()  # again
+    thread = worker_thread(engine)
+    assert thread is not None
+    assert not thread.is_alive()
+
+
+def test_closing_need_not_wait(small: VLM, large: VLM) -> None:
+    engine = SGLEngine(small, large)
+    with held(small):
+        future = engine.submit(ask(1))
+        engine.close(wait=False)
+        with pytest.raises(EngineClosedError):
+            engine.run(ask(1))
+        assert not future.done()
+    assert future.result().text
+
+
+def test_who_is_inside_when_the_interpreter_ends_gets_an_error(small: VLM, large: VLM) -> None:
+    engine = limited(SGLEngine(small, large), max_batch_size=1)
+    with held(small):
+        futures = [engine.submit(ask(index)) for index in range(3)]
+        until(lambda: waiting(engine) == 2, "two wait")
+        engine._scheduler._worker.abandon()
+    assert sum(isinstance(future.exception(), EngineClosedError) for future in futures) >= 2
+
+
+def test_a_fault_of_ours_reaches_all_who_wait_and_the_worker_goes_on(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, broken = Worker._turn, [True]
+
+    def break_once(worker: Worker, lane: Any) -> None:
+        if broken:
+            until(lambda: len(worker.small.waiting) == 3, "three wait")
+            broken.clear()
+            raise ZeroDivisionError("ours")
+        turn(worker, lane)
+
+    monkeypatch.setattr(Worker, "_turn", break_once)
+    for future in [engine.submit(ask(index)) for index in range(3)]:
+        with pytest.raises(EngineError, match=r"ZeroDivisionError\('ours'\)"):
+            future.result(timeout=30)
+    assert engine.run(ask(1)).text
+    assert as_new(engine)
+
+
+def test_what_is_run_cannot_ask_its_own_engine(engine: SGLEngine) -> None:
+    fake = FakeEngine(lambda request: fake.run(request).text, small=engine.small, large=engine.large)
+    with pytest.raises(EngineError, match="asked by what it is running itself"):
+        fake.run(ask(1))
+    with engine.large.exclusive(), pytest.raises(EngineError, match="exclusive"):
+        engine.run(ask(1))
+    assert engine.run(ask(1)).text
+    nested = replace(ask(2), may_escalate=lambda: bool(engine.run(ask(1)).text))
+    assert route(engine, "always").run(nested).report.route == "large"  # asked in the caller's thread
+
+
+def test_an_interrupt_in_the_callers_thread_cancels(engine: SGLEngine) -> None:
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    request = replace(ask(2), may_escalate=interrupt)
+    for call in (engine.run, lambda each: engine.run_batch([ask(1), each])):
+        with pytest.raises(KeyboardInterrupt):
+            call(request)
+        assert as_new(engine)
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit(request).result()
+    assert as_new(engine)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_another_process_starts_anew(engine: SGLEngine) -> None:
+    alone = engine.run(ask(1))
+    child = os.fork()
+    if not child:
+        os._exit(0 if engine.run(ask(1)).text == alone.text else 1)
+    ended: list[tuple[int, int]] = []
+    try:
+        until(lambda: bool(ended.append(os.waitpid(child, os.WNOHANG)) or ended[-1][0]), "the child answers")
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        raise
+    assert os.waitstatus_to_exitcode(ended[-1][1]) == 0
+    assert engine.run(ask(1)).text == alone.text
+
+
+async def test_tasks_await_and_cancel(engine: SGLEngine) -> None:
+    alone = [engine.run(ask(index)) for index in range(6)]
+    answers = await asyncio.gather(*(asyncio.wrap_future(engine.submit(ask(index))) for index in range(6)))
+    assert all(same(got, each) for got, each in zip(answers, alone, strict=True))
+    long = asyncio.wrap_future(route(engine, "always").submit(ask(1, max_new_tokens=400)))
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(long, timeout=0.3)
+    assert await asyncio.to_thread(as_new, engine)
+
+
+def test_a_cancelled_future_stops_generation(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = threading.Event()
+    rows = watch(engine.large, monkeypatch, lambda _: running.set())
+    before = traces(engine.large)
+    future = route(engine, "always").submit(ask(1, max_new_tokens=400))
+    assert running.wait(60)
+    assert future.cancel()
+    assert as_new(engine)
+    assert len(rows) < 300
+    with pytest.raises(CancelledError):
+        future.result()
+    assert traces(engine.large) == before
+
+
+def test_a_scripted_engine_has_the_same_surface() -> None:
+    with FakeEngine(lambda _: "yes", score=0.9, small=tiny_vlm(), large=tiny_vlm(size="large")) as fake:
+        other = fake.with_config(fake.config.escalating("always"))
+        futures = [fake.submit(ask(1)), other.submit(ask(2))]
+        assert [future.result().report.route for future in futures] == ["small", "large"]
+        assert [type(each) for each in fake.run_batch([ask(1)])] == [Response]
+    with pytest.raises(EngineClosedError):
+        other.run(ask(1))
