@@ -68,6 +68,20 @@ def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_pat
     assert conditions.generation.max_new_tokens == 4
 
 
+def test_every_question_is_asked_as_if_for_the_first_time(
+    engine: SGLEngine, data: Path, tmp_path: Path
+) -> None:
+    """The models keep nothing for, and know nothing from, another question; an engine as it is would."""
+    warm = engine.with_config(SETTINGS)
+    stores = (engine.small.store, engine.large.store)
+    before = [store.info() for store in stores]
+    collect(warm, data, tmp_path / "records.jsonl")
+    assert [store.info() for store in stores] == before
+    for _ in range(2):
+        warm.run(Request.ask("what is it?", tmp_path / "page.png"))
+    assert all(store.info().pixel_hits > old.pixel_hits for store, old in zip(stores, before, strict=True))
+
+
 def test_a_run_goes_on_where_it_was_cut(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     whole = collect(engine, data, records)
