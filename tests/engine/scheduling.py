@@ -14,7 +14,6 @@ from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, S
 from sgl_engine.config import NO_REUSE
 from sgl_engine.types import PruningPlan
 
-
 PLAIN = EngineConfig(reuse=NO_REUSE, generation=GenerationConfig(draft=False))
 """Every request takes as many steps, whatever the models of the session have seen before, one per token."""
 

@@ -13,7 +13,20 @@ from typing import Any
 
 import pytest
 from oracles import traces
-from scheduling import PLAIN, as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
+from scheduling import (
+    PLAIN,
+    as_new,
+    ask,
+    held,
+    limited,
+    route,
+    running,
+    same,
+    until,
+    waiting,
+    watch,
+    worker_thread,
+)
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
 from sgl_engine.errors import (
