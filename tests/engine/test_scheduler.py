@@ -224,6 +224,55 @@ def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLE
     assert as_new(engine)
 
 
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_a_cancelled_future_ends_its_thread(small: VLM, large: VLM, model: str) -> None:
+    engine = route(SGLEngine(small, large, PLAIN), "always")
+    with held(getattr(engine, model)):
+        futures = [engine.submit(ask(index)) for index in range(2)]
+        lane = getattr(engine._scheduler._worker, model)
+        until(lambda: lane.running or lane.waiting, "it waits for the model")
+        assert all(future.cancel() for future in futures)
+        threads = engine._scheduler._threads
+        assert threads is not None
+        ending = threading.Thread(target=threads.shutdown, daemon=True)
+        ending.start()
+        ending.join(5)
+        assert not ending.is_alive()
+    assert as_new(engine)
+
+
+def test_a_cancelled_request_does_not_wait_for_the_others(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, go_on, two = route(engine, "never"), threading.Event(), threading.Event()
+
+    def step(batch: Any) -> None:
+        if len(batch) == 2:
+            two.set()
+            go_on.wait(20)
+
+    watch(engine.small, monkeypatch, step)
+    cancel = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        with held(engine.small):
+            first = pool.submit(never.run, ask(3))
+            until(lambda: running(engine), "the first one is at the model's door")
+            cancelled = pool.submit(never.run, replace(ask(1), cancel=cancel))
+            other = pool.submit(never.run, ask(2))
+            until(lambda: waiting(engine) == 2, "two wait")
+        assert two.wait(20)
+        cancel.set()
+        started = time.monotonic()
+        with pytest.raises(RequestCancelledError, match="while the small model answered several requests"):
+            cancelled.result(20)
+        assert time.monotonic() - started < 0.4
+        assert not other.done()
+        go_on.set()
+        assert first.result().text
+        assert other.result().text
+    assert as_new(engine)
+
+
 def test_longer_lists_than_there_is_room_for_run_in_parts(engine: SGLEngine) -> None:
     requests = [ask(index) for index in range(7)]
     for got, request in zip(limited(engine, max_queue=3).run_batch(requests), requests, strict=True):
@@ -388,6 +437,7 @@ async def test_tasks_await_and_cancel(engine: SGLEngine) -> None:
 
 
 def test_a_cancelled_future_stops_generation(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    route(engine, "always").run(ask(1))  # transformers leaves hooks on a model that runs for the first time
     running = threading.Event()
     rows = watch(engine.large, monkeypatch, lambda _: running.set())
     before = traces(engine.large)
