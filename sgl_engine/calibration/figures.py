@@ -91,7 +91,7 @@ def reliability(
         axes.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
         axes.set_xlabel("predicted: keeping the small answer is harmless, %")
         axes.set_ylabel("observed, %")
-        axes.legend(loc="upper left", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)  # above: curves may be anywhere
     return errors[0], errors[1]
 
 
