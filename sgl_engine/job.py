@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import SchedulerConfig
-from sgl_engine.errors import EngineError, RequestError
+from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
 from sgl_engine.types import Request
 
 _LOOK_UP_S = 0.05  # how soon somebody who waits notices that the answer is not wanted any more
@@ -49,6 +49,10 @@ class Job:
         model: "small" or "large", for messages.
         withdraw: Takes the job out of its queue; False when it is not in one.
         ended: Called with the outcome, before anybody is told.
+
+    Attributes:
+        over: Whether there is an outcome, or nobody wants one.
+        has_company: Whether it runs beside others, whose end the worker may wait for before it says anything.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Job:
         self.work = work
         self.limits = limits
         self.over = False
+        self.has_company = False
         self._request = request
         self._model = model
         self._withdraw = withdraw
@@ -106,9 +111,15 @@ class Job:
         self._mail.put(outcome)
 
     def drop(self) -> None:
-        """Nobody waits any longer."""
+        """Not wanted any more; whoever still waits is told so at once."""
+        if self.over:
+            return
         self.over = True
         self._withdraw(self)
+        problem = f"The request was cancelled while it waited for the {self._model} model."
+        self._mail.put(
+            RequestCancelledError(problem, remedy="Send it again if the answer is wanted after all.")
+        )
 
     def result(self) -> Any:
         """Waits for the outcome.
@@ -149,11 +160,15 @@ class Job:
         """Gives up when the answer is not wanted; returns since when it is not."""
         if self.over:
             return noticed  # its outcome lies in the mail
+        where = f"while it waited for the {self._model} model"
+        if self.has_company:
+            where = f"while the {self._model} model answered several requests"
         try:
-            check_wanted(self._request, f"while it waited for the {self._model} model")
+            check_wanted(self._request, where)
         except RequestError:
             now = time.perf_counter()
-            if self._withdraw(self) or (noticed is not None and now - noticed > _WORD_S):
+            patience_s = 0.0 if self.has_company else _WORD_S
+            if self._withdraw(self) or (noticed is not None and now - noticed > patience_s):
                 self.over = True
                 raise
             return now if noticed is None else noticed

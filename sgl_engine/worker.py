@@ -36,6 +36,8 @@ class Group:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
+        for job in jobs:
+            job.has_company = len(jobs) > 1
         self._steps: Steps | None = None
 
     def step(self) -> list[Job]:

@@ -10,8 +10,12 @@ import pytest
 import torch
 from samples import noise
 
-from sgl_engine import VLM, Request, Response, SchedulerConfig, SGLEngine
+from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
+from sgl_engine.config import NO_REUSE
 from sgl_engine.types import PruningPlan
+
+PLAIN = EngineConfig(reuse=NO_REUSE, generation=GenerationConfig(draft=False))
+"""Every request takes as many steps, whatever the models of the session have seen before, one per token."""
 
 
 def ask(index: int, **settings: Any) -> Request:

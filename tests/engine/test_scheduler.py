@@ -13,7 +13,20 @@ from typing import Any
 
 import pytest
 from oracles import traces
-from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch, worker_thread
+from scheduling import (
+    PLAIN,
+    as_new,
+    ask,
+    held,
+    limited,
+    route,
+    running,
+    same,
+    until,
+    waiting,
+    watch,
+    worker_thread,
+)
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
 from sgl_engine.errors import (
@@ -29,7 +42,7 @@ from sgl_engine.worker import Lane, Worker
 
 @pytest.fixture
 def engine(small: VLM, large: VLM) -> SGLEngine:
-    return SGLEngine(small, large)
+    return SGLEngine(small, large, PLAIN)
 
 
 def test_nothing_starts_before_the_first_request_and_everything_ends(small: VLM, large: VLM) -> None:
@@ -99,11 +112,13 @@ def test_what_differs_in_configuration_shares_a_batch(
 ) -> None:
     engines = [
         route(engine, "never"),
-        engine.with_config(EngineConfig(exit=ExitConfig(scorer="confidence", threshold=1.0))),
+        engine.with_config(PLAIN.model_copy(update={"exit": ExitConfig(scorer="confidence", threshold=1.0)})),
         engine.with_config(
-            EngineConfig(pruning=PruningConfig(keep_ratio=0.5), exit=ExitConfig(threshold=1.0))
+            PLAIN.model_copy(
+                update={"pruning": PruningConfig(keep_ratio=0.5), "exit": ExitConfig(threshold=1.0)}
+            )
         ),
-        engine.with_config(EngineConfig(exit=ExitConfig(consistency_keep_ratio=0.5))),
+        engine.with_config(PLAIN.model_copy(update={"exit": ExitConfig(consistency_keep_ratio=0.5)})),
     ]
     alone = [each.run(ask(index)) for index, each in enumerate(engines)]
     assert len({response.report.scorer for response in alone}) == 2
@@ -152,7 +167,7 @@ def test_a_slow_escalation_does_not_hold_up_early_exits(
 
 @pytest.mark.parametrize("fair", [True, False])
 def test_early_exits_do_not_starve_an_escalation(engine: SGLEngine, *, fair: bool) -> None:
-    slow = route(engine, "always").submit(ask(1, max_new_tokens=12))
+    slow = route(engine, "always").submit(ask(1, max_new_tokens=100))
     never = route(engine, "never")
     stop, exits = threading.Event(), []
 
@@ -192,8 +207,10 @@ def test_the_queue_is_first_in_first_out(engine: SGLEngine, monkeypatch: pytest.
 def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLEngine) -> None:
     tight = limited(engine, max_queue=3, max_batch_size=1)
     with held(engine.small):
-        futures = [tight.submit(ask(index)) for index in range(3)]
-        until(lambda: waiting(engine) == 2, "one is at the model's door, two wait")
+        futures = [tight.submit(ask(0))]
+        until(lambda: running(engine), "one is at the model's door")
+        futures += [tight.submit(ask(index)) for index in (1, 2)]
+        until(lambda: waiting(engine) == 2, "two wait")
         for refused in (tight.submit, tight.run, lambda request: next(iter(tight.stream(request)))):
             with pytest.raises(OverloadedError, match=r"3 requests are under way; max_queue is 3.*raise"):
                 refused(ask(5))
@@ -204,6 +221,55 @@ def test_too_many_requests_are_refused_and_cancelling_frees_a_place(engine: SGLE
         with pytest.raises(OverloadedError):
             tight.submit(ask(5))
     assert [future.result().text for future in futures]
+    assert as_new(engine)
+
+
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_a_cancelled_future_ends_its_thread(small: VLM, large: VLM, model: str) -> None:
+    engine = route(SGLEngine(small, large, PLAIN), "always")
+    with held(getattr(engine, model)):
+        futures = [engine.submit(ask(index)) for index in range(2)]
+        lane = getattr(engine._scheduler._worker, model)
+        until(lambda: lane.running or lane.waiting, "it waits for the model")
+        assert all(future.cancel() for future in futures)
+        threads = engine._scheduler._threads
+        assert threads is not None
+        ending = threading.Thread(target=threads.shutdown, daemon=True)
+        ending.start()
+        ending.join(5)
+        assert not ending.is_alive()
+    assert as_new(engine)
+
+
+def test_a_cancelled_request_does_not_wait_for_the_others(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, go_on, two = route(engine, "never"), threading.Event(), threading.Event()
+
+    def step(batch: Any) -> None:
+        if len(batch) == 2:
+            two.set()
+            go_on.wait(20)
+
+    watch(engine.small, monkeypatch, step)
+    cancel = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        with held(engine.small):
+            first = pool.submit(never.run, ask(3))
+            until(lambda: running(engine), "the first one is at the model's door")
+            cancelled = pool.submit(never.run, replace(ask(1), cancel=cancel))
+            other = pool.submit(never.run, ask(2))
+            until(lambda: waiting(engine) == 2, "two wait")
+        assert two.wait(20)
+        cancel.set()
+        started = time.monotonic()
+        with pytest.raises(RequestCancelledError, match="while the small model answered several requests"):
+            cancelled.result(20)
+        assert time.monotonic() - started < 0.4
+        assert not other.done()
+        go_on.set()
+        assert first.result().text
+        assert other.result().text
     assert as_new(engine)
 
 
@@ -371,6 +437,7 @@ async def test_tasks_await_and_cancel(engine: SGLEngine) -> None:
 
 
 def test_a_cancelled_future_stops_generation(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    route(engine, "always").run(ask(1))  # transformers leaves hooks on a model that runs for the first time
     running = threading.Event()
     rows = watch(engine.large, monkeypatch, lambda _: running.set())
     before = traces(engine.large)
