@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 QUESTIONS = ("What is the total of the second column?", "Who signed it at the bottom of the page?")
 
 
-class UnavailableError(Exception):
-    """This comparison cannot be made here; says why."""
-
-
 @dataclass(frozen=True, eq=False)
 class Weights:
     """The models of a run, each made when it is first needed.

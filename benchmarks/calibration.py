@@ -27,12 +27,12 @@ from rich.table import Table
 
 from sgl_engine.calibration.certify import certify, empirical_threshold
 from sgl_engine.calibration.collection import Collector
-from sgl_engine.calibration.dataset import generated
 from sgl_engine.calibration.fitting import Method
 from sgl_engine.calibration.making import Promise, fit_half
 from sgl_engine.calibration.records import Record, halves
 from sgl_engine.calibration.risks import Risk
 from sgl_engine.demo import demo_engine
+from sgl_engine.evaluation.dataset import HeldOut
 
 TARGETS = (0.02, 0.05, 0.1)
 SPLITS = 200
@@ -172,9 +172,9 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path("runs/heldout.records.jsonl"))
     parser.add_argument("--json", type=Path, help="also write every row here")
     options = parser.parse_args()
-    data = generated(options.questions, options.start)
+    data = HeldOut(options.questions, options.start)
     bar = track(
-        Collector(demo_engine()).collect(data, options.records), description="questions", total=data.count
+        Collector(demo_engine()).collect(data, options.records), description="questions", total=len(data)
     )
     records = [outcome for outcome in bar if isinstance(outcome, Record)]
     rows = [
@@ -184,7 +184,7 @@ def main() -> None:
         for row in measure(records, Promise(targets=TARGETS, risk=risk, method=method))
     ]
     console = Console(width=150)
-    console.print(table(rows, len(records)), f"{data.count - len(records)} rows without a record")
+    console.print(table(rows, len(records)), f"{len(data) - len(records)} rows without a record")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"records": len(records), "rows": [asdict(row) for row in rows]}))

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import latency_passes as passes
 from benchmarks import latency_requests as requests
-from benchmarks.bench_pair import Timed, UnavailableError, Weights
+from benchmarks.bench_pair import Timed, Weights
 from benchmarks.latency_figure import draw
 from benchmarks.latency_profile import Stages, profile_bundled, profile_escalation
 from benchmarks.shapes import PAIRS
@@ -125,12 +125,7 @@ def compare(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     if "batch" in options.only:
         rows.append((None, partial(requests.batch, options.repeats, CLOCKS[options.clock])))
     for tokens, row in rows:
-        try:
-            outcomes = row()
-        except UnavailableError as reason:
-            console.print(f"left out: {reason}")
-            continue
-        for outcome in outcomes:
+        for outcome in row():
             measured.append({"visual_tokens": tokens, **outcome.to_json()})
             low, high = outcome.spread
             console.print(f"{tokens or '':>5}  {outcome.name}: {outcome.ratio:.2f} ({low:.2f} to {high:.2f})")

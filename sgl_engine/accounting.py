@@ -6,6 +6,7 @@ import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine import cost
@@ -211,6 +212,7 @@ def _run_patches(reused: Reused, patches: tuple[int, ...]) -> tuple[int, ...]:
     return patches if reused.tower_patches is None else reused.tower_patches
 
 
+@cache
 def engine_version() -> str:
     """The installed version of this package."""
     try:

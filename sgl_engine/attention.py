@@ -66,6 +66,7 @@ def capture_attention(
     try:
         config._attn_implementation = _register(original.removeprefix(_PREFIX))  # noqa: SLF001
         yield recorder
+        recorder.catch_up()
     finally:
         config._attn_implementation = original  # noqa: SLF001
         _RECORDER.reset(token)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from sgl_engine.answer import Answer, Turn
@@ -14,6 +14,7 @@ from sgl_engine.cancellation import check_wanted
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import NobodyWaitsError, decode, exclusive_for, finish, stream_answer
+from sgl_engine.lower_rows import LowerRows
 from sgl_engine.pictures import Embedded, embed_pictures, run_towers
 from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
@@ -74,6 +75,7 @@ def stream_large_pass(
         seen = time.perf_counter()
         opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
     answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding, stop_at_eos, tuple(draft)))
+    kept = KeptColumns.of([plan])
     yield from stream_answer(
         vlm,
         prompt,
@@ -81,7 +83,7 @@ def stream_large_pass(
         answer,
         cache=opening.cache,
         cached_tokens=opening.tokens,
-        patch=lambda: prune_visual_tokens(vlm, plan, opening.lower),
+        patch=lambda: prune_visual_tokens(vlm, kept, opening.lower),
     )
     stage_ms = {"vision": 1e3 * (seen - started), "generate": 1e3 * (time.perf_counter() - seen)}
     cache_tokens = vlm.cache_tokens(opening.cache)
@@ -197,7 +199,7 @@ def stream_large_batch(
     if rows:
         for row, tokens in zip(rows, opening.known, strict=True):
             group.known[row] = tokens
-        kept = KeptColumns.of([plans[row] for row in rows])
+        chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), opening.lower)
         steps = decode(
             vlm,
             batch,
@@ -205,9 +207,7 @@ def stream_large_batch(
             [group.answers[row] for row in rows],
             cache=opening.cache,
             cached_tokens=opening.tokens,
-            patch=lambda running: prune_visual_tokens(
-                vlm, kept.select(running), None if opening.lower is None else opening.lower.select(running)
-            ),
+            patch=lambda running: prune_visual_tokens(vlm, *chosen(tuple(running))),
         )
         for texts in steps:
             group.spend("generate")
@@ -215,6 +215,20 @@ def stream_large_batch(
             yield [*said, *group.end(only_over=True)]
             group.resume()
     yield group.end()
+
+
+def _chosen(
+    kept: KeptColumns, lower: LowerRows | None
+) -> Callable[[tuple[int, ...]], tuple[KeptColumns, LowerRows | None]]:
+    """What of a group is left for the rows that run: made when rows leave, not for every token."""
+
+    @lru_cache(maxsize=1)
+    def select(running: tuple[int, ...]) -> tuple[KeptColumns, LowerRows | None]:
+        if len(running) == len(kept.columns):
+            return kept, lower
+        return kept.select(running), None if lower is None else lower.select(running)
+
+    return select
 
 
 class _Group:

@@ -221,7 +221,7 @@ def _compute(
     cache = vlm.new_cache() if known is None else _cache(vlm, known.layers, first)
     lower = None
     if layers == vlm.num_layers:
-        vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache)
+        vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=0)
     else:
         lower = run_lower_layers(
             vlm, embeddings, prompt=prompt, first_position=first, cache=cache, layer=layers

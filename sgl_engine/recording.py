@@ -44,17 +44,20 @@ class AttentionRecorder:
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
+        self._waiting: list[_Waiting | None] = [None] * layers
         self._running = list(range(len(batch)))
         self._targets = _Targets.of(batch, self._first_rows, self._running)
 
     def select(self, rows: Sequence[int]) -> None:
         """From now on only these prompts run; numbers as at the beginning, ascending."""
         if list(rows) != self._running:
+            self.catch_up()
             self._running = list(rows)
             self._targets = _Targets.of(self._batch, self._first_rows, rows)
 
     def sums(self, row: int = 0) -> AttentionSums:
         """What was recorded so far, of one prompt."""
+        self.catch_up()
         return AttentionSums(
             prefill=self._stack(self._prefill, row),
             decode=self._stack(self._decode, row),
@@ -81,6 +84,44 @@ class AttentionRecorder:
         # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
         before = max(self._seen[layer], keys - rows)
         self._seen[layer] = before + rows
+        waiting = self._waiting[layer]
+        if waiting is not None and not waiting.goes_on(keys):
+            self._add_waiting(layer)
+            waiting = None
+        alone = len(query) == rows == 1 and mask is None
+        if not alone or before < self._batch.tokens or before + rows != keys:
+            self._add_waiting(layer)
+            self._add(layer, query, key, value, mask, scaling, before)
+        elif waiting is None:
+            self._waiting[layer] = _Waiting([query], key, value, scaling)
+        else:
+            waiting.queries.append(query)
+            waiting.key, waiting.value = key, value
+
+    def catch_up(self) -> None:
+        """Adds the rows that wait; ``sums`` does it too."""
+        for layer in range(len(self._waiting)):
+            self._add_waiting(layer)
+
+    def _add_waiting(self, layer: int) -> None:
+        """Adds the rows of tokens that were fed one by one, together: most of their cost is calls."""
+        waiting, self._waiting[layer] = self._waiting[layer], None
+        if waiting is not None:
+            query, before = torch.cat(waiting.queries, dim=2), waiting.key.shape[2] - len(waiting.queries)
+            self._add(layer, query, waiting.key, waiting.value, None, waiting.scaling, before)
+
+    def _add(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        before: int,
+    ) -> None:
+        """As ``record``, of rows from column ``before`` on."""
+        rows, keys = query.shape[2], key.shape[2]
         prefill = before < self._batch.tokens
         targets = self._targets
         start = max(0, targets.first_row - before) if prefill else 0
@@ -132,6 +173,27 @@ class AttentionRecorder:
         )
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """Rows of one layer that are added up later: of one prompt, whose tokens are fed one by one.
+
+    Attributes:
+        queries: (1, H, 1, D), of consecutive tokens.
+        key: (1, H_kv, N, D), as the last of them saw it; the others saw all but its last ones.
+        value: Likewise.
+        scaling: Factor on the products.
+    """
+
+    queries: list[Tensor]
+    key: Tensor
+    value: Tensor
+    scaling: float
+
+    def goes_on(self, keys: int) -> bool:
+        """Whether a row that sees so many keys is the next one, and there is room for it."""
+        return keys == self.key.shape[2] + 1 and len(self.queries) < _ROWS_AT_ONCE
+
+
 @dataclass(frozen=True, eq=False)
 class _Targets:
     """From which rows on prompts that run are counted.
@@ -177,7 +239,7 @@ def _attention_rows(
         late = torch.ones(last - first, keys - seen, dtype=torch.bool, device=query.device).triu()
         scores[..., seen:].masked_fill_(late, float("-inf"))
     elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, first:last], float("-inf"))
+        scores.masked_fill_(~mask[:, :, first:last], float("-inf"))
     else:
         scores = scores + mask[:, :, first:last].float()
     return scores.softmax(dim=-1).reshape(batch, -1, keys)

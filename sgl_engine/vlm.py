@@ -353,7 +353,7 @@ class VLM:
             first_position: Index of the first of them in prompt and answer. Given explicitly, because the
                 length of a pruned cache is not the position.
             cache: Extended in place; None for a pass on its own.
-            logit_rows: How many of the last rows go through the LM head.
+            logit_rows: How many of the last rows go through the LM head; 0 fills the cache only.
 
         Returns:
             Logits, float32 (logit_rows, vocab).
@@ -384,7 +384,7 @@ class VLM:
             batch: The prompts that they belong to.
             first_position: Index of the first column.
             cache: Extended in place; None for a pass on its own.
-            logit_rows: How many of the last columns go through the LM head.
+            logit_rows: How many of the last columns go through the LM head; 0 fills the cache only.
 
         Returns:
             Logits, float32 (B, logit_rows, vocab).
@@ -398,7 +398,8 @@ class VLM:
         output = self.text_model(
             **given, position_ids=positions, past_key_values=cache, use_cache=cache is not None
         )
-        logits: Tensor = self.model.get_output_embeddings()(output.last_hidden_state[:, -logit_rows:])
+        hidden = output.last_hidden_state
+        logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
         return logits.float()
 
     def text(self, token_ids: Sequence[int]) -> str:

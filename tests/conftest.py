@@ -8,16 +8,51 @@ import os
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 
 from sgl_engine.report import ModelInfo, RunReport
+from sgl_engine.reuse_store import ReuseStore
 
 # One thread: tiny tensors gain nothing from more, and results do not depend on the machine's cores.
 torch.set_num_threads(1)
+
+_stores: WeakSet[ReuseStore] = WeakSet()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _track_stores() -> Iterator[None]:
+    """Notes the store of every model, to clear it where models are shared by tests."""
+    original = ReuseStore.__init__
+
+    def init(self: ReuseStore) -> None:
+        original(self)
+        _stores.add(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReuseStore, "__init__", init)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_other_modules(_track_stores: None) -> None:
+    """No module knows pictures that another one has asked about."""
+    _forget()
+
+
+@pytest.fixture(autouse=True)
+def _forget_other_tests(_forget_other_modules: None) -> None:
+    """No test knows pictures that another one has asked about."""
+    _forget()
+
+
+def _forget() -> None:
+    for store in list(_stores):
+        store.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower numbers, or from its own number without a cycle. New modules get a number here.
 LAYERS = {
     "sgl_engine.errors": 0,
+    "sgl_engine.extras": 0,
     "sgl_engine.resampling": 0,
     "sgl_engine.digests": 0,
     "sgl_engine.types": 0,
@@ -68,8 +69,9 @@ LAYERS = {
     "sgl_engine.answer_scoring": 3,
     "sgl_engine.proof": 3,
     "sgl_engine.calibration": 4,
-    "sgl_engine.calibration.dataset": 5,  # the data, and all that needs it, stand above the engine
-    "sgl_engine.calibration.collection": 5,
+    "sgl_engine.calibration.collection": 5,  # what asks the engine, or shows what it said, stands above it
+    "sgl_engine.calibration.figures": 5,
+    "sgl_engine.calibration.page": 5,
     "sgl_engine.job": 3,
     "sgl_engine.worker": 3,
     "sgl_engine.scheduler": 3,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from sgl_engine.calibration.extras import evaluation_extra
+from sgl_engine.extras import extra
 
 MAX_THRESHOLDS = 100
 _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice
@@ -173,10 +173,8 @@ def binomial_p_values(
     errors: NDArray[np.int64] | int, records: int, target_risk: float
 ) -> NDArray[np.float64]:
     """P(at most so many errors among ``records``) if the risk were the target; small = the risk is less."""
-    with evaluation_extra():
-        from scipy.stats import binom
-
-    return np.atleast_1d(np.asarray(binom.cdf(errors, records, target_risk), dtype=np.float64))
+    p_values = extra("scipy.stats").binom.cdf(errors, records, target_risk)
+    return np.atleast_1d(np.asarray(p_values, dtype=np.float64))
 
 
 def records_needed(target_risk: float, confidence_level: float, error_rate: float = 0.0) -> int | None:

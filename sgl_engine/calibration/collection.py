@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sgl_engine.calibration.binding import Conditions, bind, digest
-from sgl_engine.calibration.dataset import METRICS, Data, Row, Sample
 from sgl_engine.calibration.exit_rule import system_hash
 from sgl_engine.calibration.records import Failure, Record, RecordsHeader, read_records
 from sgl_engine.errors import ConfigError
+from sgl_engine.evaluation.dataset import Data, Sample
+from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
+from sgl_engine.evaluation.records import RIGHT, Row
 from sgl_engine.large_pass import run_large_pass
 from sgl_engine.pruning import keep_everything
-from sgl_engine.types import ImagePart, ImageSource, Message, Request, Response
+from sgl_engine.types import ImagePart, Message, Request, Response
 
 if TYPE_CHECKING:
     from sgl_engine.engine import SGLEngine
     from sgl_engine.types import Generation
-
-_RIGHT = 0.5
-"""Metrics in [0, 1] become right and wrong here: the exact binomial test counts, it does not average."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Collector:
         known, asking = self._open(path), self._asking()
         try:
             with path.open("a", encoding="utf-8") as lines:
-                for sample in data.rows():
+                for index in range(len(data)):
+                    sample = data[index]
                     key = _key(sample)
                     if key not in known:
                         known[key] = self._outcome(asking, sample)
@@ -128,7 +128,7 @@ class Collector:
         return Record(
             key=_key(sample),
             kind=row.kind,
-            picture=_picture(sample.images),
+            picture=_picture(sample),
             images=len(sample.images),
             score=report.score,
             parts={name: part for name, part in report.score_parts.items() if math.isfinite(part)},
@@ -136,7 +136,7 @@ class Collector:
             small_answer=report.small_answer,
             large_answer=response.text,
             agreed=bool(report.large_agreed),
-            agreed_by_metric=METRICS[row.metric](report.small_answer, [response.text]) >= _RIGHT,
+            agreed_by_metric=agree(row.metric, report.small_answer, response.text),
             small_right=_right(row, report.small_answer),
             large_right=_right(row, response.text),
             alone_right=None if alone is None else _right(row, alone.text),
@@ -163,6 +163,12 @@ def observed_conditions(header: RecordsHeader, records: Sequence[Record]) -> Con
     return header.conditions.model_copy(update={"min_images": min(images), "max_images": max(images)})
 
 
+def agree(metric: str, small: str, large: str) -> bool:
+    """Whether two answers are the same by a metric, the large model's taken for the truth."""
+    # The VQA score asks for what several people said: they all say what the large model says.
+    return METRICS[metric](small, [large] * FEWEST_VQA_ANSWERS) >= RIGHT
+
+
 def _request(sample: Sample, system: str | None) -> Request:
     if not system:
         return Request.ask(sample.row.question, *sample.images)
@@ -174,12 +180,13 @@ def _request(sample: Sample, system: str | None) -> Request:
 def _key(sample: Sample) -> str:
     """The row's name, and a digest of what is asked: a row that was corrected is asked again."""
     row = sample.row
-    return f"{row.id}:{digest(row.question, *row.image, row.metric, *row.answers)[:8]}"
+    return f"{row.id}:{digest(row.question, *sample.names, row.metric, *row.answers)[:8]}"
 
 
-def _picture(images: Sequence[ImageSource]) -> str:
-    pieces: list[bytes | str] = []
-    for image in images:
+def _picture(sample: Sample) -> str:
+    """Digest of the pictures; of the question where there are none, as such rows have nothing in common."""
+    pieces: list[bytes | str] = [] if sample.images else [sample.row.question]
+    for image in sample.images:
         if isinstance(image, Image.Image):
             pieces += [repr(image.size), image.tobytes()]
         elif isinstance(image, Path):
@@ -190,7 +197,8 @@ def _picture(images: Sequence[ImageSource]) -> str:
 
 
 def _right(row: Row, answer: str) -> bool | None:
-    return METRICS[row.metric](answer, row.answers) >= _RIGHT if row.answers else None
+    """Right and wrong of a graded metric: the exact binomial test counts, it does not average."""
+    return METRICS[row.metric](answer, row.answers) >= RIGHT if row.answers else None
 
 
 def _model_ms(response: Response, model: str) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 
 from sgl_engine.calibration.certify import OperatingPoint
 from sgl_engine.calibration.document import Calibration, Reference
-from sgl_engine.calibration.extras import evaluation_extra
 from sgl_engine.calibration.records import Record, is_harmful
 from sgl_engine.errors import ConfigError
+from sgl_engine.extras import extra
 
 _ALARM = 0.05
 """How often a calibration that holds is accused, all its operating points together."""
@@ -127,10 +127,8 @@ def check_drift(calibration: Calibration, records: Sequence[Record]) -> DriftChe
 
 
 def _check(point: OperatingPoint, probabilities: np.ndarray, harmful: np.ndarray) -> PointCheck:
-    with evaluation_extra():
-        from scipy.stats import binom, fisher_exact
-
     assert point.threshold is not None, "certified ones only"
+    stats = extra("scipy.stats")
     exits = probabilities >= point.threshold
     count, left, harmed = len(exits), int(exits.sum()), int((exits & harmful).sum())
     table = [[left, count - left], [point.exits, point.records - point.exits]]
@@ -139,9 +137,9 @@ def _check(point: OperatingPoint, probabilities: np.ndarray, harmful: np.ndarray
         records=count,
         exits=left,
         harmful_exits=harmed,
-        p_too_many=float(binom.sf(harmed - 1, count, point.target_risk)),
-        p_few_enough=float(binom.cdf(harmed, count, point.target_risk)),
-        exits_p=float(fisher_exact(table).pvalue),
+        p_too_many=float(stats.binom.sf(harmed - 1, count, point.target_risk)),
+        p_few_enough=float(stats.binom.cdf(harmed, count, point.target_risk)),
+        exits_p=float(stats.fisher_exact(table).pvalue),
     )
 
 
@@ -162,13 +160,10 @@ def scores_shift(reference: Reference, scores: Sequence[float]) -> tuple[float, 
     The p-value is the asymptotic one, for the number of records that the quantiles stand for; with ties,
     which scores of 1 are, it errs on the side of no shift.
     """
-    with evaluation_extra():
-        from scipy.stats import kstwobign
-
     old, new = np.asarray(reference.scores), np.sort(scores)
     at = np.concatenate([old, new])
     old_share = np.searchsorted(old, at, side="right") / len(old)
     new_share = np.searchsorted(new, at, side="right") / len(new)
     distance = float(np.abs(old_share - new_share).max())
     size = reference.records * len(new) / (reference.records + len(new))
-    return distance, float(kstwobign.sf(np.sqrt(size) * distance))
+    return distance, float(extra("scipy.stats").kstwobign.sf(np.sqrt(size) * distance))

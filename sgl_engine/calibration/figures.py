@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgl_engine.calibration.extras import evaluation_extra
 from sgl_engine.calibration.outcomes import Outcome, interval
+from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, new_figure, styled
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from sgl_engine.calibration.certify import OperatingPoint
 
 _BINS = 10
-_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1691b", "#8a8a8a"
+_BLUE, _ORANGE = COLOURS[:2]
 
 
 def risk_curve(
     path: Path, probabilities: Sequence[float], harmful: Sequence[bool], points: Sequence[OperatingPoint]
 ) -> None:
     """Observed risk against the share of questions that exit; certified points marked."""
-    figure, axes = _figure(7.0, 4.2)
-    order = np.argsort(-np.asarray(probabilities), kind="stable")
-    values, harm = np.asarray(probabilities)[order], np.cumsum(np.asarray(harmful)[order])
-    ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # ties exit together
-    total = len(values)
-    axes.plot(100 * (ends + 1) / total, 100 * harm[ends] / total, color=_BLUE, label="observed")
-    for point in points:
-        axes.axhline(100 * point.target_risk, color=_GREY, linewidth=0.8, linestyle="--")
-        axes.annotate(
-            f"target {point.target_risk:.0%}" if point.target_risk >= 0.01 else f"{point.target_risk:.1%}",
-            (0.5, 100 * point.target_risk),
-            textcoords="offset points",
-            xytext=(0, 3),
-            color=_GREY,
-            fontsize=9,
-        )
-        if point.threshold is not None:
-            place = (100 * point.exit_share, 100 * point.observed_risk)
-            axes.plot(*place, "o", color=_ORANGE, markersize=8, clip_on=False)
+    with _drawn(path, 7.0, 4.2) as axes:
+        order = np.argsort(-np.asarray(probabilities), kind="stable")
+        values, harm = np.asarray(probabilities)[order], np.cumsum(np.asarray(harmful)[order])
+        ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # ties exit together
+        total = len(values)
+        axes.plot(100 * (ends + 1) / total, 100 * harm[ends] / total, color=_BLUE, label="observed")
+        for point in points:
+            axes.axhline(100 * point.target_risk, color=GREY, linewidth=0.8, linestyle="--")
             axes.annotate(
-                f"{point.exit_share:.0%} exit",
-                place,
+                f"target {point.target_risk:.0%}"
+                if point.target_risk >= 0.01
+                else f"{point.target_risk:.1%}",
+                (0.5, 100 * point.target_risk),
                 textcoords="offset points",
-                xytext=(-8, 7),
-                ha="right",
-                color=_ORANGE,
+                xytext=(0, 3),
+                color=GREY,
+                fontsize=9,
             )
-    top = max([100 * harm[-1] / total, *(130 * point.target_risk for point in points)])
-    axes.set(xlim=(0, 100), ylim=(0, min(top * 1.05, 100 * max(p.target_risk for p in points) * 3)))
-    axes.set_xlabel("questions that never reach the large model, %")
-    axes.set_ylabel("risk: harmful exits, % of all questions")
-    _save(figure, path)
+            if point.threshold is not None:
+                place = (100 * point.exit_share, 100 * point.observed_risk)
+                axes.plot(*place, "o", color=_ORANGE, markersize=8, clip_on=False)
+                axes.annotate(
+                    f"{point.exit_share:.0%} exit",
+                    place,
+                    textcoords="offset points",
+                    xytext=(-8, 7),
+                    ha="right",
+                    color=_ORANGE,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )
+        top = max([100 * harm[-1] / total, *(130 * point.target_risk for point in points)])
+        axes.set(xlim=(0, 100), ylim=(0, min(top * 1.05, 100 * max(p.target_risk for p in points) * 3)))
+        axes.set_xlabel("questions that never reach the large model, %")
+        axes.set_ylabel("risk: harmful exits, % of all questions")
 
 
 def reliability(
@@ -67,31 +68,30 @@ def reliability(
     Returns:
         Expected calibration error before and after: mean distance between the two, in [0, 1].
     """
-    figure, axes = _figure(4.8, 4.6)
-    axes.plot([0, 100], [0, 100], color=_GREY, linewidth=0.8, linestyle="--")
-    errors = []
-    for values, color, marker, name in (
-        (before, _GREY, "s", "score, as the model gives it"),
-        (after, _BLUE, "o", "calibrated probability"),
-    ):
-        predicted, observed, spread, sizes = bins(values, harmless)
-        errors.append(float(np.average(np.abs(predicted - observed), weights=sizes)))
-        axes.errorbar(
-            100 * predicted,
-            100 * observed,
-            yerr=100 * spread,
-            color=color,
-            marker=marker,
-            markersize=5,
-            linewidth=1.2,
-            elinewidth=0.8,
-            label=f"{name} (off by {100 * errors[-1]:.1f} points)",
-        )
-    axes.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
-    axes.set_xlabel("predicted: keeping the small answer is harmless, %")
-    axes.set_ylabel("observed, %")
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
-    _save(figure, path)
+    with _drawn(path, 4.8, 4.6) as axes:
+        axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle="--")
+        errors = []
+        for values, color, marker, name in (
+            (before, GREY, MARKERS[1], "score, as the model gives it"),
+            (after, _BLUE, MARKERS[0], "calibrated probability"),
+        ):
+            predicted, observed, spread, sizes = bins(values, harmless)
+            errors.append(float(np.average(np.abs(predicted - observed), weights=sizes)))
+            axes.errorbar(
+                100 * predicted,
+                100 * observed,
+                yerr=100 * spread,
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=f"{name} (off by {100 * errors[-1]:.1f} points)",
+            )
+        axes.set(xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
+        axes.set_xlabel("predicted: keeping the small answer is harmless, %")
+        axes.set_ylabel("observed, %")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)  # above: curves may be anywhere
     return errors[0], errors[1]
 
 
@@ -119,37 +119,30 @@ def kinds(path: Path, by_risk: Mapping[str, Mapping[str, Outcome]]) -> None:
     """Share of each kind that never reaches the large model, a bar per operating point."""
     first = next(iter(by_risk.values()))
     names = sorted(first, key=lambda kind: -sum(each[kind].exit_share for each in by_risk.values()))
-    figure, axes = _figure(7.0, 1.2 + 0.34 * len(names))
-    height = 0.8 / len(by_risk)
-    places = np.arange(len(names))
-    for number, (label, outcomes) in enumerate(by_risk.items()):
-        axes.barh(
-            places + (number - (len(by_risk) - 1) / 2) * height,
-            [100 * outcomes[name].exit_share for name in names],
-            height=height * 0.92,
-            color=(_BLUE, _ORANGE, _GREY)[number % 3],
-            label=label,
-        )
-    axes.set_yticks(places, [f"{name} ({first[name].questions})" for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)  # the first kind on top
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("questions that never reach the large model, %")
-    axes.legend(loc="lower right", frameon=False)
-    _save(figure, path)
+    with _drawn(path, 7.0, 1.2 + 0.34 * len(names)) as axes:
+        height = 0.8 / len(by_risk)
+        places = np.arange(len(names))
+        for number, (label, outcomes) in enumerate(by_risk.items()):
+            axes.barh(
+                places + (number - (len(by_risk) - 1) / 2) * height,
+                [100 * outcomes[name].exit_share for name in names],
+                height=height * 0.92,
+                color=COLOURS[number % len(COLOURS)],
+                label=label,
+            )
+        axes.set_yticks(places, [f"{name} ({first[name].questions})" for name in names])
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first kind on top
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("questions that never reach the large model, %")
+        axes.legend(loc="lower right")
 
 
-def _figure(width: float, height: float) -> tuple[Any, Axes]:
-    with evaluation_extra():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no window system, and nothing global
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    # Without a date or a version in it, the same records make the same file.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+@contextmanager
+def _drawn(path: Path, width: float, height: float) -> Iterator[Any]:
+    """Axes of a figure that is written at the end."""
+    with styled():
+        figure = new_figure(width, height)
+        yield figure.add_subplot()
+        # Without a version in it, the same records make the same file.
+        figure.savefig(path, metadata={"Software": None})

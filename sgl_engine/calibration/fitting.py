@@ -7,15 +7,15 @@ one lets more questions exit at the same risk.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgl_engine.calibration.calibrators import Isotonic, Logistic
-from sgl_engine.calibration.extras import evaluation_extra
 from sgl_engine.calibration.features import SCORE, Feature, logistic_features
 from sgl_engine.errors import ConfigError
+from sgl_engine.extras import extra
 
 Method: TypeAlias = Literal["isotonic", "logistic"]
 _MAX_KNOTS = 256
@@ -70,11 +70,9 @@ def _isotonic(
     the top step often holds most of the traffic. Here p = (n * step + rank) / (n + 1), rank the share of
     scores at most this one: the order of scores is kept, and no probability moves by more than 1 / (n + 1).
     """
-    with evaluation_extra():
-        from sklearn.isotonic import IsotonicRegression
-
+    regression = extra("sklearn.isotonic").IsotonicRegression
     values = _matrix([feature], observations)[:, 0]
-    steps = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(values, labels)
+    steps = regression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(values, labels)
     distinct = np.unique(values)
     thinned = distinct[np.linspace(0, len(distinct) - 1, min(len(distinct), _MAX_KNOTS)).round().astype(int)]
     knots = np.union1d(thinned, steps.X_thresholds_)
@@ -97,9 +95,11 @@ def _logistic(
     scale = np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0)  # a constant's rounding is no spread
     coefficients = np.zeros(len(features))
     if 0 < labels.sum() < len(labels) and len(features):
-        with evaluation_extra():
-            from sklearn.linear_model import LogisticRegression
-        fitted: Any = LogisticRegression(max_iter=1000).fit((values - mean) / scale, labels)
+        fitted = (
+            extra("sklearn.linear_model")
+            .LogisticRegression(max_iter=1000)
+            .fit((values - mean) / scale, labels)
+        )
         coefficients, intercept = fitted.coef_[0], float(fitted.intercept_[0])
     else:
         share = (labels.sum() + 1) / (len(labels) + 2)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sgl_engine.calibration.extras import evaluation_extra
 from sgl_engine.calibration.records import Record
+from sgl_engine.extras import extra
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def outcomes_by_kind(
     """``outcome`` of each kind of question, in alphabetical order; arguments as there."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
-        groups.setdefault(record.kind or "(no kind)", []).append(index)
+        groups.setdefault(record.kind, []).append(index)
     return {
         kind: outcome(
             [records[index] for index in rows],
@@ -135,8 +135,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def interval(hits: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (Clopper and Pearson, 1934), which never promises too much."""
-    with evaluation_extra():
-        from scipy.stats import binomtest
-
-    found = binomtest(hits, count).proportion_ci(0.95, method="exact")
+    found = extra("scipy.stats").binomtest(hits, count).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)

@@ -11,6 +11,7 @@ from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes
 from sgl_engine.calibration.records import Record, halves, is_harmful
 from sgl_engine.calibration.risks import RISKS
 from sgl_engine.errors import ConfigError
+from sgl_engine.evaluation.tables import Grid
 
 if TYPE_CHECKING:
     from sgl_engine.calibration.binding import ModelIdentity
@@ -118,11 +119,11 @@ class _Page:
             "time saved",
             "right answers: cascade / large, guided / large alone / small alone",
         )
-        return f"{about}\n\n{_markdown_table(names, rows)}"
+        return f"{about}\n\n{Grid('What each risk buys', names, rows).markdown()}"
 
     def _kinds(self, folder: Path) -> str:
         by_risk = {
-            f"at {point.target_risk:.1%} risk": outcomes_by_kind(
+            f"At {point.target_risk:.1%} risk": outcomes_by_kind(
                 self.records, self.probabilities, self.harmful, point.threshold
             )
             for point in self.certified
@@ -146,14 +147,14 @@ class _Page:
                 for kind, each in outcomes.items()
             ]
             names = (
-                f"kind, {label}",
+                "kind",
                 "questions",
                 "exit",
                 "harmed",
                 "operations saved",
                 "right: cascade / large alone",
             )
-            parts.append(_markdown_table(names, rows))
+            parts.append(Grid(label, names, rows).markdown())
         return "\n\n".join(parts)
 
     def _reliability(self, before: float, after: float) -> str:
@@ -208,7 +209,11 @@ def _sentence(point: OperatingPoint, result: Outcome) -> str:
     share = f"{result.exit_share:.0%} of the questions never reach the large model"
     saved = f"That saves {result.tflops_saved:.0%} of its operations"
     if result.ms_saved is not None:
-        saved += f" and {'saves' if result.ms_saved >= 0 else 'costs'} {abs(result.ms_saved):.0%} of its time"
+        saved += (
+            f" and {result.ms_saved:.0%} of its time"
+            if result.ms_saved >= 0
+            else f", and takes {-result.ms_saved:.0%} longer"
+        )
     words = [f"**At {point.target_risk:.1%} risk, {share}.**", f"{saved}."]
     if result.lost_by_exits is not None and result.accuracy_lost is not None:
         lost = 100 * result.accuracy_lost
@@ -220,11 +225,6 @@ def _sentence(point: OperatingPoint, result: Outcome) -> str:
             "visual tokens."
         )
     return " ".join(words)
-
-
-def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(names) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ruler, *rows))
 
 
 def _paragraph(text: str) -> str:

@@ -24,7 +24,7 @@ class Record(_Line):
 
     Attributes:
         key: Identifies the row of the data.
-        kind: Of question; None where the data does not say.
+        kind: Of question.
         picture: Digest of the pictures: rows about the same ones stay in one half.
         images: Number of pictures.
         score: The small model's, by the scorer.
@@ -46,7 +46,7 @@ class Record(_Line):
     """
 
     key: str
-    kind: str | None = None
+    kind: str
     picture: str
     images: int
     score: float

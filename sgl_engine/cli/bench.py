@@ -144,8 +144,9 @@ def run(arguments: argparse.Namespace) -> None:
     from sgl_engine.evaluation.runner import Runner, manifest
     from sgl_engine.evaluation.store import Store
     from sgl_engine.evaluation.systems import Systems
+    from sgl_engine.extras import check_extra
 
-    _check_extra()
+    check_extra("sklearn.metrics", "matplotlib.figure", "rapidfuzz.distance")
     data = _data(arguments)
     point = _cascade_point(arguments)
     systems = Systems(
@@ -164,14 +165,6 @@ def run(arguments: argparse.Namespace) -> None:
         report = _report(arguments, data, store, point)
         written = report.write(arguments.out)
     _show(report, written)
-
-
-def _check_extra() -> None:
-    """Refuse before the work, not after it, where a library for statistics or figures is missing."""
-    from sgl_engine.evaluation.extras import extra
-
-    for module in ("sklearn.metrics", "matplotlib.figure", "rapidfuzz.distance"):
-        extra(module)
 
 
 def _data(arguments: argparse.Namespace) -> Data:

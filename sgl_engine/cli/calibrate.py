@@ -17,9 +17,9 @@ from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.dataset import Data
     from sgl_engine.calibration.making import Promise
     from sgl_engine.calibration.records import Record, RecordsHeader
+    from sgl_engine.evaluation.dataset import Data
 
 HELP = "bound what an early exit may lose"
 DESCRIPTION = (
@@ -106,10 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect, then calibrate or check; returns the exit code."""
     from sgl_engine.calibration.collection import Collector
     from sgl_engine.calibration.document import load_calibration
-    from sgl_engine.calibration.extras import check_extra
     from sgl_engine.calibration.making import Promise
+    from sgl_engine.extras import check_extra
 
-    check_extra(figures=arguments.report is not None)
+    check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
         targets=tuple(arguments.target),
         confidence_level=arguments.confidence,
@@ -132,15 +132,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> Data:
-    from sgl_engine.calibration.dataset import generated, read_rows
+    from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
     if arguments.data == _GENERATED:
-        return generated(arguments.questions or 2000, arguments.start)
-    data = read_rows(Path(arguments.data), arguments.questions)
-    for number, problem in data.bad_lines[:5]:
-        _say(f"Line {number} of {arguments.data} is left out: {problem}.")
-    if len(data.bad_lines) > 5:
-        _say(f"{len(data.bad_lines) - 5} more lines are left out.")
+        return HeldOut(arguments.questions or 2000, arguments.start)
+    data = JsonLines.read(Path(arguments.data).expanduser(), arguments.questions, answers="optional")
+    for line in data.bad[:5]:
+        _say(f"Line {line.number} of {arguments.data} is left out: {line.problem}.")
+    if len(data.bad) > 5:
+        _say(f"{len(data.bad) - 5} more lines are left out.")
     return data
 
 
@@ -176,7 +176,7 @@ def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) ->
     bar = track(
         collector.collect(data, path),
         description="questions",
-        total=data.count,
+        total=len(data),
         console=console,
         disable=not console.is_terminal,
     )
@@ -210,7 +210,7 @@ def _calibrate(
         binding=header.binding,
         conditions=observed_conditions(header, records),
         data=data.name,
-        failed=failed + len(data.bad_lines),
+        failed=failed + len(data.bad),
     )
     save_calibration(calibration, arguments.out)
     print(output.printable(calibration.describe()))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,10 +23,17 @@ Filled = Annotated[str, Field(min_length=1)]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A row and its pictures, in the order in which the models see them."""
+    """A row and its pictures.
+
+    Attributes:
+        row: What is asked.
+        images: In the order in which the models see them.
+        names: What the data calls each of them, wherever it lies; empty where it draws them.
+    """
 
     row: Row
     images: tuple[ImageSource, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class HeldOut:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.count} generated held-out questions"
+        later = f" from seed {self.start} on" if self.start else ""
+        return f"{self.count} generated held-out questions{later}"
 
     @property
     def identity(self) -> str:
@@ -105,13 +113,13 @@ class HeldOut:
         return Sample(row, (Image.fromarray(sample.pixels),))
 
 
-class Line(BaseModel):
+class OpenLine(BaseModel):
     """A line of a file of questions. Fields that it has beyond these are not looked at.
 
     Attributes:
         image: Path relative to the file, https: or data: URL; a list where a question is about several.
         question: What is asked.
-        answers: What counts as right; for "vqa_score" what each person said.
+        answers: What counts as right, if that is known; for "vqa_score" what each person said.
         metric: Name in ``METRICS``.
         id: Any name; the line's number by default.
         kind: Results are broken down by it; the metric by default.
@@ -119,9 +127,9 @@ class Line(BaseModel):
 
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True)
 
-    image: tuple[Filled, ...]
+    image: tuple[Filled, ...] = ()
     question: Filled
-    answers: Annotated[tuple[Filled, ...], Field(min_length=1)]
+    answers: tuple[Filled, ...] = ()
     metric: str = "exact"
     id: str | None = None
     kind: str | None = None
@@ -129,18 +137,27 @@ class Line(BaseModel):
     @field_validator("image", "answers", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, value: object) -> object:
+        if value is None:
+            return []
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _suits_its_metric(self) -> Line:
+    def _suits_its_metric(self) -> Self:
         if self.metric not in METRICS:
             raise ValueError(f"there is no metric {self.metric!r}; use one of {', '.join(METRICS)}")
-        if self.metric == "vqa_score" and len(self.answers) < FEWEST_VQA_ANSWERS:
+        if self.metric == "vqa_score" and 0 < len(self.answers) < FEWEST_VQA_ANSWERS:
             raise ValueError(
                 f"vqa_score compares with what at least {FEWEST_VQA_ANSWERS} people said, not "
                 f"{len(self.answers)}; use exact or anls"
             )
         return self
+
+
+class Line(OpenLine):
+    """A line about at least one picture, and with an answer to compare with."""
+
+    image: Annotated[tuple[Filled, ...], Field(min_length=1)]
+    answers: Annotated[tuple[Filled, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +177,15 @@ class JsonLines:
     bad: tuple[BadLine, ...]
 
     @classmethod
-    def read(cls, path: Path, limit: int | None = None) -> JsonLines:
+    def read(
+        cls, path: Path, limit: int | None = None, *, answers: Literal["required", "optional"] = "required"
+    ) -> JsonLines:
         """Reads and checks all lines; pictures are opened later, one row at a time.
 
         Args:
             path: The file.
             limit: Good lines that are taken; None is all of them.
+            answers: Whether a line has to have some, and a picture, as ``Line`` has.
 
         Raises:
             ConfigError: It cannot be read, or not one line is good.
@@ -177,22 +197,24 @@ class JsonLines:
                 f"{path} cannot be read ({error.strerror or error}).",
                 remedy="Name a file with one JSON object a line.",
             ) from error
+        kind = Line if answers == "required" else OpenLine
         rows: list[tuple[Row, tuple[str, ...]]] = []
         bad: list[BadLine] = []
         for number, text in enumerate(content.decode(errors="replace").splitlines(), start=1):
             if not text.strip():
                 continue
             try:
-                line = Line.model_validate(json.loads(text))
+                line = kind.model_validate(json.loads(text))
             except (ValidationError, ValueError) as error:
                 bad.append(BadLine(number, _explain(error)))
                 continue
             rows.append((_row(len(rows), number, line), line.image))
         if not rows:
             said = f" Line {bad[0].number}: {bad[0].problem}." if bad else ""
+            known = "" if answers == "required" else "; answers may be left out"
             raise ConfigError(
                 f"{path} has no row that can be used.{said}",
-                remedy='A row is {"image": "page.png", "question": "...", "answers": ["..."]}.',
+                remedy='A row is {"image": "page.png", "question": "...", "answers": ["..."]}' + f"{known}.",
             )
         digest = hashlib.sha256(content).hexdigest()
         return cls(path, f"{path.name}, sha256 {digest}", tuple(rows[:limit]), tuple(bad))
@@ -208,8 +230,8 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Sample:
         """One of them, its pictures unopened."""
-        row, images = self.rows[index]
-        return Sample(row, tuple(self._source(image) for image in images))
+        row, names = self.rows[index]
+        return Sample(row, tuple(self._source(name) for name in names), names)
 
     def _source(self, image: str) -> ImageSource:
         if image.startswith(("https:", "http:", "data:")):
@@ -217,7 +239,7 @@ class JsonLines:
         return self.path.parent / Path(image).expanduser()
 
 
-def _row(index: int, number: int, line: Line) -> Row:
+def _row(index: int, number: int, line: OpenLine) -> Row:
     return Row(
         index=index,
         id=line.id or f"line {number}",

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sgl_engine.evaluation.extras import extra
 from sgl_engine.evaluation.intervals import Interval
+from sgl_engine.extras import extra
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

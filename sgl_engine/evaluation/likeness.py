@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sgl_engine.evaluation.extras import extra
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.records import Json, Outcome, Scored
 from sgl_engine.evaluation.tables import Grid
+from sgl_engine.extras import extra
 from sgl_engine.rankers import RankingCase
 from sgl_engine.types import ImportanceMap
 

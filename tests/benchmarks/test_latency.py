@@ -1,18 +1,21 @@
 """The arithmetic of benchmarks.latency, and that every comparison still runs; at sizes that say nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks.bench_pair import QUESTIONS, Timed, UnavailableError, Weights, plain_generate
+from benchmarks import latency_requests
+from benchmarks.bench_pair import QUESTIONS, Timed, Weights, plain_generate
 from benchmarks.latency import ROWS, ratios_table
 from benchmarks.latency_figure import draw
 from benchmarks.latency_passes import pruned_prefill, random_plan
 from benchmarks.latency_profile import profile_escalation
 from benchmarks.shapes import PAIRS, picture, processor
 from benchmarks.timing import Outcome, speed_up_bound, take_turns
+from sgl_engine.demo import demo_engine
 
 TOKENS, ANSWER = 64, 3
 
@@ -98,14 +101,25 @@ def test_what_the_flops_allow(timed: Timed) -> None:
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_every_comparison_runs(name: str, timed: Timed) -> None:
-    try:
-        outcomes = ROWS[name](timed)
-    except UnavailableError as reason:
-        pytest.skip(str(reason))
-    for outcome in outcomes:
+    for outcome in ROWS[name](timed):
         assert outcome.ratio > 0.0
         assert len(outcome.first_s) == len(outcome.second_s) >= 1
     assert timed.small.text_model.config._attn_implementation == "sdpa"
+
+
+def test_the_draft_is_accepted_whole(timed: Timed) -> None:
+    [outcome] = ROWS["accepted-draft"](timed)
+    assert outcome.note.endswith("accepted: 100% at least")
+
+
+def test_no_picture_of_a_batch_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = demo_engine()
+    monkeypatch.setattr(latency_requests, "demo_engine", lambda: engine)
+    [outcome] = latency_requests.batch(1, time.perf_counter, count=2)
+    assert outcome.ratio > 0.0
+    info = engine.cache_info()["small"]
+    assert info.feature_misses == 2 * 2 * 2  # rounds, sides, requests
+    assert (info.pixel_hits, info.feature_hits, info.prefix_hits) == (0, 0, 0)
 
 
 def test_pictures_are_new_and_become_as_many_tokens_as_asked_for(timed: Timed) -> None:

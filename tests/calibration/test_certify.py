@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sgl_engine.calibration.calibrators import Isotonic, Logistic
+from benchmarks.coverage import LEVEL, draw, simulate
 from sgl_engine.calibration.certify import (
     binomial_p_values,
     certify,
-    empirical_threshold,
     records_needed,
     thresholds_of,
 )
-from sgl_engine.calibration.features import SCORE, observe
-from sgl_engine.calibration.fitting import fit
-
-SETS, RECORDS, TARGET, LEVEL = 500, 1000, 0.05, 0.9
-HARM = 0.25  # P(harm | score u) = HARM * (1 - u), u uniform: risk(exit from u on) = HARM / 2 * (1 - u)^2
+from sgl_engine.calibration.features import observe
 
 
 def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:
@@ -74,52 +69,15 @@ def test_the_same_threshold_as_one_by_one(seed: int) -> None:
     assert found.harmful_exits == sum(left and harm for left, harm in zip(exits, harmful, strict=True))
 
 
-def draw(rng: np.random.Generator, informative: bool) -> tuple[np.ndarray, np.ndarray]:
-    scores = rng.random(RECORDS)
-    chance = HARM * (1 - scores) if informative else np.full(RECORDS, HARM / 2)
-    return scores, rng.random(RECORDS) < chance
-
-
-def true_risk(lowest_score: float, informative: bool) -> float:
-    return HARM / 2 * ((1 - lowest_score) ** 2 if informative else (1 - lowest_score))
-
-
-def lowest_exit(calibrator: Isotonic | Logistic, threshold: float | None) -> float:
-    """The score from which on answers are kept, by bisection: the calibrator rises with the score."""
-    low, high = 0.0, 1.0
-    if threshold is None:
-        return 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        probability = calibrator.probability({SCORE: middle})
-        assert probability is not None
-        low, high = (low, middle) if probability >= threshold else (middle, high)
-    return high
-
-
 @pytest.mark.parametrize("informative", [True, False], ids=["a good score", "a score that knows nothing"])
 def test_the_certified_risk_is_exceeded_no_more_often_than_promised(informative: bool) -> None:
     """500 calibration sets; the control takes the threshold whose observed risk is within the target."""
-    exceeded = {"certified": 0, "observed": 0}
-    exits = []
-    for seed in range(SETS):
-        scores, harmful = draw(np.random.default_rng((seed, informative)), informative)
-        values = [{SCORE: score} for score in scores.tolist()]
-        half = RECORDS // 2
-        calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
-        probabilities = [calibrator.probability(each) or 0.0 for each in values]
-        grid = thresholds_of(probabilities[:half])
-        certified = certify(
-            probabilities[half:], harmful[half:], grid, target_risk=TARGET, confidence_level=LEVEL
-        )
-        observed = empirical_threshold(probabilities[half:], harmful[half:], grid, target_risk=TARGET)
-        for name, threshold in (("certified", certified.threshold), ("observed", observed)):
-            exceeded[name] += true_risk(lowest_exit(calibrator, threshold), informative) > TARGET
-        exits.append(certified.exit_share)
-    slack = binom.ppf(0.999, SETS, 1 - LEVEL)  # what 500 sets may show where the truth is 10 %
-    assert 0 < exceeded["certified"] <= slack  # not by never exiting
-    assert exceeded["observed"] > 2 * slack
-    assert np.mean(exits) > (0.4 if informative else 0.2)
+    found = simulate(informative=informative, target=0.05)
+    assert found.sets == 500
+    slack = binom.ppf(0.999, found.sets, 1 - LEVEL)  # what 500 sets may show where the truth is 10 %
+    assert 0 < found.exceeded <= slack  # not by never exiting
+    assert found.control_exceeded > 2 * slack
+    assert found.exits > (0.4 if informative else 0.2)
 
 
 def test_looser_targets_and_lower_confidence_never_exit_less() -> None:

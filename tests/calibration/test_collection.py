@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
-from sgl_engine.calibration.collection import Collector, observed_conditions
-from sgl_engine.calibration.dataset import generated, read_rows
+from sgl_engine.calibration.collection import Collector, agree, observed_conditions
 from sgl_engine.calibration.records import Failure, Record, read_records
 from sgl_engine.config import GenerationConfig
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import ConfigError
+from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SETTINGS = EngineConfig(generation=GenerationConfig(max_new_tokens=4))
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def collect(engine: SGLEngine, data: Path, records: Path, **settings: Any) -> list[Record | Failure]:
-    return list(Collector(engine, **settings).collect(read_rows(data), records))
+    return list(Collector(engine, **settings).collect(JsonLines.read(data, answers="optional"), records))
 
 
 def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
@@ -66,6 +66,20 @@ def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_pat
     conditions = observed_conditions(header, kept)
     assert (conditions.min_images, conditions.max_images) == (1, 2)
     assert conditions.generation.max_new_tokens == 4
+
+
+def test_every_question_is_asked_as_if_for_the_first_time(
+    engine: SGLEngine, data: Path, tmp_path: Path
+) -> None:
+    """The models keep nothing for, and know nothing from, another question; an engine as it is would."""
+    warm = engine.with_config(SETTINGS)
+    stores = (engine.small.store, engine.large.store)
+    before = [store.info() for store in stores]
+    collect(warm, data, tmp_path / "records.jsonl")
+    assert [store.info() for store in stores] == before
+    for _ in range(2):
+        warm.run(Request.ask("what is it?", tmp_path / "page.png"))
+    assert all(store.info().pixel_hits > old.pixel_hits for store, old in zip(stores, before, strict=True))
 
 
 def test_a_run_goes_on_where_it_was_cut(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
@@ -98,7 +112,7 @@ def test_a_row_that_was_corrected_is_asked_again(engine: SGLEngine, data: Path, 
     data.write_text(data.read_text().replace("a page", "a leaf"))
     collect(engine, data, records)
     _, kept, _ = read_records(records)
-    assert [each.key.partition(":")[0] for each in kept] == ["7", "line-2", "7"]
+    assert [each.key.partition(":")[0] for each in kept] == ["7", "line 2", "7"]
 
 
 def test_records_of_other_settings_are_not_mixed(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
@@ -131,26 +145,39 @@ def test_a_system_prompt_is_part_of_every_request(data: Path, tmp_path: Path) ->
     assert len(seen[1].images) == 2
 
 
+def test_questions_without_a_picture_are_not_about_the_same_one(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"question": question}) for question in ("one?", "two?", "two?")))
+    engine = FakeEngine(lambda _: "a", config=SETTINGS)
+    one, two, again = collect(engine, path, tmp_path / "records.jsonl", alone=False)
+    assert isinstance(one, Record)
+    assert isinstance(two, Record)
+    assert isinstance(again, Record)
+    assert one.picture != two.picture == again.picture
+
+
 def test_an_answer_without_a_score_is_a_failure(data: Path, tmp_path: Path) -> None:
     engine = FakeEngine(lambda _: "a", score=float("nan"), config=SETTINGS)
     first = collect(engine, data, tmp_path / "records.jsonl", alone=False)[0]
     assert isinstance(first, Failure)
 
 
-def test_lines_that_are_no_rows_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    lines = ['{"image": "a.png", "question": "q"}', "nonsense", "", '{"image": "a.png"}', '{"question": "q"}']
-    lines.append('{"image": "a.png", "question": "q", "metric": "luck"}')
-    path.write_text("\n".join(lines))
-    data = read_rows(path)
-    assert (data.count, [number for number, _ in data.bad_lines]) == (2, [2, 4, 6])
-    assert [sample.row.id for sample in data.rows()] == ["line-1", "line-5"]
-    assert read_rows(path, limit=1).count == 1
-    path.write_text("nonsense")
-    with pytest.raises(ConfigError, match="has no row that can be used. Line 1: no JSON"):
-        read_rows(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_rows(tmp_path / "none.jsonl")
+@pytest.mark.parametrize(
+    ("metric", "small", "large", "agreed"),
+    [
+        ("exact", "5", "5 ", True),
+        ("exact", "5.1", "5", False),
+        ("relaxed", "5.1", "5", True),
+        ("relaxed", "6", "5", False),
+        ("anls", "total 12", "Total 13", True),
+        ("vqa_score", "five", "5", True),  # although one person's word alone is never enough there
+        ("vqa_score", "six", "5", False),
+    ],
+)
+def test_agreement_by_metric_takes_the_large_answer_for_the_truth(
+    metric: str, small: str, large: str, agreed: bool
+) -> None:
+    assert agree(metric, small, large) is agreed
 
 
 def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
@@ -164,8 +191,7 @@ def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
 
 
 def test_generated_questions_are_held_out_and_have_answers(tmp_path: Path) -> None:
-    data = generated(2, start=5)
-    assert [sample.row.id for sample in data.rows()] == ["seed-5", "seed-6"]
+    data = HeldOut(2, start=5)
     engine = demo_engine(EngineConfig(exit=ExitConfig(escalate="never")))  # both are asked all the same
     outcomes = list(Collector(engine).collect(data, tmp_path / "records.jsonl"))
     assert all(isinstance(each, Record) and each.small_right is not None for each in outcomes)

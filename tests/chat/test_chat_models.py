@@ -93,6 +93,7 @@ def test_an_unsure_small_model_asks_the_large_one(chat: ChatSGL) -> None:
 async def test_every_way_to_call_gives_the_same_answer_and_report(
     chat: ChatSGL, question: list[BaseMessage]
 ) -> None:
+    chat.invoke(question)  # the picture is known from here on, which reports say
     expected = chat.invoke(question)
     answers: list[BaseMessage] = [
         await chat.ainvoke(question),
@@ -113,7 +114,9 @@ async def test_every_way_to_call_gives_the_same_answer_and_report(
         assert answer.text == expected.text
         # Two of them ran side by side, which rounds otherwise.
         assert report(answer) == {
-            name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            name: pytest.approx(value, rel=1e-4)
+            if isinstance(value, float) or name == "score_parts"
+            else value
             for name, value in report(expected).items()
         }
         assert isinstance(answer, AIMessage)
@@ -130,6 +133,7 @@ def test_metadata_comes_once_on_the_last_chunk(chat: ChatSGL) -> None:
 
 def test_overrides_per_call(chat: ChatSGL) -> None:
     def sgl(**overrides: Any) -> dict[str, Any]:
+        chat.invoke(UNSURE, **overrides)  # the picture is known from here on, which reports say
         bound = chat.bind(**overrides).invoke(UNSURE)
         assert report(chat.invoke(UNSURE, **overrides)) == report(bound)
         return report(bound)

@@ -58,6 +58,7 @@ def test_the_program_gets_the_report_as_json(look: VisualQuestionTool) -> None:
 
 async def test_the_asynchronous_call_is_the_same(look: VisualQuestionTool) -> None:
     for picture, question in (("receipt.png", QUESTION), ("scene.png", "How many purple shapes are there?")):
+        call(look, question=question, picture=picture)  # the picture is known from here on
         plain = call(look, question=question, picture=picture)
         message = await acall(look, question=question, picture=picture)
         assert _without_ms(message) == _without_ms(plain)

@@ -289,7 +289,7 @@ MIXED: tuple[Request, ...] = (
 
 def escalating(*, draft: bool = True, preset: str = "35%") -> EngineConfig:
     config = EngineConfig.preset(preset).model_copy(update={"generation": GenerationConfig(draft=draft)})
-    return config.escalating("always")
+    return config.escalating("always").without_reuse()  # what a pass costs is compared
 
 
 def outcome(response: Any) -> tuple[Any, ...]:
@@ -318,8 +318,9 @@ def test_answers_do_not_depend_on_the_switch(pair: SGLEngine) -> None:
     for got, own, one in zip(drafted, alone, batch, strict=True):
         assert isinstance(one, Response)
         assert got.report.accepted_tokens == one.report.accepted_tokens
-        # Side by side, rows are fed no more guesses than every one of them has.
-        assert own.report.large_tflops < one.report.large_tflops <= got.report.large_tflops * 1.001
+        # Side by side, rows take their steps together, and so try other numbers of guesses.
+        assert own.report.large_tflops < one.report.large_tflops
+        assert one.report.large_tflops == pytest.approx(got.report.large_tflops, rel=0.1)
         assert got.report.large_alone_tflops == own.report.large_alone_tflops
 
 

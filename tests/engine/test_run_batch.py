@@ -12,7 +12,7 @@ from oracles import exploding, traces
 from samples import REQUESTS, noise
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
-from sgl_engine.config import NO_REUSE
+from sgl_engine.config import NO_REUSE, ExitConfig
 from sgl_engine.errors import (
     BudgetSpentError,
     ConfigError,
@@ -104,11 +104,8 @@ def test_a_batch_is_answered_as_its_requests_are(pair: SGLEngine, route: str, ma
 
 def test_only_those_escalate_that_should(pair: SGLEngine) -> None:
     scores = sorted(pair.run(request).report.score for request in MIXED)
-    engine = pair.with_config(
-        EngineConfig().model_copy(
-            update={"exit": EngineConfig().exit.model_copy(update={"threshold": sum(scores[2:4]) / 2})}
-        )
-    )
+    leaving = ExitConfig(threshold=sum(scores[2:4]) / 2)
+    engine = pair.with_config(EngineConfig(exit=leaving, reuse=NO_REUSE))
     alone = [engine.run(request) for request in MIXED]
     assert {response.report.route for response in alone} == {"small", "large"}
     for got, response in zip(engine.run_batch(MIXED), alone, strict=True):

@@ -72,6 +72,23 @@ def test_bad_lines_are_left_out_with_number_and_reason(tmp_path: Path, line: obj
     assert "\n" not in data.bad[0].problem
 
 
+def test_answers_and_pictures_may_be_left_out_where_that_is_said(tmp_path: Path) -> None:
+    lines = [{"image": "a.png", "question": "q"}, {"question": "q"}, {"image": "a.png"}, GOOD]
+    lines.append({"image": "a.png", "question": "q", "answers": None, "metric": "vqa_score"})
+    path = write(tmp_path / "q.jsonl", *lines)
+    data = JsonLines.read(path, answers="optional")
+    assert [(data[row].row.answers, data[row].names) for row in range(len(data))] == [
+        ((), ("a.png",)),
+        ((), ()),
+        (("a",), ("page.png",)),
+        ((), ("a.png",)),
+    ]
+    assert [(bad.number, bad.problem) for bad in data.bad] == [(3, "question: Field required")]
+    assert [row.id for row, _ in JsonLines.read(path).rows] == ["line 4"]
+    with pytest.raises(ConfigError, match="answers may be left out"):
+        JsonLines.read(write(path, "nonsense"), answers="optional")
+
+
 def test_a_file_without_a_good_line_says_what_a_row_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'no row that can be used. Line 1: no JSON.*A row is \{"image"'):
         JsonLines.read(write(tmp_path / "q.jsonl", "nonsense"))

@@ -1,4 +1,4 @@
-"""Libraries that only evaluation needs; loaded on first use."""
+"""Libraries that only evaluation and calibration need; loaded on first use."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def extra(module: str) -> Any:
         raise ConfigError(
             f"{error.name} is not installed.", remedy='Install it: pip install "langchain-sgl[evaluation]".'
         ) from error
+
+
+def check_extra(*modules: str) -> None:
+    """Loads what will be needed, before hours are spent on what it is needed for.
+
+    Raises:
+        ConfigError: One of them is not installed.
+    """
+    for module in modules:
+        extra(module)

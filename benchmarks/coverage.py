@@ -1,0 +1,111 @@
+"""Is the promise of a calibration kept where the true risk is known? Simulated calibration sets.
+
+    python -m benchmarks.coverage
+
+A score u is uniform in [0, 1]. A good score's answers do harm with probability 0.25 * (1 - u); those of a
+score that knows nothing, with 0.125. Of 1000 records, one half is fitted on and the other certifies at 90 %
+confidence. The true risk of the threshold is an integral, and may be above its target in at most 10 % of the
+sets. The control takes the threshold whose observed risk is within the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from rich.console import Console
+
+from sgl_engine.calibration.calibrators import Isotonic, Logistic
+from sgl_engine.calibration.certify import certify, empirical_threshold, thresholds_of
+from sgl_engine.calibration.features import SCORE
+from sgl_engine.calibration.fitting import fit
+from sgl_engine.evaluation.tables import Grid
+
+RECORDS, LEVEL, SETS = 1000, 0.9, 500
+HARM = 0.25
+TARGETS = (0.02, 0.05, 0.1)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became of the sets.
+
+    Attributes:
+        exceeded: Sets whose certified threshold has a true risk above the target.
+        control_exceeded: The same of the threshold whose observed risk is within the target.
+        exits: Mean share that exits at the certified threshold, in [0, 1].
+        sets: How many there were.
+    """
+
+    exceeded: int
+    control_exceeded: int
+    exits: float
+    sets: int
+
+
+def simulate(*, informative: bool, target: float, sets: int = SETS) -> Coverage:
+    """Calibrates on so many simulated sets; set number n is the same every time."""
+    ours, control, exits = 0, 0, []
+    for seed in range(sets):
+        scores, harmful = draw(np.random.default_rng((seed, informative)), informative=informative)
+        values = [{SCORE: score} for score in scores.tolist()]
+        half = RECORDS // 2
+        calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
+        probabilities = [calibrator.probability(each) or 0.0 for each in values]
+        grid = thresholds_of(probabilities[:half])
+        rest = (probabilities[half:], harmful[half:].tolist(), grid)
+        certified = certify(*rest, target_risk=target, confidence_level=LEVEL)
+        observed = empirical_threshold(*rest, target_risk=target)
+        ours += _true_risk(_lowest_exit(calibrator, certified.threshold), informative=informative) > target
+        control += _true_risk(_lowest_exit(calibrator, observed), informative=informative) > target
+        exits.append(certified.exit_share)
+    return Coverage(ours, control, fmean(exits), sets)
+
+
+def draw(rng: np.random.Generator, *, informative: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and harm of one set."""
+    scores = rng.random(RECORDS)
+    chance = HARM * (1 - scores) if informative else np.full(RECORDS, HARM / 2)
+    return scores, rng.random(RECORDS) < chance
+
+
+def _true_risk(lowest_score: float, *, informative: bool) -> float:
+    """P(exit and harm) where all scores from this one on exit."""
+    return HARM / 2 * ((1 - lowest_score) ** 2 if informative else (1 - lowest_score))
+
+
+def _lowest_exit(calibrator: Isotonic | Logistic, threshold: float | None) -> float:
+    """The score from which on answers are kept, by bisection: the calibrator rises with the score."""
+    low, high = 0.0, 1.0
+    if threshold is None:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        probability = calibrator.probability({SCORE: middle})
+        assert probability is not None
+        low, high = (low, middle) if probability >= threshold else (middle, high)
+    return high
+
+
+def main() -> None:
+    """Simulate, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", type=int, default=SETS)
+    sets = parser.parse_args().sets
+    rows = []
+    for informative in (True, False):
+        for target in TARGETS:
+            found = simulate(informative=informative, target=target, sets=sets)
+            name = "a good score" if informative else "a score that knows nothing"
+            counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
+            rows.append((name, f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
+    columns = ("score", "target", "risk above it", "control: above it", "exits")
+    Console().print(Grid(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
+
+
+if __name__ == "__main__":
+    main()
