@@ -15,7 +15,7 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import NobodyWaitsError, decode, exclusive_for, finish, stream_answer
 from sgl_engine.lower_rows import LowerRows
-from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.pictures import Embedded, embed_pictures, run_towers
 from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.pruning import KeptColumns, prune_visual_tokens
 from sgl_engine.types import (
@@ -184,8 +184,10 @@ def stream_large_batch(
     group = _Group(vlm, turns, plans)
     rows: list[int] = []
     with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
+        wanted = [turn.prompt for answer, turn in zip(group.answers, turns, strict=True) if answer.goes_on()]
+        computed = run_towers(vlm, wanted, reuse)
         group.embedded = [
-            answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse))
+            answer.attempt(partial(embed_pictures, vlm, turn.prompt, reuse, computed=computed))
             for answer, turn in zip(group.answers, turns, strict=True)
         ]
         group.spend("vision")

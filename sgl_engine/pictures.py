@@ -6,9 +6,11 @@ from, and however it was scaled, the same pixels have the same features, and oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,8 @@ from sgl_engine.types import EncodedPrompt, Reused
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
+
+_MOST_TOGETHER = 8  # pictures in one pass; more hold more memory and gain little
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +45,21 @@ class Embedded:
         return Reused(self.known_pictures, tokens, self.tower_patches)
 
 
-def embed_pictures(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig = NO_REUSE) -> Embedded:
+def embed_pictures(
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    reuse: ReuseConfig = NO_REUSE,
+    *,
+    computed: Mapping[bytes, Tensor] = MappingProxyType({}),
+) -> Embedded:
     """``vlm.embed``, with what is known; pictures that are not run through the vision tower once, together.
 
     Args:
         vlm: The model.
         prompt: Encoded by it.
         reuse: What may be kept.
+        computed: Digest -> features of pictures that were run through the tower for this call
+            (``run_towers``); where there are not those of all that are missing, the tower runs.
 
     Raises:
         InvalidRequestError: The images do not give one feature for each image token.
@@ -60,7 +72,11 @@ def embed_pictures(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig = NO_REUS
         known = {key: vlm.store.get("features", key) for key in keys}
         missing = [keys.index(key) for key, features in known.items() if features is None]
         inputs = _inputs_of(prompt, missing) if missing else {}
-        for number, features in zip(missing, _run_tower(vlm, prompt, inputs, missing), strict=True):
+        digests = [prompt.picture_digests[number] for number in missing]
+        ready = [computed[digest] for digest in digests if digest in computed]
+        if len(ready) < len(missing):
+            ready = list(_run_tower(vlm, prompt, inputs, missing))
+        for number, features in zip(missing, ready, strict=True):
             known[keys[number]] = features
             vlm.store.put("features", keys[number], features, [features], max_bytes=reuse.max_bytes)
         vlm.store.count("features", hits=len(keys) - len(missing), misses=len(missing))
@@ -71,6 +87,55 @@ def embed_pictures(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig = NO_REUS
         tower_patches=vlm.family.tower_patches(vlm.config, inputs),
         known_pictures=len(keys) - len(missing) if len(keys) == pictures else pictures * (not missing),
     )
+
+
+@torch.inference_mode()
+def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[bytes, Tensor]:
+    """Pictures of several prompts side by side, in few passes of the vision tower.
+
+    Only prompts of one unknown picture each take part, and only with others of the same shape; what is left
+    out here, or fails, is left to ``embed_pictures``.
+
+    Args:
+        vlm: The model.
+        prompts: Encoded by it.
+        reuse: What may be kept; without features, nothing is run here.
+
+    Returns:
+        Digest -> features (V, width) of each picture that was run.
+    """
+    alike: dict[Hashable, dict[bytes, EncodedPrompt]] = {}
+    for prompt in prompts:
+        axes = prompt.picture_axes
+        if not (reuse.keeps_features and prompt.spans and axes and len(prompt.picture_digests) == 1):
+            continue
+        [digest] = prompt.picture_digests
+        if not vlm.store.holds("features", (digest, vlm.model.dtype, vlm.device)):
+            shapes = tuple(
+                (name, axis, prompt.inputs[name].shape) for name, (axis, _) in sorted(axes.items())
+            )
+            alike.setdefault(shapes, {})[digest] = prompt
+    found: dict[bytes, Tensor] = {}
+    for of_shape in alike.values():
+        left = list(of_shape.items())
+        while len(left) > 1:
+            together, left = left[:_MOST_TOGETHER], left[_MOST_TOGETHER:]
+            with suppress(Exception):  # whose fault it is shows when each is run by itself
+                found |= _run_together(vlm, dict(together))
+    return found
+
+
+def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[bytes, Tensor]:
+    """Features of pictures of one shape, each alone in its prompt."""
+    token, axes = vlm.family.image_token_id(vlm.config), next(iter(prompts.values())).picture_axes
+    assert axes is not None
+    inputs = join_pictures([prompt.inputs for prompt in prompts.values()], axes)
+    rows = [int((prompt.input_ids == token).sum()) for prompt in prompts.values()]
+    with vlm.exclusive():
+        features = vlm.family.image_features(vlm.model, inputs)
+    vlm.check_features(features, sum(rows))
+    assert features is not None
+    return {digest: part.clone() for digest, part in zip(prompts, features.split(rows), strict=True)}
 
 
 def _inputs_of(prompt: EncodedPrompt, chosen: Sequence[int]) -> Mapping[str, Tensor]:

@@ -21,7 +21,7 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.importance import importance_map
-from sgl_engine.pictures import Embedded, embed_pictures
+from sgl_engine.pictures import Embedded, embed_pictures, run_towers
 from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import KeptColumns, plan_pruning, prune_visual_tokens
@@ -148,8 +148,10 @@ def _run_group(
 def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseConfig) -> dict[str, float]:
     """Fills the rows; returns each one's share of the milliseconds."""
     started = time.perf_counter()
+    computed = run_towers(vlm, [row.prompt for row in rows if row.answer.goes_on()], reuse)
     for row in rows:
-        row.embedded = row.answer.attempt(partial(embed_pictures, vlm, row.prompt, reuse))
+        embed = partial(embed_pictures, vlm, row.prompt, reuse, computed=computed)
+        row.embedded = row.answer.attempt(embed)
     seen = time.perf_counter()
     _answer(vlm, rows, reuse)
     answered = time.perf_counter()
