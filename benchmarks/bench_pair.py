@@ -127,10 +127,6 @@ class DraftedEngine(SGLEngine):
 
     draft: torch.Tensor | None = None
 
-    def _small_pass(self, *given: Any, **settings: Any) -> SmallPassResult:
-        result: SmallPassResult = self._drafted(super()._small_pass(*given, **settings))
-        return result
-
     def _small_batch(self, *given: Any, **settings: Any) -> Sequence[Any]:
         return [self._drafted(result) for result in super()._small_batch(*given, **settings)]
 
