@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", metavar="N", type=options.count, help="at most so many (default: all)")
     parser.add_argument("--start", metavar="SEED", type=int, default=0, help="first generated question")
     parser.add_argument(
-        "--out", metavar="JSON", type=Path, default=Path("calibration.json"), help="(default: %(default)s)"
+        "--out",
+        metavar="JSON",
+        type=Path,
+        default=Path("calibration.json"),
+        help="the file (default: %(default)s)",
     )
     parser.add_argument(
         "--records",
@@ -78,8 +82,20 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
         default=[0.02, 0.05],
         help="share of all questions at most (default: 0.02 0.05)",
     )
-    promise.add_argument("--confidence", metavar="C", type=float, default=0.9, help="(default: %(default)s)")
-    promise.add_argument("--method", choices=("isotonic", "logistic"), default="isotonic")
+    promise.add_argument(
+        "--confidence",
+        metavar="C",
+        type=float,
+        default=0.9,
+        help="with which the risk stays within the target (default: %(default)s)",
+    )
+    promise.add_argument(
+        "--method",
+        choices=("isotonic", "logistic"),
+        default="isotonic",
+        help="how probabilities are made: of the score, or of all that the small pass measures "
+        "(default: %(default)s)",
+    )
     promise.add_argument(
         "--agreement",
         choices=get_args(Agreement),
