@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from sgl_engine.types import Generation
-
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
 
@@ -58,7 +56,7 @@ class Draft:
 
 
 def draft_tokens(
-    small: VLM, large: VLM, answer: Generation, still_wanted: Callable[[], None] = lambda: None
+    small: VLM, large: VLM, token_ids: Sequence[int], still_wanted: Callable[[], None] = lambda: None
 ) -> tuple[int, ...]:
     """The small answer in tokens of the large model, without its end.
 
@@ -68,10 +66,10 @@ def draft_tokens(
     Args:
         small: Who gave the answer.
         large: Whose answer is drafted.
-        answer: The small answer.
+        token_ids: The small answer, its end included or not.
         still_wanted: Called now and then while waiting for the large model's tokenizer.
     """
-    ids = list(takewhile(lambda token: token not in small.eos_token_ids, answer.token_ids.tolist()))
+    ids = list(takewhile(lambda token: token not in small.eos_token_ids, token_ids))
     names, meant = (vlm.processor.tokenizer.convert_ids_to_tokens(ids) for vlm in (small, large))
     if names != meant or None in names:
         with large.processing(still_wanted):  # tokenizers have state

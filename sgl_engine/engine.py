@@ -334,7 +334,7 @@ class SGLEngine:
 
     def _draft(self, request: Request, small: SmallPassResult) -> tuple[int, ...]:
         waiting = partial(check_wanted, request, "while the large model was busy")
-        return draft_tokens(self.small, self.large, small.generation, waiting)
+        return draft_tokens(self.small, self.large, small.generation.token_ids.tolist(), waiting)
 
     def _read(self, asked: Asked, run: Run) -> Response:
         generation = (run.large or run.small).generation

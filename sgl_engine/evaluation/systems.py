@@ -192,7 +192,7 @@ def _run(
     What the unpruned model says is the draft of all of them: it saves steps, and changes no answer.
     """
     different = {_key(plan): plan for plan in plans}
-    draft = draft_tokens(engine.large, engine.large, case.large.generation)
+    draft = draft_tokens(engine.large, engine.large, case.large.generation.token_ids.tolist())
     turn = Turn(case.large_prompt, case.max_new_tokens, Decoding(), draft=draft)
     results = run_large_batch(
         engine.large,

@@ -31,7 +31,6 @@ from sgl_engine.testing import FakeEngine, tiny_vlm
 from sgl_engine.types import (
     Decoding,
     EncodedPrompt,
-    Generation,
     ImportanceMap,
     LargePassResult,
     PruningPlan,
@@ -363,32 +362,31 @@ def test_a_stream_with_a_draft_joins_to_the_answer(pair: SGLEngine) -> None:
 # The draft itself
 
 
-def generation(vlm: VLM, text: str, *more: int) -> Generation:
-    ids = [*vlm.processor.tokenizer.encode(text, add_special_tokens=False), *more]
-    return Generation(text, torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)), "stop")
+def said(vlm: VLM, text: str, *more: int) -> list[int]:
+    return [*vlm.processor.tokenizer.encode(text, add_special_tokens=False), *more]
 
 
 def test_one_vocabulary_takes_ids_over_without_the_end() -> None:
     small, large = tiny_vlm(), tiny_vlm(size="large")
     (end,) = large.eos_token_ids
-    plain = generation(large, "so", end)
-    assert draft_tokens(small, large, plain) == tuple(plain.token_ids.tolist()[:-1])
-    assert draft_tokens(small, large, generation(large, "so")) == draft_tokens(small, large, plain)
-    assert draft_tokens(small, large, generation(large, "", end)) == ()
+    plain = said(large, "so", end)
+    assert draft_tokens(small, large, plain) == tuple(plain[:-1])
+    assert draft_tokens(small, large, said(large, "so")) == draft_tokens(small, large, plain)
+    assert draft_tokens(small, large, said(large, "", end)) == ()
     # A control token in the middle is part of it, as in a call in a format of the model's own.
     start = large.processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start in draft_tokens(small, large, generation(large, "so", start, 70, end))
+    assert start in draft_tokens(small, large, said(large, "so", start, 70, end))
 
 
 def test_another_vocabulary_takes_the_text() -> None:
     demo, large = demo_engine().small, tiny_vlm(size="large")
     text = "12.50 red"
-    answered = generation(demo, text, *sorted(demo.eos_token_ids)[:1])
+    answered = said(demo, text, *sorted(demo.eos_token_ids)[:1])
     draft = draft_tokens(demo, large, answered)
     assert large.text(draft) == text
     assert draft == tuple(large.processor.tokenizer.encode(text, add_special_tokens=False))
     assert set(draft).isdisjoint(large.eos_token_ids)
-    assert draft_tokens(large, demo, generation(large, text)) == tuple(
+    assert draft_tokens(large, demo, said(large, text)) == tuple(
         demo.processor.tokenizer.encode(text, add_special_tokens=False)
     )
 
@@ -396,17 +394,17 @@ def test_another_vocabulary_takes_the_text() -> None:
 def test_ids_that_neither_tokenizer_knows_are_no_draft() -> None:
     small, large = tiny_vlm(), tiny_vlm(size="large")
     beyond = len(large.processor.tokenizer) + 1  # rows of the logits that stand for nothing
-    assert draft_tokens(small, large, generation(large, "so", beyond)) == tuple(
+    assert draft_tokens(small, large, said(large, "so", beyond)) == tuple(
         large.processor.tokenizer.encode("so", add_special_tokens=False)
     )
 
 
 def test_the_end_written_out_ends_the_draft() -> None:
     demo, large = demo_engine().small, tiny_vlm(size="large")
-    answered = replace(generation(demo, "no"), text="")
+    answered = replace(said(demo, "no"), text="")
     ids = answered.token_ids
     written = large.processor.tokenizer.decode(sorted(large.eos_token_ids))
-    spoken = replace(answered, token_ids=torch.cat((ids, generation(demo, written + "no").token_ids)))
+    spoken = replace(answered, token_ids=torch.cat((ids, said(demo, written + "no").token_ids)))
     assert large.text(draft_tokens(demo, large, spoken)).strip() == "no"
 
 
