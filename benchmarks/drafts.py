@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.heldout import parse, percent, questions
 from sgl_engine import SGLEngine
+from sgl_engine.confidence import score_parts
 from sgl_engine.demo import demo_engine
 from sgl_engine.drafting import draft_tokens
 from sgl_engine.early_exit import decide_exit
@@ -49,12 +50,12 @@ def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
     """None where the small answer is kept."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
-    small = run_small_pass(engine.small, prompt, max_new_tokens=limit, scorer=engine.config.exit.scorer)
-    if decide_exit(small.confidence, engine.config.exit).exit:
+    small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
+    if decide_exit(score_parts(small.parts, engine.config.exit.scorer), engine.config.exit).exit:
         return None
     large_prompt = engine.large.encode(request)
     plan = engine.plan(large_prompt, small.importance)
-    draft = draft_tokens(engine.small, engine.large, small.generation)
+    draft = draft_tokens(engine.small, engine.large, small.generation.token_ids.tolist())
 
     def run(tokens: Sequence[int]) -> tuple[float, LargePassResult]:
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.heldout import by_kind, is_exact, parse, percent, questions
 from sgl_engine import SGLEngine, cost
-from sgl_engine.confidence import SCORERS
+from sgl_engine.confidence import SCORERS, score_parts
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.evaluation.intervals import auroc
@@ -54,7 +54,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     """All three ways of answering one question."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
-    small = run_small_pass(engine.small, prompt, max_new_tokens=limit, scorer=engine.config.exit.scorer)
+    small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
     large_prompt = engine.large.encode(request)
     plan = engine.plan(large_prompt, small.importance)
     large = run_large_pass(engine.large, large_prompt, keep_everything(large_prompt), max_new_tokens=limit)
@@ -74,8 +74,8 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         small=is_exact(small.generation.text, question),
         large=is_exact(large.generation.text, question),
         guided=is_exact(guided.generation.text, question),
-        score=small.confidence.score,
-        scores={name: scorer(small.confidence.parts) for name, scorer in SCORERS.items()},
+        score=score_parts(small.parts, engine.config.exit.scorer).score,
+        scores={name: scorer(small.parts) for name, scorer in SCORERS.items()},
         small_tflops=cost.small_pass_flops(
             engine.small.shape, patches=engine.small.tower_patches(prompt), prompt=prompt, result=small
         )

@@ -78,7 +78,6 @@ class Asked:
         decoding: How tokens are chosen, whichever model answers.
         reader: Of this model's answer.
         turn: What this model is given.
-        scorer: What scores the small answer; None is the default.
     """
 
     request: Request
@@ -86,7 +85,6 @@ class Asked:
     decoding: Decoding
     reader: AnswerReader
     turn: Turn
-    scorer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,12 +120,12 @@ def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *
         scorer=scorer,
         threshold=run.decision.threshold,
         forced=run.decision.policy != "threshold",
-        score_parts=dict(small.confidence.parts),
+        score_parts=dict(small.parts),
         calibration=run.decision.calibration,
         calibrated_probability=run.decision.calibrated_probability,
         uncovered=run.decision.uncovered,
-        confidence=small.confidence.parts["confidence"],
-        consistency=small.confidence.parts.get("consistency_product"),
+        confidence=small.parts["confidence"],
+        consistency=small.parts.get("consistency_product"),
         visual_tokens=(run.large_prompt or run.small_prompt).num_visual_tokens,
         kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
         prune_layer=None if plan is None else plan.layer,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_engine import cost
-from sgl_engine.confidence import geometric_mean, product
+from sgl_engine.measurements import geometric_mean, product
 from sgl_engine.report import ModelInfo, RunReport
 from sgl_engine.types import (
     NOTHING_REUSED,

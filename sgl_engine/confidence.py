@@ -1,13 +1,9 @@
-"""Log-probabilities -> how sure the small model is (SGL, section 3.3). Pure.
-
-Everything is computed in log space and float64: the product of 500 token probabilities is far below what
-float32 can hold.
-"""
+"""Measurements -> how sure the small model is, as one score (SGL, section 3.3). Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from sgl_engine.errors import ConfigError
@@ -47,48 +43,13 @@ def find_scorer(name: str | None) -> Scorer:
         ) from None
 
 
-def geometric_mean(logprobs: Sequence[float]) -> float:
-    """Geometric mean probability of tokens, from the natural logs of their probabilities; in [0, 1]."""
-    return math.exp(math.fsum(logprobs) / len(logprobs))
-
-
-def product(logprobs: Sequence[float]) -> float:
-    """Probability of all tokens together, from natural logs; in [0, 1], and 0 only below 1e-323."""
-    return math.exp(math.fsum(logprobs))
-
-
-def measure_confidence(
-    answer: Sequence[float],
-    entropies: Sequence[float],
-    consistency: Sequence[float] | None,
-    scorer: str | None = None,
-) -> Confidence:
-    """Scores an answer.
+def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+    """Turns measurements into one score.
 
     Args:
-        answer: Natural log-probability of each answer token (T,) as generated, the end-of-sequence one too.
-        entropies: Of the distribution that each was chosen from, in nats (T,).
-        consistency: The same tokens' log-probabilities when only the most important visual tokens are seen.
-            None when the prompt holds no image: then the score is the confidence, whatever the scorer.
+        parts: What ``measure_answer`` has measured. Without consistency, as for a prompt without images, the
+            score is the confidence, whatever the scorer.
         scorer: Name in ``SCORERS``; None is ``DEFAULT_SCORER``.
-
-    Raises:
-        ConfigError: There is no such scorer.
-    """
-    parts = {
-        "confidence": geometric_mean(answer),
-        "answer_probability": product(answer),
-        "min_token_probability": math.exp(min(answer)),
-        "mean_entropy": math.fsum(entropies) / len(entropies),
-    }
-    if consistency is not None:
-        parts["consistency_product"] = product(consistency)
-        parts["consistency_geometric_mean"] = geometric_mean(consistency)
-    return score_parts(parts, scorer)
-
-
-def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
-    """The same parts, scored; as ``measure_confidence`` scores them.
 
     Raises:
         ConfigError: There is no such scorer.

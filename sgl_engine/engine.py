@@ -311,15 +311,17 @@ class SGLEngine:
         clock.lap("encode_small")
         reader = AnswerReader(self.small, request, prompt)
         turn = Turn(prompt, max_new_tokens, reader.suited(decoding))
-        return Asked(request, clock, decoding, reader, turn, self.config.exit.scorer)
+        return Asked(request, clock, decoding, reader, turn)
 
     def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
         asked.clock.add("small", small.stage_ms)
-        calibrated = None
+        confidence, calibrated = score_parts(small.parts, self.config.exit.scorer), None
         if self._exit_rule is not None:
-            limit = asked.turn.max_new_tokens
-            calibrated = self._exit_rule.judge(asked.request, asked.decoding, limit, small)
-        decision = permitted(asked.request, decide_exit(small.confidence, self.config.exit, calibrated))
+            limit, answer_tokens = asked.turn.max_new_tokens, len(small.generation)
+            calibrated = self._exit_rule.judge(
+                asked.request, asked.decoding, limit, confidence, answer_tokens
+            )
+        decision = permitted(asked.request, decide_exit(confidence, self.config.exit, calibrated))
         return Run(asked.request, asked.clock, asked.turn.prompt, small, decision)
 
     def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
@@ -410,19 +412,13 @@ class SGLEngine:
 
     def _small_batch(self, asked: Sequence[Asked]) -> Sequence[SmallPassResult | Exception]:
         """The small model's turn, for all who share it; scripted engines have another."""
-        results = run_small_batch(
+        return run_small_batch(
             self.small,
             [each.turn for each in asked],
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
             max_rows=len(asked),
             reuse=self.config.reuse,
         )
-        return [
-            replace(result, confidence=score_parts(result.confidence.parts, each.scorer))
-            if isinstance(result, SmallPassResult)
-            else result
-            for each, result in zip(asked, results, strict=True)
-        ]
 
     def _large_work(self, asked: Asked, plan: PruningPlan) -> Work:
         reuse = self.config.reuse

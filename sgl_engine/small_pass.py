@@ -16,11 +16,11 @@ from torch import Tensor
 from sgl_engine.answer import Answer, Turn
 from sgl_engine.attention import capture_attention
 from sgl_engine.batching import MAX_ROWS, group_rows, run_in_groups
-from sgl_engine.confidence import find_scorer, measure_confidence
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.generation import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.importance import importance_map
+from sgl_engine.measurements import measure_answer
 from sgl_engine.pictures import Embedded, embed_pictures, run_towers
 from sgl_engine.prefixes import open_prompts, worth_opening
 from sgl_engine.prompt_batch import PromptBatch
@@ -48,7 +48,6 @@ def run_small_pass(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     decoding: Decoding | None = None,
-    scorer: str | None = None,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     reuse: ReuseConfig = NO_REUSE,
 ) -> SmallPassResult:
@@ -63,19 +62,15 @@ def run_small_pass(
         max_new_tokens: Upper limit of answer tokens.
         stop_at_eos: False goes on to the limit.
         decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
-        scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
         reuse: What may be kept for, or known from, another request.
 
     Raises:
         DeadlineError: The deadline passed.
         RequestCancelledError: The answer is not wanted any more.
-        ConfigError: There is no such scorer.
     """
     turn = Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos)
-    [result] = run_small_batch(
-        vlm, [turn], scorer=scorer, consistency_keep_ratio=consistency_keep_ratio, reuse=reuse
-    )
+    [result] = run_small_batch(vlm, [turn], consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
     if isinstance(result, RequestError):
         raise result
     return result
@@ -85,7 +80,6 @@ def run_small_batch(
     vlm: VLM,
     turns: Sequence[Turn],
     *,
-    scorer: str | None = None,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     max_rows: int = MAX_ROWS,
     reuse: ReuseConfig = NO_REUSE,
@@ -95,7 +89,6 @@ def run_small_batch(
     Args:
         vlm: The small model.
         turns: The prompts, and what their answers are to be like.
-        scorer: Name in ``sgl_engine.confidence.SCORERS``; None is the default.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
         max_rows: Prompts side by side at most.
         reuse: What may be kept for, or known from, another request.
@@ -103,14 +96,10 @@ def run_small_batch(
     Returns:
         In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
         of those of its group.
-
-    Raises:
-        ConfigError: There is no such scorer.
     """
-    find_scorer(scorer)  # before the work, not after it
 
     def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], scorer, consistency_keep_ratio, reuse)
+        return _run_group(vlm, [turns[row] for row in rows], consistency_keep_ratio, reuse)
 
     kinds = worth_opening(vlm, [turn.prompt for turn in turns], None, reuse)
     return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
@@ -134,7 +123,7 @@ class _Row:
 
 
 def _run_group(
-    vlm: VLM, turns: Sequence[Turn], scorer: str | None, keep_ratio: float, reuse: ReuseConfig
+    vlm: VLM, turns: Sequence[Turn], keep_ratio: float, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
     rows = [_Row(turn, Answer(vlm, turn)) for turn in turns]
     stage_ms: dict[str, float] = {}
@@ -142,7 +131,7 @@ def _run_group(
     # Held from the first layer to the last token: what is recorded must be these prompts' attention.
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
         stage_ms = _run_stages(vlm, rows, keep_ratio, reuse)
-    return [row.answer.error or _result(row, scorer, stage_ms) for row in rows]
+    return [row.answer.error or _result(row, stage_ms) for row in rows]
 
 
 def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseConfig) -> dict[str, float]:
@@ -231,13 +220,11 @@ def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
     return batch, batch.join([row.embedded.embeddings for row in rows if row.embedded is not None])
 
 
-def _result(row: _Row, scorer: str | None, stage_ms: Mapping[str, float]) -> SmallPassResult:
+def _result(row: _Row, stage_ms: Mapping[str, float]) -> SmallPassResult:
     generation = row.answer.generation()
     return SmallPassResult(
         generation=generation,
-        confidence=measure_confidence(
-            generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency, scorer
-        ),
+        parts=measure_answer(generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency),
         importance=row.importance,
         consistency_plan=row.plan,
         stage_ms=stage_ms,

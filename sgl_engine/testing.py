@@ -31,8 +31,8 @@ from sgl_engine.families.tiny import (
     build_tiny,
 )
 from sgl_engine.families.tiny.sizes import TinyOptions
+from sgl_engine.measurements import measure_answer
 from sgl_engine.types import (
-    Confidence,
     Generation,
     ImportanceMap,
     Request,
@@ -125,7 +125,7 @@ class FakeEngine(SGLEngine):
                 remedy="Script a shorter answer, or raise max_new_tokens.",
             )
         score = self._score(request) if callable(self._score) else self._score
-        even = math.log(max(score, 1e-9)) / len(ids)
+        even = math.log(max(score, 1e-9))  # of every token, so that the score is their geometric mean
         importance = None
         if prompt.spans:
             importance = ImportanceMap(torch.ones(prompt.num_visual_tokens), prompt.spans, num_queries=1)
@@ -137,15 +137,7 @@ class FakeEngine(SGLEngine):
                 entropies=torch.zeros(len(ids)),
                 finish_reason="stop",
             ),
-            confidence=Confidence(
-                score=score,
-                parts={
-                    "confidence": math.exp(even),
-                    "answer_probability": score,
-                    "min_token_probability": math.exp(even),
-                    "mean_entropy": 0.0,
-                },
-            ),
+            parts={**measure_answer([even] * len(ids), [0.0] * len(ids), None), "confidence": score},
             importance=importance,
             consistency_plan=None,
             stage_ms={"vision": 0.0, "generate": 0.0, "consistency": 0.0},

@@ -347,9 +347,7 @@ class Confidence:
 
     Attributes:
         score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
-        parts: "confidence", "answer_probability" and "min_token_probability", in [0, 1], and "mean_entropy",
-            in nats; where the prompt holds images also "consistency_product" and
-            "consistency_geometric_mean", in [0, 1].
+        parts: What it is made of (``sgl_engine.measurements``).
     """
 
     score: float
@@ -441,7 +439,7 @@ class SmallPassResult:
 
     Attributes:
         generation: The small answer.
-        confidence: Its score and parts.
+        parts: How sure the model was (``sgl_engine.measurements``).
         importance: None when the prompt holds no image.
         consistency_plan: What the consistency pass saw of the prompt; None when there was none.
         stage_ms: Milliseconds: "vision", "generate", "consistency".
@@ -449,7 +447,7 @@ class SmallPassResult:
     """
 
     generation: Generation
-    confidence: Confidence
+    parts: Mapping[str, float]
     importance: ImportanceMap | None
     consistency_plan: PruningPlan | None
     stage_ms: Mapping[str, float]

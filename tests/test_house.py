@@ -28,6 +28,7 @@ LAYERS = {
     "sgl_engine.cancellation": 1,
     "sgl_engine.importance": 1,
     "sgl_engine.confidence": 1,
+    "sgl_engine.measurements": 1,
     "sgl_engine.early_exit": 1,
     "sgl_engine.cost": 1,
     "sgl_engine.reuse_store": 1,

@@ -11,7 +11,7 @@ from sgl_engine.calibration.features import observe
 from sgl_engine.config import GenerationConfig
 from sgl_engine.early_exit import CalibratedScore
 from sgl_engine.errors import ConfigError
-from sgl_engine.types import Decoding, Message, Request, SmallPassResult
+from sgl_engine.types import Confidence, Decoding, Message, Request
 
 if TYPE_CHECKING:
     from sgl_engine.config import EngineConfig
@@ -31,7 +31,12 @@ class ExitRule:
     threshold: float
 
     def judge(
-        self, request: Request, decoding: Decoding, max_new_tokens: int, small: SmallPassResult
+        self,
+        request: Request,
+        decoding: Decoding,
+        max_new_tokens: int,
+        confidence: Confidence,
+        answer_tokens: int,
     ) -> CalibratedScore:
         """The calibrated probability of a small answer, or why there is none.
 
@@ -39,7 +44,8 @@ class ExitRule:
             request: What was asked.
             decoding: How the answer's tokens were chosen.
             max_new_tokens: The limit that it had.
-            small: The answer.
+            confidence: The small model's, in the answer.
+            answer_tokens: Tokens of the answer, its end included.
         """
         asked = self.calibration.conditions.generation.model_copy(
             update={
@@ -51,7 +57,7 @@ class ExitRule:
         gap = not_covered(self.calibration.conditions, request, asked)
         if gap is not None:
             return self.uncovered(gap)
-        values = observe(small.confidence.score, small.confidence.parts, len(small.generation))
+        values = observe(confidence.score, confidence.parts, answer_tokens)
         probability = self.calibration.calibrator.probability(values)
         if probability is None:
             return self.uncovered("the small answer has no score, or not every part of it")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, geometric_mean, product
+from sgl_engine.confidence import DEFAULT_SCORER, SCORERS
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.records import Json, Outcome, Scored
 from sgl_engine.evaluation.score_worth import CURVE, RATES, UNPRUNED, Targets, Worth
@@ -20,6 +20,7 @@ from sgl_engine.evaluation.separation import interval
 from sgl_engine.evaluation.study_figures import forest_figure, rates_figure
 from sgl_engine.evaluation.tables import Grid
 from sgl_engine.extras import extra
+from sgl_engine.measurements import geometric_mean, product
 from sgl_engine.rankers import RankingCase
 
 STUDY = "consistency"

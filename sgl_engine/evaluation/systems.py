@@ -61,7 +61,7 @@ def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
         small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
         large=large,
         score=first.report.score,
-        parts=dict(case.small.confidence.parts),
+        parts=dict(case.small.parts),
         small_pass_tflops=first.report.small_tflops,
         small_pass_ms=first.report.stage_ms["total"],
         guided=guided,

@@ -31,7 +31,7 @@ class RankingCase:
         engine: Both models, and how they are configured.
         request: The question.
         seed: For rankers that draw lots.
-        small: The small model's pass: answer, confidence, plain importance.
+        small: The small model's pass: answer, measurements, plain importance.
         small_prompt: What it read.
         large_prompt: What the large model reads.
         rows: The small model's attention, row by row.
@@ -72,7 +72,6 @@ class RankingCase:
                 engine.small,
                 small_prompt,
                 max_new_tokens=limit,
-                scorer=config.exit.scorer,
                 consistency_keep_ratio=config.exit.consistency_keep_ratio,
             )
         return cls(

@@ -113,7 +113,7 @@ def sure_answer(case: RankingCase) -> ImportanceMap:
     """A^P + c A^D, c the probability of the answer: a doubtful answer says less about where to look."""
     rows = case.rows
     weights = torch.ones(rows.plain.shape[1])
-    weights[rows.prompt_rows :] = case.small.confidence.parts["answer_probability"]
+    weights[rows.prompt_rows :] = case.small.parts["answer_probability"]
     return case.small_map(torch.einsum("lrv,r->v", rows.plain, weights))
 
 
@@ -128,7 +128,7 @@ def sure_tokens(case: RankingCase) -> ImportanceMap:
 
 def sure_even_rows(case: RankingCase) -> ImportanceMap:
     """``even_rows``, the answer's part weighted by the probability of the answer."""
-    return _prompt_and_answer(case, case.small.confidence.parts["answer_probability"])
+    return _prompt_and_answer(case, case.small.parts["answer_probability"])
 
 
 def relative(case: RankingCase) -> ImportanceMap:

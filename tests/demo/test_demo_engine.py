@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sgl_engine import Request, SGLEngine, run_small_pass
+from sgl_engine.confidence import score_parts
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
 from sgl_engine.demo.drawing import Question, box_cells
 from sgl_engine.demo.generator import heldout_questions
@@ -83,7 +84,7 @@ def test_the_pair_answers_and_uses_both_routes(engine: SGLEngine, asked: list) -
 def test_the_score_tells_right_from_wrong(engine: SGLEngine, asked: list) -> None:
     passes = [run_small_pass(engine.small, engine.small.encode(r), max_new_tokens=80) for r, _ in asked]
     right = [p.generation.text == question.answer for p, (_, question) in zip(passes, asked, strict=True)]
-    scores = torch.tensor([p.confidence.score for p in passes])
+    scores = torch.tensor([score_parts(p.parts).score for p in passes])
     mask = torch.tensor(right)
     assert 0 < mask.sum() < len(mask)
     assert scores[mask].mean() > scores[~mask].mean() + 0.1

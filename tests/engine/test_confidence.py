@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, measure_confidence
+from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, score_parts
 from sgl_engine.errors import ConfigError
+from sgl_engine.measurements import measure_answer
+from sgl_engine.types import Confidence
+
+
+def measure_confidence(
+    answer: list[float], entropies: list[float], consistency: list[float] | None, scorer: str | None = None
+) -> Confidence:
+    return score_parts(measure_answer(answer, entropies, consistency), scorer)
+
 
 PROBABILITIES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20)
 

@@ -401,10 +401,8 @@ def test_ids_that_neither_tokenizer_knows_are_no_draft() -> None:
 
 def test_the_end_written_out_ends_the_draft() -> None:
     demo, large = demo_engine().small, tiny_vlm(size="large")
-    answered = replace(said(demo, "no"), text="")
-    ids = answered.token_ids
     written = large.processor.tokenizer.decode(sorted(large.eos_token_ids))
-    spoken = replace(answered, token_ids=torch.cat((ids, said(demo, written + "no").token_ids)))
+    spoken = [*said(demo, "no"), *said(demo, written + "no")]
     assert large.text(draft_tokens(demo, large, spoken)).strip() == "no"
 
 

@@ -24,6 +24,7 @@ from sgl_engine import (
     run_small_pass,
 )
 from sgl_engine.answer_reader import agree
+from sgl_engine.confidence import score_parts
 from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
@@ -81,9 +82,9 @@ def test_a_sure_small_model_answers_alone(engine: SGLEngine, monkeypatch: pytest
     assert (report.route, report.escalated) == ("small", False)
     small = run_small_pass(engine.small, engine.small.encode(ASK), max_new_tokens=6)
     assert response.text == small.generation.text
-    assert report.score == small.confidence.score
-    assert report.confidence == small.confidence.parts["confidence"]
-    assert report.consistency == small.confidence.parts["consistency_product"]
+    assert report.score == score_parts(small.parts).score
+    assert report.confidence == small.parts["confidence"]
+    assert report.consistency == small.parts["consistency_product"]
     assert response.plan is None
     assert report.kept_visual_tokens is report.large_input_tokens is report.small_answer is None
     assert report.large_tflops == 0

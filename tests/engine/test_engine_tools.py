@@ -155,7 +155,7 @@ def test_scores_are_those_of_the_unmasked_model(
     rows = plain_logits(vlm, prompt, ids)[len(prompt) - 1 : -1]
     expected = rows.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     assert torch.allclose(result.generation.logprobs, expected, atol=1e-4)
-    assert result.confidence.parts["confidence"] == pytest.approx(float(expected.mean().exp()), abs=1e-4)
+    assert result.parts["confidence"] == pytest.approx(float(expected.mean().exp()), abs=1e-4)
     masked = masked_logprobs(vlm, grammar, rows, ids, 60)
     assert not torch.allclose(result.generation.logprobs, masked, atol=1e-2)  # the control
     assert masked.mean() > expected.mean() + 0.5
@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_unmasked_model(
     keep, layer = result.consistency_plan.keep.tolist(), result.consistency_plan.layer
     seen = masked_logits(vlm, prompt, ids, layer=layer, keep=keep)[len(prompt) - 1 : -1]
     consistency = seen.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
-    assert result.confidence.parts["consistency_geometric_mean"] == pytest.approx(
+    assert result.parts["consistency_geometric_mean"] == pytest.approx(
         float(consistency.mean().exp()), abs=1e-4
     )
 

@@ -178,7 +178,7 @@ def test_small_passes_are_those_of_single_runs(family: str, implementation: str)
     for ours, theirs in zip(got, alone, strict=True):
         assert isinstance(ours, SmallPassResult)
         same_generation(ours, theirs)
-        assert dict(ours.confidence.parts) == pytest.approx(dict(theirs.confidence.parts), rel=1e-3, abs=1e-6)
+        assert dict(ours.parts) == pytest.approx(dict(theirs.parts), rel=1e-3, abs=1e-6)
         assert (ours.importance is None) == (theirs.importance is None)
         if ours.importance is not None and theirs.importance is not None:
             assert ours.importance.mass == pytest.approx(theirs.importance.mass, rel=1e-3, abs=1e-5)

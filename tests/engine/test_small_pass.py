@@ -6,7 +6,6 @@ from oracles import masked_logits, plain_logits
 from samples import REQUESTS
 
 from sgl_engine import VLM, Request, plan_pruning, run_small_pass
-from sgl_engine.errors import ConfigError
 from sgl_engine.small_pass import answer_logprobs
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import EncodedPrompt
@@ -35,11 +34,10 @@ def test_confidence_and_consistency_equal_values_from_logits(case: Case, keep_ra
     plan = plan_pruning(prompt, result.importance, layer=0, keep_ratio=keep_ratio)
     seen = masked_logits(vlm, prompt, answer, layer=0, keep=plan.keep.tolist())
     consistent = by_hand(seen, answer, row)
-    parts = result.confidence.parts
+    parts = result.parts
     assert parts["confidence"] == pytest.approx(math.prod(chosen) ** (1 / 5), rel=1e-4)
     assert parts["consistency_product"] == pytest.approx(math.prod(consistent), rel=1e-3)
     assert parts["consistency_geometric_mean"] == pytest.approx(math.prod(consistent) ** (1 / 5), rel=1e-4)
-    assert result.confidence.score == pytest.approx((parts["confidence"] + parts["consistency_product"]) / 2)
 
 
 def test_the_unpruned_prompt_gives_another_consistency(case: Case) -> None:
@@ -47,11 +45,9 @@ def test_the_unpruned_prompt_gives_another_consistency(case: Case) -> None:
     vlm, prompt = case
     whole = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False, consistency_keep_ratio=1.0)
     little = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
-    parts = whole.confidence.parts
+    parts = whole.parts
     assert parts["consistency_geometric_mean"] == pytest.approx(parts["confidence"], rel=1e-4)
-    assert little.confidence.parts["consistency_geometric_mean"] != pytest.approx(
-        parts["confidence"], rel=1e-2
-    )
+    assert little.parts["consistency_geometric_mean"] != pytest.approx(parts["confidence"], rel=1e-2)
 
 
 def test_the_end_of_sequence_step_counts() -> None:
@@ -61,7 +57,7 @@ def test_the_end_of_sequence_step_counts() -> None:
     vlm.model.generation_config.eos_token_id = int(free.token_ids[2])
     ended = run_small_pass(vlm, prompt, max_new_tokens=4)
     assert torch.equal(ended.generation.logprobs, free.logprobs[:3])
-    assert ended.confidence.parts["confidence"] == pytest.approx(float(free.logprobs[:3].mean().exp()))
+    assert ended.parts["confidence"] == pytest.approx(float(free.logprobs[:3].mean().exp()))
 
 
 def test_500_tokens_do_not_underflow() -> None:
@@ -70,7 +66,7 @@ def test_500_tokens_do_not_underflow() -> None:
     result = run_small_pass(vlm, prompt, max_new_tokens=500, stop_at_eos=False)
     assert len(result.generation) == 500
     assert float(result.generation.logprobs.exp().prod()) == 0.0  # what float32 makes of it
-    parts = result.confidence.parts
+    parts = result.parts
     assert parts["confidence"] == pytest.approx(float(result.generation.logprobs.double().mean().exp()))
     assert 0.001 < parts["consistency_geometric_mean"] < 1
 
@@ -90,16 +86,7 @@ def test_without_an_image_there_is_confidence_alone() -> None:
     assert result.importance is None
     assert result.consistency_plan is None
     parts = {"confidence", "answer_probability", "min_token_probability", "mean_entropy"}
-    assert set(result.confidence.parts) == parts
-    assert result.confidence.score == result.confidence.parts["confidence"]
-
-
-def test_an_unknown_scorer_fails_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    vlm = tiny_vlm()
-    prompt = vlm.encode(REQUESTS["one image"])
-    monkeypatch.setattr(vlm, "embed", None)
-    with pytest.raises(ConfigError, match="no scorer 'luck'"):
-        run_small_pass(vlm, prompt, max_new_tokens=3, scorer="luck")
+    assert set(result.parts) == parts
 
 
 def test_teacher_forcing_reuses_the_answers_own_rows() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sgl_engine.confidence import score_parts
 from sgl_engine.config import PRESETS
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError, InvalidRequestError
@@ -59,7 +60,7 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
     assert outcome.large.text == unpruned.generation.text
     assert outcome.large.tflops == pytest.approx(response.report.large_alone_tflops, rel=0.05)
     assert outcome.small.text == case.small.generation.text
-    assert outcome.score == case.small.confidence.score
+    assert outcome.score == score_parts(case.small.parts, bundled.config.exit.scorer).score
     assert outcome.small.tflops < outcome.small_pass_tflops
     assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
 

@@ -131,7 +131,7 @@ def test_equal_maps_are_alike_and_reversed_ones_are_not() -> None:
 
 def test_consistency_is_the_engines_at_its_ratio(case: RankingCase) -> None:
     found = consistency(case, None)  # type: ignore[arg-type]
-    parts = case.small.confidence.parts
+    parts = case.small.parts
     assert found["5%"]["product"] == pytest.approx(parts["consistency_product"], rel=1e-3)
     assert found["5%"]["geometric_mean"] == pytest.approx(parts["consistency_geometric_mean"], rel=1e-3)
     assert found["35%"]["product"] != pytest.approx(found["5%"]["product"], rel=1e-3)

@@ -90,7 +90,7 @@ def test_the_case_holds_what_both_models_do_alone(engine: SGLEngine, case: Ranki
 def test_consistency_at_the_engines_ratio_is_the_small_passes(engine: SGLEngine, case: RankingCase) -> None:
     ratio = engine.config.exit.consistency_keep_ratio
     logprobs = torch.tensor(case.consistency_logprobs(ratio))
-    parts = case.small.confidence.parts
+    parts = case.small.parts
     assert float(logprobs.mean().exp()) == pytest.approx(parts["consistency_geometric_mean"], rel=1e-4)
     other = torch.tensor(case.consistency_logprobs(1.0))
     assert not torch.allclose(other, logprobs, atol=1e-4)
