@@ -66,7 +66,6 @@ class ScoringPassResult:
         best: Index of the likeliest answer; the first of equals.
         importance: Attention to the visual tokens, by the prompt's rows and those of the best answer; None
             where it was not asked for, or the prompt holds no image.
-        flops: What the pass cost, in floating-point operations.
         stage_ms: Milliseconds: "vision", "prefill", "score".
         reused: What was known before.
     """
@@ -74,7 +73,6 @@ class ScoringPassResult:
     token_logprobs: tuple[tuple[float, ...], ...]
     best: int
     importance: ImportanceMap | None
-    flops: int
     stage_ms: dict[str, float]
     reused: Reused = NOTHING_REUSED
 
@@ -82,6 +80,12 @@ class ScoringPassResult:
     def logprobs(self) -> tuple[float, ...]:
         """Natural log of the probability of each whole answer."""
         return tuple(math.fsum(tokens) for tokens in self.token_logprobs)
+
+    @property
+    def forced_tokens(self) -> tuple[int, ...]:
+        """Tokens of each answer that was fed, its end not counted; the best one's twice, if recorded."""
+        fed = tuple(len(tokens) - 1 for tokens in self.token_logprobs)
+        return fed if self.importance is None else (*fed, fed[self.best])
 
     @property
     def output_tokens(self) -> int:
@@ -138,7 +142,10 @@ def scoring_report(
         prompt=prompt,
         answer_tokens=[len(tokens) - 1 for tokens in (result or run.small).token_logprobs],
     )
-    large_flops = 0 if result is None else result.flops
+    small_flops = _flops(small, run.small_prompt, run.small)
+    large_flops = 0
+    if result is not None:
+        large_flops = _flops(large, prompt, result, plan)
     return RunReport(
         engine_version=engine_version,
         route="small" if result is None else "large",
@@ -158,10 +165,10 @@ def scoring_report(
         prune_layer=None if plan is None else plan.layer,
         keep_ratio=None if plan is None else plan.keep_ratio,
         average_retention=None if plan is None else cost.average_retention(plan, large.num_layers),
-        small_tflops=run.small.flops / 1e12,
+        small_tflops=small_flops / 1e12,
         large_tflops=large_flops / 1e12,
         large_alone_tflops=alone_flops / 1e12,
-        saved_fraction=1 - (run.small.flops + large_flops) / alone_flops,
+        saved_fraction=1 - (small_flops + large_flops) / alone_flops,
         stage_ms=dict(stage_ms),
         small_input_tokens=len(run.small_prompt),
         small_output_tokens=run.small.output_tokens,
@@ -176,3 +183,12 @@ def scoring_report(
         small_model=ModelInfo(name=small.name, revision=small.revision),
         large_model=ModelInfo(name=large.name, revision=large.revision),
     )
+
+
+def _flops(
+    vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
+) -> int:
+    """Operations of a scoring pass as it ran."""
+    patches = result.reused.tower_patches
+    patches = vlm.tower_patches(prompt) if patches is None else patches
+    return cost.scoring_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result, plan=plan)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from sgl_engine import cost
 from sgl_engine.answer_scores import ScoringPassResult
 from sgl_engine.attention import capture_attention
 from sgl_engine.cancellation import check_wanted
@@ -108,20 +107,10 @@ def _score(
         scored.append(_logprobs(vlm, rows, ids))
     best = max(range(len(scored)), key=lambda index: math.fsum(scored[index]))
     importance = None if recorder is None else _importance(vlm, prompt, cache, recorder, tokens[best])
-    forced = [len(ids) for ids in tokens] + ([] if importance is None else [len(tokens[best])])
     return ScoringPassResult(
         token_logprobs=tuple(scored),
         best=best,
         importance=importance,
-        flops=cost.scoring_flops(
-            vlm.shape,
-            patches=embedded.tower_patches,
-            prompt=prompt,
-            answer_tokens=forced,
-            plan=plan,
-            importance=importance,
-            known_tokens=opening.known[0],
-        ),
         reused=embedded.reused(opening.known[0]),
         stage_ms={
             "vision": 1e3 * (seen - started),

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan, SmallPassResult
+
+if TYPE_CHECKING:
+    from sgl_engine.answer_scores import ScoringPassResult
 
 
 @dataclass(frozen=True)
@@ -295,3 +299,23 @@ def scoring_flops(
     pairs = importance.num_queries * len(prompt) + recorded * recorded
     attention_layers = decoder.layers - len(decoder.recurrent_layers)
     return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2
+
+
+def scoring_pass_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt: EncodedPrompt,
+    result: ScoringPassResult,
+    plan: PruningPlan | None = None,
+) -> int:
+    """Counts a scoring pass as it ran; arguments as of ``scoring_flops``."""
+    return scoring_flops(
+        shape,
+        patches=patches,
+        prompt=prompt,
+        answer_tokens=result.forced_tokens,
+        plan=plan,
+        importance=result.importance,
+        known_tokens=result.reused.tokens,
+    )

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine, plan_pruning
 from sgl_engine.answer_scores import ScoringPassResult, answer_shares, decision_confidence
 from sgl_engine.answer_scoring import run_scoring_pass
+from sgl_engine.cost import scoring_pass_flops
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import (
     ConfigError,
@@ -53,7 +54,7 @@ def random_plan(prompt: EncodedPrompt, layer: int) -> PruningPlan:
 
 def result_with(*token_logprobs: tuple[float, ...]) -> ScoringPassResult:
     totals = [sum(tokens) for tokens in token_logprobs]
-    return ScoringPassResult(token_logprobs, totals.index(max(totals)), None, 0, {})
+    return ScoringPassResult(token_logprobs, totals.index(max(totals)), None, {})
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -138,15 +139,24 @@ def test_recording_leaves_the_scores_as_they_are(case: Case) -> None:
     assert recorded.logprobs == run_scoring_pass(vlm, prompt, ANSWERS).logprobs
 
 
+def flops_of(
+    vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
+) -> int:
+    patches = vlm.tower_patches(prompt)
+    return scoring_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result, plan=plan)
+
+
 @pytest.mark.parametrize("kind", ["plain", "recorded", "pruned"])
 def test_flops_within_2_percent(case: Case, kind: str) -> None:
     vlm, prompt = case
     plan = random_plan(prompt, 1) if kind == "pruned" else None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         scored = run_scoring_pass(vlm, prompt, ANSWERS, plan=plan, guide=kind == "recorded")
-    assert scored.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    flops = flops_of(vlm, prompt, scored, plan)
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     if plan is not None:
-        assert scored.flops < 0.98 * run_scoring_pass(vlm, prompt, ANSWERS).flops  # the control
+        unpruned = run_scoring_pass(vlm, prompt, ANSWERS)
+        assert flops < 0.98 * flops_of(vlm, prompt, unpruned)  # the control
 
 
 def test_nothing_remains_also_after_a_failure(case: Case) -> None:
@@ -197,8 +207,8 @@ def test_an_unsure_small_model_guides_the_large_one(engine: SGLEngine) -> None:
     assert (report.visual_tokens, report.kept_visual_tokens, report.prune_layer) == (36, 7, 1)
     assert report.small_answer == ANSWERS[guided.best]
     assert report.large_agreed == (scores.best == report.small_answer)
-    assert report.large_tflops == expected.flops / 1e12
-    assert report.small_tflops == guided.flops / 1e12
+    assert report.large_tflops == flops_of(engine.large, prompt, expected, plan) / 1e12
+    assert report.small_tflops == flops_of(engine.small, engine.small.encode(ASK), guided) / 1e12
     assert {"encode_small", "prefill_small", "score_small", "score_large", "total"} <= set(report.stage_ms)
     assert json.loads(report.model_dump_json())["route"] == "large"
 
