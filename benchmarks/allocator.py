@@ -74,6 +74,7 @@ def shapes(model: str) -> Callable[[], object]:
     from benchmarks.bench_pair import Timed, Weights
     from benchmarks.latency_passes import random_plan
     from sgl_engine import run_large_pass, run_small_pass
+    from sgl_engine.answer import AnswerTask
 
     timed = Timed(Weights("cpu", torch.bfloat16, "cpu"), tokens=1024, answer_tokens=4, repeats=1)
     vlm = timed.small if model == "small" else timed.large
@@ -81,8 +82,8 @@ def shapes(model: str) -> Callable[[], object]:
     def work() -> object:
         prompt = vlm.encode(timed.request())
         if model == "small":
-            return run_small_pass(vlm, prompt, max_new_tokens=4)
-        return run_large_pass(vlm, prompt, random_plan(vlm, prompt), max_new_tokens=1)
+            return run_small_pass(vlm, AnswerTask(prompt, 4))
+        return run_large_pass(vlm, AnswerTask(prompt, 1), random_plan(vlm, prompt))
 
     return work
 

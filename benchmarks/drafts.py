@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.heldout import parse, percent, questions
 from sgl_engine import SGLEngine
+from sgl_engine.answer import AnswerTask
 from sgl_engine.confidence import score_parts
 from sgl_engine.demo import demo_engine
 from sgl_engine.drafting import draft_tokens
@@ -50,7 +51,7 @@ def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
     """None where the small answer is kept."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
-    small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
+    small = run_small_pass(engine.small, AnswerTask(prompt, limit))
     if decide_exit(score_parts(small.parts, engine.config.exit.scorer), engine.config.exit).exit:
         return None
     large_prompt = engine.large.encode(request)
@@ -59,7 +60,7 @@ def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
 
     def run(tokens: Sequence[int]) -> tuple[float, LargePassResult]:
         started = time.perf_counter()
-        result = run_large_pass(engine.large, large_prompt, plan, max_new_tokens=limit, draft=tokens)
+        result = run_large_pass(engine.large, AnswerTask(large_prompt, limit, draft=tuple(tokens)), plan)
         return 1e3 * (time.perf_counter() - started), result
 
     runs = [(run(draft), run(())) for _ in range(REPEATS)]

@@ -11,6 +11,7 @@ import torch
 from benchmarks.bench_pair import Timed
 from benchmarks.timing import Outcome, Side, speed_up_bound
 from sgl_engine import VLM, cost, plan_pruning, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.attention import capture_attention
 from sgl_engine.config import PRESETS
 from sgl_engine.pruning import prune_visual_tokens
@@ -83,7 +84,7 @@ def consistency(timed: Timed) -> list[Outcome]:
     first, second = [], []
     for _ in range(1 + timed.repeats):
         prompt = timed.small.encode(timed.request())
-        stages = run_small_pass(timed.small, prompt, max_new_tokens=timed.answer_tokens).stage_ms
+        stages = run_small_pass(timed.small, AnswerTask(prompt, timed.answer_tokens)).stage_ms
         first.append(stages["consistency"] / 1e3)
         second.append(sum(ms for stage, ms in stages.items() if stage != "consistency") / 1e3)
     return [

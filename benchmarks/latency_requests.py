@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.bench_pair import QUESTIONS, Timed, plain_generate
 from benchmarks.timing import Outcome, take_turns
 from sgl_engine import Request, Response, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.generator import heldout_questions
 
@@ -153,7 +154,7 @@ def _large_answer(timed: Timed, request: Request) -> torch.Tensor:
     engine = timed.engine(escalate=True)
     reuse = engine.config.reuse
     small = run_small_pass(
-        timed.small, timed.small.encode(request), max_new_tokens=timed.answer_tokens, reuse=reuse
+        timed.small, AnswerTask(timed.small.encode(request), timed.answer_tokens), reuse=reuse
     )
     prompt = timed.large.encode(request)
     plan = engine.plan(prompt, small.importance)
@@ -161,10 +162,8 @@ def _large_answer(timed: Timed, request: Request) -> torch.Tensor:
     for _ in range(_MOST_CHECKS):
         result = run_large_pass(
             timed.large,
-            prompt,
+            AnswerTask(prompt, timed.answer_tokens, draft=tuple(answer.tolist())),
             plan,
-            max_new_tokens=timed.answer_tokens,
-            draft=answer.tolist(),
             reuse=reuse,
         )
         if torch.equal(result.generation.token_ids, answer):

@@ -64,6 +64,7 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float
     from PIL import Image
 
     from sgl_engine import Request, plan_pruning, run_large_pass, run_small_pass
+    from sgl_engine.answer import AnswerTask
     from sgl_engine.config import LimitsConfig
     from sgl_engine.types import ImportanceMap
 
@@ -75,11 +76,11 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float
     with Peak() as peak:
         started = time.perf_counter()
         if capture:
-            result: Any = run_small_pass(vlm, prompt, max_new_tokens=2, stop_at_eos=False)
+            result: Any = run_small_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False))
             cached = [len(prompt) + 1] * LAYERS
         else:
             plan = plan_pruning(prompt, importance, layer=K, keep_ratio=keep_ratio)
-            result = run_large_pass(vlm, prompt, plan, max_new_tokens=2, stop_at_eos=False)
+            result = run_large_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False), plan)
             cached = list(result.cache_tokens)
         seconds = time.perf_counter() - started
     return {

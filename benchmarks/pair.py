@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks.heldout import by_kind, is_exact, parse, percent, questions
 from sgl_engine import SGLEngine, cost
+from sgl_engine.answer import AnswerTask
 from sgl_engine.confidence import SCORERS, score_parts
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
@@ -54,11 +55,11 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     """All three ways of answering one question."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
-    small = run_small_pass(engine.small, prompt, max_new_tokens=limit)
+    small = run_small_pass(engine.small, AnswerTask(prompt, limit))
     large_prompt = engine.large.encode(request)
     plan = engine.plan(large_prompt, small.importance)
-    large = run_large_pass(engine.large, large_prompt, keep_everything(large_prompt), max_new_tokens=limit)
-    guided = run_large_pass(engine.large, large_prompt, plan, max_new_tokens=limit)
+    large = run_large_pass(engine.large, AnswerTask(large_prompt, limit), keep_everything(large_prompt))
+    guided = run_large_pass(engine.large, AnswerTask(large_prompt, limit), plan)
     flops = [
         cost.answer_flops(
             engine.large.shape,

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine import cost
-from sgl_engine.answer import Turn
+from sgl_engine.answer import AnswerTask
 from sgl_engine.answer_reader import AnswerReader, agree, read_answer
 from sgl_engine.generation import token_logprobs
 from sgl_engine.report import ModelInfo, RunReport
@@ -77,14 +77,14 @@ class Asked:
         clock: Its own.
         decoding: How tokens are chosen, whichever model answers.
         reader: Of this model's answer.
-        turn: What this model is given.
+        task: What this model is given.
     """
 
     request: Request
     clock: Clock
     decoding: Decoding
     reader: AnswerReader
-    turn: Turn
+    task: AnswerTask
 
 
 @dataclass(frozen=True)

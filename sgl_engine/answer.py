@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class AnswerTask:
     """What one prompt's answer is to be like.
 
     Attributes:
@@ -56,32 +56,32 @@ class Answer:
 
     Args:
         vlm: Whose answer it is.
-        turn: What it is to be like.
+        task: What it is to be like.
 
     Attributes:
         error: What is wrong with it.
         ids: The tokens so far.
         steps: How often a token was chosen.
-        draft: The turn's, and where in it the answer stands. What would be the last token is not in it: that
+        draft: The task's, and where in it the answer stands. What would be the last token is not in it: that
             one is never fed.
         fed: As in ``LargePassResult``.
     """
 
-    def __init__(self, vlm: VLM, turn: Turn) -> None:
+    def __init__(self, vlm: VLM, task: AnswerTask) -> None:
         self.error: RequestError | None = None
         self.ids: list[int] = []
         self.steps = 0
         self.fed: list[tuple[int, int]] = []
         self._vlm = vlm
-        self._turn = turn
-        self._limit = min(turn.max_new_tokens, vlm.context_tokens - len(turn.prompt))
-        self.draft = Draft(turn.draft[: max(0, self._limit - 1)])
-        self._choose = Chooser(turn.decoding, vlm.device)
+        self._task = task
+        self._limit = min(task.max_new_tokens, vlm.context_tokens - len(task.prompt))
+        self.draft = Draft(task.draft[: max(0, self._limit - 1)])
+        self._choose = Chooser(task.decoding, vlm.device)
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
-        self._text = TextStream(vlm.text, turn.decoding.stop, with_calls=self._held is not None)
+        self._text = TextStream(vlm.text, task.decoding.stop, with_calls=self._held is not None)
 
     def attempt(self, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns; None where it finds something wrong with the request, or where it was."""
@@ -110,7 +110,7 @@ class Answer:
     def check_wanted(self, where: str | None = None) -> None:
         """Puts an answer that is not wanted any more in error."""
         where = where or f"after {len(self.ids)} of {self._limit} answer tokens"
-        self.attempt(partial(check_wanted, self._turn.decoding, where))
+        self.attempt(partial(check_wanted, self._task.decoding, where))
 
     def take(self, logits: Tensor) -> str:
         """Chooses the next token from logits (vocab,); returns the text that is newly final."""
@@ -180,7 +180,7 @@ class Answer:
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
         self._logprobs.append(logprob)
         self._entropies.append(spread)
-        at_end = self._turn.stop_at_eos and token in self._vlm.eos_token_ids
+        at_end = self._task.stop_at_eos and token in self._vlm.eos_token_ids
         self._ended = at_end or (self._held is not None and self._held.finished)
         text = self._text.push(self.ids)
         self._done = self._ended or self._text.stopped or len(self.ids) == self._limit
@@ -188,10 +188,10 @@ class Answer:
 
     def _constrain(self) -> TokenConstraint | None:
         """What holds the answer to the decoding's grammar, where it has one."""
-        vlm, decoding = self._vlm, self._turn.decoding
-        if self._turn.max_new_tokens < 1:
+        vlm, decoding = self._vlm, self._task.decoding
+        if self._task.max_new_tokens < 1:
             raise InvalidRequestError(
-                f"max_new_tokens is {self._turn.max_new_tokens}; it must be at least 1.", remedy="Raise it."
+                f"max_new_tokens is {self._task.max_new_tokens}; it must be at least 1.", remedy="Raise it."
             )
         if decoding.grammar is None:
             return None

@@ -9,7 +9,7 @@ from sgl_engine.attention import takes_padding
 from sgl_engine.errors import SGLError
 
 if TYPE_CHECKING:
-    from sgl_engine.answer import Turn
+    from sgl_engine.answer import AnswerTask
     from sgl_engine.vlm import VLM
 
 Result = TypeVar("Result")
@@ -51,25 +51,25 @@ def sharing(vlm: VLM, kind: Hashable) -> Hashable | None:
 
 def run_in_groups(
     vlm: VLM,
-    turns: Sequence[Turn],
+    tasks: Sequence[AnswerTask],
     kinds: Sequence[Hashable],
     run: Callable[[list[int]], list[Result]],
     *,
     max_rows: int = MAX_ROWS,
 ) -> list[Result]:
-    """Runs turns group by group, and returns the results in the order of the turns.
+    """Runs tasks group by group, and returns the results in the order of the tasks.
 
     Args:
         vlm: The model; one that cannot be given padded prompts runs them one by one.
-        turns: What is run.
+        tasks: What is run.
         kinds: What has to be equal in a group.
-        run: Numbers of turns that run together -> a result for each.
+        run: Numbers of tasks that run together -> a result for each.
         max_rows: Rows of a group at most.
     """
-    lengths = [len(turn.prompt) for turn in turns]
+    lengths = [len(task.prompt) for task in tasks]
     groups = group_rows(lengths, kinds, max_rows=max_rows if takes_padding(vlm) else 1)
     found = {row: result for group in groups for row, result in zip(group, run(group), strict=True)}
-    return [found[row] for row in range(len(turns))]
+    return [found[row] for row in range(len(tasks))]
 
 
 class Attempts:

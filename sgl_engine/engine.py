@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sgl_engine.accounting import Asked, Clock, Run, engine_version, make_response
-from sgl_engine.answer import Turn
+from sgl_engine.answer import AnswerTask
 from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
@@ -225,7 +225,7 @@ class SGLEngine:
             [job] = self._scheduler.put_large([ticket], [self._large_work(asked, plan)])
             large = yield from read_stream(job.pieces(), asked.reader)
             asked.clock.add("large", large.stage_ms)
-            run = replace(run, large_prompt=asked.turn.prompt, large=large)
+            run = replace(run, large_prompt=asked.task.prompt, large=large)
         held_back, answer = asked.reader.finish((run.large or small).generation)
         yield from held_back
         yield self._response(run, answer)
@@ -298,7 +298,7 @@ class SGLEngine:
             for row, result in large.items():
                 asked[row] = aimed[row][0]
                 clocks[row].add("large", result.stage_ms)
-                runs[row] = replace(runs[row], large_prompt=asked[row].turn.prompt, large=result)
+                runs[row] = replace(runs[row], large_prompt=asked[row].task.prompt, large=result)
             answered = [row for row in runs if row not in attempts.errors]
             return attempts.outcomes(attempts.each(lambda row: self._read(asked[row], runs[row]), answered))
 
@@ -310,19 +310,19 @@ class SGLEngine:
         prompt = self.small.encode(request, self.config.limits, self.config.reuse)
         clock.lap("encode_small")
         reader = AnswerReader(self.small, request, prompt)
-        turn = Turn(prompt, max_new_tokens, reader.suited(decoding))
-        return Asked(request, clock, decoding, reader, turn)
+        task = AnswerTask(prompt, max_new_tokens, reader.suited(decoding))
+        return Asked(request, clock, decoding, reader, task)
 
     def _decide(self, asked: Asked, small: SmallPassResult) -> Run:
         asked.clock.add("small", small.stage_ms)
         confidence, calibrated = score_parts(small.parts, self.config.exit.scorer), None
         if self._exit_rule is not None:
-            limit, answer_tokens = asked.turn.max_new_tokens, len(small.generation)
+            limit, answer_tokens = asked.task.max_new_tokens, len(small.generation)
             calibrated = self._exit_rule.judge(
                 asked.request, asked.decoding, limit, confidence, answer_tokens
             )
         decision = permitted(asked.request, decide_exit(confidence, self.config.exit, calibrated))
-        return Run(asked.request, asked.clock, asked.turn.prompt, small, decision)
+        return Run(asked.request, asked.clock, asked.task.prompt, small, decision)
 
     def _ask_large(self, asked: Asked, run: Run) -> tuple[Asked, PruningPlan]:
         asked.clock.resume()
@@ -331,8 +331,8 @@ class SGLEngine:
         draft = self._draft(asked.request, run.small) if self.config.generation.draft else ()
         asked.clock.lap("encode_large")
         reader = AnswerReader(self.large, asked.request, prompt)
-        turn = replace(asked.turn, prompt=prompt, decoding=reader.suited(asked.decoding), draft=draft)
-        return replace(asked, reader=reader, turn=turn), plan
+        task = replace(asked.task, prompt=prompt, decoding=reader.suited(asked.decoding), draft=draft)
+        return replace(asked, reader=reader, task=task), plan
 
     def _draft(self, request: Request, small: SmallPassResult) -> tuple[int, ...]:
         waiting = partial(check_wanted, request, "while the large model was busy")
@@ -402,7 +402,7 @@ class SGLEngine:
 
     def _small_work(self, asked: Asked) -> Work:
         """The small model's turn; requests that differ in anything but its ``kind`` may share it."""
-        return Work(asked, self._small_steps, self._small_kind(), len(asked.turn.prompt))
+        return Work(asked, self._small_steps, self._small_kind(), len(asked.task.prompt))
 
     def _small_kind(self) -> Hashable | None:
         return sharing(self.small, (self.config.exit.consistency_keep_ratio, self.config.reuse))
@@ -414,7 +414,7 @@ class SGLEngine:
         """The small model's turn, for all who share it; scripted engines have another."""
         return run_small_batch(
             self.small,
-            [each.turn for each in asked],
+            [each.task for each in asked],
             consistency_keep_ratio=self.config.exit.consistency_keep_ratio,
             max_rows=len(asked),
             reuse=self.config.reuse,
@@ -422,13 +422,13 @@ class SGLEngine:
 
     def _large_work(self, asked: Asked, plan: PruningPlan) -> Work:
         reuse = self.config.reuse
-        known = worth_opening(self.large, [asked.turn.prompt], [plan], reuse)
+        known = worth_opening(self.large, [asked.task.prompt], [plan], reuse)
         kind = sharing(self.large, ("pruned from", pruned_from(plan), reuse, *known))
-        return Work((asked.turn, plan), self._large_steps, kind, len(asked.turn.prompt))
+        return Work((asked.task, plan), self._large_steps, kind, len(asked.task.prompt))
 
-    def _large_steps(self, aimed: Sequence[tuple[Turn, PruningPlan]]) -> Steps:
-        turns, plans = [turn for turn, _ in aimed], [plan for _, plan in aimed]
-        yield from stream_large_batch(self.large, turns, plans, reuse=self.config.reuse)
+    def _large_steps(self, aimed: Sequence[tuple[AnswerTask, PruningPlan]]) -> Steps:
+        tasks, plans = [task for task, _ in aimed], [plan for _, plan in aimed]
+        yield from stream_large_batch(self.large, tasks, plans, reuse=self.config.reuse)
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
         """What each model's store holds and how often it helped, "small" and "large"; ``ReuseConfig``."""

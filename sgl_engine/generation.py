@@ -8,9 +8,9 @@ as equally likely may change places, as they may in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,14 +19,12 @@ from sgl_engine.answer import Answer
 from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.rewinding import Rewinding
 from sgl_engine.text_stream import HALF
-from sgl_engine.types import EncodedPrompt, Generation, TokenLogprob
+from sgl_engine.types import Generation, TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
     from sgl_engine.vlm import VLM
-
-Result = TypeVar("Result")
 
 MAX_LOGIT_ROWS = 512
 """Tokens whose logits are held at once, over all rows of a batch."""
@@ -134,49 +132,6 @@ def _valid(answers: Sequence[Answer]) -> int:
     """How many tokens behind the prompts are, in the cache, those of every answer that goes on."""
     going_on = [answer for answer in answers if answer.goes_on()] or answers
     return max(0, min(answer.steps for answer in going_on) - 1)
-
-
-def stream_answer(
-    vlm: VLM,
-    prompt: EncodedPrompt,
-    embeddings: Tensor,
-    answer: Answer,
-    *,
-    cache: DynamicCache,
-    cached_tokens: int = 0,
-    patch: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Generator[str, None, Generation]:
-    """Generates one answer (``decode``); yields its text piece by piece, and returns the whole.
-
-    Raises:
-        DeadlineError: The deadline passed; checked before every forward.
-        RequestCancelledError: The answer is not wanted any more; checked before every forward.
-        InvalidRequestError: ``max_new_tokens`` below 1, or too few for the shortest answer of the grammar.
-    """
-    batch = PromptBatch.of([prompt])
-    steps = decode(
-        vlm,
-        batch,
-        embeddings,
-        [answer],
-        cache=cache,
-        cached_tokens=cached_tokens,
-        patch=lambda _: patch(),
-    )
-    for (text,) in steps:
-        if text:
-            yield text
-    return answer.generation()
-
-
-def finish(stream: Generator[object, None, Result]) -> Result:
-    """Runs a stream to its end, for its result alone."""
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_engine.answer import Answer, Turn
+from sgl_engine.answer import Answer, AnswerTask
 from sgl_engine.attention import capture_attention
 from sgl_engine.batching import MAX_ROWS, group_rows, run_in_groups
 from sgl_engine.config import NO_REUSE, ReuseConfig
@@ -27,7 +27,6 @@ from sgl_engine.prompt_batch import PromptBatch
 from sgl_engine.pruning import KeptColumns, plan_pruning, prune_visual_tokens
 from sgl_engine.types import (
     NOTHING_REUSED,
-    Decoding,
     EncodedPrompt,
     Generation,
     ImportanceMap,
@@ -43,25 +42,19 @@ CONSISTENCY_KEEP_RATIO = 0.05
 
 def run_small_pass(
     vlm: VLM,
-    prompt: EncodedPrompt,
+    task: AnswerTask,
     *,
-    max_new_tokens: int,
-    stop_at_eos: bool = True,
-    decoding: Decoding | None = None,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     reuse: ReuseConfig = NO_REUSE,
 ) -> SmallPassResult:
     """Answers, recording attention, then asks how likely the answer is when little of the image is seen.
 
-    The vision tower runs once, or not at all where the pictures are known. Without visual tokens nothing is
-    recorded, and the confidence is the score.
+    A batch of one. The vision tower runs once, or not at all where the pictures are known. Without visual
+    tokens nothing is recorded.
 
     Args:
         vlm: The small model.
-        prompt: Encoded by it.
-        max_new_tokens: Upper limit of answer tokens.
-        stop_at_eos: False goes on to the limit.
-        decoding: How tokens are chosen, stop strings, deadline, cancellation; None is greedy.
+        task: The prompt, encoded by it, and what the answer is to be like.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
         reuse: What may be kept for, or known from, another request.
 
@@ -69,8 +62,7 @@ def run_small_pass(
         DeadlineError: The deadline passed.
         RequestCancelledError: The answer is not wanted any more.
     """
-    turn = Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos)
-    [result] = run_small_batch(vlm, [turn], consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
+    [result] = run_small_batch(vlm, [task], consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
     if isinstance(result, RequestError):
         raise result
     return result
@@ -78,7 +70,7 @@ def run_small_pass(
 
 def run_small_batch(
     vlm: VLM,
-    turns: Sequence[Turn],
+    tasks: Sequence[AnswerTask],
     *,
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     max_rows: int = MAX_ROWS,
@@ -88,7 +80,7 @@ def run_small_batch(
 
     Args:
         vlm: The small model.
-        turns: The prompts, and what their answers are to be like.
+        tasks: The prompts, and what their answers are to be like.
         consistency_keep_ratio: Visual tokens that the consistency pass sees.
         max_rows: Prompts side by side at most.
         reuse: What may be kept for, or known from, another request.
@@ -99,17 +91,17 @@ def run_small_batch(
     """
 
     def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
-        return _run_group(vlm, [turns[row] for row in rows], consistency_keep_ratio, reuse)
+        return _run_group(vlm, [tasks[row] for row in rows], consistency_keep_ratio, reuse)
 
-    kinds = worth_opening(vlm, [turn.prompt for turn in turns], None, reuse)
-    return run_in_groups(vlm, turns, kinds, run, max_rows=max_rows)
+    kinds = worth_opening(vlm, [task.prompt for task in tasks], None, reuse)
+    return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
 
 
 @dataclass(eq=False)
 class _Row:
     """One prompt of a group, and what has become of it so far."""
 
-    turn: Turn
+    task: AnswerTask
     answer: Answer
     embedded: Embedded | None = None
     known_tokens: int = 0
@@ -119,13 +111,13 @@ class _Row:
 
     @property
     def prompt(self) -> EncodedPrompt:
-        return self.turn.prompt
+        return self.task.prompt
 
 
 def _run_group(
-    vlm: VLM, turns: Sequence[Turn], keep_ratio: float, reuse: ReuseConfig
+    vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
-    rows = [_Row(turn, Answer(vlm, turn)) for turn in turns]
+    rows = [_Row(task, Answer(vlm, task)) for task in tasks]
     stage_ms: dict[str, float] = {}
     answers = [row.answer for row in rows]
     # Held from the first layer to the last token: what is recorded must be these prompts' attention.

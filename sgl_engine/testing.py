@@ -115,7 +115,7 @@ class FakeEngine(SGLEngine):
         return attempts.outcomes(attempts.each(lambda row: self._say(asked[row]), range(len(asked))))
 
     def _say(self, asked: Asked) -> SmallPassResult:
-        request, prompt, max_new_tokens = asked.request, asked.turn.prompt, asked.turn.max_new_tokens
+        request, prompt, max_new_tokens = asked.request, asked.task.prompt, asked.task.max_new_tokens
         text = self._answer(request)
         ids = self.small.processor.tokenizer.encode(text, add_special_tokens=False)
         ids = [*ids, *sorted(self.small.eos_token_ids)[:1]]

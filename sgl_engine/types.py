@@ -461,7 +461,8 @@ class LargePassResult:
     Attributes:
         generation: The large answer.
         plan: What was pruned.
-        cache_tokens: Cached positions per decoder layer (L,) after the last step; shorter from plan.layer on.
+        cache_tokens: Columns of the cache per decoder layer (L,) when the answer ended; shorter from
+            plan.layer on, 0 in recurrent layers. Side by side, padding and others' tokens included.
         stage_ms: Milliseconds: "vision", "generate".
         fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
             of a draft that turned out wrong included; the first took the prompt too. What a batch adds,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from sgl_engine.answer import AnswerTask
 from sgl_engine.calibration.binding import Conditions, bind, digest
 from sgl_engine.calibration.exit_rule import system_hash
 from sgl_engine.calibration.records import Failure, Record, RecordsHeader, read_records
@@ -153,7 +154,7 @@ class Collector:
         engine, started = self.engine, time.perf_counter()
         prompt = engine.large.encode(request, engine.config.limits)
         limit = engine.config.generation.max_new_tokens
-        result = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+        result = run_large_pass(engine.large, AnswerTask(prompt, limit), keep_everything(prompt))
         return result.generation, 1e3 * (time.perf_counter() - started)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sgl_engine import cost
-from sgl_engine.answer import Turn
+from sgl_engine.answer import AnswerTask
 from sgl_engine.batching import MAX_ROWS
 from sgl_engine.config import EngineConfig, PruningConfig
 from sgl_engine.drafting import draft_tokens
@@ -101,22 +101,22 @@ def _alone(vlm: VLM, request: Request, row: Row, config: EngineConfig) -> Answer
     prompt = vlm.encode(request, config.limits)
     encoded = time.perf_counter()
     result = run_large_pass(
-        vlm, prompt, keep_everything(prompt), max_new_tokens=config.generation.max_new_tokens
+        vlm, AnswerTask(prompt, config.generation.max_new_tokens), keep_everything(prompt)
     )
     return Answer(
         text=result.generation.text,
         value=_value(result.generation.text, row),
         tokens=len(result.generation),
-        tflops=_tflops(vlm, Turn(prompt, 0, Decoding()), result),
+        tflops=_tflops(vlm, AnswerTask(prompt, 0, Decoding()), result),
         ms=1e3 * (encoded - started) + sum(result.stage_ms.values()),
     )
 
 
-def _tflops(vlm: VLM, turn: Turn, result: LargePassResult) -> float:
+def _tflops(vlm: VLM, task: AnswerTask, result: LargePassResult) -> float:
     flops = cost.answer_flops(
         vlm.shape,
-        patches=vlm.tower_patches(turn.prompt),
-        prompt_tokens=len(turn.prompt),
+        patches=vlm.tower_patches(task.prompt),
+        prompt_tokens=len(task.prompt),
         output_tokens=len(result.generation),
         plan=result.plan,
     )
@@ -193,10 +193,10 @@ def _run(
     """
     different = {_key(plan): plan for plan in plans}
     draft = draft_tokens(engine.large, engine.large, case.large.generation.token_ids.tolist())
-    turn = Turn(case.large_prompt, case.max_new_tokens, Decoding(), draft=draft)
+    task = AnswerTask(case.large_prompt, case.max_new_tokens, Decoding(), draft=draft)
     results = run_large_batch(
         engine.large,
-        [turn] * len(different),
+        [task] * len(different),
         list(different.values()),
         max_rows=max_rows,
         reuse=engine.config.reuse,
@@ -209,7 +209,7 @@ def _run(
             text=result.generation.text,
             value=_value(result.generation.text, row),
             tokens=len(result.generation),
-            tflops=_tflops(engine.large, turn, result),
+            tflops=_tflops(engine.large, task, result),
             retention=cost.average_retention(result.plan, engine.large.num_layers),
         )
     return [answers[_key(plan)] for plan in plans]

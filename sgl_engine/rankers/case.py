@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sgl_engine.answer import AnswerTask
 from sgl_engine.attention import capture_attention, capture_hidden, keep_rows
 from sgl_engine.attention_rows import AttentionRows
 from sgl_engine.errors import InvalidRequestError
@@ -70,8 +71,7 @@ class RankingCase:
         with keep_rows(engine.small) as keeper:
             small = run_small_pass(
                 engine.small,
-                small_prompt,
-                max_new_tokens=limit,
+                AnswerTask(small_prompt, limit),
                 consistency_keep_ratio=config.exit.consistency_keep_ratio,
             )
         return cls(
@@ -110,7 +110,7 @@ class RankingCase:
         vlm, prompt = self.engine.large, self.large_prompt
         plan = keep_everything(prompt)
         with vlm.exclusive(), keep_rows(vlm) as keeper, capture_attention(vlm, prompt):
-            result = run_large_pass(vlm, prompt, plan, max_new_tokens=self.max_new_tokens)
+            result = run_large_pass(vlm, AnswerTask(prompt, self.max_new_tokens), plan)
         return result, keeper.rows()
 
     @cached_property

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sgl_engine import Request, SGLEngine, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.confidence import score_parts
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
 from sgl_engine.demo.drawing import Question, box_cells
@@ -64,7 +65,7 @@ def test_transformers_alone_loads_and_runs_them(engine: SGLEngine, asked: list) 
         with torch.no_grad():
             output = model.generate(**inputs, max_new_tokens=80, do_sample=False)
         plain = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        ours = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=80)
+        ours = run_small_pass(engine.small, AnswerTask(engine.small.encode(request), 80))
         assert ours.generation.text == plain
 
 
@@ -82,7 +83,7 @@ def test_the_pair_answers_and_uses_both_routes(engine: SGLEngine, asked: list) -
 
 
 def test_the_score_tells_right_from_wrong(engine: SGLEngine, asked: list) -> None:
-    passes = [run_small_pass(engine.small, engine.small.encode(r), max_new_tokens=80) for r, _ in asked]
+    passes = [run_small_pass(engine.small, AnswerTask(engine.small.encode(r), 80)) for r, _ in asked]
     right = [p.generation.text == question.answer for p, (_, question) in zip(passes, asked, strict=True)]
     scores = torch.tensor([score_parts(p.parts).score for p in passes])
     mask = torch.tensor(right)
@@ -115,7 +116,7 @@ def test_the_heat_lies_where_the_answer_is(engine: SGLEngine, asked: list) -> No
     """Where the small answer is right, the patches it was read from get far more attention than others."""
     ratios, elsewhere = [], []
     for request, question in asked:
-        result = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=80)
+        result = run_small_pass(engine.small, AnswerTask(engine.small.encode(request), 80))
         if (
             result.generation.text != question.answer
             or not question.evidence

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.demo import OTHER_GRID, SCORER, demo_engine
 from sgl_engine.demo.generator import heldout_questions
 
@@ -37,12 +38,12 @@ def test_guidance_carries_over(engine: SGLEngine) -> None:
     for sample, question in pairs:
         request = Request.ask(question.text, Image.fromarray(sample.pixels))
         prompt = engine.large.encode(request)
-        small = run_small_pass(engine.small, engine.small.encode(request), max_new_tokens=8)
+        small = run_small_pass(engine.small, AnswerTask(engine.small.encode(request), 8))
         assert small.importance is not None
         uniform = dataclasses.replace(small.importance, mass=torch.ones_like(small.importance.mass))
         for name, importance in {"own": small.importance, "before": before or uniform}.items():
             answer = run_large_pass(
-                engine.large, prompt, engine.plan(prompt, importance), max_new_tokens=8
+                engine.large, AnswerTask(prompt, 8), engine.plan(prompt, importance)
             ).generation
             right[name] += answer.text.strip() == question.answer
         before = small.importance

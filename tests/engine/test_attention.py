@@ -4,6 +4,7 @@ from oracles import attention_sum, exploding, plain_logits, traces
 from samples import REQUESTS
 
 from sgl_engine import VLM, attention, capture_attention, recording, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.importance import importance_map
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import EncodedPrompt
@@ -19,7 +20,7 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 def test_captured_map_equals_eager_attention(case: Case, implementation: str) -> None:
     vlm, prompt = case
     vlm.model.set_attn_implementation(implementation)
-    result = run_small_pass(vlm, prompt, max_new_tokens=6, stop_at_eos=False)
+    result = run_small_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False))
     expected = attention_sum(vlm, prompt, result.generation.token_ids.tolist())
     assert result.importance is not None
     assert result.importance.mass.dtype == torch.float32
@@ -31,7 +32,7 @@ def test_captured_map_equals_eager_attention(case: Case, implementation: str) ->
 def test_other_rows_do_not_give_the_map(case: Case) -> None:
     """The control: one row fewer at either end is noticed."""
     vlm, prompt = case
-    result = run_small_pass(vlm, prompt, max_new_tokens=6, stop_at_eos=False)
+    result = run_small_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False))
     answer = result.generation.token_ids.tolist()
     assert result.importance is not None
     assert relative_error(result.importance.mass, attention_sum(vlm, prompt, answer[:-1])) > 1e-3
@@ -99,10 +100,10 @@ def test_only_the_text_model_is_switched_and_everything_is_restored(case: Case) 
 
 def test_everything_is_restored_when_the_model_raises(case: Case) -> None:
     vlm, prompt = case
-    run_small_pass(vlm, prompt, max_new_tokens=1)
+    run_small_pass(vlm, AnswerTask(prompt, 1))
     before = traces(vlm)
     with exploding(vlm.text_model.layers[2].mlp), pytest.raises(RuntimeError, match="in the middle"):
-        run_small_pass(vlm, prompt, max_new_tokens=4)
+        run_small_pass(vlm, AnswerTask(prompt, 4))
     assert traces(vlm) == before
     assert attention._RECORDER.get() is None
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sgl_engine import VLM, capture_attention, recording, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.attention import capture_hidden, keep_rows
 from sgl_engine.attention_rows import AttentionRows
 from sgl_engine.importance import importance_map
@@ -19,7 +20,7 @@ TOKENS = 6
 def kept(vlm: VLM, prompt: EncodedPrompt) -> tuple[AttentionRows, list[int], Tensor]:
     """Rows of a small pass, its answer, and its plain map."""
     with keep_rows(vlm) as keeper:
-        result = run_small_pass(vlm, prompt, max_new_tokens=TOKENS, stop_at_eos=False)
+        result = run_small_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False))
     assert result.importance is not None
     return keeper.rows(), result.generation.token_ids.tolist(), result.importance.mass
 
@@ -90,7 +91,7 @@ def test_rows_add_up_to_the_map(case: Case) -> None:
 
 def test_keeping_rows_changes_no_bit_of_the_sums(case: Case) -> None:
     vlm, prompt = case
-    alone = run_small_pass(vlm, prompt, max_new_tokens=TOKENS, stop_at_eos=False)
+    alone = run_small_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False))
     _, _, mass = kept(vlm, prompt)
     assert alone.importance is not None
     assert torch.equal(alone.importance.mass, mass)
@@ -102,10 +103,10 @@ def test_nothing_is_kept_unless_it_is_asked_for(case: Case, monkeypatch: pytest.
     monkeypatch.setattr(
         "sgl_engine.attention_rows.RowKeeper.add", lambda *_, **__: calls.append("add"), raising=True
     )
-    run_small_pass(vlm, prompt, max_new_tokens=2, stop_at_eos=False)
+    run_small_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False))
     assert calls == []
     with keep_rows(vlm):
-        run_small_pass(vlm, prompt, max_new_tokens=2, stop_at_eos=False)
+        run_small_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False))
     assert len(calls) == 2 * vlm.num_layers  # the control; the consistency pass is not captured
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from samples import REQUESTS
@@ -5,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgl_engine import PRESETS, VLM, Request, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.cost import answer_flops, average_retention, pass_flops, small_pass_flops
 from sgl_engine.pruning import keep_everything
 from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
@@ -29,7 +32,7 @@ def counted(work: object) -> int:
 def test_large_pass_within_2_percent(case: Case, layer: int, keep_ratio: float) -> None:
     vlm, prompt = case
     plan = plan_for(prompt, layer, keep_ratio)
-    expected = counted(lambda: run_large_pass(vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False))
+    expected = counted(lambda: run_large_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False), plan))
     patches = vlm.tower_patches(prompt)
     got = answer_flops(vlm.shape, patches=patches, prompt_tokens=len(prompt), output_tokens=TOKENS, plan=plan)
     assert got == pytest.approx(expected, rel=0.02)
@@ -41,11 +44,12 @@ def test_a_checked_draft_within_2_percent(case: Case, wrong: slice) -> None:
     vlm, prompt = case
     plan = plan_for(prompt, 1, 0.2)
     sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt), "plan": plan}
-    settings = {"max_new_tokens": TOKENS, "stop_at_eos": False}
-    draft = run_large_pass(vlm, prompt, plan, **settings).generation.token_ids.tolist()
+    task = AnswerTask(prompt, TOKENS, stop_at_eos=False)
+    draft = run_large_pass(vlm, task, plan).generation.token_ids.tolist()
     draft[wrong] = [min(set(range(90)) - set(draft))] * len(draft[wrong])
     found = []
-    counted_flops = counted(lambda: found.append(run_large_pass(vlm, prompt, plan, **settings, draft=draft)))
+    drafted = replace(task, draft=tuple(draft))
+    counted_flops = counted(lambda: found.append(run_large_pass(vlm, drafted, plan)))
     got = pass_flops(vlm.shape, **sizes, fed=found[0].fed)
     assert got == pytest.approx(counted_flops, rel=0.02)
     if found[0].accepted_tokens == 0:  # the control: as if it had not been fed
@@ -56,7 +60,7 @@ def test_a_pass_without_a_draft_is_an_answer(case: Case) -> None:
     vlm, prompt = case
     plan = plan_for(prompt, 1, 0.2)
     sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt), "plan": plan}
-    ran = run_large_pass(vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False)
+    ran = run_large_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False), plan)
     assert pass_flops(vlm.shape, **sizes, fed=ran.fed) == answer_flops(
         vlm.shape, **sizes, output_tokens=TOKENS
     )
@@ -64,7 +68,7 @@ def test_a_pass_without_a_draft_is_an_answer(case: Case) -> None:
 
 def test_small_pass_within_2_percent(case: Case) -> None:
     vlm, prompt = case
-    run = lambda: run_small_pass(vlm, prompt, max_new_tokens=TOKENS, stop_at_eos=False)  # noqa: E731
+    run = lambda: run_small_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False))  # noqa: E731
     assert small_pass_flops(
         vlm.shape, patches=vlm.tower_patches(prompt), prompt=prompt, result=run()
     ) == pytest.approx(counted(run), rel=0.02)
@@ -72,7 +76,7 @@ def test_small_pass_within_2_percent(case: Case) -> None:
 
 def test_text_alone_within_2_percent(small: VLM) -> None:
     prompt = small.encode(Request.ask("Hello?"))
-    run = lambda: run_small_pass(small, prompt, max_new_tokens=TOKENS, stop_at_eos=False)  # noqa: E731
+    run = lambda: run_small_pass(small, AnswerTask(prompt, TOKENS, stop_at_eos=False))  # noqa: E731
     got = small_pass_flops(small.shape, patches=(), prompt=prompt, result=run())
     assert got == pytest.approx(counted(run), rel=0.02)
 

@@ -20,12 +20,12 @@ from sgl_engine import (
     SGLEngine,
     run_large_pass,
 )
-from sgl_engine.answer import Answer
+from sgl_engine.answer import Answer, AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.drafting import Draft, draft_tokens
 from sgl_engine.errors import RequestCancelledError
 from sgl_engine.generation import MAX_LOGIT_ROWS
-from sgl_engine.large_pass import stream_large_pass
+from sgl_engine.large_pass import stream_large_batch
 from sgl_engine.pruning import keep_everything, plan_pruning
 from sgl_engine.testing import FakeEngine, tiny_vlm
 from sgl_engine.types import (
@@ -67,7 +67,7 @@ def plan(prompt: EncodedPrompt) -> PruningPlan:
 
 def answer(vlm: VLM, prompt: EncodedPrompt, draft: Any = (), **settings: Any) -> LargePassResult:
     settings = {"max_new_tokens": TOKENS, "stop_at_eos": False} | settings
-    return run_large_pass(vlm, prompt, plan(prompt), draft=draft, **settings)
+    return run_large_pass(vlm, AnswerTask(prompt, **settings, draft=tuple(draft)), plan(prompt))
 
 
 def same(got: LargePassResult, own: LargePassResult) -> None:
@@ -199,10 +199,9 @@ def test_the_accepted_part_streams_at_once(vlm: VLM, prompt: EncodedPrompt) -> N
     own = answer(vlm, prompt).generation
     ids = own.token_ids.tolist()
     for place in range(TOKENS + 1):
-        stream = stream_large_pass(
-            vlm, prompt, plan(prompt), max_new_tokens=TOKENS, stop_at_eos=False, draft=wrong_from(ids, place)
-        )
-        pieces = list(stream)
+        task = AnswerTask(prompt, TOKENS, stop_at_eos=False, draft=tuple(wrong_from(ids, place)))
+        steps = stream_large_batch(vlm, [task], [plan(prompt)])
+        pieces = [piece for step in steps for _, piece in step if isinstance(piece, str)]
         assert "".join(pieces) == own.text
         known = vlm.text(ids[: place + 1])
         final = known if place >= TOKENS - 1 else known.rstrip("\N{REPLACEMENT CHARACTER}")
@@ -419,7 +418,7 @@ def test_scripted_engines_draft_too() -> None:
     large = tiny_vlm(size="large")
     request = Request.ask("What?", max_new_tokens=20)
     prompt = large.encode(request)
-    own = run_large_pass(large, prompt, keep_everything(prompt), max_new_tokens=20)
+    own = run_large_pass(large, AnswerTask(prompt, 20), keep_everything(prompt))
     spelt = large.text(own.generation.token_ids.tolist()[:3])
     engine = FakeEngine(lambda _: spelt, score=0.0, large=large)
     assert engine.run(request).text == own.generation.text

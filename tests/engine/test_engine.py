@@ -23,6 +23,7 @@ from sgl_engine import (
     run_large_pass,
     run_small_pass,
 )
+from sgl_engine.answer import AnswerTask
 from sgl_engine.answer_reader import agree
 from sgl_engine.confidence import score_parts
 from sgl_engine.errors import (
@@ -71,7 +72,7 @@ def test_an_unsure_small_model_guides_the_large_one(engine: SGLEngine) -> None:
 def test_the_answer_is_the_pruned_large_models(engine: SGLEngine) -> None:
     response = engine.run(ASK)
     assert response.plan is not None
-    alone = run_large_pass(engine.large, engine.large.encode(ASK), response.plan, max_new_tokens=6)
+    alone = run_large_pass(engine.large, AnswerTask(engine.large.encode(ASK), 6), response.plan)
     assert response.text == alone.generation.text
 
 
@@ -80,7 +81,7 @@ def test_a_sure_small_model_answers_alone(engine: SGLEngine, monkeypatch: pytest
     response = engine.with_config(EngineConfig(exit=ExitConfig(threshold=0.0))).run(ASK)
     report = response.report
     assert (report.route, report.escalated) == ("small", False)
-    small = run_small_pass(engine.small, engine.small.encode(ASK), max_new_tokens=6)
+    small = run_small_pass(engine.small, AnswerTask(engine.small.encode(ASK), 6))
     assert response.text == small.generation.text
     assert report.score == score_parts(small.parts).score
     assert report.confidence == small.parts["confidence"]
@@ -128,7 +129,7 @@ def test_text_alone_cascades_on_confidence(engine: SGLEngine) -> None:
     assert response.importance is None
     large = engine.large
     plain = run_large_pass(
-        large, large.encode(request), keep_everything(large.encode(request)), max_new_tokens=4
+        large, AnswerTask(large.encode(request), 4), keep_everything(large.encode(request))
     )
     assert response.text == plain.generation.text
     assert forced(engine, "never").run(request).report.route == "small"

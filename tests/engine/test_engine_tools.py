@@ -13,6 +13,7 @@ from templates import HERMES
 from torch import Tensor
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, TextDelta, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.config import GenerationConfig
 from sgl_engine.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
@@ -150,7 +151,7 @@ def test_scores_are_those_of_the_unmasked_model(
     assert grammar is not None
     prompt = vlm.encode(request_)
     decoding = Decoding(grammar=grammar, **wishes)
-    result = run_small_pass(vlm, prompt, max_new_tokens=60, decoding=decoding)
+    result = run_small_pass(vlm, AnswerTask(prompt, 60, decoding=decoding))
     ids = result.generation.token_ids.tolist()
     rows = plain_logits(vlm, prompt, ids)[len(prompt) - 1 : -1]
     expected = rows.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
@@ -172,10 +173,10 @@ def test_scores_are_those_of_the_unmasked_model(
 def test_scores_of_the_pruned_large_model_are_unmasked(tiny: SGLEngine) -> None:
     vlm, grammar = tiny.large, answer_grammar(STRUCTURED)
     prompt = vlm.encode(STRUCTURED)
-    small = run_small_pass(tiny.small, tiny.small.encode(STRUCTURED), max_new_tokens=4)
+    small = run_small_pass(tiny.small, AnswerTask(tiny.small.encode(STRUCTURED), 4))
     assert small.importance is not None
     plan = plan_pruning(prompt, small.importance, layer=2, keep_ratio=0.3)
-    result = run_large_pass(vlm, prompt, plan, max_new_tokens=60, decoding=Decoding(grammar=grammar))
+    result = run_large_pass(vlm, AnswerTask(prompt, 60, decoding=Decoding(grammar=grammar)), plan)
     ids = result.generation.token_ids.tolist()
     rows = masked_logits(vlm, prompt, ids, layer=2, keep=plan.keep.tolist())[len(prompt) - 1 : -1]
     expected = rows.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]

@@ -21,7 +21,7 @@ from test_family_exactness import (
 )
 
 from sgl_engine import VLM, Request, run_large_pass, run_small_pass
-from sgl_engine.answer import Turn
+from sgl_engine.answer import AnswerTask
 from sgl_engine.batching import group_rows
 from sgl_engine.large_pass import run_large_batch
 from sgl_engine.prompt_batch import PromptBatch
@@ -155,11 +155,12 @@ def test_wrong_kept_rows_are_noticed(family: str, implementation: str, layer: in
     assert min(found[row] for row in uneven) > 10 * TOLERANCE
 
 
-def turns(family: str) -> list[Turn]:
+def tasks(family: str) -> list[AnswerTask]:
     """Which end at different times."""
     limits = (6, 3, 5)
     return [
-        Turn(prompt, limit, stop_at_eos=False) for prompt, limit in zip(prompts(family), limits, strict=True)
+        AnswerTask(prompt, limit, stop_at_eos=False)
+        for prompt, limit in zip(prompts(family), limits, strict=True)
     ]
 
 
@@ -167,13 +168,13 @@ def turns(family: str) -> list[Turn]:
 @implementations
 def test_small_passes_are_those_of_single_runs(family: str, implementation: str) -> None:
     vlm = model(family)
-    text = Turn(vlm.encode(Request.ask("Only text?")), 4, stop_at_eos=False)
-    wanted = [*turns(family), text]
+    text = AnswerTask(vlm.encode(Request.ask("Only text?")), 4, stop_at_eos=False)
+    wanted = [*tasks(family), text]
     with attention_of(vlm, implementation):
         got = run_small_batch(vlm, wanted)
         alone = [
-            run_small_pass(vlm, turn.prompt, max_new_tokens=turn.max_new_tokens, stop_at_eos=False)
-            for turn in wanted
+            run_small_pass(vlm, AnswerTask(task.prompt, task.max_new_tokens, stop_at_eos=False))
+            for task in wanted
         ]
     for ours, theirs in zip(got, alone, strict=True):
         assert isinstance(ours, SmallPassResult)
@@ -192,16 +193,19 @@ def test_small_passes_are_those_of_single_runs(family: str, implementation: str)
 @implementations
 @layers
 def test_large_passes_are_those_of_single_runs(family: str, implementation: str, layer: int) -> None:
-    vlm, wanted = model(family), turns(family)
+    vlm, wanted = model(family), tasks(family)
     with attention_of(vlm, implementation):
         got = run_large_batch(vlm, wanted, plans(family, layer))
-        for ours, turn, plan in zip(got, wanted, plans(family, layer), strict=True):
+        for ours, task, plan in zip(got, wanted, plans(family, layer), strict=True):
             theirs = run_large_pass(
-                vlm, turn.prompt, plan, max_new_tokens=turn.max_new_tokens, stop_at_eos=False
+                vlm, AnswerTask(task.prompt, task.max_new_tokens, stop_at_eos=False), plan
             )
             assert isinstance(ours, LargePassResult)
             same_generation(ours, theirs)
-            assert ours.cache_tokens == theirs.cache_tokens
+            # Columns of the whole batch: no layer holds fewer than its own, pruned ones fewer than others.
+            assert all(held >= own for held, own in zip(ours.cache_tokens, theirs.cache_tokens, strict=True))
+            full = max(len(each.prompt) for each in wanted) + len(ours.generation) - 1
+            assert all(held < full for held in ours.cache_tokens[plan.layer :])
             assert torch.equal(ours.plan.keep, plan.keep)
 
 
@@ -210,8 +214,8 @@ def test_large_passes_are_those_of_single_runs(family: str, implementation: str,
 def test_forced_answers_are_those_of_single_runs(family: str, layer: int) -> None:
     vlm = model(family)
     results = [
-        run_large_pass(vlm, turn.prompt, plan, max_new_tokens=turn.max_new_tokens, stop_at_eos=False)
-        for turn, plan in zip(turns(family), plans(family, layer), strict=True)
+        run_large_pass(vlm, AnswerTask(task.prompt, task.max_new_tokens, stop_at_eos=False), plan)
+        for task, plan in zip(tasks(family), plans(family, layer), strict=True)
     ]
     generations = [result.generation for result in results]
     embeddings = [vlm.embed(prompt) for prompt in prompts(family)]

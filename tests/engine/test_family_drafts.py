@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_family_batches import plans, turns
+from test_family_batches import plans, tasks
 from test_family_exactness import (
     attention_of,
     encoded,
@@ -20,7 +20,7 @@ from test_family_exactness import (
 from whole_model import masked_logits
 
 from sgl_engine import VLM, generation, run_large_pass
-from sgl_engine.answer import Answer
+from sgl_engine.answer import Answer, AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.large_pass import run_large_batch
 from sgl_engine.rewinding import Rewinding
@@ -39,7 +39,7 @@ def case(family: str, pruned: str) -> tuple[VLM, EncodedPrompt, PruningPlan]:
 
 def large_pass(family: str, pruned: str, draft: list[int]) -> LargePassResult:
     vlm, prompt, plan = case(family, pruned)
-    return run_large_pass(vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False, draft=draft)
+    return run_large_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False, draft=tuple(draft)), plan)
 
 
 @cache
@@ -167,30 +167,29 @@ def random_draft(ids: list[int], dice: random.Random) -> tuple[int, ...]:
 def test_batches_with_drafts_of_all_kinds(family: str, implementation: str, layer: int) -> None:
     vlm, dice = model(family), random.Random(f"{family} {implementation} {layer}")
     with attention_of(vlm, implementation):
-        own = run_large_batch(vlm, turns(family), plans(family, layer))
+        own = run_large_batch(vlm, tasks(family), plans(family, layer))
         assert all(isinstance(result, LargePassResult) for result in own)
         for _ in range(4):
             drafted = [
-                replace(turn, draft=random_draft(result.generation.token_ids.tolist(), dice))  # type: ignore[union-attr]
-                for turn, result in zip(turns(family), own, strict=True)
+                replace(task, draft=random_draft(result.generation.token_ids.tolist(), dice))  # type: ignore[union-attr]
+                for task, result in zip(tasks(family), own, strict=True)
             ]
-            for got, alone, turn in zip(
+            for got, alone, task in zip(
                 run_large_batch(vlm, drafted, plans(family, layer)), own, drafted, strict=True
             ):
                 assert isinstance(got, LargePassResult)
                 assert isinstance(alone, LargePassResult)
                 assert not differs(got, alone)
-                assert got.cache_tokens == alone.cache_tokens
-                assert got.drafted_tokens == min(len(turn.draft), turn.max_new_tokens - 1)
+                assert got.drafted_tokens == min(len(task.draft), task.max_new_tokens - 1)
 
 
 @families
 def test_a_batch_that_is_foreseen_takes_one_forward(family: str) -> None:
     vlm = model(family)
-    own = run_large_batch(vlm, turns(family), plans(family, 3))
+    own = run_large_batch(vlm, tasks(family), plans(family, 3))
     drafted = [
-        replace(turn, draft=tuple(result.generation.token_ids.tolist()))  # type: ignore[union-attr]
-        for turn, result in zip(turns(family), own, strict=True)
+        replace(task, draft=tuple(result.generation.token_ids.tolist()))  # type: ignore[union-attr]
+        for task, result in zip(tasks(family), own, strict=True)
     ]
     forwards: list[int] = []
     hook = vlm.text_model.register_forward_hook(lambda *_: forwards.append(1))
@@ -214,7 +213,7 @@ def test_windows_that_fill_up_before_within_and_after_a_draft(beyond: int, imple
 
             def answer(draft: list[int], plan: PruningPlan = plan) -> LargePassResult:
                 return run_large_pass(
-                    vlm, prompt, plan, max_new_tokens=TOKENS, stop_at_eos=False, draft=draft
+                    vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False, draft=tuple(draft)), plan
                 )
 
             own = answer([])

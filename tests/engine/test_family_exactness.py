@@ -12,6 +12,7 @@ from samples import noise
 from whole_model import attention_of, attention_sum, masked_logits, visual_positions, whole_logits
 
 from sgl_engine import VLM, Message, Request, plan_pruning, pruning, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.pruning import prune_visual_tokens
@@ -120,7 +121,7 @@ def test_visual_tokens_are_those_that_show_something(family: str, request_: str)
 def test_captured_map_equals_eager_attention(family: str, request_: str, implementation: str) -> None:
     vlm, prompt = model(family), encoded(family, request_)
     with attention_of(vlm, implementation):
-        result = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
+        result = run_small_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False))
     answer = result.generation.token_ids.tolist()
     assert result.importance is not None
     expected = attention_sum(vlm, prompt, answer)
@@ -156,7 +157,7 @@ def test_greedy_answers_equal_the_masked_models(family: str, layer: int) -> None
     for _ in range(5):
         logits = masked_logits(vlm, prompt, answer, layer=layer, keep=plan.keep.tolist())
         answer.append(int(logits[-1].argmax()))
-    result = run_large_pass(vlm, prompt, plan, max_new_tokens=5, stop_at_eos=False)
+    result = run_large_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False), plan)
     assert result.generation.token_ids.tolist() == answer
 
 
@@ -190,7 +191,7 @@ def test_keep_ratio_1_is_generate_bit_for_bit(
             output_logits=True,
         )
         plan = random_plan(prompt, 1, keep_ratio=1.0)
-        result = run_large_pass(vlm, prompt, plan, max_new_tokens=6)
+        result = run_large_pass(vlm, AnswerTask(prompt, 6), plan)
     assert torch.equal(result.generation.token_ids, expected.sequences[0, len(prompt) :])
     assert all(
         torch.equal(ours[0, 0], theirs[0]) for ours, theirs in zip(logits, expected.logits, strict=True)
@@ -260,14 +261,14 @@ def test_a_window_goes_by_original_positions(family: str, monkeypatch: pytest.Mo
 def test_nothing_remains(family: str) -> None:
     vlm, prompt = model(family), encoded(family, "one picture")
     plan = random_plan(prompt, 1)
-    run_small_pass(vlm, prompt, max_new_tokens=2)
+    run_small_pass(vlm, AnswerTask(prompt, 2))
     before = traces(vlm)
-    run_small_pass(vlm, prompt, max_new_tokens=2)
-    run_large_pass(vlm, prompt, plan, max_new_tokens=2)
+    run_small_pass(vlm, AnswerTask(prompt, 2))
+    run_large_pass(vlm, AnswerTask(prompt, 2), plan)
     assert traces(vlm) == before
     for work in (
-        lambda: run_small_pass(vlm, prompt, max_new_tokens=2),
-        lambda: run_large_pass(vlm, prompt, plan, max_new_tokens=2),
+        lambda: run_small_pass(vlm, AnswerTask(prompt, 2)),
+        lambda: run_large_pass(vlm, AnswerTask(prompt, 2), plan),
     ):
         with exploding(vlm.family.decoder_layers(vlm.model)[3].mlp), pytest.raises(RuntimeError):
             work()
@@ -310,7 +311,7 @@ def test_windows_of_other_decoders(windows: str, implementation: str, layer: int
     with attention_of(vlm, implementation):
         for steps in STEPS.values():
             assert gap(stepwise_logits(vlm, prompt, plan, steps), expected) < 2e-4
-        result = run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False)
+        result = run_small_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False))
     assert result.importance is not None
     answer = result.generation.token_ids.tolist()
     assert result.importance.mass.double() == pytest.approx(

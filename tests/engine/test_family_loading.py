@@ -11,6 +11,7 @@ from test_family_exactness import ANSWER, REQUESTS, STEPS, encoded, gap, model, 
 from whole_model import masked_logits, visual_positions
 
 from sgl_engine import VLM, Request, run_large_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.cost import answer_flops
 from sgl_engine.errors import InvalidRequestError, ProcessorError
 from sgl_engine.families import FAMILIES
@@ -75,7 +76,7 @@ def test_raw_inputs_give_the_same_prompt(family: str, request_: str) -> None:
 def test_operations_are_counted(family: str, keep_ratio: float) -> None:
     vlm, prompt = model(family), encoded(family, "a conversation")
     plan = random_plan(prompt, 1, keep_ratio)
-    expected = counted(lambda: run_large_pass(vlm, prompt, plan, max_new_tokens=5, stop_at_eos=False))
+    expected = counted(lambda: run_large_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False), plan))
     got = answer_flops(
         vlm.shape,
         patches=vlm.tower_patches(prompt),
@@ -100,7 +101,7 @@ def test_text_alone(family: str) -> None:
     assert prompt.spans == ()
     assert vlm.tower_patches(prompt) == ()
     expected = vlm.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
-    result = run_large_pass(vlm, prompt, random_plan(prompt, 0, 1.0), max_new_tokens=4)
+    result = run_large_pass(vlm, AnswerTask(prompt, 4), random_plan(prompt, 0, 1.0))
     assert torch.equal(result.generation.token_ids, expected[0, len(prompt) :])
 
 

@@ -7,6 +7,7 @@ import torch
 from samples import REQUESTS, noise
 
 from sgl_engine import Request, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import ImportanceMap
 
@@ -33,8 +34,8 @@ def test_no_mask_for_one_prompt(family: str, calls: list[tuple[bool, bool]]) -> 
     prompt = vlm.encode(REQUESTS["one image"])
     importance = ImportanceMap(torch.rand(prompt.num_visual_tokens), prompt.spans, num_queries=1)
     plan = plan_pruning(prompt, importance, layer=1, keep_ratio=0.5)
-    run_small_pass(vlm, prompt, max_new_tokens=2)
-    run_large_pass(vlm, prompt, plan, max_new_tokens=2)
+    run_small_pass(vlm, AnswerTask(prompt, 2))
+    run_large_pass(vlm, AnswerTask(prompt, 2), plan)
     assert not any(masked for masked, _ in calls)
     assert sum(causal for _, causal in calls) >= 3 * vlm.num_layers  # prefill, consistency, pruned prefill
 

@@ -12,6 +12,7 @@ from samples import REQUESTS
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sgl_engine import VLM, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.testing import tiny_vlm
 
 NAME = "flash_stand_in"
@@ -56,14 +57,14 @@ def test_pruned_answers_are_those_of_sdpa(pair: tuple[VLM, VLM], layer: int, acc
     results, draft = [], []
     for vlm in pair:
         prompt = vlm.encode(REQUESTS["images with text between"])
-        small = run_small_pass(vlm, prompt, max_new_tokens=6, stop_at_eos=False)
+        small = run_small_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False))
         assert small.importance is not None
         plan = plan_pruning(prompt, small.importance, layer=layer, keep_ratio=0.3)
         if accepted is not None and not draft:
-            own = run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False)
+            own = run_large_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False), plan)
             draft = own.generation.token_ids.tolist()
             draft[accepted:] = [min(set(range(90)) - set(draft))] * (6 - accepted)
-        large = run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False, draft=draft)
+        large = run_large_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False, draft=tuple(draft)), plan)
         assert large.accepted_tokens == (accepted or 0)
         results.append((small, large))
     (small, large), (flash_small, flash_large) = results

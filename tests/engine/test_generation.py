@@ -1,6 +1,5 @@
 import time
 from collections import Counter
-from collections.abc import Generator
 
 import pytest
 import torch
@@ -8,9 +7,9 @@ from samples import REQUESTS
 from torch.distributions import Categorical
 
 from sgl_engine import VLM, Request
-from sgl_engine.answer import Answer, Chooser, Turn
+from sgl_engine.answer import Answer, AnswerTask, Chooser
 from sgl_engine.errors import DeadlineError, InvalidRequestError
-from sgl_engine.generation import finish, stream_answer
+from sgl_engine.generation import decode
 from sgl_engine.testing import tiny_vlm
 from sgl_engine.text_stream import TextStream
 from sgl_engine.types import Decoding, EncodedPrompt, Generation
@@ -29,14 +28,10 @@ def prompt(vlm: VLM) -> EncodedPrompt:
 def generate(
     vlm: VLM, prompt: EncodedPrompt, decoding: Decoding | None = None, *, max_new_tokens: int = 12
 ) -> tuple[list[str], Generation]:
-    answer = Answer(vlm, Turn(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos=False))
-    stream = stream_answer(vlm, prompt, vlm.embed(prompt), answer, cache=vlm.new_cache())
-    deltas: list[str] = []
-    while True:
-        try:
-            deltas.append(next(stream))
-        except StopIteration as end:
-            return deltas, end.value
+    answer = Answer(vlm, AnswerTask(prompt, max_new_tokens, decoding or Decoding(), stop_at_eos=False))
+    steps = decode(vlm, vlm.batch([prompt]), vlm.embed(prompt), [answer], cache=vlm.new_cache())
+    deltas = [text for (text,) in steps if text]
+    return deltas, answer.generation()
 
 
 def test_pieces_join_to_the_text(vlm: VLM, prompt: EncodedPrompt) -> None:
@@ -152,11 +147,3 @@ def test_a_passed_deadline_stops_within_one_token(
 def test_no_tokens_are_refused(vlm: VLM, prompt: EncodedPrompt) -> None:
     with pytest.raises(InvalidRequestError, match="max_new_tokens is 0"):
         generate(vlm, prompt, max_new_tokens=0)
-
-
-def test_finish_returns_the_result_alone() -> None:
-    def stream() -> Generator[str, None, int]:
-        yield "a"
-        return 7
-
-    assert finish(stream()) == 7

@@ -29,6 +29,7 @@ from sgl_engine import (
     run_large_pass,
     run_small_pass,
 )
+from sgl_engine.answer import AnswerTask
 from sgl_engine.errors import IncompatiblePairError, UnsupportedModelError
 from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
@@ -107,12 +108,12 @@ def test_a_plain_architecture_is_proven_and_exact() -> None:
     prove(vlm)
     assert vlm.proven
     prompt = vlm.encode(REQUESTS["one image"])
-    answer = run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False)
+    answer = run_small_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False))
     assert answer.importance is not None
     expected = attention_sum(vlm, prompt, answer.generation.token_ids.tolist())
     assert answer.importance.mass.double() == pytest.approx(expected, rel=1e-4)
     plan = plan_pruning(prompt, answer.importance, layer=1, keep_ratio=0.3)
-    result = run_large_pass(vlm, prompt, plan, max_new_tokens=4, stop_at_eos=False)
+    result = run_large_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False), plan)
     ids: list[int] = []
     for _ in range(4):
         logits = masked_logits(vlm, prompt, ids, layer=1, keep=plan.keep.tolist())
@@ -180,7 +181,7 @@ def test_nothing_is_left_of_the_reference() -> None:
     everything = ImportanceMap(torch.ones(prompt.num_visual_tokens), prompt.spans, 1)
     plan = plan_pruning(prompt, everything, layer=0, keep_ratio=1.0)
     expected = vlm.model.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)[0, len(prompt) :]
-    assert torch.equal(run_large_pass(vlm, prompt, plan, max_new_tokens=3).generation.token_ids, expected)
+    assert torch.equal(run_large_pass(vlm, AnswerTask(prompt, 3), plan).generation.token_ids, expected)
 
 
 @pytest.mark.parametrize(

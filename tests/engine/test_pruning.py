@@ -8,6 +8,7 @@ from oracles import exploding, masked_logits, traces
 from samples import REQUESTS
 
 from sgl_engine import VLM, plan_pruning, prune_visual_tokens, pruning, run_large_pass, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.errors import ConfigError, IncompatiblePairError
 from sgl_engine.pruning import keep_everything
 from sgl_engine.testing import tiny_vlm
@@ -67,7 +68,7 @@ def test_greedy_answer_equals_the_masked_models(case: Case, layer: int) -> None:
     for _ in range(6):
         logits = masked_logits(vlm, prompt, answer, layer=layer, keep=plan.keep.tolist())
         answer.append(int(logits[-1].argmax()))
-    result = run_large_pass(vlm, prompt, plan, max_new_tokens=6, stop_at_eos=False)
+    result = run_large_pass(vlm, AnswerTask(prompt, 6, stop_at_eos=False), plan)
     assert result.generation.token_ids.tolist() == answer
     full, pruned = len(prompt) + 5, len(plan.keep) + 5
     assert result.cache_tokens == (full,) * layer + (pruned,) * (LAYERS - layer)
@@ -133,13 +134,13 @@ def test_a_finished_or_failed_pass_leaves_nothing(case: Case) -> None:
     plan = random_plan(prompt, 1)
     vlm.embed(prompt)
     before = traces(vlm)
-    run_large_pass(vlm, prompt, plan, max_new_tokens=2)
+    run_large_pass(vlm, AnswerTask(prompt, 2), plan)
     assert traces(vlm) == before
     with prune_visual_tokens(vlm, plan):
         assert traces(vlm) != before  # the control: hooks are seen
 
     with exploding(vlm.text_model.layers[3].mlp), pytest.raises(RuntimeError, match="in the middle"):
-        run_large_pass(vlm, prompt, plan, max_new_tokens=2)
+        run_large_pass(vlm, AnswerTask(prompt, 2), plan)
     assert traces(vlm) == before
 
 
@@ -200,7 +201,7 @@ def test_a_layer_that_does_not_exist_is_refused() -> None:
     vlm = tiny_vlm(size="large")
     prompt = vlm.encode(REQUESTS["one image"])
     with pytest.raises(ConfigError, match=f"layer {LAYERS}; it can at 0 to {LAYERS - 1}"):
-        run_large_pass(vlm, prompt, random_plan(prompt, LAYERS), max_new_tokens=1)
+        run_large_pass(vlm, AnswerTask(prompt, 1), random_plan(prompt, LAYERS))
 
 
 def test_keep_everything_is_the_plain_model() -> None:
@@ -208,6 +209,6 @@ def test_keep_everything_is_the_plain_model() -> None:
     prompt = vlm.encode(REQUESTS["one image"])
     plan = keep_everything(prompt)
     assert plan.keep.tolist() == list(range(len(prompt)))
-    alone = run_large_pass(vlm, prompt, plan, max_new_tokens=4, stop_at_eos=False)
-    small = run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False)
+    alone = run_large_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False), plan)
+    small = run_small_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False))
     assert torch.equal(alone.generation.token_ids, small.generation.token_ids)

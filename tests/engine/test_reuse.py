@@ -15,6 +15,7 @@ from scheduling import until
 from test_cost import counted
 
 from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.cost import small_pass_flops
 from sgl_engine.families.tiny import TINY_FAMILIES
@@ -147,7 +148,7 @@ def test_operations_within_2_percent() -> None:
         results: list[SmallPassResult] = []
 
         def run() -> None:
-            results.append(run_small_pass(vlm, prompt, max_new_tokens=4, stop_at_eos=False, reuse=REUSE))  # noqa: B023
+            results.append(run_small_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False), reuse=REUSE))  # noqa: B023
 
         expected = counted(run)
         patches = results[0].reused.tower_patches
@@ -264,11 +265,11 @@ def test_entries_are_as_they_were_after_use() -> None:
     for family in ("internvl", "qwen3_5"):
         vlm = tiny_vlm(family, size="large")
         prompt = vlm.encode(ask("What is it?"))
-        run_small_pass(vlm, prompt, max_new_tokens=3, reuse=REUSE)
+        run_small_pass(vlm, AnswerTask(prompt, 3), reuse=REUSE)
         [(_, prefix)] = vlm.store.items("prefix")
         before = [each.clone() for each in prefix.tensors()]
         assert len(before) >= 2 * vlm.num_layers
-        run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False, reuse=REUSE)
+        run_small_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False), reuse=REUSE)
         assert all(torch.equal(now, then) for now, then in zip(prefix.tensors(), before, strict=True))
 
 

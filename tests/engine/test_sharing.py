@@ -14,6 +14,7 @@ from oracles import traces
 from samples import noise
 
 from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta, run_small_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.errors import DeadlineError, RequestCancelledError
 from sgl_engine.testing import tiny_vlm
 
@@ -67,7 +68,7 @@ def test_thirty_two_threads_get_the_answers_of_single_runs(engine: SGLEngine) ->
 
 def small_pass(vlm: VLM, request: Request) -> tuple[str, list[float]]:
     """One step by itself, without an engine, as studies run it."""
-    result = run_small_pass(vlm, vlm.encode(request), max_new_tokens=request.max_new_tokens or 1)
+    result = run_small_pass(vlm, AnswerTask(vlm.encode(request), request.max_new_tokens or 1))
     assert result.importance is not None
     return result.generation.text, result.importance.mass.tolist()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sgl_engine.answer import AnswerTask
 from sgl_engine.confidence import score_parts
 from sgl_engine.config import PRESETS
 from sgl_engine.engine import SGLEngine
@@ -43,7 +44,7 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
         for name, point in POINTS.items():
             layer = point.layer(bundled.large.num_layers)
             plan = plan_pruning(prompt, RANKERS[ranker](case), layer=layer, keep_ratio=point.keep_ratio)
-            single = run_large_pass(bundled.large, prompt, plan, max_new_tokens=limit)
+            single = run_large_pass(bundled.large, AnswerTask(prompt, limit), plan)
             answer = outcome.pruned[ranker][name]
             assert (answer.text, answer.tokens) == (single.generation.text, len(single.generation))
             assert answer.ms is None
@@ -56,7 +57,7 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
         assert guided.text == response.text == outcome.pruned["small-guided"][name].text
         assert guided.tflops == pytest.approx(response.report.large_tflops)
         assert guided.retention == pytest.approx(response.report.average_retention)
-    unpruned = run_large_pass(bundled.large, prompt, keep_everything(prompt), max_new_tokens=limit)
+    unpruned = run_large_pass(bundled.large, AnswerTask(prompt, limit), keep_everything(prompt))
     assert outcome.large.text == unpruned.generation.text
     assert outcome.large.tflops == pytest.approx(response.report.large_alone_tflops, rel=0.05)
     assert outcome.small.text == case.small.generation.text

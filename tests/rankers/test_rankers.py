@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgl_engine import Request, SGLEngine, plan_pruning, run_large_pass
+from sgl_engine.answer import AnswerTask
 from sgl_engine.attention_rows import AttentionRows
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.pruning import keep_everything
@@ -19,7 +20,7 @@ from sgl_engine.rankers.blind import even_spread
 from sgl_engine.rankers.diversity import farthest_first, least_similar_in_turn, suppressing
 from sgl_engine.small_pass import run_small_pass
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import Confidence, Generation, ImportanceMap, VisualSpan
+from sgl_engine.types import Generation, ImportanceMap, VisualSpan
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((60, 40))
 REQUEST = Request.ask("What is it?", PICTURE, max_new_tokens=5)
@@ -73,12 +74,12 @@ def test_the_registry_is_the_three_tables() -> None:
 
 
 def test_the_case_holds_what_both_models_do_alone(engine: SGLEngine, case: RankingCase) -> None:
-    small = run_small_pass(engine.small, case.small_prompt, max_new_tokens=5)
+    small = run_small_pass(engine.small, AnswerTask(case.small_prompt, 5))
     assert small.importance is not None
     assert torch.equal(guided.plain(case).mass, small.importance.mass)
     assert case.small.generation.text == small.generation.text
     prompt = case.large_prompt
-    large = run_large_pass(engine.large, prompt, keep_everything(prompt), max_new_tokens=5)
+    large = run_large_pass(engine.large, AnswerTask(prompt, 5), keep_everything(prompt))
     assert torch.equal(case.large.generation.token_ids, large.generation.token_ids)
     assert case.large is case.large  # ran once
     embedded = engine.large.embed(prompt)[0, list(prompt.visual_positions)]
@@ -239,7 +240,7 @@ def made(plain: Tensor, by_value: Tensor | None = None, prompt_rows: int = 2, su
     importance = ImportanceMap(plain.sum(dim=(0, 1)), spans, plain.shape[1])
     generation = Generation("", torch.arange(3), torch.tensor([0.5, 0.1, 1.0]).log(), torch.zeros(3), "stop")
     parts = {"answer_probability": sure}
-    small = SimpleNamespace(importance=importance, generation=generation, confidence=Confidence(sure, parts))
+    small = SimpleNamespace(importance=importance, generation=generation, parts=parts)
     prompt = SimpleNamespace(spans=spans, visual_positions=spans[0].positions)
     rows = AttentionRows(plain, plain if by_value is None else by_value, plain[:, 0], prompt_rows)
     return RankingCase(None, None, 0, small, prompt, prompt, rows, 3)  # type: ignore[arg-type]
