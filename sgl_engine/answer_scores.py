@@ -142,10 +142,10 @@ def scoring_report(
         prompt=prompt,
         answer_tokens=[len(tokens) - 1 for tokens in (result or run.small).token_logprobs],
     )
-    small_flops = _flops(small, run.small_prompt, run.small)
+    small_flops = _scoring_flops(small, run.small_prompt, run.small)
     large_flops = 0
     if result is not None:
-        large_flops = _flops(large, prompt, result, plan)
+        large_flops = _scoring_flops(large, prompt, result, plan)
     return RunReport(
         engine_version=engine_version,
         route="small" if result is None else "large",
@@ -185,7 +185,7 @@ def scoring_report(
     )
 
 
-def _flops(
+def _scoring_flops(
     vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
 ) -> int:
     """Operations of a scoring pass as it ran."""
