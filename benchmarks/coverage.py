@@ -21,7 +21,7 @@ from sgl_engine.calibration.calibrators import Isotonic, Logistic
 from sgl_engine.calibration.certify import certify, empirical_threshold, thresholds_of
 from sgl_engine.calibration.features import SCORE
 from sgl_engine.calibration.fitting import fit
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 
 RECORDS, LEVEL, SETS = 1000, 0.9, 500
 HARM = 0.25
@@ -104,7 +104,7 @@ def main() -> None:
             counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
             rows.append((name, f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
     columns = ("score", "target", "risk above it", "control: above it", "exits")
-    Console().print(Grid(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
+    Console().print(Table(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
 
 
 if __name__ == "__main__":

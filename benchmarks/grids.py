@@ -24,7 +24,7 @@ from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.metrics import exact
 from sgl_engine.evaluation.records import Answer, Row
 from sgl_engine.evaluation.systems import Systems, answer_by
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RANKERS, RankingCase
 from sgl_engine.types import ImportanceMap, Request
 from sgl_engine.vlm import VLM
@@ -66,7 +66,7 @@ def grid(model: VLM) -> str:
     return " x ".join(map(str, model.family.tile_grid(model.config)))
 
 
-def table(answers: list[Answers]) -> Grid:
+def table(answers: list[Answers]) -> Table:
     """Guides down, operating points across."""
     names = [f"{point}, sees {100 * answers[0]['random'][point].retention:.1f} %" for point in POINTS]
     rows = [
@@ -74,7 +74,7 @@ def table(answers: list[Answers]) -> Grid:
         for guide in answers[0]
     ]
     title = f"Exact match of the large model in % (95 % interval), {len(answers)} held-out questions"
-    return Grid(title, ("guide", *names), rows)
+    return Table(title, ("guide", *names), rows)
 
 
 def main() -> None:

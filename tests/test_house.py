@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower numbers, or from its own number without a cycle. New modules get a number here.
 LAYERS = {
     "sgl_engine.errors": 0,
-    "sgl_engine.extras": 0,
+    "sgl_engine.evaluation.optional": 0,
     "sgl_engine.resampling": 0,
     "sgl_engine.digests": 0,
     "sgl_engine.types": 0,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 MAX_THRESHOLDS = 100
 _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice

@@ -12,7 +12,7 @@ from sgl_engine.calibration.certify import OperatingPoint
 from sgl_engine.calibration.document import Calibration, Reference
 from sgl_engine.calibration.records import Record, is_harmful
 from sgl_engine.errors import ConfigError
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 _ALARM = 0.05
 """How often a calibration that holds is accused, all its operating points together."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sgl_engine.calibration.calibrators import Isotonic, Logistic
 from sgl_engine.calibration.features import SCORE, Feature, logistic_features
 from sgl_engine.errors import ConfigError
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 Method: TypeAlias = Literal["isotonic", "logistic"]
 _MAX_KNOTS = 256

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sgl_engine.calibration.records import Record
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes
 from sgl_engine.calibration.records import Record, halves, is_harmful
 from sgl_engine.calibration.risks import RISKS
 from sgl_engine.errors import ConfigError
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 
 if TYPE_CHECKING:
     from sgl_engine.calibration.binding import ModelIdentity
@@ -119,7 +119,7 @@ class _Page:
             "time saved",
             "right answers: cascade / large, guided / large alone / small alone",
         )
-        return f"{about}\n\n{Grid('What each risk buys', names, rows).markdown()}"
+        return f"{about}\n\n{Table('What each risk buys', names, rows).markdown()}"
 
     def _kinds(self, folder: Path) -> str:
         by_risk = {
@@ -154,7 +154,7 @@ class _Page:
                 "operations saved",
                 "right: cascade / large alone",
             )
-            parts.append(Grid(label, names, rows).markdown())
+            parts.append(Table(label, names, rows).markdown())
         return "\n\n".join(parts)
 
     def _reliability(self, before: float, after: float) -> str:

@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sgl_engine.calibration.collection import Collector
     from sgl_engine.calibration.document import load_calibration
     from sgl_engine.calibration.making import Promise
-    from sgl_engine.extras import check_extra
+    from sgl_engine.evaluation.optional import check_extra
 
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(

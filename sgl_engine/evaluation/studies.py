@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgl_engine.evaluation import findings, likeness, maps, scorer_study
+from sgl_engine.evaluation import better_maps, findings, likeness, scorer_study
 from sgl_engine.evaluation.sections import RowStudy, SectionMaker
 
 STUDIES: dict[str, RowStudy] = {
@@ -13,7 +13,7 @@ STUDIES: dict[str, RowStudy] = {
 
 SECTIONS: dict[str, SectionMaker] = {
     "findings": findings.findings,
-    "maps": maps.better_maps,
+    "maps": better_maps.better_maps,
     "scorers": scorer_study.scorers,
 }
 """Name -> a part of the report; its data stand in ``results.json`` under that name."""

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from sgl_engine.evaluation.cascade import NEVER, THRESHOLDS, Cascade, Measured, column
 from sgl_engine.evaluation.intervals import (
     Bin,
     Bootstrap,
@@ -19,6 +18,7 @@ from sgl_engine.evaluation.intervals import (
     reliability,
 )
 from sgl_engine.evaluation.records import Answer, Scored
+from sgl_engine.evaluation.threshold_sweep import NEVER, THRESHOLDS, Cascade, Measured, column
 
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the sweep, in the main table."""

@@ -21,7 +21,7 @@ from sgl_engine.evaluation.report import Report, make_report
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.store import Manifest, ModelIdentity
 from sgl_engine.evaluation.summary import Summary
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 
 MakeRow = Callable[..., Scored]
 MODEL = ModelIdentity(name="m", revision=None, weights="0", dtype="float32", device="cpu")
@@ -164,5 +164,5 @@ def test_a_run_without_outcomes_names_its_first_error(records: list[Record]) -> 
 
 
 def test_a_table_in_markdown_keeps_its_columns() -> None:
-    grid = Grid("T", ("a", "b"), [("x|y", "1\n2")])
-    assert grid.markdown().splitlines() == ["**T**", "", "| a | b |", "| --- | ---: |", "| x\\|y | 1 2 |"]
+    table = Table("T", ("a", "b"), [("x|y", "1\n2")])
+    assert table.markdown().splitlines() == ["**T**", "", "| a | b |", "| --- | ---: |", "| x\\|y | 1 2 |"]

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from sgl_engine import Request, SGLEngine
+from sgl_engine.evaluation.better_maps import better_maps
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.findings import findings
 from sgl_engine.evaluation.intervals import Bootstrap
 from sgl_engine.evaluation.likeness import likeness, overlap, spearman
-from sgl_engine.evaluation.maps import better_maps
 from sgl_engine.evaluation.records import Answer, Outcome, Row, Scored
 from sgl_engine.evaluation.scorer_study import LOGISTIC, consistency, cross_validated, scorers
 from sgl_engine.evaluation.sections import Section
