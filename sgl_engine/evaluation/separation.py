@@ -1,4 +1,4 @@
-"""How well a score tells right from wrong answers, and what it is worth to a cascade, on every resample. Pure."""
+"""How well a score tells right from wrong answers, and its worth to a cascade, on every resample. Pure."""
 
 from __future__ import annotations
 
