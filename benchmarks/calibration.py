@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from sgl_engine.calibration.build import Promise, fit_half
 from sgl_engine.calibration.certify import certify, empirical_threshold
 from sgl_engine.calibration.collection import Collector
 from sgl_engine.calibration.fitting import Method
-from sgl_engine.calibration.making import Promise, fit_half
 from sgl_engine.calibration.records import Record, halves
-from sgl_engine.calibration.risks import Risk
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
+from sgl_engine.exit.calibration_file import Risk
 
 TARGETS = (0.02, 0.05, 0.1)
 SPLITS = 200

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sgl_engine.calibration.binding import Conditions, bind, digest
-from sgl_engine.calibration.exit_rule import system_hash
 from sgl_engine.calibration.records import Failure, Record, RecordsHeader, read_records
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import Data, Sample
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, Row
+from sgl_engine.exit.binding import Conditions, bind, digest
+from sgl_engine.exit.calibrated import system_hash
 from sgl_engine.large_pass import run_large_pass
 from sgl_engine.pruning import keep_everything
 from sgl_engine.types import ImagePart, Message, Request, Response

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from sgl_engine.calibration import figures
 from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes_by_kind
 from sgl_engine.calibration.records import Record, halves, is_harmful
-from sgl_engine.calibration.risks import RISKS
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.tables import Table
+from sgl_engine.exit.calibration_file import RISKS
 
 if TYPE_CHECKING:
-    from sgl_engine.calibration.binding import ModelIdentity
-    from sgl_engine.calibration.certify import OperatingPoint
-    from sgl_engine.calibration.document import Calibration
+    from sgl_engine.exit.binding import ModelIdentity
+    from sgl_engine.exit.calibration_file import Calibration, OperatingPoint
 
 PAGE = "report.md"
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sgl_engine.calibration.binding import Binding, Conditions
-from sgl_engine.calibration.features import observe
-from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.binding import Binding, Conditions
+from sgl_engine.exit.calibration_file import Agreement, Risk
+from sgl_engine.exit.calibrators import observe
 
 
 class _Line(BaseModel):

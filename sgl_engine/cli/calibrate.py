@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from rich.console import Console
 from rich.progress import track
 
-from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.cli import options, output
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import Agreement, Risk
 
 if TYPE_CHECKING:
+    from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.making import Promise
     from sgl_engine.calibration.records import Record, RecordsHeader
     from sgl_engine.evaluation.dataset import Data
 
@@ -120,10 +120,10 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect, then calibrate or check; returns the exit code."""
+    from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.document import load_calibration
-    from sgl_engine.calibration.making import Promise
     from sgl_engine.evaluation.optional import check_extra
+    from sgl_engine.exit.calibration_file import load_calibration
 
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
@@ -216,9 +216,9 @@ def _calibrate(
     data: Data,
     failed: int,
 ) -> None:
+    from sgl_engine.calibration.build import calibrate
     from sgl_engine.calibration.collection import observed_conditions
-    from sgl_engine.calibration.document import save_calibration
-    from sgl_engine.calibration.making import calibrate
+    from sgl_engine.exit.calibration_file import save_calibration
 
     calibration = calibrate(
         records,

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.calibration.binding import Binding, Conditions, ModelIdentity
-from sgl_engine.calibration.making import Promise, calibrate
+from sgl_engine.calibration.build import Promise, calibrate
 from sgl_engine.calibration.records import Record
 from sgl_engine.config import GenerationConfig, PruningConfig
+from sgl_engine.exit.binding import Binding, Conditions, ModelIdentity
 
 MODEL = ModelIdentity(name="little", revision=None, dtype="float32", fingerprint="f", prompt_format="p")
 BINDING = Binding(

@@ -7,8 +7,8 @@ import pytest
 from calibration_samples import make_calibration, make_record, make_records
 from PIL import Image
 
+from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.figures import bins
-from sgl_engine.calibration.making import Promise
 from sgl_engine.calibration.outcomes import interval, outcome, outcomes_by_kind
 from sgl_engine.calibration.page import write_page
 

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgl_engine.accounting import engine_version
-from sgl_engine.calibration.certify import OperatingPoint, certify, thresholds_of
-from sgl_engine.calibration.document import Calibration, Reference, Samples
+from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
 from sgl_engine.calibration.records import Record, halves, is_harmful
-from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
 
 if TYPE_CHECKING:
-    from sgl_engine.calibration.binding import Binding, Conditions
-    from sgl_engine.calibration.calibrators import Isotonic, Logistic
+    from sgl_engine.exit.binding import Binding, Conditions
+    from sgl_engine.exit.calibrators import Isotonic, Logistic
 
 _FEWEST = 10
 _MAX_SCORES = 512
