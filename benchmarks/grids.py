@@ -22,7 +22,7 @@ from sgl_engine.config import PRESETS, EngineConfig, GenerationConfig, PruningCo
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.metrics import exact
-from sgl_engine.evaluation.records import Answer, Row
+from sgl_engine.evaluation.records import BenchAnswer, DataRow
 from sgl_engine.evaluation.systems import Systems, answer_by
 from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RANKERS, RankingCase
@@ -35,7 +35,7 @@ POINTS = {
     "35 %": PRESETS["35%"],
     "9 %": PruningConfig(layer_fraction=0.0, keep_ratio=0.09),
 }
-Answers = dict[str, dict[str, Answer]]
+Answers = dict[str, dict[str, BenchAnswer]]
 
 
 class Guides:
@@ -47,7 +47,7 @@ class Guides:
         self.right: dict[str, list[bool]] = defaultdict(list)
         self.before: ImportanceMap | None = None
 
-    def answer(self, row: Row, request: Request, systems: Systems) -> Answers:
+    def answer(self, row: DataRow, request: Request, systems: Systems) -> Answers:
         """The large model's answers under every map."""
         maps: dict[str, ImportanceMap] = {}
         for name, engine in self.engines.items():

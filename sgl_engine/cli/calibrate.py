@@ -18,7 +18,7 @@ from sgl_engine.exit.calibration_file import Agreement, Risk
 if TYPE_CHECKING:
     from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.records import Record, RecordsHeader
+    from sgl_engine.calibration.records import CalibrationRecord, RecordsHeader
     from sgl_engine.evaluation.dataset import Data
 
 HELP = "bound what an early exit may lose"
@@ -181,9 +181,11 @@ def _as_calibrated(calibration: Any) -> EngineConfig:
     )
 
 
-def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) -> tuple[list[Record], int]:
+def _collect(
+    arguments: argparse.Namespace, collector: Collector, data: Data
+) -> tuple[list[CalibrationRecord], int]:
     """The records of the data, and how many rows have none."""
-    from sgl_engine.calibration.records import Record
+    from sgl_engine.calibration.records import CalibrationRecord
 
     # Beside the file that they are for; a check must not mix with what the calibration was made from.
     beside, kind = (arguments.out, "records") if arguments.check is None else (arguments.check, "check")
@@ -196,10 +198,10 @@ def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) ->
         console=console,
         disable=not console.is_terminal,
     )
-    records: dict[str, Record] = {}
+    records: dict[str, CalibrationRecord] = {}
     failures: dict[str, str] = {}
     for outcome in bar:
-        if isinstance(outcome, Record):
+        if isinstance(outcome, CalibrationRecord):
             records[outcome.key] = outcome
         elif outcome.key not in failures:
             failures[outcome.key] = outcome.error
@@ -212,7 +214,7 @@ def _calibrate(
     arguments: argparse.Namespace,
     promise: Promise,
     header: RecordsHeader,
-    records: Sequence[Record],
+    records: Sequence[CalibrationRecord],
     data: Data,
     failed: int,
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.evaluation.records import Json, Outcome, Scored
+from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RankingCase
 from sgl_engine.types import ImportanceMap
@@ -29,7 +29,7 @@ COMPARED = {
 }
 
 
-def likeness(case: RankingCase, outcome: Outcome) -> Json:
+def likeness(case: RankingCase, outcome: BenchOutcome) -> Json:
     """How alike both models' maps are on one row, on the large model's grid.
 
     Returns:

@@ -14,7 +14,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.intervals import Interval
-from sgl_engine.evaluation.records import Json, Record, Scored
+from sgl_engine.evaluation.records import BenchRecord, Json, Scored
 from sgl_engine.evaluation.report_figures import charts
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.store import Manifest
@@ -40,7 +40,7 @@ class Report:
 
     manifest: Manifest
     summary: Summary
-    failed: Sequence[Record]
+    failed: Sequence[BenchRecord]
     bad: Sequence[BadLine]
     sections: Mapping[str, Section]
 
@@ -49,7 +49,7 @@ class Report:
         cls,
         manifest: Manifest,
         summary: Summary,
-        records: Sequence[Record],
+        records: Sequence[BenchRecord],
         bad: Sequence[BadLine],
     ) -> Report:
         """Of a run's records; sections whose studies did not take part are left out."""
@@ -225,7 +225,7 @@ def _plain(value: Any) -> Json:
 
 def make_report(
     manifest: Manifest,
-    records: Sequence[Record],
+    records: Sequence[BenchRecord],
     bad: Sequence[BadLine],
     summarise: Callable[[Sequence[Scored]], Summary],
 ) -> Report:

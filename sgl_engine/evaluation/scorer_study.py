@@ -15,7 +15,7 @@ from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, geometric_mean, produ
 from sgl_engine.evaluation.figures import forest_figure, rates_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.evaluation.records import Json, Outcome, Scored
+from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import CURVE, RATES, UNPRUNED, Targets, Worth, interval
 from sgl_engine.evaluation.tables import Table
@@ -31,7 +31,7 @@ FOLDS = 5
 _LEAST_LOG = -30.0  # products of long answers reach 1e-300; what is left of them tells nothing more
 
 
-def consistency(case: RankingCase, outcome: Outcome) -> Json:
+def consistency(case: RankingCase, outcome: BenchOutcome) -> Json:
     """The consistency pass at several keep ratios: ratio -> product and geometric mean of probabilities."""
     del outcome
     found = {}

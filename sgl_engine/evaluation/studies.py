@@ -9,7 +9,7 @@ STUDIES: dict[str, RowStudy] = {
     likeness.STUDY: likeness.likeness,
     scorer_study.STUDY: scorer_study.consistency,
 }
-"""Name -> what is measured on a row; stands in ``Outcome.study[name]``."""
+"""Name -> what is measured on a row; stands in ``BenchOutcome.study[name]``."""
 
 SECTIONS: dict[str, SectionMaker] = {
     "findings": findings.findings,

@@ -32,7 +32,7 @@ RISKS: Mapping[Risk, str] = {
 """What a target risk bounds the probability of, over all questions."""
 
 
-class _Part(BaseModel):
+class _FilePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -92,7 +92,7 @@ class OperatingPoint(BaseModel):
         return f"{sentence}; you need about {self.records_needed}."
 
 
-class Samples(_Part):
+class Samples(_FilePart):
     """Where the numbers come from.
 
     Attributes:
@@ -112,7 +112,7 @@ class Samples(_Part):
     seed: int
 
 
-class Reference(_Part):
+class Reference(_FilePart):
     """The certifying half's scores, for the drift check.
 
     Attributes:
@@ -124,7 +124,7 @@ class Reference(_Part):
     scores: tuple[float, ...]
 
 
-class Calibration(_Part):
+class Calibration(_FilePart):
     """The whole file.
 
     Attributes:
