@@ -25,21 +25,21 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from sgl_engine.calibration.build import Promise, fit_half
 from sgl_engine.calibration.certify import certify, empirical_threshold
 from sgl_engine.calibration.collection import Collector
 from sgl_engine.calibration.fitting import Method
-from sgl_engine.calibration.making import Promise, fit_half
-from sgl_engine.calibration.records import Record, halves
-from sgl_engine.calibration.risks import Risk
+from sgl_engine.calibration.records import CalibrationRecord, halves
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
+from sgl_engine.exit.calibration_file import Risk
 
 TARGETS = (0.02, 0.05, 0.1)
 SPLITS = 200
 
 
 @dataclass(frozen=True)
-class Row:
+class CalibrationRow:
     """One way to calibrate at one target, over all splits; shares in [0, 1].
 
     Attributes:
@@ -92,7 +92,7 @@ class _Found:
         return cls(threshold is not None, float(exits.mean()), float(fresh_harm.mean()), both)
 
 
-def measure(records: Sequence[Record], promise: Promise) -> list[Row]:
+def measure(records: Sequence[CalibrationRecord], promise: Promise) -> list[CalibrationRow]:
     """All splits, for each target."""
     found: dict[float, list[tuple[_Found, _Found]]] = {target: [] for target in promise.targets}
     for seed in track(range(SPLITS), description=f"{promise.risk}, {promise.method}"):
@@ -111,11 +111,11 @@ def measure(records: Sequence[Record], promise: Promise) -> list[Row]:
     return [_row(promise, target, outcomes) for target, outcomes in found.items()]
 
 
-def _row(promise: Promise, target: float, outcomes: Sequence[tuple[_Found, _Found]]) -> Row:
+def _row(promise: Promise, target: float, outcomes: Sequence[tuple[_Found, _Found]]) -> CalibrationRow:
     ours, control = [each[0] for each in outcomes], [each[1] for each in outcomes]
     exits = [each.exits for each in ours]
     low, high = np.quantile(exits, [0.05, 0.95])
-    return Row(
+    return CalibrationRow(
         risk=promise.risk,
         method=promise.method,
         target=target,
@@ -129,7 +129,7 @@ def _row(promise: Promise, target: float, outcomes: Sequence[tuple[_Found, _Foun
     )
 
 
-def table(rows: Sequence[Row], records: int) -> Table:
+def table(rows: Sequence[CalibrationRow], records: int) -> Table:
     """What was measured."""
     found = Table(
         title=f"{SPLITS} random splits of {records} records: half calibrates, half is fresh; all in %"
@@ -176,7 +176,7 @@ def main() -> None:
     bar = track(
         Collector(demo_engine()).collect(data, options.records), description="questions", total=len(data)
     )
-    records = [outcome for outcome in bar if isinstance(outcome, Record)]
+    records = [outcome for outcome in bar if isinstance(outcome, CalibrationRecord)]
     rows = [
         row
         for risk in get_args(Risk)

@@ -17,11 +17,10 @@ from statistics import fmean
 import numpy as np
 from rich.console import Console
 
-from sgl_engine.calibration.calibrators import Isotonic, Logistic
 from sgl_engine.calibration.certify import certify, empirical_threshold, thresholds_of
-from sgl_engine.calibration.features import SCORE
 from sgl_engine.calibration.fitting import fit
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
+from sgl_engine.exit.calibrators import SCORE, Isotonic, Logistic
 
 RECORDS, LEVEL, SETS = 1000, 0.9, 500
 HARM = 0.25
@@ -104,7 +103,7 @@ def main() -> None:
             counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
             rows.append((name, f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
     columns = ("score", "target", "risk above it", "control: above it", "exits")
-    Console().print(Grid(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
+    Console().print(Table(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class DraftRow:
     """One escalated question; ``*_ms`` milliseconds of a large pass, vision tower included."""
 
     kind: str
@@ -47,7 +47,7 @@ class Row:
     plain_ms: float
 
 
-def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
+def measure(engine: SGLEngine, request: Request, kind: str) -> DraftRow | None:
     """None where the small answer is kept."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
@@ -66,7 +66,7 @@ def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
     runs = [(run(draft), run(())) for _ in range(REPEATS)]
     (_, drafted), (_, plain) = runs[0]
     assert drafted.generation.token_ids.tolist() == plain.generation.token_ids.tolist(), request
-    return Row(
+    return DraftRow(
         kind=kind,
         drafted=drafted.drafted_tokens,
         accepted=drafted.accepted_tokens,
@@ -77,7 +77,7 @@ def measure(engine: SGLEngine, request: Request, kind: str) -> Row | None:
     )
 
 
-def report(rows: Sequence[Row], asked: int) -> Table:
+def report(rows: Sequence[DraftRow], asked: int) -> Table:
     """What the rows come to."""
     table = Table(
         "of the escalated questions", f"{len(rows)} of {asked}", title="The small answer as a draft"

@@ -22,9 +22,9 @@ from sgl_engine.config import PRESETS, EngineConfig, GenerationConfig, PruningCo
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.metrics import exact
-from sgl_engine.evaluation.records import Answer, Row
+from sgl_engine.evaluation.records import BenchAnswer, DataRow
 from sgl_engine.evaluation.systems import Systems, answer_by
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RANKERS, RankingCase
 from sgl_engine.types import ImportanceMap, Request
 from sgl_engine.vlm import VLM
@@ -35,7 +35,7 @@ POINTS = {
     "35 %": PRESETS["35%"],
     "9 %": PruningConfig(layer_fraction=0.0, keep_ratio=0.09),
 }
-Answers = dict[str, dict[str, Answer]]
+Answers = dict[str, dict[str, BenchAnswer]]
 
 
 class Guides:
@@ -47,7 +47,7 @@ class Guides:
         self.right: dict[str, list[bool]] = defaultdict(list)
         self.before: ImportanceMap | None = None
 
-    def answer(self, row: Row, request: Request, systems: Systems) -> Answers:
+    def answer(self, row: DataRow, request: Request, systems: Systems) -> Answers:
         """The large model's answers under every map."""
         maps: dict[str, ImportanceMap] = {}
         for name, engine in self.engines.items():
@@ -66,7 +66,7 @@ def grid(model: VLM) -> str:
     return " x ".join(map(str, model.family.tile_grid(model.config)))
 
 
-def table(answers: list[Answers]) -> Grid:
+def table(answers: list[Answers]) -> Table:
     """Guides down, operating points across."""
     names = [f"{point}, sees {100 * answers[0]['random'][point].retention:.1f} %" for point in POINTS]
     rows = [
@@ -74,7 +74,7 @@ def table(answers: list[Answers]) -> Grid:
         for guide in answers[0]
     ]
     title = f"Exact match of the large model in % (95 % interval), {len(answers)} held-out questions"
-    return Grid(title, ("guide", *names), rows)
+    return Table(title, ("guide", *names), rows)
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ from benchmarks.bench_pair import Timed, Weights
 from benchmarks.latency_figure import draw
 from benchmarks.latency_profile import Stages, profile_bundled, profile_escalation
 from benchmarks.shapes import PAIRS
-from benchmarks.timing import Outcome
+from benchmarks.timing import Comparison
 
-ROWS: Mapping[str, Callable[[Timed], list[Outcome]]] = {
+ROWS: Mapping[str, Callable[[Timed], list[Comparison]]] = {
     "capture": passes.capture,
     "eager": passes.eager,
     "consistency": passes.consistency,
@@ -118,7 +118,7 @@ def pairs(options: argparse.Namespace) -> list[Timed]:
 def compare(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Runs the rows that are asked for; prints each as soon as it is there."""
     measured = []
-    rows: list[tuple[int | None, Callable[[], list[Outcome]]]] = []
+    rows: list[tuple[int | None, Callable[[], list[Comparison]]]] = []
     wanted = [name for name in options.only if name != "batch"]
     for timed in pairs(options) if wanted else ():
         rows += [(timed.tokens, partial(ROWS[name], timed)) for name in wanted]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.bench_pair import Timed
-from benchmarks.timing import Outcome, Side, speed_up_bound
+from benchmarks.timing import Comparison, Side, speed_up_bound
 from sgl_engine import VLM, cost, plan_pruning, run_small_pass
 from sgl_engine.answer import AnswerTask
 from sgl_engine.attention import capture_attention
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DECODE_STEPS = 4  # timed together
 
 
-def capture(timed: Timed) -> list[Outcome]:
+def capture(timed: Timed) -> list[Comparison]:
     """What recording attention costs."""
     vlm, (prompt, embeddings) = timed.small, _embedded(timed, timed.small)
 
@@ -36,10 +36,10 @@ def capture(timed: Timed) -> list[Outcome]:
         return work
 
     seconds = timed.take_turns(recorded, _prefill(vlm, prompt, embeddings))
-    return [Outcome("small prefill with capture / plain SDPA prefill", 1.10, "<=", *seconds)]
+    return [Comparison("small prefill with capture / plain SDPA prefill", 1.10, "<=", *seconds)]
 
 
-def eager(timed: Timed) -> list[Outcome]:
+def eager(timed: Timed) -> list[Comparison]:
     """The obvious way to the same attention sums."""
     vlm, (prompt, embeddings) = timed.small, _embedded(timed, timed.small)
     config, rows = vlm.text_model.config, len(prompt) - max(prompt.visual_positions)
@@ -76,10 +76,10 @@ def eager(timed: Timed) -> list[Outcome]:
         return work
 
     seconds = timed.take_turns(whole, ours)
-    return [Outcome("eager output_attentions prefill / ours", 3.0, ">=", *seconds)]
+    return [Comparison("eager output_attentions prefill / ours", 3.0, ">=", *seconds)]
 
 
-def consistency(timed: Timed) -> list[Outcome]:
+def consistency(timed: Timed) -> list[Comparison]:
     """From the small pass's own clock, so both sides are of one run."""
     first, second = [], []
     for _ in range(1 + timed.repeats):
@@ -88,7 +88,7 @@ def consistency(timed: Timed) -> list[Outcome]:
         first.append(stages["consistency"] / 1e3)
         second.append(sum(ms for stage, ms in stages.items() if stage != "consistency") / 1e3)
     return [
-        Outcome(
+        Comparison(
             "consistency pass / small pass",
             0.10,
             "<=",
@@ -99,7 +99,7 @@ def consistency(timed: Timed) -> list[Outcome]:
     ]
 
 
-def pruned_prefill(timed: Timed) -> list[Outcome]:
+def pruned_prefill(timed: Timed) -> list[Comparison]:
     """Unpruned over pruned, over what operations allow."""
     vlm, (prompt, embeddings) = timed.large, _embedded(timed, timed.large)
     plan = random_plan(vlm, prompt)
@@ -113,7 +113,7 @@ def pruned_prefill(timed: Timed) -> list[Outcome]:
     pruned = _prefill(vlm, prompt, embeddings, lambda: prune_visual_tokens(vlm, plan))
     seconds = timed.take_turns(unpruned, pruned)
     return [
-        Outcome(
+        Comparison(
             "pruned large prefill speed-up / what the FLOPs allow",
             0.90,
             ">=",
@@ -125,7 +125,7 @@ def pruned_prefill(timed: Timed) -> list[Outcome]:
     ]
 
 
-def decode_step(timed: Timed) -> list[Outcome]:
+def decode_step(timed: Timed) -> list[Comparison]:
     """One token after a pruned prefill and after an unpruned one."""
     vlm, (prompt, embeddings) = timed.large, _embedded(timed, timed.large)
     token = vlm.embed_tokens(torch.tensor([[7]]))
@@ -150,7 +150,7 @@ def decode_step(timed: Timed) -> list[Outcome]:
 
     seconds = timed.take_turns(step(lambda: prune_visual_tokens(vlm, plan)), step(nullcontext))
     per_step = [tuple(each / DECODE_STEPS for each in side) for side in seconds]
-    return [Outcome("large decode step, pruned / unpruned", 1.00, "<=", per_step[0], per_step[1])]
+    return [Comparison("large decode step, pruned / unpruned", 1.00, "<=", per_step[0], per_step[1])]
 
 
 def random_plan(vlm: VLM, prompt: EncodedPrompt) -> PruningPlan:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.bench_pair import QUESTIONS, Timed, plain_generate
-from benchmarks.timing import Outcome, take_turns
+from benchmarks.timing import Comparison, take_turns
 from sgl_engine import Request, Response, run_large_pass, run_small_pass
 from sgl_engine.answer import AnswerTask
 from sgl_engine.demo import demo_engine
@@ -21,7 +21,7 @@ BATCH = 32
 _MOST_CHECKS = 10
 
 
-def early_exit(timed: Timed) -> list[Outcome]:
+def early_exit(timed: Timed) -> list[Comparison]:
     """Everything between a picture with a question and the small model's answer."""
     engine = timed.engine(escalate=False)
 
@@ -34,7 +34,7 @@ def early_exit(timed: Timed) -> list[Outcome]:
 
     seconds = timed.take_turns(whole, plain)
     return [
-        Outcome(
+        Comparison(
             "whole engine on an early exit / small model's plain generate",
             1.15,
             "<=",
@@ -44,7 +44,7 @@ def early_exit(timed: Timed) -> list[Outcome]:
     ]
 
 
-def accepted_draft(timed: Timed) -> list[Outcome]:
+def accepted_draft(timed: Timed) -> list[Comparison]:
     """An escalation whose small answer is what the large model says anyway."""
     engine = timed.engine(escalate=True)
     accepted: list[float] = []
@@ -64,7 +64,7 @@ def accepted_draft(timed: Timed) -> list[Outcome]:
 
     seconds = timed.take_turns(whole, plain)
     return [
-        Outcome(
+        Comparison(
             "escalated request, draft fully accepted / large alone, plain generate",
             0.60,
             "<=",
@@ -75,7 +75,7 @@ def accepted_draft(timed: Timed) -> list[Outcome]:
     ]
 
 
-def second_question(timed: Timed) -> list[Outcome]:
+def second_question(timed: Timed) -> list[Comparison]:
     """Another question about a picture that was just asked about; and, to compare, about a new one."""
     outcomes = []
     for route, target in (("early exit", 0.35), ("escalated", 0.60)):
@@ -93,21 +93,21 @@ def second_question(timed: Timed) -> list[Outcome]:
 
         cold, warm = timed.take_turns(first, again, swap=False)
         name = f"second question on the same picture / first, {route}"
-        outcomes.append(Outcome(name, target, "<=", warm, cold))
+        outcomes.append(Comparison(name, target, "<=", warm, cold))
         outcomes.append(_other_picture(timed, engine, route))
     return outcomes
 
 
-def _other_picture(timed: Timed, engine: Any, route: str) -> Outcome:
+def _other_picture(timed: Timed, engine: Any, route: str) -> Comparison:
     def ask(turn: int) -> Callable[[], object]:
         request = timed.request(turn % 2)
         return lambda: engine.run(request)
 
     seconds = timed.take_turns(ask, ask, repeats=max(1, timed.repeats // 2), warm_up=0)
-    return Outcome(f"control: question on another picture / first, {route}", None, "<=", *seconds)
+    return Comparison(f"control: question on another picture / first, {route}", None, "<=", *seconds)
 
 
-def batch(repeats: int, clock: Callable[[], float], count: int = BATCH) -> list[Outcome]:
+def batch(repeats: int, clock: Callable[[], float], count: int = BATCH) -> list[Comparison]:
     """The bundled pair, many requests: one after the other, and together."""
     engine = demo_engine()
     asked = list(islice(heldout_questions(count), count))
@@ -133,7 +133,7 @@ def batch(repeats: int, clock: Callable[[], float], count: int = BATCH) -> list[
     seconds = take_turns(one_by_one, together, repeats=repeats, now=clock)
     name = f"bundled pair, {count} requests: batched / one by one, requests per second"
     rates = f"{count / min(seconds[1]):.1f} and {count / min(seconds[0]):.1f} a second at best"
-    return [Outcome(name, 2.0, ">=", *seconds, note=rates)]
+    return [Comparison(name, 2.0, ">=", *seconds, note=rates)]
 
 
 def _check_route(response: Response, route: str, tokens: int) -> Response:

@@ -34,7 +34,7 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
 
 
 @dataclass(frozen=True)
-class Row:
+class PairRow:
     """One question's outcome. TFLOPs are those of the pass; ``*_ms`` milliseconds."""
 
     kind: str
@@ -51,7 +51,7 @@ class Row:
     guided_ms: float
 
 
-def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
+def measure(engine: SGLEngine, request: Request, question: Question) -> PairRow:
     """All three ways of answering one question."""
     limit = engine.config.generation.max_new_tokens
     prompt = engine.small.encode(request)
@@ -70,7 +70,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
         )
         for result in (large, guided)
     ]
-    return Row(
+    return PairRow(
         kind=question.kind,
         small=is_exact(small.generation.text, question),
         large=is_exact(large.generation.text, question),
@@ -89,7 +89,7 @@ def measure(engine: SGLEngine, request: Request, question: Question) -> Row:
     )
 
 
-def kinds_table(rows: list[Row]) -> Table:
+def kinds_table(rows: list[PairRow]) -> Table:
     """Exact match and AUROC per kind."""
     table = Table(title="Exact match in % (95 % interval), held-out questions")
     for name in ("kind", "n", "small", "large", "large, guided at 35 %", "AUROC of the score"):
@@ -104,7 +104,7 @@ def kinds_table(rows: list[Row]) -> Table:
     return table
 
 
-def scorers_table(rows: list[Row]) -> Table:
+def scorers_table(rows: list[PairRow]) -> Table:
     """AUROC of each score, overall and as a mean over kinds."""
     table = Table(title="Separating right from wrong small answers")
     for name in ("score", "AUROC overall", "AUROC within a kind, mean"):
@@ -120,7 +120,7 @@ def scorers_table(rows: list[Row]) -> Table:
     return table
 
 
-def cascade_table(rows: list[Row]) -> Table:
+def cascade_table(rows: list[PairRow]) -> Table:
     """What the cascade answers and costs at several thresholds, against the large model alone."""
     table = Table(title="The cascade: exit at score >= threshold, else the large model, guided at 35 %")
     for name in (

@@ -39,7 +39,7 @@ WAYS: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedQuery:
     """One query, ranked one way; ``rank`` of the right picture, from 1."""
 
     way: str
@@ -81,7 +81,7 @@ def _distractors(right: Sample, question: Question, seed: int) -> list[Sample]:
     return found
 
 
-def measure(way: str, question: Question, samples: list[Sample]) -> Row:
+def measure(way: str, question: Question, samples: list[Sample]) -> RankedQuery:
     """Ranks one query's pictures."""
     store = {str(index): Image.fromarray(sample.pixels) for index, sample in enumerate(samples)}
     # The right one is given last: equal scores keep their order, and must not help.
@@ -90,7 +90,7 @@ def measure(way: str, question: Question, samples: list[Sample]) -> Row:
     with get_sgl_usage_callback() as usage:  # a picture that goes to the large model is scored twice
         ranked = reranker.compress_documents(given, question.text)
     alone = sum(document.metadata["sgl_relevance"]["large_alone_tflops"] for document in ranked)
-    return Row(
+    return RankedQuery(
         way=way,
         kind=question.kind,
         rank=1 + [document.id for document in ranked].index("0"),
@@ -101,7 +101,7 @@ def measure(way: str, question: Question, samples: list[Sample]) -> Row:
     )
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[RankedQuery]) -> Table:
     """How each way did."""
     shown = Table(title=f"Right picture first, of {1 + DISTRACTORS}; % (95 % interval), held-out documents")
     kinds = ("all", *KINDS)

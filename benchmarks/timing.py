@@ -19,7 +19,7 @@ Seconds: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Comparison:
     """What a comparison came to.
 
     Attributes:

@@ -21,13 +21,13 @@ from sgl_engine.answer_reader import AnswerReader, read_stream
 from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
 from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.batching import Attempts, sharing
-from sgl_engine.calibration.exit_rule import exit_rule
 from sgl_engine.cancellation import check_wanted
 from sgl_engine.confidence import DEFAULT_SCORER, find_scorer, score_parts
 from sgl_engine.config import EngineConfig, ExitConfig
 from sgl_engine.drafting import draft_tokens
 from sgl_engine.early_exit import decide_exit
 from sgl_engine.errors import ConfigError, EngineError, OverloadedError
+from sgl_engine.exit.calibrated import exit_rule
 from sgl_engine.images import resolve_images
 from sgl_engine.job import Steps, Work
 from sgl_engine.large_pass import pruned_from, stream_large_batch

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from langchain_sgl import ChatSGL
-from sgl_engine.calibration.document import load_calibration
 from sgl_engine.cli import main
 from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import load_calibration
 
 Sgl = Callable[..., tuple[int, str, str]]
 PROMISE = ("--target", "0.1", "0.3", "0.001")

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower numbers, or from its own number without a cycle. New modules get a number here.
 LAYERS = {
     "sgl_engine.errors": 0,
-    "sgl_engine.extras": 0,
     "sgl_engine.resampling": 0,
     "sgl_engine.digests": 0,
     "sgl_engine.types": 0,
@@ -69,16 +68,14 @@ LAYERS = {
     "sgl_engine.answer_scores": 3,
     "sgl_engine.answer_scoring": 3,
     "sgl_engine.proof": 3,
-    "sgl_engine.calibration": 4,
-    "sgl_engine.calibration.collection": 5,  # what asks the engine, or shows what it said, stands above it
-    "sgl_engine.calibration.figures": 5,
-    "sgl_engine.calibration.page": 5,
+    "sgl_engine.exit": 3,
     "sgl_engine.job": 3,
     "sgl_engine.worker": 3,
     "sgl_engine.scheduler": 3,
     "sgl_engine.engine": 4,
     "sgl_engine.evaluation": 5,
     "sgl_engine.rankers": 5,
+    "sgl_engine.calibration": 5,
     "sgl_engine.demo": 5,
     "sgl_engine.explain": 5,
     "sgl_engine.cli": 5,

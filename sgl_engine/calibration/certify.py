@@ -14,72 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.exit.calibration_file import OperatingPoint
 
 MAX_THRESHOLDS = 100
 _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice
-
-
-class OperatingPoint(BaseModel):
-    """What can be promised at one target risk; "nothing" is a result like any other.
-
-    Attributes:
-        target_risk: P(exits and harms) that is to be kept.
-        threshold: Probability from which on the small answer is kept; None where none could be certified.
-        records: Records that it was tested on.
-        exits: Of them, how many exit.
-        harmful_exits: Of those, how many did harm.
-        p_value: Of the threshold, or of the strictest one where none was certified.
-        records_needed: Where none was certified: about how many records would do, if the strictest
-            threshold's errors stay as frequent; None where no number would.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target_risk: Annotated[float, Field(gt=0.0, lt=1.0)]
-    threshold: float | None
-    records: int
-    exits: int
-    harmful_exits: int
-    p_value: float
-    records_needed: int | None = None
-
-    @property
-    def exit_share(self) -> float:
-        """Of questions that never reach the large model."""
-        return self.exits / self.records if self.records else 0.0
-
-    @property
-    def observed_risk(self) -> float:
-        """Share of all records that exited and did harm."""
-        return self.harmful_exits / self.records if self.records else 0.0
-
-    @property
-    def harm_among_exits(self) -> float:
-        """Share of the exits that did harm; not what is certified."""
-        return self.harmful_exits / self.exits if self.exits else 0.0
-
-    def summary(self, confidence_level: float) -> str:
-        """One sentence."""
-        if self.threshold is not None:
-            return (
-                f"At most {self.target_risk:.1%} risk, with {confidence_level:.0%} confidence: keep the "
-                f"small answer from a probability of {self.threshold:.4f} on; {self.exit_share:.1%} of "
-                f"{self.records} questions exit."
-            )
-        sentence = (
-            f"No threshold can be certified for {self.target_risk:.1%} risk with {confidence_level:.0%} "
-            f"confidence and n = {self.records}"
-        )
-        if self.records_needed is None:
-            return f"{sentence}; even the surest answers do harm too often, so more records would not help."
-        return f"{sentence}; you need about {self.records_needed}."
 
 
 def thresholds_of(probabilities: Sequence[float], count: int = MAX_THRESHOLDS) -> tuple[float, ...]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sgl_engine.answer import AnswerTask
-from sgl_engine.calibration.binding import Conditions, bind, digest
-from sgl_engine.calibration.exit_rule import system_hash
-from sgl_engine.calibration.records import Failure, Record, RecordsHeader, read_records
+from sgl_engine.calibration.records import CalibrationRecord, Failure, RecordsHeader, read_records
 from sgl_engine.errors import ConfigError
-from sgl_engine.evaluation.dataset import Data, Sample
+from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
-from sgl_engine.evaluation.records import RIGHT, Row
+from sgl_engine.evaluation.records import RIGHT, DataRow
+from sgl_engine.exit.binding import Conditions, bind, digest
+from sgl_engine.exit.calibrated import system_hash
 from sgl_engine.large_pass import run_large_pass
 from sgl_engine.pruning import keep_everything
 from sgl_engine.types import ImagePart, Message, Request, Response
@@ -43,7 +43,7 @@ class Collector:
     system: str | None = None
     alone: bool = True
 
-    def collect(self, data: Data, path: Path) -> Iterator[Record | Failure]:
+    def collect(self, data: Data, path: Path) -> Iterator[CalibrationRecord | Failure]:
         """The outcome of every row, in order: the one in the file, or a new one, which is appended.
 
         A row that cannot be answered is a Failure, never an exception; it is tried again at the next run.
@@ -85,7 +85,7 @@ class Collector:
         conditions = Conditions(generation=engine.config.generation, system=system_hash(self.system))
         return RecordsHeader(binding=bind(engine.small, engine.large, engine.config), conditions=conditions)
 
-    def _open(self, path: Path) -> dict[str, Record | Failure]:
+    def _open(self, path: Path) -> dict[str, CalibrationRecord | Failure]:
         """What is known already, by key."""
         header = self.header()
         if not path.exists():
@@ -111,14 +111,14 @@ class Collector:
             path.write_text(content[: content.rfind("\n") + 1], encoding="utf-8")
         return {record.key: record for record in records}
 
-    def _outcome(self, asking: SGLEngine, sample: Sample) -> Record | Failure:
+    def _outcome(self, asking: SGLEngine, sample: DataSample) -> CalibrationRecord | Failure:
         try:
             return self._record(asking, sample)
         except Exception as error:  # noqa: BLE001 - one bad row never ends the run
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             return Failure(key=_key(sample), error=reason)
 
-    def _record(self, asking: SGLEngine, sample: Sample) -> Record:
+    def _record(self, asking: SGLEngine, sample: DataSample) -> CalibrationRecord:
         request = _request(sample, self.system)
         response = asking.run(request)
         report, row = response.report, sample.row
@@ -126,7 +126,7 @@ class Collector:
         assert report.small_answer is not None
         if not math.isfinite(report.score):
             raise ValueError(f"the small answer's score is {report.score}")
-        return Record(
+        return CalibrationRecord(
             key=_key(sample),
             kind=row.kind,
             picture=_picture(sample),
@@ -137,7 +137,7 @@ class Collector:
             small_answer=report.small_answer,
             large_answer=response.text,
             agreed=bool(report.large_agreed),
-            agreed_by_metric=agree(row.metric, report.small_answer, response.text),
+            agreed_by_metric=agree_by_metric(row.metric, report.small_answer, response.text),
             small_right=_right(row, report.small_answer),
             large_right=_right(row, response.text),
             alone_right=None if alone is None else _right(row, alone.text),
@@ -158,19 +158,19 @@ class Collector:
         return result.generation, 1e3 * (time.perf_counter() - started)
 
 
-def observed_conditions(header: RecordsHeader, records: Sequence[Record]) -> Conditions:
+def observed_conditions(header: RecordsHeader, records: Sequence[CalibrationRecord]) -> Conditions:
     """The header's, and how many pictures the requests had."""
     images = [record.images for record in records] or [0]
     return header.conditions.model_copy(update={"min_images": min(images), "max_images": max(images)})
 
 
-def agree(metric: str, small: str, large: str) -> bool:
+def agree_by_metric(metric: str, small: str, large: str) -> bool:
     """Whether two answers are the same by a metric, the large model's taken for the truth."""
     # The VQA score asks for what several people said: they all say what the large model says.
     return METRICS[metric](small, [large] * FEWEST_VQA_ANSWERS) >= RIGHT
 
 
-def _request(sample: Sample, system: str | None) -> Request:
+def _request(sample: DataSample, system: str | None) -> Request:
     if not system:
         return Request.ask(sample.row.question, *sample.images)
     pictures = tuple(ImagePart(image) for image in sample.images)
@@ -178,13 +178,13 @@ def _request(sample: Sample, system: str | None) -> Request:
     return Request(messages=(Message("system", (system,)), Message("user", content)))
 
 
-def _key(sample: Sample) -> str:
+def _key(sample: DataSample) -> str:
     """The row's name, and a digest of what is asked: a row that was corrected is asked again."""
     row = sample.row
     return f"{row.id}:{digest(row.question, *sample.names, row.metric, *row.answers)[:8]}"
 
 
-def _picture(sample: Sample) -> str:
+def _picture(sample: DataSample) -> str:
     """Digest of the pictures; of the question where there are none, as such rows have nothing in common."""
     pieces: list[bytes | str] = [] if sample.images else [sample.row.question]
     for image in sample.images:
@@ -197,7 +197,7 @@ def _picture(sample: Sample) -> str:
     return digest(*pieces)
 
 
-def _right(row: Row, answer: str) -> bool | None:
+def _right(row: DataRow, answer: str) -> bool | None:
     """Right and wrong of a graded metric: the exact binomial test counts, it does not average."""
     return METRICS[row.metric](answer, row.answers) >= RIGHT if row.answers else None
 

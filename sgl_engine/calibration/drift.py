@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from sgl_engine.calibration.certify import OperatingPoint
-from sgl_engine.calibration.document import Calibration, Reference
-from sgl_engine.calibration.records import Record, is_harmful
+from sgl_engine.calibration.records import CalibrationRecord, is_harmful
 from sgl_engine.errors import ConfigError
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.exit.calibration_file import Calibration, OperatingPoint, Reference
 
 _ALARM = 0.05
 """How often a calibration that holds is accused, all its operating points together."""
@@ -96,7 +95,7 @@ _VERDICTS = {
 }
 
 
-def check_drift(calibration: Calibration, records: Sequence[Record]) -> DriftCheck:
+def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) -> DriftCheck:
     """Compares new records with what was promised.
 
     Args:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgl_engine.calibration.outcomes import Outcome, interval
+from sgl_engine.calibration.outcomes import CascadeOutcome, share_interval
 from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, new_figure, styled
 
 if TYPE_CHECKING:
-    from sgl_engine.calibration.certify import OperatingPoint
+    from sgl_engine.exit.calibration_file import OperatingPoint
 
 _BINS = 10
 _BLUE, _ORANGE = COLOURS[:2]
@@ -60,7 +60,7 @@ def risk_curve(
         axes.set_ylabel("risk: harmful exits, % of all questions")
 
 
-def reliability(
+def reliability_figure(
     path: Path, before: Sequence[float], after: Sequence[float], harmless: Sequence[bool]
 ) -> tuple[float, float]:
     """Predicted against observed, in bins of equal size, for raw scores and calibrated probabilities.
@@ -110,12 +110,12 @@ def bins(
     sizes = np.array([(place == each).sum() for each in used])
     means = np.array([predicted[place == each].mean() for each in used])
     hits = np.array([right[place == each].sum() for each in used])
-    ends = np.array([interval(int(hit), int(size)) for hit, size in zip(hits, sizes, strict=True)]).T
+    ends = np.array([share_interval(int(hit), int(size)) for hit, size in zip(hits, sizes, strict=True)]).T
     share = hits / sizes
     return means, share, np.maximum(np.stack([share - ends[0], ends[1] - share]), 0.0), sizes
 
 
-def kinds(path: Path, by_risk: Mapping[str, Mapping[str, Outcome]]) -> None:
+def exits_by_kind(path: Path, by_risk: Mapping[str, Mapping[str, CascadeOutcome]]) -> None:
     """Share of each kind that never reaches the large model, a bar per operating point."""
     first = next(iter(by_risk.values()))
     names = sorted(first, key=lambda kind: -sum(each[kind].exit_share for each in by_risk.values()))

@@ -6,16 +6,16 @@ one lets more questions exit at the same risk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgl_engine.calibration.calibrators import Isotonic, Logistic
-from sgl_engine.calibration.features import SCORE, Feature, logistic_features
 from sgl_engine.errors import ConfigError
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.exit.calibrators import ANSWER_TOKENS, SCORE, Feature, Isotonic, Logistic
 
 Method: TypeAlias = Literal["isotonic", "logistic"]
 _MAX_KNOTS = 256
@@ -28,7 +28,7 @@ def fit(
 
     Args:
         method: "isotonic" on the score alone, or "logistic" on all that the observations have in common.
-        observations: ``features.observe`` of each record.
+        observations: ``exit.calibrators.observe`` of each record.
         harmless: Whether keeping the small answer did no harm, by the chosen risk.
 
     Raises:
@@ -111,3 +111,26 @@ def _logistic(
         coefficients=tuple(coefficients.tolist()),
         intercept=intercept,
     )
+
+
+def logistic_features(observations: Sequence[Mapping[str, float]]) -> tuple[Feature, ...]:
+    """Every number that all observations have, but for the score, which is made of the others.
+
+    Numbers within [0, 1] are probabilities, and enter by their log-odds; others are counts or entropies.
+    """
+    names = _in_all(observations) - {SCORE}
+    return tuple(Feature(name=name, transform=_transform(name, observations)) for name in sorted(names))
+
+
+def _in_all(observations: Sequence[Mapping[str, float]]) -> set[str]:
+    common: set[str] = set(observations[0]) if observations else set()
+    for each in observations:
+        common &= {name for name, value in each.items() if math.isfinite(value)}
+    return common
+
+
+def _transform(name: str, observations: Iterable[Mapping[str, float]]) -> Literal["logit", "log1p"]:
+    # By what was seen, not by a table of names: a part that is added later has its transform, too.
+    if name == ANSWER_TOKENS or "entropy" in name:
+        return "log1p"
+    return "logit" if all(0.0 <= each[name] <= 1.0 for each in observations) else "log1p"

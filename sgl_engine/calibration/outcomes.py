@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sgl_engine.calibration.records import Record
-from sgl_engine.extras import extra
+from sgl_engine.calibration.records import CalibrationRecord
+from sgl_engine.evaluation.optional import extra
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CascadeOutcome:
     """Sums over questions; shares and accuracies in [0, 1], None where answers or times are not known.
 
     Attributes:
@@ -72,11 +72,11 @@ class Outcome:
 
 
 def outcome(
-    records: Sequence[Record],
+    records: Sequence[CalibrationRecord],
     probabilities: Sequence[float],
     harmful: Sequence[bool],
     threshold: float | None,
-) -> Outcome:
+) -> CascadeOutcome:
     """The cascade at a threshold.
 
     Args:
@@ -87,7 +87,7 @@ def outcome(
     """
     exits = [threshold is not None and probability >= threshold for probability in probabilities]
     pairs = list(zip(records, exits, strict=True))
-    return Outcome(
+    return CascadeOutcome(
         questions=len(records),
         exits=sum(exits),
         harmful_exits=sum(left and harm for left, harm in zip(exits, harmful, strict=True)),
@@ -103,11 +103,11 @@ def outcome(
 
 
 def outcomes_by_kind(
-    records: Sequence[Record],
+    records: Sequence[CalibrationRecord],
     probabilities: Sequence[float],
     harmful: Sequence[bool],
     threshold: float | None,
-) -> Mapping[str, Outcome]:
+) -> Mapping[str, CascadeOutcome]:
     """``outcome`` of each kind of question, in alphabetical order; arguments as there."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
@@ -133,7 +133,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return None if None in known else fmean(value for value in known if value is not None)
 
 
-def interval(hits: int, count: int) -> tuple[float, float]:
+def share_interval(hits: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (Clopper and Pearson, 1934), which never promises too much."""
     found = extra("scipy.stats").binomtest(hits, count).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)

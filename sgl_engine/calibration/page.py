@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_engine.calibration import figures
-from sgl_engine.calibration.outcomes import Outcome, interval, outcome, outcomes_by_kind
-from sgl_engine.calibration.records import Record, halves, is_harmful
-from sgl_engine.calibration.risks import RISKS
+from sgl_engine.calibration.outcomes import CascadeOutcome, outcome, outcomes_by_kind, share_interval
+from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
 from sgl_engine.errors import ConfigError
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
+from sgl_engine.exit.calibration_file import RISKS
 
 if TYPE_CHECKING:
-    from sgl_engine.calibration.binding import ModelIdentity
-    from sgl_engine.calibration.certify import OperatingPoint
-    from sgl_engine.calibration.document import Calibration
+    from sgl_engine.exit.binding import ModelIdentity
+    from sgl_engine.exit.calibration_file import Calibration, OperatingPoint
 
 PAGE = "report.md"
 
 
-def write_page(calibration: Calibration, records: Sequence[Record], folder: Path) -> Path:
+def write_page(calibration: Calibration, records: Sequence[CalibrationRecord], folder: Path) -> Path:
     """Writes ``report.md`` and its figures.
 
     Args:
@@ -46,7 +45,7 @@ def write_page(calibration: Calibration, records: Sequence[Record], folder: Path
 
 
 class _Page:
-    def __init__(self, calibration: Calibration, records: Sequence[Record]) -> None:
+    def __init__(self, calibration: Calibration, records: Sequence[CalibrationRecord]) -> None:
         self.calibration = calibration
         self.records = records
         found = (calibration.calibrator.probability(record.observation) for record in records)
@@ -58,7 +57,7 @@ class _Page:
         """Draws the figures, and returns the text."""
         figures.risk_curve(folder / "risk.png", self.probabilities, self.harmful, self.calibration.points)
         scores = [record.score for record in self.records]
-        before, after = figures.reliability(
+        before, after = figures.reliability_figure(
             folder / "reliability.png", scores, self.probabilities, [not harm for harm in self.harmful]
         )
         sections = [self._head(), self._summary(), self._table(), "![Risk against exits](risk.png)"]
@@ -67,7 +66,7 @@ class _Page:
         sections += [self._reliability(before, after), self._promise(), self._origin()]
         return "\n\n".join(sections) + "\n"
 
-    def _outcome(self, point: OperatingPoint) -> Outcome:
+    def _outcome(self, point: OperatingPoint) -> CascadeOutcome:
         return outcome(self.records, self.probabilities, self.harmful, point.threshold)
 
     def _head(self) -> str:
@@ -119,7 +118,7 @@ class _Page:
             "time saved",
             "right answers: cascade / large, guided / large alone / small alone",
         )
-        return f"{about}\n\n{Grid('What each risk buys', names, rows).markdown()}"
+        return f"{about}\n\n{Table('What each risk buys', names, rows).markdown()}"
 
     def _kinds(self, folder: Path) -> str:
         by_risk = {
@@ -128,7 +127,7 @@ class _Page:
             )
             for point in self.certified
         }
-        figures.kinds(folder / "kinds.png", by_risk)
+        figures.exits_by_kind(folder / "kinds.png", by_risk)
         about = _paragraph("""
             The promise is about all questions together, not about each kind: a kind may take more than its
             share of the risk. Harm is counted among all questions of the kind.
@@ -154,7 +153,7 @@ class _Page:
                 "operations saved",
                 "right: cascade / large alone",
             )
-            parts.append(Grid(label, names, rows).markdown())
+            parts.append(Table(label, names, rows).markdown())
         return "\n\n".join(parts)
 
     def _reliability(self, before: float, after: float) -> str:
@@ -204,7 +203,7 @@ class _Page:
         return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _sentence(point: OperatingPoint, result: Outcome) -> str:
+def _sentence(point: OperatingPoint, result: CascadeOutcome) -> str:
     """What a hurried reader takes away."""
     share = f"{result.exit_share:.0%} of the questions never reach the large model"
     saved = f"That saves {result.tflops_saved:.0%} of its operations"
@@ -237,7 +236,7 @@ def _model(model: ModelIdentity) -> str:
 
 
 def _share(hits: int, count: int) -> str:
-    low, high = interval(hits, count)
+    low, high = share_interval(hits, count)
     return f"{hits / count:.1%} ({low:.1%} to {high:.1%})"
 
 

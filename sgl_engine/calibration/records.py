@@ -9,17 +9,17 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sgl_engine.calibration.binding import Binding, Conditions
-from sgl_engine.calibration.features import observe
-from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.binding import Binding, Conditions
+from sgl_engine.exit.calibration_file import Agreement, Risk
+from sgl_engine.exit.calibrators import observe
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Record(_Line):
+class CalibrationRecord(_Line):
     """One question, answered by both models.
 
     Attributes:
@@ -96,7 +96,7 @@ class RecordsHeader(_Line):
     conditions: Conditions
 
 
-def is_harmful(record: Record, risk: Risk, agreement: Agreement = "text") -> bool:
+def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "text") -> bool:
     """Whether keeping the small answer would have done the harm that ``risk`` counts.
 
     Raises:
@@ -112,7 +112,7 @@ def is_harmful(record: Record, risk: Risk, agreement: Agreement = "text") -> boo
     return not record.small_right and (risk == "error" or record.large_right)
 
 
-def read_records(path: Path) -> tuple[RecordsHeader, list[Record], list[Failure]]:
+def read_records(path: Path) -> tuple[RecordsHeader, list[CalibrationRecord], list[Failure]]:
     """A file that a collection wrote. A row that was tried again counts once, with its last outcome.
 
     Raises:
@@ -125,17 +125,19 @@ def read_records(path: Path) -> tuple[RecordsHeader, list[Record], list[Failure]
             f"{path} cannot be read ({error.strerror or error}).", remedy="Name a file of records."
         ) from error
     header = _parse(RecordsHeader, path, 1, first)
-    outcomes: dict[str, Record | Failure] = {}
+    outcomes: dict[str, CalibrationRecord | Failure] = {}
     for number, line in enumerate(lines, start=2):
         try:
-            kind: type[Record | Failure] = Failure if "error" in json.loads(line) else Record
+            kind: type[CalibrationRecord | Failure] = (
+                Failure if "error" in json.loads(line) else CalibrationRecord
+            )
         except ValueError:
             if number == len(lines) + 1:  # cut short by an interruption: collected again
                 break
-            kind = Record
+            kind = CalibrationRecord
         outcome = _parse(kind, path, number, line)
         outcomes[outcome.key] = outcome
-    records = [each for each in outcomes.values() if isinstance(each, Record)]
+    records = [each for each in outcomes.values() if isinstance(each, CalibrationRecord)]
     return header, records, [each for each in outcomes.values() if isinstance(each, Failure)]
 
 
@@ -152,7 +154,9 @@ def _parse(kind: type[_Parsed], path: Path, number: int, line: str) -> _Parsed:
         ) from error
 
 
-def halves(records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
+def halves(
+    records: Sequence[CalibrationRecord], seed: int
+) -> tuple[list[CalibrationRecord], list[CalibrationRecord]]:
     """A random half to fit on, and the other to certify on; questions about one picture stay together.
 
     Args:

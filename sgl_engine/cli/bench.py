@@ -141,10 +141,10 @@ def run(arguments: argparse.Namespace) -> None:
         ModelError: A model cannot be used.
         KeyboardInterrupt: It was stopped; what was done is kept.
     """
+    from sgl_engine.evaluation.optional import check_extra
     from sgl_engine.evaluation.runner import Runner, manifest
     from sgl_engine.evaluation.store import Store
     from sgl_engine.evaluation.systems import Systems
-    from sgl_engine.extras import check_extra
 
     check_extra("sklearn.metrics", "matplotlib.figure", "rapidfuzz.distance")
     data = _data(arguments)
@@ -261,8 +261,8 @@ def _show(report: Report, written: list[Path]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PAGE
-    for grid in report.grids()[:2]:
-        console.print(grid.rich())
+    for table in report.tables()[:2]:
+        console.print(table.rich())
     for line in report.notes():
         console.print(output.printable(line), markup=False)
     console.print()

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from rich.console import Console
 from rich.progress import track
 
-from sgl_engine.calibration.risks import Agreement, Risk
 from sgl_engine.cli import options, output
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import Agreement, Risk
 
 if TYPE_CHECKING:
+    from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.making import Promise
-    from sgl_engine.calibration.records import Record, RecordsHeader
+    from sgl_engine.calibration.records import CalibrationRecord, RecordsHeader
     from sgl_engine.evaluation.dataset import Data
 
 HELP = "bound what an early exit may lose"
@@ -120,10 +120,10 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect, then calibrate or check; returns the exit code."""
+    from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
-    from sgl_engine.calibration.document import load_calibration
-    from sgl_engine.calibration.making import Promise
-    from sgl_engine.extras import check_extra
+    from sgl_engine.evaluation.optional import check_extra
+    from sgl_engine.exit.calibration_file import load_calibration
 
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
@@ -181,9 +181,11 @@ def _as_calibrated(calibration: Any) -> EngineConfig:
     )
 
 
-def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) -> tuple[list[Record], int]:
+def _collect(
+    arguments: argparse.Namespace, collector: Collector, data: Data
+) -> tuple[list[CalibrationRecord], int]:
     """The records of the data, and how many rows have none."""
-    from sgl_engine.calibration.records import Record
+    from sgl_engine.calibration.records import CalibrationRecord
 
     # Beside the file that they are for; a check must not mix with what the calibration was made from.
     beside, kind = (arguments.out, "records") if arguments.check is None else (arguments.check, "check")
@@ -196,10 +198,10 @@ def _collect(arguments: argparse.Namespace, collector: Collector, data: Data) ->
         console=console,
         disable=not console.is_terminal,
     )
-    records: dict[str, Record] = {}
+    records: dict[str, CalibrationRecord] = {}
     failures: dict[str, str] = {}
     for outcome in bar:
-        if isinstance(outcome, Record):
+        if isinstance(outcome, CalibrationRecord):
             records[outcome.key] = outcome
         elif outcome.key not in failures:
             failures[outcome.key] = outcome.error
@@ -212,13 +214,13 @@ def _calibrate(
     arguments: argparse.Namespace,
     promise: Promise,
     header: RecordsHeader,
-    records: Sequence[Record],
+    records: Sequence[CalibrationRecord],
     data: Data,
     failed: int,
 ) -> None:
+    from sgl_engine.calibration.build import calibrate
     from sgl_engine.calibration.collection import observed_conditions
-    from sgl_engine.calibration.document import save_calibration
-    from sgl_engine.calibration.making import calibrate
+    from sgl_engine.exit.calibration_file import save_calibration
 
     calibration = calibrate(
         records,

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
-from sgl_engine.evaluation.records import Row
+from sgl_engine.evaluation.records import DataRow
 from sgl_engine.types import ImageSource
 
 Filled = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class DataSample:
     """A row and its pictures.
 
     Attributes:
@@ -31,7 +31,7 @@ class Sample:
         names: What the data calls each of them, wherever it lies; empty where it draws them.
     """
 
-    row: Row
+    row: DataRow
     images: tuple[ImageSource, ...]
     names: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ class Data(Protocol):
     def __len__(self) -> int:
         """How many rows there are."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> DataSample:
         """One of them; its pictures need not have been opened yet."""
 
 
@@ -99,10 +99,10 @@ class HeldOut:
         """How many rows there are."""
         return self.count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> DataSample:
         """Draws one."""
         [(sample, question)] = heldout_questions(1, start=self.start + index)
-        row = Row(
+        row = DataRow(
             index=index,
             id=f"seed {sample.seed}",
             kind=question.kind,
@@ -110,7 +110,7 @@ class HeldOut:
             question=question.text,
             answers=(question.answer,),
         )
-        return Sample(row, (Image.fromarray(sample.pixels),))
+        return DataSample(row, (Image.fromarray(sample.pixels),))
 
 
 class OpenLine(BaseModel):
@@ -173,7 +173,7 @@ class JsonLines:
 
     path: Path
     identity: str
-    rows: tuple[tuple[Row, tuple[str, ...]], ...]
+    rows: tuple[tuple[DataRow, tuple[str, ...]], ...]
     bad: tuple[BadLine, ...]
 
     @classmethod
@@ -198,7 +198,7 @@ class JsonLines:
                 remedy="Name a file with one JSON object a line.",
             ) from error
         kind = Line if answers == "required" else OpenLine
-        rows: list[tuple[Row, tuple[str, ...]]] = []
+        rows: list[tuple[DataRow, tuple[str, ...]]] = []
         bad: list[BadLine] = []
         for number, text in enumerate(content.decode(errors="replace").splitlines(), start=1):
             if not text.strip():
@@ -228,10 +228,10 @@ class JsonLines:
         """How many rows there are."""
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> DataSample:
         """One of them, its pictures unopened."""
         row, names = self.rows[index]
-        return Sample(row, tuple(self._source(name) for name in names), names)
+        return DataSample(row, tuple(self._source(name) for name in names), names)
 
     def _source(self, image: str) -> ImageSource:
         if image.startswith(("https:", "http:", "data:")):
@@ -239,8 +239,8 @@ class JsonLines:
         return self.path.parent / Path(image).expanduser()
 
 
-def _row(index: int, number: int, line: OpenLine) -> Row:
-    return Row(
+def _row(index: int, number: int, line: OpenLine) -> DataRow:
+    return DataRow(
         index=index,
         id=line.id or f"line {number}",
         kind=line.kind or line.metric,

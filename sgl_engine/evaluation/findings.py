@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_engine.evaluation.cascade import column
+from sgl_engine.evaluation.figures import forest_figure, layers_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.likeness import COMPARED, STUDY, Likeness
 from sgl_engine.evaluation.records import Json, Scored
 from sgl_engine.evaluation.sections import Section
-from sgl_engine.evaluation.study_figures import forest_figure, layers_figure
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
+from sgl_engine.evaluation.threshold_sweep import column
 from sgl_engine.rankers import DEFAULT_RANKER
 
 PARTS = (
@@ -35,9 +35,9 @@ def findings(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     parts, kept, alike = _parts(rows, bootstrap), _kept_shares(rows, bootstrap), Likeness.of(rows, bootstrap)
     text = [
         "### (i) Is part of the attention worse than all of it?\n",
-        _parts_grid(parts).markdown(),
+        _parts_table(parts).markdown(),
         "\n### (ii) Does the summed map rank well?\n",
-        _kept_grid(kept).markdown(),
+        _kept_table(kept).markdown(),
         "\n### (iii) Does the small model's map resemble the large model's?\n",
         alike.markdown(),
     ]
@@ -113,8 +113,8 @@ def _parts(rows: Sequence[Scored], bootstrap: Bootstrap) -> list[_Part]:
     return found
 
 
-def _parts_grid(parts: Sequence[_Part]) -> Grid:
-    return Grid(
+def _parts_table(parts: Sequence[_Part]) -> Table:
+    return Table(
         "Accuracy of the large model in % (95 % interval), pruned by a sum and by part of it",
         ("part of a sum", "of", "point", "part", "all of it", "all - part", "finding (i)"),
         [
@@ -142,13 +142,13 @@ def _kept_shares(rows: Sequence[Scored], bootstrap: Bootstrap) -> dict[str, dict
     }
 
 
-def _kept_grid(kept: dict[str, dict[str, Interval]]) -> Grid:
+def _kept_table(kept: dict[str, dict[str, Interval]]) -> Table:
     points = list(next(iter(kept.values()), {}))
     rows = [(name, *(shares[point].percent() for point in points)) for name, shares in kept.items()]
     for name, _ in PARTS:
         if name in kept:
             rows.append((f"finding (ii), {name}", *(_kept_verdict(kept[name][point]) for point in points)))
-    return Grid(
+    return Table(
         "Accuracy kept, in % of the unpruned large model's (95 % interval)", ("ranker", *points), rows
     )
 

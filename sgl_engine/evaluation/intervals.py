@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 LEVEL = 0.95

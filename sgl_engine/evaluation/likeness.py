@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
-from sgl_engine.evaluation.records import Json, Outcome, Scored
-from sgl_engine.evaluation.tables import Grid
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
+from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RankingCase
 from sgl_engine.types import ImportanceMap
 
@@ -29,7 +29,7 @@ COMPARED = {
 }
 
 
-def likeness(case: RankingCase, outcome: Outcome) -> Json:
+def likeness(case: RankingCase, outcome: BenchOutcome) -> Json:
     """How alike both models' maps are on one row, on the large model's grid.
 
     Returns:
@@ -137,7 +137,7 @@ class Likeness:
 
     def markdown(self) -> str:
         """Two tables."""
-        sums = Grid(
+        sums = Table(
             "Summed maps, mean over questions (95 % interval)",
             ("measure", "small and large", "chance"),
             [
@@ -149,7 +149,7 @@ class Likeness:
                 ("finding (iii)", self.verdict, ""),
             ],
         )
-        layers = Grid(
+        layers = Table(
             f"Layer by layer: Spearman's rank correlation, overlap of the top {LAYER_OVERLAP:.0%}",
             ("compared", "layer", "Spearman", "overlap %"),
             [

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 Metric: TypeAlias = Callable[[str, Sequence[str]], float]
 """Answer, what counts as right -> value in [0, 1], higher = better."""

@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class Answer(_Frozen):
+class BenchAnswer(_Frozen):
     """One system's answer to one question.
 
     Attributes:
@@ -42,7 +42,7 @@ class Answer(_Frozen):
         return self.value >= RIGHT
 
 
-class Outcome(_Frozen):
+class BenchOutcome(_Frozen):
     """What all systems made of one row.
 
     Attributes:
@@ -58,18 +58,18 @@ class Outcome(_Frozen):
         study: What ``studies.STUDIES`` add: name -> anything JSON-safe.
     """
 
-    small: Answer
-    large: Answer
+    small: BenchAnswer
+    large: BenchAnswer
     score: float
     parts: dict[str, float]
     small_pass_tflops: float
     small_pass_ms: float
-    guided: dict[str, Answer]
-    pruned: dict[str, dict[str, Answer]]
+    guided: dict[str, BenchAnswer]
+    pruned: dict[str, dict[str, BenchAnswer]]
     study: dict[str, Json] = {}
 
 
-class Row(_Frozen):
+class DataRow(_Frozen):
     """Which row a record is about.
 
     Attributes:
@@ -89,7 +89,7 @@ class Row(_Frozen):
     answers: tuple[str, ...]
 
 
-class Record(_Frozen):
+class BenchRecord(_Frozen):
     """A row and its outcome, or why there is none.
 
     Attributes:
@@ -98,19 +98,19 @@ class Record(_Frozen):
         error: What was wrong with it; None where nothing was.
     """
 
-    row: Row
-    outcome: Outcome | None = None
+    row: DataRow
+    outcome: BenchOutcome | None = None
     error: str | None = None
 
 
 class Scored(_Frozen):
     """A record that has an outcome: what statistics are made of."""
 
-    row: Row
-    outcome: Outcome
+    row: DataRow
+    outcome: BenchOutcome
 
     @classmethod
-    def of(cls, records: list[Record]) -> list[Scored]:
+    def of(cls, records: list[BenchRecord]) -> list[Scored]:
         """Those of the records that did not fail, in the order of the data."""
         found = [cls(row=each.row, outcome=each.outcome) for each in records if each.outcome is not None]
         return sorted(found, key=lambda scored: scored.row.index)

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from sgl_engine.errors import ConfigError
-from sgl_engine.evaluation.charts import charts
 from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import save
-from sgl_engine.evaluation.grids import grids
 from sgl_engine.evaluation.intervals import Interval
-from sgl_engine.evaluation.records import Json, Record, Scored
+from sgl_engine.evaluation.records import BenchRecord, Json, Scored
+from sgl_engine.evaluation.report_figures import charts
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.store import Manifest
 from sgl_engine.evaluation.studies import SECTIONS
 from sgl_engine.evaluation.summary import Summary, SystemSummary
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table, tables
 from sgl_engine.rankers import DEFAULT_RANKER
 
 _SHOWN_ERRORS = 10
@@ -41,7 +40,7 @@ class Report:
 
     manifest: Manifest
     summary: Summary
-    failed: Sequence[Record]
+    failed: Sequence[BenchRecord]
     bad: Sequence[BadLine]
     sections: Mapping[str, Section]
 
@@ -50,7 +49,7 @@ class Report:
         cls,
         manifest: Manifest,
         summary: Summary,
-        records: Sequence[Record],
+        records: Sequence[BenchRecord],
         bad: Sequence[BadLine],
     ) -> Report:
         """Of a run's records; sections whose studies did not take part are left out."""
@@ -63,9 +62,9 @@ class Report:
             sections={name: section for name, section in made.items() if section is not None},
         )
 
-    def grids(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """The tables, most important first."""
-        return grids(self.summary)
+        return tables(self.summary)
 
     def notes(self) -> list[str]:
         """What one has to know before one believes the tables."""
@@ -126,7 +125,7 @@ class Report:
             f"# {small.name} and {large.name}",
             f"Data: {self.manifest.data}. Engine {self.manifest.engine_version}.",
             notes.strip(),
-            *(grid.markdown() for grid in self.grids()),
+            *(table.markdown() for table in self.tables()),
             *(f"![{name}]({name}.png)" for name in charts(self.summary)),
         ]
         for section in self.sections.values():
@@ -226,7 +225,7 @@ def _plain(value: Any) -> Json:
 
 def make_report(
     manifest: Manifest,
-    records: Sequence[Record],
+    records: Sequence[BenchRecord],
     bad: Sequence[BadLine],
     summarise: Callable[[Sequence[Scored]], Summary],
 ) -> Report:

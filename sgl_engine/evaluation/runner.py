@@ -9,8 +9,8 @@ from sgl_engine.accounting import engine_version
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import Data
-from sgl_engine.evaluation.records import Record
-from sgl_engine.evaluation.store import Manifest, ModelIdentity, Store
+from sgl_engine.evaluation.records import BenchRecord
+from sgl_engine.evaluation.store import BenchModel, Manifest, Store
 from sgl_engine.evaluation.studies import STUDIES
 from sgl_engine.evaluation.systems import Systems, measure
 
@@ -20,8 +20,8 @@ def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
     exit_config = engine.config.exit
     return Manifest(
         engine_version=engine_version(),
-        small=ModelIdentity.of(engine.small),
-        large=ModelIdentity.of(engine.large),
+        small=BenchModel.of(engine.small),
+        large=BenchModel.of(engine.large),
         data=data.identity,
         settings={
             "points": {name: point.model_dump() for name, point in systems.points.items()},
@@ -56,7 +56,7 @@ class Runner:
         known = self.store.records()
         return [row for row in range(len(self.data)) if row not in known or known[row].error is not None]
 
-    def run(self) -> Iterator[Record]:
+    def run(self) -> Iterator[BenchRecord]:
         """Measures what is pending; yields each record once it is kept. A bad row never ends the run."""
         pending = self.pending()
         if pending:
@@ -79,9 +79,9 @@ class Runner:
         except Exception:  # noqa: BLE001, S110 - recorded when the row's turn comes
             pass
 
-    def _attempt(self, index: int) -> Record:
+    def _attempt(self, index: int) -> BenchRecord:
         sample = self.data[index]
         try:
-            return Record(row=sample.row, outcome=measure(self.engine, sample, self.systems))
+            return BenchRecord(row=sample.row, outcome=measure(self.engine, sample, self.systems))
         except Exception as error:  # noqa: BLE001 - whatever a model or a library throws, the next row goes on
-            return Record(row=sample.row, error=f"{type(error).__name__}: {error}")
+            return BenchRecord(row=sample.row, error=f"{type(error).__name__}: {error}")

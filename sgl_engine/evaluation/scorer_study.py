@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from sgl_engine.confidence import DEFAULT_SCORER, SCORERS
+from sgl_engine.evaluation.figures import forest_figure, rates_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
-from sgl_engine.evaluation.records import Json, Outcome, Scored
-from sgl_engine.evaluation.score_worth import CURVE, RATES, UNPRUNED, Targets, Worth
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.sections import Section
-from sgl_engine.evaluation.separation import interval
-from sgl_engine.evaluation.study_figures import forest_figure, rates_figure
-from sgl_engine.evaluation.tables import Grid
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.separation import CURVE, RATES, UNPRUNED, Targets, Worth, interval
+from sgl_engine.evaluation.tables import Table
 from sgl_engine.measurements import geometric_mean, product
 from sgl_engine.rankers import RankingCase
 
@@ -33,7 +32,7 @@ FOLDS = 5
 _LEAST_LOG = -30.0  # products of long answers reach 1e-300; what is left of them tells nothing more
 
 
-def consistency(case: RankingCase, outcome: Outcome) -> Json:
+def consistency(case: RankingCase, outcome: BenchOutcome) -> Json:
     """The consistency pass at several keep ratios: ratio -> product and geometric mean of probabilities."""
     del outcome
     found = {}
@@ -52,14 +51,14 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     ratios = {name: Worth.of(scores, targets, bootstrap) for name, scores in _by_ratio(rows).items()}
     best = max((name for name in studied if name in SCORERS), key=lambda name: studied[name].right[0])
     text = [
-        _areas_grid("How well scores separate: AUROC (95 % interval)", studied).markdown(),
-        *(_rates_grid(how, studied).markdown() for how in targets.large),
+        _areas_table("How well scores separate: AUROC (95 % interval)", studied).markdown(),
+        *(_rates_table(how, studied).markdown() for how in targets.large),
         f"`{CHANCE}` escalates at random, `{PERFECT}` first where the unpruned large model is better.",
         _best(best, studied),
     ]
     if ratios:
         title = "The consistency pass at several keep ratios: AUROC (95 % interval)"
-        text.append(_areas_grid(title, ratios, base=studied[DEFAULT_SCORER]).markdown())
+        text.append(_areas_table(title, ratios, base=studied[DEFAULT_SCORER]).markdown())
     curves = {how: {name: each.curves[how] for name, each in studied.items()} for how in targets.large}
     return Section(
         title="Scorers",
@@ -141,11 +140,11 @@ def cross_validated(features: Floats, target: Floats) -> Floats | None:
     return found
 
 
-def _areas_grid(title: str, scores: Mapping[str, Worth], base: Worth | None = None) -> Grid:
+def _areas_table(title: str, scores: Mapping[str, Worth], base: Worth | None = None) -> Table:
     base = base or scores[DEFAULT_SCORER]
     shown = {name: each for name, each in scores.items() if name not in (CHANCE, PERFECT)}
     ordered = sorted(shown.items(), key=lambda item: -item[1].right[0])
-    return Grid(
+    return Table(
         title,
         (
             "score",
@@ -175,11 +174,11 @@ def _signed(difference: Interval) -> str:
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
-def _rates_grid(how: str, scores: Mapping[str, Worth]) -> Grid:
+def _rates_table(how: str, scores: Mapping[str, Worth]) -> Table:
     base = scores[DEFAULT_SCORER].rates[how]
     ordered = sorted(scores.items(), key=lambda item: -sum(each[0] for each in item[1].rates[how]))
     heads = [head for rate in RATES for head in (f"{rate:.0%} escalated", f"minus {DEFAULT_SCORER}")]
-    return Grid(
+    return Table(
         f"Accuracy of the cascade in %, the large model {how}, when the least sure questions go there (95 % "
         "interval)",
         ("score", *heads),

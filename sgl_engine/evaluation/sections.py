@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sgl_engine.evaluation.intervals import Bootstrap
-from sgl_engine.evaluation.records import Json, Outcome, Scored
+from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 
 if TYPE_CHECKING:
     from sgl_engine.rankers import RankingCase
@@ -30,7 +30,7 @@ class Section:
     figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
 
-RowStudy: TypeAlias = "Callable[[RankingCase, Outcome], Json]"
-"""Called once per row, after every system has answered; ``Outcome.study`` is empty then."""
+RowStudy: TypeAlias = "Callable[[RankingCase, BenchOutcome], Json]"
+"""Called once per row, after every system has answered; ``BenchOutcome.study`` is empty then."""
 SectionMaker: TypeAlias = Callable[[Sequence[Scored], Bootstrap], Section | None]
 """Called once per report, with the rows in order and resamples of them; None is nothing to say."""

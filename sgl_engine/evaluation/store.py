@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgl_engine.errors import ConfigError
-from sgl_engine.evaluation.records import Record
+from sgl_engine.evaluation.records import BenchRecord
 
 if TYPE_CHECKING:
     from sgl_engine.vlm import VLM
@@ -23,7 +23,7 @@ RUN = "run.json"
 RECORDS = "records.jsonl"
 
 
-class ModelIdentity(BaseModel):
+class BenchModel(BaseModel):
     """Which model it was.
 
     Attributes:
@@ -43,7 +43,7 @@ class ModelIdentity(BaseModel):
     device: str
 
     @classmethod
-    def of(cls, vlm: VLM) -> ModelIdentity:
+    def of(cls, vlm: VLM) -> BenchModel:
         """Of a loaded model."""
         digest = hashlib.sha256()
         for name, tensor in vlm.model.named_parameters():
@@ -75,8 +75,8 @@ class Manifest(BaseModel):
 
     schema_version: Literal["1"] = "1"
     engine_version: str
-    small: ModelIdentity
-    large: ModelIdentity
+    small: BenchModel
+    large: BenchModel
     data: str
     settings: Mapping[str, Any]
 
@@ -133,7 +133,7 @@ class Store:
                 remedy="Name another folder, go back to those settings, or begin anew with --overwrite.",
             )
 
-    def records(self) -> dict[int, Record]:
+    def records(self) -> dict[int, BenchRecord]:
         """What is recorded, by the row's number; the last record of a row counts.
 
         A last line that was cut off, as by a power failure, is removed from the file.
@@ -150,7 +150,7 @@ class Store:
         found = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                record = Record.model_validate_json(line)
+                record = BenchRecord.model_validate_json(line)
             except ValidationError as error:
                 raise ConfigError(
                     f"{self._records}, line {number}, is no record.",
@@ -159,7 +159,7 @@ class Store:
             found[record.row.index] = record
         return found
 
-    def append(self, record: Record) -> None:
+    def append(self, record: BenchRecord) -> None:
         """Adds a record; it is on the disk, whole, when this returns."""
         line = record.model_dump_json().encode() + b"\n"
         with self._records.open(

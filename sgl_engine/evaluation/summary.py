@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from sgl_engine.evaluation.cascade import NEVER, THRESHOLDS, Cascade, Measured, column
 from sgl_engine.evaluation.intervals import (
     Bin,
     Bootstrap,
@@ -18,7 +17,8 @@ from sgl_engine.evaluation.intervals import (
     calibration_error,
     reliability,
 )
-from sgl_engine.evaluation.records import Answer, Scored
+from sgl_engine.evaluation.records import BenchAnswer, Scored
+from sgl_engine.evaluation.threshold_sweep import NEVER, THRESHOLDS, Cascade, Measured, column
 
 SHOWN_THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the sweep, in the main table."""
@@ -150,7 +150,7 @@ class Summary:
             retention=1.0 if point is None else self.retention(point),
         )
 
-    def _alone(self, name: str, answers: Sequence[Answer], *, retention: float | None) -> SystemSummary:
+    def _alone(self, name: str, answers: Sequence[BenchAnswer], *, retention: float | None) -> SystemSummary:
         value, tflops, ms = (
             np.array([getattr(answer, of) for answer in answers], dtype=float)
             for of in ("value", "tflops", "ms")

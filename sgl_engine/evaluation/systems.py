@@ -17,9 +17,9 @@ from sgl_engine.config import EngineConfig, PruningConfig
 from sgl_engine.drafting import draft_tokens
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import RequestError, SGLError
-from sgl_engine.evaluation.dataset import Sample
+from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import METRICS
-from sgl_engine.evaluation.records import Answer, Outcome, Row
+from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
 from sgl_engine.images import resolve_images
 from sgl_engine.large_pass import run_large_batch, run_large_pass
@@ -46,7 +46,7 @@ class Systems:
     max_rows: int = MAX_ROWS
 
 
-def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
+def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOutcome:
     """Every system's answer to one row.
 
     Raises:
@@ -57,7 +57,7 @@ def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
     request = resolve_images(request, engine.config.limits)
     small, large, first, guided = _timed(engine, request, row, systems)
     case = RankingCase.of(engine, request, seed=systems.seed + row.index)
-    outcome = Outcome(
+    outcome = BenchOutcome(
         small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
         large=large,
         score=first.report.score,
@@ -73,8 +73,8 @@ def measure(engine: SGLEngine, sample: Sample, systems: Systems) -> Outcome:
 
 
 def _timed(
-    engine: SGLEngine, request: Request, row: Row, systems: Systems
-) -> tuple[Answer, Answer, Response, dict[str, Answer]]:
+    engine: SGLEngine, request: Request, row: DataRow, systems: Systems
+) -> tuple[BenchAnswer, BenchAnswer, Response, dict[str, BenchAnswer]]:
     """All that milliseconds are taken of: both models alone, the small pass, the guided large passes.
 
     Each of them as on a picture that nobody has asked about before.
@@ -91,11 +91,11 @@ def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
     return engine.with_config(engine.config.model_copy(update={"pruning": point}))
 
 
-def _value(text: str, row: Row) -> float:
+def _value(text: str, row: DataRow) -> float:
     return METRICS[row.metric](text, row.answers)
 
 
-def _alone(vlm: VLM, request: Request, row: Row, config: EngineConfig) -> Answer:
+def _alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
     """A model on its own: no map, no score, nothing pruned."""
     started = time.perf_counter()
     prompt = vlm.encode(request, config.limits)
@@ -103,7 +103,7 @@ def _alone(vlm: VLM, request: Request, row: Row, config: EngineConfig) -> Answer
     result = run_large_pass(
         vlm, AnswerTask(prompt, config.generation.max_new_tokens), keep_everything(prompt)
     )
-    return Answer(
+    return BenchAnswer(
         text=result.generation.text,
         value=_value(result.generation.text, row),
         tokens=len(result.generation),
@@ -123,13 +123,13 @@ def _tflops(vlm: VLM, task: AnswerTask, result: LargePassResult) -> float:
     return flops / 1e12
 
 
-def _guided(engine: SGLEngine, request: Request, row: Row, point: PruningConfig) -> Answer:
+def _guided(engine: SGLEngine, request: Request, row: DataRow, point: PruningConfig) -> BenchAnswer:
     """The large model's part of a run that escalates."""
     pruning = at(engine, point)
     response = pruning.with_config(pruning.config.escalating("always")).run(request)
     report = response.report
     assert report.large_output_tokens is not None, "it always escalates"
-    return Answer(
+    return BenchAnswer(
         text=response.text,
         value=_value(response.text, row),
         tokens=report.large_output_tokens,
@@ -153,9 +153,9 @@ def answer_by(
     engine: SGLEngine,
     case: RankingCase,
     importances: Mapping[str, ImportanceMap],
-    row: Row,
+    row: DataRow,
     systems: Systems,
-) -> dict[str, dict[str, Answer]]:
+) -> dict[str, dict[str, BenchAnswer]]:
     """The large model's answers when its visual tokens are pruned by each map, at every operating point.
 
     Args:
@@ -178,15 +178,15 @@ def answer_by(
         for point, pruning in systems.points.items()
     }
     answers = _run(engine, case, list(plans.values()), row, systems.max_rows)
-    found: dict[str, dict[str, Answer]] = {}
+    found: dict[str, dict[str, BenchAnswer]] = {}
     for (name, point), answer in zip(plans, answers, strict=True):
         found.setdefault(name, {})[point] = answer
     return found
 
 
 def _run(
-    engine: SGLEngine, case: RankingCase, plans: Sequence[PruningPlan], row: Row, max_rows: int
-) -> list[Answer]:
+    engine: SGLEngine, case: RankingCase, plans: Sequence[PruningPlan], row: DataRow, max_rows: int
+) -> list[BenchAnswer]:
     """Passes side by side; rankers that chose the same tokens share one.
 
     What the unpruned model says is the draft of all of them: it saves steps, and changes no answer.
@@ -205,7 +205,7 @@ def _run(
     for key, result in zip(different, results, strict=True):
         if isinstance(result, RequestError):
             raise result
-        answers[key] = Answer(
+        answers[key] = BenchAnswer(
             text=result.generation.text,
             value=_value(result.generation.text, row),
             tokens=len(result.generation),

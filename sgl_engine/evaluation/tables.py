@@ -1,17 +1,21 @@
-"""A table that can be printed, written as Markdown, or as rows of text."""
+"""A table that can be printed or written as Markdown, and the tables of a benchmark's report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import table as rich_table
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
+
+from sgl_engine.evaluation.summary import Summary, SystemSummary
+from sgl_engine.evaluation.threshold_sweep import NEVER
+from sgl_engine.rankers import DEFAULT_RANKER
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """Text in rows and columns; the first column names the row.
 
     Attributes:
@@ -24,9 +28,9 @@ class Grid:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def rich(self) -> Table:
+    def rich(self) -> rich_table.Table:
         """For the terminal."""
-        table = Table(
+        table = rich_table.Table(
             title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
         )
         for number, name in enumerate(self.columns):
@@ -44,3 +48,116 @@ class Grid:
 
 def _safe(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").split())
+
+
+def tables(summary: Summary) -> list[Table]:
+    """All of them, most important first."""
+    found = [_systems(summary), _rankers(summary)]
+    if DEFAULT_RANKER in summary.rankers and len(summary.rankers) > 1:
+        found.append(_differences(summary))
+    return [*found, _kinds(summary), _sweep(summary)]
+
+
+_COST = ("TFLOPs", "ms")
+
+
+def _systems(summary: Summary) -> Table:
+    return Table(
+        f"Systems on the same {len(summary.rows)} questions (95 % interval; costs relative to large alone)",
+        ("system", "accuracy %", "minus large", *_COST, "large sees %", "escalated %"),
+        [
+            (
+                each.name,
+                each.value.percent(),
+                each.versus_large.percent(sign=True),
+                *_cost(each),
+                "-" if each.retention is None else f"{100 * each.retention:.1f}",
+                "-" if each.escalated is None else f"{100 * each.escalated.value:.1f}",
+            )
+            for each in summary.systems
+        ],
+    )
+
+
+def _cost(system: SystemSummary) -> tuple[str, str]:
+    return f"{system.tflops_share.value:.2f}", f"{system.ms_share.value:.2f}"
+
+
+def _heading(summary: Summary, point: str) -> str:
+    return f"{point} (sees {100 * summary.retention(point):.0f} %)"
+
+
+def _rankers(summary: Summary) -> Table:
+    rows = [
+        (ranker, *(summary.draws.mean(summary.ranked(ranker, point)).percent() for point in summary.points))
+        for ranker in summary.rankers
+    ]
+    unpruned = summary.draws.mean(summary.large).percent()
+    return Table(
+        "The large model's accuracy % under each ranker (95 % interval)",
+        ("ranker", *(_heading(summary, point) for point in summary.points)),
+        [("unpruned", *([unpruned] * len(summary.points))), *rows],
+    )
+
+
+def _differences(summary: Summary) -> Table:
+    return Table(
+        f"The same, minus {DEFAULT_RANKER} on the same questions (95 % interval)",
+        ("ranker", *(_heading(summary, point) for point in summary.points)),
+        [
+            (
+                ranker,
+                *(
+                    summary.draws.difference(
+                        summary.ranked(ranker, point), summary.ranked(DEFAULT_RANKER, point)
+                    ).percent(sign=True)
+                    for point in summary.points
+                ),
+            )
+            for ranker in summary.rankers
+            if ranker != DEFAULT_RANKER
+        ],
+    )
+
+
+def _kinds(summary: Summary) -> Table:
+    guided, composed = summary.measured(summary.point).at(NEVER), summary.chosen
+    systems = (summary.small, summary.large, guided.value, composed.value)
+    return Table(
+        "Accuracy % by kind of question (95 % interval)",
+        (
+            "kind",
+            "questions",
+            "small alone",
+            "large alone",
+            f"guided at {summary.point}",
+            f"cascade, exits at {summary.threshold:g}",
+            "of these escalated %",
+        ),
+        [
+            (
+                kind,
+                str(sum(where)),
+                *(summary.draws.mean(values, where).percent() for values in systems),
+                f"{100 * summary.draws.mean(composed.escalated, where).value:.1f}",
+            )
+            for kind, where in summary.kinds.items()
+        ],
+    )
+
+
+def _sweep(summary: Summary) -> Table:
+    return Table(
+        f"The cascade at {summary.point}, by threshold (95 % interval; costs relative to large alone)",
+        ("exits at score", "escalated %", "accuracy %", "minus large", *_COST),
+        [
+            (
+                "never" if (each.threshold or 0) > 1 else f"{each.threshold:g}",
+                each.escalated.percent() if each.escalated else "-",
+                each.value.percent(),
+                each.versus_large.percent(sign=True),
+                *_cost(each),
+            )
+            for each in summary.sweep
+        ],
+    )

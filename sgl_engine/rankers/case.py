@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -170,3 +170,7 @@ class RankingCase:
 def _sums(rows: AttentionRows) -> AttentionSums:
     prompt, answer = rows.plain[:, : rows.prompt_rows], rows.plain[:, rows.prompt_rows :]
     return AttentionSums(prompt.sum(dim=1), answer.sum(dim=1), prompt.shape[1], answer.shape[1])
+
+
+Ranker: TypeAlias = Callable[[RankingCase], ImportanceMap]
+"""A case -> importance of visual tokens, of the small or of the large prompt."""

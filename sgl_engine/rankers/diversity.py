@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_engine.rankers.case import RankingCase
+from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.types import ImportanceMap
 
 DART_LAYER = 2
@@ -112,3 +112,7 @@ def _cosines(vectors: Tensor) -> Tensor:
     """(N, D) -> (N, N)."""
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     return unit @ unit.T
+
+
+BASELINES: dict[str, Ranker] = {"divprune": divprune, "dart": dart}
+MAPS: dict[str, Ranker] = {"diverse": importance_and_diversity}

@@ -12,8 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from sgl_engine.rankers.case import RankingCase
+from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.types import ImportanceMap
+
+DEFAULT_RANKER = "small-guided"
+"""What the engine itself does."""
 
 CAP_QUANTILE = 0.95
 """Of a layer's map: what receives more counts as this much."""
@@ -152,3 +155,27 @@ def _prompt_and_answer(case: RankingCase, weight: float) -> ImportanceMap:
     if rows.plain.shape[1] > rows.prompt_rows:
         mass = mass + weight * rows.plain[:, rows.prompt_rows :].mean(dim=1).sum(dim=0)
     return case.small_map(mass)
+
+
+BASELINES: dict[str, Ranker] = {DEFAULT_RANKER: plain}
+PARTIAL: dict[str, Ranker] = {
+    "small-one-layer": one_layer,
+    "small-last-layer": last_layer,
+    "prompt-rows": prompt_rows,
+}
+MAPS: dict[str, Ranker] = {
+    DEFAULT_RANKER: plain,
+    "value-norms": value_norms,
+    "without-recency": without_recency,
+    "capped": capped,
+    "relative": relative,
+    "even-layers": even_layers,
+    "middle-layers": middle_layers,
+    "late-layers": late_layers,
+    "question-rows": question_rows,
+    "answer-rows": answer_rows,
+    "even-rows": even_rows,
+    "sure-answer": sure_answer,
+    "sure-tokens": sure_tokens,
+    "sure-even-rows": sure_even_rows,
+}

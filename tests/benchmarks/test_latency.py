@@ -14,7 +14,7 @@ from benchmarks.latency_figure import draw
 from benchmarks.latency_passes import pruned_prefill, random_plan
 from benchmarks.latency_profile import profile_escalation
 from benchmarks.shapes import PAIRS, picture, processor
-from benchmarks.timing import Outcome, speed_up_bound, take_turns
+from benchmarks.timing import Comparison, speed_up_bound, take_turns
 from sgl_engine.demo import demo_engine
 
 TOKENS, ANSWER = 64, 3
@@ -26,14 +26,14 @@ def timed() -> Timed:
 
 
 def test_ratio_is_of_medians_and_spread_is_of_rounds() -> None:
-    outcome = Outcome("a / b", 0.5, "<=", (1.0, 2.0, 9.0, 2.0, 2.0), (4.0, 4.0, 4.0, 4.0, 40.0))
+    outcome = Comparison("a / b", 0.5, "<=", (1.0, 2.0, 9.0, 2.0, 2.0), (4.0, 4.0, 4.0, 4.0, 40.0))
     assert outcome.ratio == 0.5
     assert outcome.spread == (0.25, 0.5)  # quartiles of 0.05, 0.25, 0.5, 0.5, 2.25
     assert outcome.passed is True
 
 
 def test_spread_of_few_rounds_is_their_range() -> None:
-    outcome = Outcome("a / b", 2.0, ">=", (1.0, 3.0), (1.0, 1.0))
+    outcome = Comparison("a / b", 2.0, ">=", (1.0, 3.0), (1.0, 1.0))
     assert outcome.spread == (1.0, 3.0)
 
 
@@ -42,12 +42,12 @@ def test_spread_of_few_rounds_is_their_range() -> None:
     [(1.1, 1.1, "<=", True), (1.2, 1.1, "<=", False), (3.0, 3.0, ">=", True), (2.9, 3.0, ">=", False)],
 )
 def test_which_side_of_the_target_is_good(ratio: float, target: float, sense: str, passed: bool) -> None:
-    assert Outcome("a / b", target, sense, (ratio,), (1.0,)).passed is passed  # type: ignore[arg-type]  # one of two
-    assert Outcome("a / b", None, "<=", (ratio,), (1.0,)).passed is None
+    assert Comparison("a / b", target, sense, (ratio,), (1.0,)).passed is passed  # type: ignore[arg-type]  # one of two
+    assert Comparison("a / b", None, "<=", (ratio,), (1.0,)).passed is None
 
 
 def test_bound_divides_ratio_and_spread() -> None:
-    outcome = Outcome("a / b", 0.9, ">=", (6.0, 9.0), (2.0, 2.0), bound=3.0)
+    outcome = Comparison("a / b", 0.9, ">=", (6.0, 9.0), (2.0, 2.0), bound=3.0)
     assert outcome.ratio == 1.25
     assert outcome.spread == (1.0, 1.5)
 
@@ -160,7 +160,7 @@ def test_stages_add_up(timed: Timed) -> None:
 
 def test_table_and_figure(tmp_path: Path, timed: Timed) -> None:
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
-    outcome = Outcome("a / b", 0.5, "<=", (1.0, 2.0), (4.0, 5.0), note="said so")
+    outcome = Comparison("a / b", 0.5, "<=", (1.0, 2.0), (4.0, 5.0), note="said so")
     rows = [{"visual_tokens": 1024, **outcome.to_json()}]
     assert ratios_table(rows).row_count == 1
     draw(rows, [], tmp_path / "ratios.png")

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.calibration.binding import Binding, Conditions, ModelIdentity
-from sgl_engine.calibration.making import Promise, calibrate
-from sgl_engine.calibration.records import Record
+from sgl_engine.calibration.build import Promise, calibrate
+from sgl_engine.calibration.records import CalibrationRecord
 from sgl_engine.config import GenerationConfig, PruningConfig
+from sgl_engine.exit.binding import Binding, Conditions, ModelIdentity
 
 MODEL = ModelIdentity(name="little", revision=None, dtype="float32", fingerprint="f", prompt_format="p")
 BINDING = Binding(
@@ -21,7 +21,7 @@ BINDING = Binding(
 CONDITIONS = Conditions(generation=GenerationConfig(), min_images=1, max_images=1)
 
 
-def make_record(number: int, **changes: Any) -> Record:
+def make_record(number: int, **changes: Any) -> CalibrationRecord:
     """Both models right, on a picture of its own."""
     fields: dict[str, Any] = {
         "key": f"row-{number:05}",
@@ -45,10 +45,12 @@ def make_record(number: int, **changes: Any) -> Record:
         "large_ms": 40.0,
         "alone_ms": 50.0,
     }
-    return Record(**fields | changes)
+    return CalibrationRecord(**fields | changes)
 
 
-def make_records(count: int, *, seed: int = 0, harm: float = 0.3, power: float = 1.0) -> list[Record]:
+def make_records(
+    count: int, *, seed: int = 0, harm: float = 0.3, power: float = 1.0
+) -> list[CalibrationRecord]:
     """Scores uniform in [0, 1]; P(the large model says something else) = harm * (1 - score)^power."""
     rng = np.random.default_rng(seed)
     scores = rng.random(count)
@@ -69,7 +71,9 @@ def make_records(count: int, *, seed: int = 0, harm: float = 0.3, power: float =
     ]
 
 
-def make_calibration(records: Sequence[Record], promise: Promise | None = None, **changes: Any) -> Any:
+def make_calibration(
+    records: Sequence[CalibrationRecord], promise: Promise | None = None, **changes: Any
+) -> Any:
     """Of the models above."""
     settings: dict[str, Any] = {"binding": BINDING, "conditions": CONDITIONS, "data": "invented"} | changes
     return calibrate(records, promise or Promise(targets=(0.02, 0.05, 0.1)), **settings)

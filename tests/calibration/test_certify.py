@@ -14,7 +14,7 @@ from sgl_engine.calibration.certify import (
     records_needed,
     thresholds_of,
 )
-from sgl_engine.calibration.features import observe
+from sgl_engine.exit.calibrators import observe
 
 
 def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
-from sgl_engine.calibration.collection import Collector, agree, observed_conditions
-from sgl_engine.calibration.records import Failure, Record, read_records
+from sgl_engine.calibration.collection import Collector, agree_by_metric, observed_conditions
+from sgl_engine.calibration.records import CalibrationRecord, Failure, read_records
 from sgl_engine.config import GenerationConfig
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import ConfigError
@@ -38,7 +38,9 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def collect(engine: SGLEngine, data: Path, records: Path, **settings: Any) -> list[Record | Failure]:
+def collect(
+    engine: SGLEngine, data: Path, records: Path, **settings: Any
+) -> list[CalibrationRecord | Failure]:
     return list(Collector(engine, **settings).collect(JsonLines.read(data, answers="optional"), records))
 
 
@@ -48,7 +50,7 @@ def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_pat
     always = engine.with_config(engine.config.escalating("always").without_reuse())
     response = always.run(Request.ask("what is it?", tmp_path / "page.png"))
     report = response.report
-    assert isinstance(first, Record)
+    assert isinstance(first, CalibrationRecord)
     assert (first.small_answer, first.large_answer) == (report.small_answer, response.text)
     assert (first.score, first.parts) == (report.score, report.score_parts)
     assert (first.agreed, first.kind, first.images) == (report.large_agreed, "words", 1)
@@ -56,7 +58,7 @@ def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_pat
     assert first.alone_ms is not None
     assert min(first.small_ms, first.large_ms, first.alone_ms) > 0
     assert first.small_right is (report.small_answer.strip() == "a page")  # type: ignore[union-attr]
-    assert isinstance(second, Record)
+    assert isinstance(second, CalibrationRecord)
     assert (second.small_right, second.large_right, second.alone_right) == (None, None, None)
     assert second.images == 2
     assert isinstance(third, Failure)
@@ -101,7 +103,7 @@ def test_a_failed_row_is_tried_again_and_counts_once(engine: SGLEngine, data: Pa
     collect(engine, data, records)
     (tmp_path / "page.png").rename(tmp_path / "gone.png")
     late = collect(engine, data, records)[-1]
-    assert isinstance(late, Record)
+    assert isinstance(late, CalibrationRecord)
     _, kept, failed = read_records(records)
     assert (len(kept), failed) == (3, [])
 
@@ -131,7 +133,7 @@ def test_records_of_other_settings_are_not_mixed(engine: SGLEngine, data: Path, 
 
 def test_the_large_model_alone_can_be_left_out(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
     first = collect(engine, data, tmp_path / "records.jsonl", alone=False)[0]
-    assert isinstance(first, Record)
+    assert isinstance(first, CalibrationRecord)
     assert (first.alone_ms, first.alone_right) == (None, None)
     assert first.large_right is not None
 
@@ -150,9 +152,9 @@ def test_questions_without_a_picture_are_not_about_the_same_one(tmp_path: Path) 
     path.write_text("\n".join(json.dumps({"question": question}) for question in ("one?", "two?", "two?")))
     engine = FakeEngine(lambda _: "a", config=SETTINGS)
     one, two, again = collect(engine, path, tmp_path / "records.jsonl", alone=False)
-    assert isinstance(one, Record)
-    assert isinstance(two, Record)
-    assert isinstance(again, Record)
+    assert isinstance(one, CalibrationRecord)
+    assert isinstance(two, CalibrationRecord)
+    assert isinstance(again, CalibrationRecord)
     assert one.picture != two.picture == again.picture
 
 
@@ -177,7 +179,7 @@ def test_an_answer_without_a_score_is_a_failure(data: Path, tmp_path: Path) -> N
 def test_agreement_by_metric_takes_the_large_answer_for_the_truth(
     metric: str, small: str, large: str, agreed: bool
 ) -> None:
-    assert agree(metric, small, large) is agreed
+    assert agree_by_metric(metric, small, large) is agreed
 
 
 def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
@@ -194,4 +196,4 @@ def test_generated_questions_are_held_out_and_have_answers(tmp_path: Path) -> No
     data = HeldOut(2, start=5)
     engine = demo_engine(EngineConfig(exit=ExitConfig(escalate="never")))  # both are asked all the same
     outcomes = list(Collector(engine).collect(data, tmp_path / "records.jsonl"))
-    assert all(isinstance(each, Record) and each.small_right is not None for each in outcomes)
+    assert all(isinstance(each, CalibrationRecord) and each.small_right is not None for each in outcomes)

@@ -5,8 +5,8 @@ import pytest
 from calibration_samples import make_calibration, make_record, make_records
 from scipy.stats import binom, ks_2samp
 
+from sgl_engine.calibration.build import Promise, reference_of
 from sgl_engine.calibration.drift import check_drift, scores_shift
-from sgl_engine.calibration.making import Promise, reference_of
 from sgl_engine.errors import ConfigError
 
 CALIBRATION = make_calibration(make_records(2000), Promise(targets=(0.05,)))

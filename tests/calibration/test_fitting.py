@@ -7,10 +7,9 @@ import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
-from sgl_engine.calibration.calibrators import Isotonic, Logistic
-from sgl_engine.calibration.features import SCORE, Feature, logistic_features, observe
-from sgl_engine.calibration.fitting import Method, fit
+from sgl_engine.calibration.fitting import Method, fit, logistic_features
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibrators import SCORE, Feature, Isotonic, Logistic, observe
 
 
 def draw(count: int, seed: int = 0) -> tuple[list[dict[str, float]], list[bool]]:

@@ -7,9 +7,9 @@ import pytest
 from calibration_samples import make_calibration, make_record, make_records
 from PIL import Image
 
+from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.figures import bins
-from sgl_engine.calibration.making import Promise
-from sgl_engine.calibration.outcomes import interval, outcome, outcomes_by_kind
+from sgl_engine.calibration.outcomes import outcome, outcomes_by_kind, share_interval
 from sgl_engine.calibration.page import write_page
 
 RECORDS = make_records(1500)
@@ -56,7 +56,7 @@ def test_the_page_says_what_was_measured(page: Path) -> None:
     for point in CALIBRATION.points:
         exits = f"{point.exit_share:.0%} of the questions never reach the large model"
         assert f"**At {point.target_risk:.1%} risk, {exits}.**" in text
-        low, high = interval(point.exits, point.records)
+        low, high = share_interval(point.exits, point.records)
         assert f"| {point.exit_share:.1%} ({low:.1%} to {high:.1%}) |" in text
     assert "| charts |" in text
     assert "| words |" in text

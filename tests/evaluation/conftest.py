@@ -9,7 +9,7 @@ from sgl_engine.config import EngineConfig, GenerationConfig
 from sgl_engine.demo import demo_engine
 from sgl_engine.engine import SGLEngine
 from sgl_engine.evaluation import runner, systems
-from sgl_engine.evaluation.records import Answer, Outcome, Row, Scored
+from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow, Scored
 
 MakeRow = Callable[..., Scored]
 
@@ -34,13 +34,17 @@ def make_row() -> MakeRow:
         kind: str = "a",
         **outcome: Any,
     ) -> Scored:
-        def answer(value: float, tflops: float, ms: float | None, retention: float = 1.0) -> Answer:
-            return Answer(text=str(value), value=value, tokens=2, tflops=tflops, ms=ms, retention=retention)
+        def answer(value: float, tflops: float, ms: float | None, retention: float = 1.0) -> BenchAnswer:
+            return BenchAnswer(
+                text=str(value), value=value, tokens=2, tflops=tflops, ms=ms, retention=retention
+            )
 
         points = dict(zip(("35%", "9%"), guided, strict=True))
         return Scored(
-            row=Row(index=index, id=f"row {index}", kind=kind, metric="exact", question="q?", answers=("a",)),
-            outcome=Outcome(
+            row=DataRow(
+                index=index, id=f"row {index}", kind=kind, metric="exact", question="q?", answers=("a",)
+            ),
+            outcome=BenchOutcome(
                 **{
                     "small": answer(small, 0.3, 30.0),
                     "large": answer(large, 1.0, 100.0),

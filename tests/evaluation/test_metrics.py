@@ -6,7 +6,7 @@ import pytest
 
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.metrics import METRICS, anls, exact, normalise, relaxed, vqa_score
-from sgl_engine.extras import extra
+from sgl_engine.evaluation.optional import extra
 
 # google-research/pix2struct, metrics_test.py: right answer, prediction.
 PIX2STRUCT = [

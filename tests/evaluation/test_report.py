@@ -16,15 +16,15 @@ from sgl_engine.evaluation import report as report_module
 from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import new_figure
 from sgl_engine.evaluation.intervals import Bootstrap
-from sgl_engine.evaluation.records import Record, Scored
+from sgl_engine.evaluation.records import BenchRecord, Scored
 from sgl_engine.evaluation.report import Report, make_report
 from sgl_engine.evaluation.sections import Section
-from sgl_engine.evaluation.store import Manifest, ModelIdentity
+from sgl_engine.evaluation.store import BenchModel, Manifest
 from sgl_engine.evaluation.summary import Summary
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
 
 MakeRow = Callable[..., Scored]
-MODEL = ModelIdentity(name="m", revision=None, weights="0", dtype="float32", device="cpu")
+MODEL = BenchModel(name="m", revision=None, weights="0", dtype="float32", device="cpu")
 MANIFEST = Manifest(engine_version="1", small=MODEL, large=MODEL, data="made up", settings={})
 
 
@@ -33,7 +33,7 @@ def summarise(rows: Sequence[Scored]) -> Summary:
 
 
 @pytest.fixture
-def records(make_row: MakeRow) -> list[Record]:
+def records(make_row: MakeRow) -> list[BenchRecord]:
     """Forty rows: scores 0, 1/40, ...; small right in the upper half, large always but in every eighth."""
     rows = [
         make_row(
@@ -46,13 +46,13 @@ def records(make_row: MakeRow) -> list[Record]:
         )
         for n in range(40)
     ]
-    return [Record(row=row.row, outcome=row.outcome) for row in rows]
+    return [BenchRecord(row=row.row, outcome=row.outcome) for row in rows]
 
 
 @pytest.fixture
-def report(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> Report:
+def report(records: list[BenchRecord], monkeypatch: pytest.MonkeyPatch) -> Report:
     monkeypatch.setattr(report_module, "SECTIONS", {})
-    failed = Record(row=records[0].row.model_copy(update={"index": 99}), error="ImageError: gone | lost")
+    failed = BenchRecord(row=records[0].row.model_copy(update={"index": 99}), error="ImageError: gone | lost")
     return make_report(MANIFEST, [*records, failed], [BadLine(7, "no JSON")], summarise)
 
 
@@ -129,13 +129,17 @@ def test_without_rankers_there_is_no_figure_of_them(
 ) -> None:
     monkeypatch.setattr(report_module, "SECTIONS", {})
     rows = [make_row(n, score=0.5, small=1, large=1, pruned={}) for n in range(3)]
-    found = make_report(MANIFEST, [Record(row=row.row, outcome=row.outcome) for row in rows], [], summarise)
+    found = make_report(
+        MANIFEST, [BenchRecord(row=row.row, outcome=row.outcome) for row in rows], [], summarise
+    )
     assert "retention.png" not in found.markdown()
     assert "n/a" in found.markdown()  # AUROC, where all are right
     json.dumps(found.json(), allow_nan=False)
 
 
-def test_studies_add_sections(records: list[Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_studies_add_sections(
+    records: list[BenchRecord], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def make(rows: Sequence[Scored], draws: Bootstrap) -> Section:
         assert [row.row.index for row in rows] == list(range(40))
         assert draws.rows == 40
@@ -157,12 +161,12 @@ def test_studies_add_sections(records: list[Record], monkeypatch: pytest.MonkeyP
     assert "silent" not in studies
 
 
-def test_a_run_without_outcomes_names_its_first_error(records: list[Record]) -> None:
-    bad = Record(row=records[0].row, error="ImageError: gone")
+def test_a_run_without_outcomes_names_its_first_error(records: list[BenchRecord]) -> None:
+    bad = BenchRecord(row=records[0].row, error="ImageError: gone")
     with pytest.raises(ConfigError, match=r"No row has an outcome; the first error: ImageError: gone"):
         make_report(MANIFEST, [bad], [], summarise)
 
 
 def test_a_table_in_markdown_keeps_its_columns() -> None:
-    grid = Grid("T", ("a", "b"), [("x|y", "1\n2")])
-    assert grid.markdown().splitlines() == ["**T**", "", "| a | b |", "| --- | ---: |", "| x\\|y | 1 2 |"]
+    table = Table("T", ("a", "b"), [("x|y", "1\n2")])
+    assert table.markdown().splitlines() == ["**T**", "", "| a | b |", "| --- | ---: |", "| x\\|y | 1 2 |"]

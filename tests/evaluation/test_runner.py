@@ -11,8 +11,8 @@ from sgl_engine.confidence import score_parts
 from sgl_engine.config import PRESETS
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError, InvalidRequestError
-from sgl_engine.evaluation.dataset import Data, HeldOut, JsonLines, Sample
-from sgl_engine.evaluation.records import Outcome
+from sgl_engine.evaluation.dataset import Data, DataSample, HeldOut, JsonLines
+from sgl_engine.evaluation.records import BenchOutcome
 from sgl_engine.evaluation.runner import Runner, manifest
 from sgl_engine.evaluation.store import Store
 from sgl_engine.evaluation.systems import Systems, at, measure
@@ -63,7 +63,7 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
     assert outcome.small.text == case.small.generation.text
     assert outcome.score == score_parts(case.small.parts, bundled.config.exit.scorer).score
     assert outcome.small.tflops < outcome.small_pass_tflops
-    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert BenchOutcome.model_validate_json(outcome.model_dump_json()) == outcome
 
 
 def test_a_ranker_that_chooses_otherwise_answers_otherwise(bundled: SGLEngine, no_studies: None) -> None:
@@ -103,7 +103,7 @@ def test_a_run_goes_on_where_it_stopped_and_grows(
 
 def test_an_interrupt_keeps_what_is_done(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
     class Tired(HeldOut):
-        def __getitem__(self, index: int) -> Sample:
+        def __getitem__(self, index: int) -> DataSample:
             if index == 1:
                 raise KeyboardInterrupt
             return super().__getitem__(index)

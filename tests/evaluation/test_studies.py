@@ -10,12 +10,12 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from sgl_engine import Request, SGLEngine
+from sgl_engine.evaluation.better_maps import better_maps
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.findings import findings
 from sgl_engine.evaluation.intervals import Bootstrap
 from sgl_engine.evaluation.likeness import likeness, overlap, spearman
-from sgl_engine.evaluation.maps import better_maps
-from sgl_engine.evaluation.records import Answer, Outcome, Row, Scored
+from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow, Scored
 from sgl_engine.evaluation.scorer_study import LOGISTIC, consistency, cross_validated, scorers
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.rankers import DEFAULT_RANKER, RankingCase
@@ -33,8 +33,8 @@ def case() -> RankingCase:
     return RankingCase.of(engine, Request.ask("What is it?", picture, max_new_tokens=5))
 
 
-def answer(value: float, text: str = "yes") -> Answer:
-    return Answer(text=text, value=value, tokens=3, tflops=1.0, ms=1.0)
+def answer(value: float, text: str = "yes") -> BenchAnswer:
+    return BenchAnswer(text=text, value=value, tokens=3, tflops=1.0, ms=1.0)
 
 
 def scored(index: int, *, small: float, pruned: dict[str, float], sure: float, study: Any = None) -> Scored:
@@ -47,7 +47,7 @@ def scored(index: int, *, small: float, pruned: dict[str, float], sure: float, s
         "consistency_product": 0.5,
         "consistency_geometric_mean": 0.5,
     }
-    outcome = Outcome(
+    outcome = BenchOutcome(
         small=answer(small, "yes" if small else "no"),
         large=answer(1.0, "Yes "),
         score=sure,
@@ -58,7 +58,7 @@ def scored(index: int, *, small: float, pruned: dict[str, float], sure: float, s
         pruned={name: {point: answer(value) for point in POINTS} for name, value in pruned.items()},
         study=study or {},
     )
-    row = Row(
+    row = DataRow(
         index=index, id=str(index), kind="ab"[index % 2], metric="exact", question="?", answers=("yes",)
     )
     return Scored(row=row, outcome=outcome)

@@ -16,7 +16,7 @@ from sgl_engine.attention_rows import AttentionRows
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.pruning import keep_everything
 from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided
-from sgl_engine.rankers.blind import even_spread
+from sgl_engine.rankers.baselines import even_spread
 from sgl_engine.rankers.diversity import farthest_first, least_similar_in_turn, suppressing
 from sgl_engine.small_pass import run_small_pass
 from sgl_engine.testing import tiny_vlm
@@ -182,7 +182,7 @@ def test_suppression_skips_what_resembles_the_chosen() -> None:
     assert suppressing(mass, similar) == [0, 2, 3, 1]
 
 
-# --- blind -------------------------------------------------------------------------------------------------
+# --- baselines ---------------------------------------------------------------------------------------------
 
 
 def largest_gap(chosen: Tensor, rows: int, cols: int) -> float:

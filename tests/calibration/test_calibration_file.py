@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from calibration_samples import make_calibration, make_record, make_records
 
-from sgl_engine.calibration.document import load_calibration, save_calibration
-from sgl_engine.calibration.making import Promise
+from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.records import halves, is_harmful
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import load_calibration, save_calibration
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgl_engine.evaluation.intervals import Floats
-from sgl_engine.evaluation.records import Answer, Outcome, Scored
+from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, Scored
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999)
 NEVER = 1.01
@@ -64,7 +64,7 @@ class Measured:
     def of(cls, rows: Sequence[Scored], point: str | None) -> Measured:
         """At an operating point; None is the large model unpruned."""
 
-        def large(outcome: Outcome) -> Answer:
+        def large(outcome: BenchOutcome) -> BenchAnswer:
             return outcome.large if point is None else outcome.guided[point]
 
         return cls(
@@ -95,6 +95,6 @@ class Measured:
         return self.at(NEVER if count >= len(ordered) else float(ordered[count]))
 
 
-def column(rows: Sequence[Scored], of: Callable[[Outcome], float]) -> Floats:
+def column(rows: Sequence[Scored], of: Callable[[BenchOutcome], float]) -> Floats:
     """One number per row, float64 (rows,)."""
     return np.array([of(row.outcome) for row in rows], dtype=float)

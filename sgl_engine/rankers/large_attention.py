@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sgl_engine.importance import importance_map
-from sgl_engine.rankers.case import RankingCase
+from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.types import ImportanceMap
 
 FASTV_LAYER = 1
@@ -36,3 +36,11 @@ def fastv(case: RankingCase) -> ImportanceMap:
     rows = case.large_rows
     layer = next((layer for layer in rows.attending if layer >= FASTV_LAYER), rows.attending[-1])
     return case.large_map(rows.plain[layer, rows.prompt_rows - 1])
+
+
+BASELINES: dict[str, Ranker] = {"large-own": large_own, "fastv": fastv}
+PARTIAL: dict[str, Ranker] = {
+    "large-one-layer": large_one_layer,
+    "large-last-layer": large_last_layer,
+    "large-prompt-rows": large_prompt_rows,
+}

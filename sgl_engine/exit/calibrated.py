@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sgl_engine.calibration.binding import Conditions, bind, digest
-from sgl_engine.calibration.document import Calibration, load_calibration
-from sgl_engine.calibration.features import observe
 from sgl_engine.config import GenerationConfig
 from sgl_engine.early_exit import CalibratedScore
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.binding import Conditions, bind, digest
+from sgl_engine.exit.calibration_file import Calibration, load_calibration
+from sgl_engine.exit.calibrators import observe
 from sgl_engine.types import Confidence, Decoding, Message, Request
 
 if TYPE_CHECKING:

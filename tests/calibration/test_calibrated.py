@@ -10,10 +10,10 @@ from calibration_samples import make_calibration, make_records
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request, SGLEngine, ToolSpec
-from sgl_engine.calibration.binding import Conditions, bind, identify
-from sgl_engine.calibration.document import save_calibration
-from sgl_engine.calibration.exit_rule import system_hash
 from sgl_engine.config import GenerationConfig
+from sgl_engine.exit.binding import Conditions, bind, identify
+from sgl_engine.exit.calibrated import system_hash
+from sgl_engine.exit.calibration_file import save_calibration
 from sgl_engine.testing import FakeEngine, tiny_vlm
 from sgl_engine.vlm import VLM
 
@@ -59,7 +59,7 @@ def scripted(models: tuple[VLM, VLM], path: Path) -> Any:
 
 
 def calibration_of(path: Path) -> Any:
-    from sgl_engine.calibration.document import load_calibration
+    from sgl_engine.exit.calibration_file import load_calibration
 
     return load_calibration(path)
 

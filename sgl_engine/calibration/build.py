@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgl_engine.accounting import engine_version
-from sgl_engine.calibration.certify import OperatingPoint, certify, thresholds_of
-from sgl_engine.calibration.document import Calibration, Reference, Samples
+from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
-from sgl_engine.calibration.records import Record, halves, is_harmful
-from sgl_engine.calibration.risks import Agreement, Risk
+from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.calibration_file import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
 
 if TYPE_CHECKING:
-    from sgl_engine.calibration.binding import Binding, Conditions
-    from sgl_engine.calibration.calibrators import Isotonic, Logistic
+    from sgl_engine.exit.binding import Binding, Conditions
+    from sgl_engine.exit.calibrators import Isotonic, Logistic
 
 _FEWEST = 10
 _MAX_SCORES = 512
@@ -59,7 +58,7 @@ class Promise:
         if not self.targets:
             raise ConfigError("No target risk is given.", remedy="Give at least one, such as 0.05.")
 
-    def harmful(self, records: Sequence[Record]) -> list[bool]:
+    def harmful(self, records: Sequence[CalibrationRecord]) -> list[bool]:
         """Of each record, whether keeping its small answer does harm."""
         return [is_harmful(record, self.risk, self.agreement) for record in records]
 
@@ -76,13 +75,13 @@ class Fitted:
     calibrator: Isotonic | Logistic
     thresholds: tuple[float, ...]
 
-    def probabilities(self, records: Sequence[Record]) -> list[float]:
+    def probabilities(self, records: Sequence[CalibrationRecord]) -> list[float]:
         """Of each record; 0, which never exits early, where it has no score."""
         found = (self.calibrator.probability(record.observation) for record in records)
         return [0.0 if probability is None else probability for probability in found]
 
 
-def fit_half(records: Sequence[Record], promise: Promise) -> Fitted:
+def fit_half(records: Sequence[CalibrationRecord], promise: Promise) -> Fitted:
     """Fits the calibrator and fixes the thresholds.
 
     Raises:
@@ -95,7 +94,9 @@ def fit_half(records: Sequence[Record], promise: Promise) -> Fitted:
     return Fitted(calibrator, thresholds_of(fitted.probabilities(records)))
 
 
-def certify_half(records: Sequence[Record], fitted: Fitted, promise: Promise) -> tuple[OperatingPoint, ...]:
+def certify_half(
+    records: Sequence[CalibrationRecord], fitted: Fitted, promise: Promise
+) -> tuple[OperatingPoint, ...]:
     """Tests the thresholds for every target, ascending."""
     probabilities, harmful = fitted.probabilities(records), promise.harmful(records)
     return tuple(
@@ -111,7 +112,7 @@ def certify_half(records: Sequence[Record], fitted: Fitted, promise: Promise) ->
 
 
 def calibrate(
-    records: Sequence[Record],
+    records: Sequence[CalibrationRecord],
     promise: Promise,
     *,
     binding: Binding,

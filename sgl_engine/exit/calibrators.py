@@ -13,7 +13,45 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sgl_engine.calibration.features import Feature
+SCORE = "score"
+ANSWER_TOKENS = "answer_tokens"
+_CLIP = 1e-6  # of probabilities: beyond it, log-odds measure rounding
+
+
+class Feature(BaseModel):
+    """One input of a calibrator.
+
+    Attributes:
+        name: "score", "answer_tokens", or a part of ``Confidence``.
+        transform: "logit" takes a probability to its log-odds, clipped at 1e-6 and 1 - 1e-6; "log1p" takes a
+            count or an entropy x >= 0 to log(1 + x); "identity" changes nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    transform: Literal["identity", "logit", "log1p"] = "identity"
+
+    def of(self, values: Mapping[str, float]) -> float | None:
+        """The feature of ``values``; None where it is missing or not a number."""
+        value = values.get(self.name)
+        if value is None or not math.isfinite(value):
+            return None
+        if self.transform == "logit":
+            inside = min(max(value, _CLIP), 1 - _CLIP)
+            return math.log(inside / (1 - inside))
+        return math.log1p(max(value, 0.0)) if self.transform == "log1p" else value
+
+
+def observe(score: float, parts: Mapping[str, float], answer_tokens: int) -> dict[str, float]:
+    """All that features can be made of.
+
+    Args:
+        score: The small model's score by its scorer, in [0, 1].
+        parts: ``Confidence.parts``.
+        answer_tokens: Tokens of the small answer, its end included.
+    """
+    return {**parts, SCORE: score, ANSWER_TOKENS: float(answer_tokens)}
 
 
 class _Calibrator(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_engine.rankers.case import RankingCase
+from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.types import ImportanceMap
 
 
@@ -39,3 +39,6 @@ def random(case: RankingCase) -> ImportanceMap:
     """Lots, drawn with the case's seed."""
     lots = torch.Generator().manual_seed(case.seed)
     return case.large_map(torch.rand(case.large_prompt.num_visual_tokens, generator=lots))
+
+
+BASELINES: dict[str, Ranker] = {"uniform": uniform, "random": random}

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.evaluation.cascade import NEVER
 from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, PALE, level, new_figure, whiskers
 from sgl_engine.evaluation.intervals import Interval, share
 from sgl_engine.evaluation.summary import Summary
+from sgl_engine.evaluation.threshold_sweep import NEVER
 from sgl_engine.rankers import BASELINES
 
 _MARKED = (0.5, 0.8, 0.95)  # thresholds with a label

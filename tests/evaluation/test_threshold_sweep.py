@@ -8,10 +8,10 @@ import pytest
 
 from sgl_engine.config import PRESETS, ExitConfig
 from sgl_engine.engine import SGLEngine
-from sgl_engine.evaluation.cascade import NEVER, Measured
 from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.records import Scored
 from sgl_engine.evaluation.systems import Systems, at, measure
+from sgl_engine.evaluation.threshold_sweep import NEVER, Measured
 from sgl_engine.types import Request
 
 MakeRow = Callable[..., Scored]

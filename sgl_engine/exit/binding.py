@@ -31,11 +31,11 @@ _VOLATILE = ("transformers_version", "dtype", "torch_dtype")  # and what begins 
 _identities: WeakKeyDictionary[VLM, ModelIdentity] = WeakKeyDictionary()
 
 
-class _Part(BaseModel):
+class _BindingPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelIdentity(_Part):
+class ModelIdentity(_BindingPart):
     """Which model, told by what it is and not by where it lies.
 
     Attributes:
@@ -53,7 +53,7 @@ class ModelIdentity(_Part):
     prompt_format: str
 
 
-class Binding(_Part):
+class Binding(_BindingPart):
     """What a request cannot change.
 
     Attributes:
@@ -92,7 +92,7 @@ class Binding(_Part):
         return found
 
 
-class Conditions(_Part):
+class Conditions(_BindingPart):
     """What requests were like: plain text answers to one user turn, pictures first, and this.
 
     Attributes:

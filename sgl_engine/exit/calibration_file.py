@@ -7,26 +7,92 @@ hash of the content, so that a report that names it names exactly this file, and
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sgl_engine.calibration.binding import Binding, Conditions, digest
-from sgl_engine.calibration.calibrators import Calibrator
-from sgl_engine.calibration.certify import OperatingPoint
-from sgl_engine.calibration.risks import RISKS, Agreement, Risk
 from sgl_engine.errors import ConfigError
+from sgl_engine.exit.binding import Binding, Conditions, digest
+from sgl_engine.exit.calibrators import Calibrator
 
 SCHEMA_VERSION: Literal["1"] = "1"
 
+Risk: TypeAlias = Literal["disagreement", "regression", "error"]
+Agreement: TypeAlias = Literal["text", "metric"]
+"""How answers agree: as ``RunReport.large_agreed`` says, or by the row's metric, were the large one right."""
 
-class _Part(BaseModel):
+RISKS: Mapping[Risk, str] = {
+    "disagreement": "the small model's answer is final, and the large model would have answered differently",
+    "regression": "the small model's answer is final and wrong, and the large model's would have been right",
+    "error": "the small model's answer is final and wrong",
+}
+"""What a target risk bounds the probability of, over all questions."""
+
+
+class _FilePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Samples(_Part):
+class OperatingPoint(BaseModel):
+    """What can be promised at one target risk; "nothing" is a result like any other.
+
+    Attributes:
+        target_risk: P(exits and harms) that is to be kept.
+        threshold: Probability from which on the small answer is kept; None where none could be certified.
+        records: Records that it was tested on.
+        exits: Of them, how many exit.
+        harmful_exits: Of those, how many did harm.
+        p_value: Of the threshold, or of the strictest one where none was certified.
+        records_needed: Where none was certified: about how many records would do, if the strictest
+            threshold's errors stay as frequent; None where no number would.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_risk: Annotated[float, Field(gt=0.0, lt=1.0)]
+    threshold: float | None
+    records: int
+    exits: int
+    harmful_exits: int
+    p_value: float
+    records_needed: int | None = None
+
+    @property
+    def exit_share(self) -> float:
+        """Of questions that never reach the large model."""
+        return self.exits / self.records if self.records else 0.0
+
+    @property
+    def observed_risk(self) -> float:
+        """Share of all records that exited and did harm."""
+        return self.harmful_exits / self.records if self.records else 0.0
+
+    @property
+    def harm_among_exits(self) -> float:
+        """Share of the exits that did harm; not what is certified."""
+        return self.harmful_exits / self.exits if self.exits else 0.0
+
+    def summary(self, confidence_level: float) -> str:
+        """One sentence."""
+        if self.threshold is not None:
+            return (
+                f"At most {self.target_risk:.1%} risk, with {confidence_level:.0%} confidence: keep the "
+                f"small answer from a probability of {self.threshold:.4f} on; {self.exit_share:.1%} of "
+                f"{self.records} questions exit."
+            )
+        sentence = (
+            f"No threshold can be certified for {self.target_risk:.1%} risk with {confidence_level:.0%} "
+            f"confidence and n = {self.records}"
+        )
+        if self.records_needed is None:
+            return f"{sentence}; even the surest answers do harm too often, so more records would not help."
+        return f"{sentence}; you need about {self.records_needed}."
+
+
+class Samples(_FilePart):
     """Where the numbers come from.
 
     Attributes:
@@ -46,7 +112,7 @@ class Samples(_Part):
     seed: int
 
 
-class Reference(_Part):
+class Reference(_FilePart):
     """The certifying half's scores, for the drift check.
 
     Attributes:
@@ -58,7 +124,7 @@ class Reference(_Part):
     scores: tuple[float, ...]
 
 
-class Calibration(_Part):
+class Calibration(_FilePart):
     """The whole file.
 
     Attributes:
@@ -68,7 +134,7 @@ class Calibration(_Part):
         package_version: Of the package that made it.
         binding: What a request cannot change, and an engine has to agree with.
         conditions: What requests were like.
-        risk: What is bounded; ``records.RISKS`` says it in words.
+        risk: What is bounded; ``RISKS`` says it in words.
         agreement: How answers were compared, where the risk is "disagreement".
         confidence_level: P(the risk is within its target) is at least this, for each target by itself.
         calibrator: Observation -> probability that keeping the small answer is harmless.

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.evaluation.cascade import column
+from sgl_engine.evaluation.figures import forest_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.records import Json, Scored
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import interval
-from sgl_engine.evaluation.study_figures import forest_figure
-from sgl_engine.evaluation.tables import Grid
+from sgl_engine.evaluation.tables import Table
+from sgl_engine.evaluation.threshold_sweep import column
 from sgl_engine.rankers import DEFAULT_RANKER, MAPS
 
 
@@ -30,7 +30,7 @@ def better_maps(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
         for point in known[DEFAULT_RANKER]
     }
     plain = {point: _values(rows, DEFAULT_RANKER, point) for point in found}
-    text = [_grid(point, maps, plain[point], right, bootstrap).markdown() for point, maps in found.items()]
+    text = [_table(point, maps, plain[point], right, bootstrap).markdown() for point, maps in found.items()]
     text.append(_conclusion(found))
     return Section(
         title="Better maps",
@@ -100,7 +100,7 @@ def _resampled(values: Floats, bootstrap: Bootstrap) -> Floats:
     return np.concatenate(([values.mean()], bootstrap.weights @ values / len(values)))
 
 
-def _grid(point: str, maps: Sequence[_Map], plain: Floats, right: Floats, bootstrap: Bootstrap) -> Grid:
+def _table(point: str, maps: Sequence[_Map], plain: Floats, right: Floats, bootstrap: Bootstrap) -> Table:
     columns = (
         f"map, {point}",
         "accuracy %",
@@ -118,7 +118,7 @@ def _grid(point: str, maps: Sequence[_Map], plain: Floats, right: Floats, bootst
         "",
     )
     ordered = sorted(maps, key=lambda each: -each.difference.value)
-    return Grid(
+    return Table(
         f"The large model pruned to {point} by maps of the small model's attention; paired differences in "
         "percentage points (95 % interval)",
         columns,
