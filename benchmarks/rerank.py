@@ -20,9 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.heldout import parse, percent
-from langchain_sgl.callbacks import get_sgl_usage_callback
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.reranker import SGLImageReranker
+from langchain_sgl.reranking.reranker import SGLImageReranker
+from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 from sgl_engine.demo import documents
 from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.generator import Sample, draw_sample

@@ -11,42 +11,42 @@ from typing import TYPE_CHECKING, Any
 from sgl_engine import __version__
 
 if TYPE_CHECKING:
-    from langchain_sgl.callbacks import SGLUsageCallbackHandler, get_sgl_usage_callback
+    from langchain_sgl.budget.middleware import EscalationBudgetMiddleware
+    from langchain_sgl.chat.image_blocks import image_block
+    from langchain_sgl.chat.pair import forget_engines
     from langchain_sgl.chat_models import ChatSGL
-    from langchain_sgl.engines import forget_engines
     from langchain_sgl.evidence import Evidence
-    from langchain_sgl.image_blocks import image_block
-    from langchain_sgl.index_progress import IndexProgress
-    from langchain_sgl.indexer import SGLImageBlobParser, SGLImageIndexer
-    from langchain_sgl.manifest import RemovedDocument
-    from langchain_sgl.middleware import EscalationBudgetMiddleware
-    from langchain_sgl.picture_files import PictureFailure
-    from langchain_sgl.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
-    from langchain_sgl.reranker import SGLImageReranker
-    from langchain_sgl.tools import SGLToolkit, TranscribeTool, VisualQuestionTool
-    from langchain_sgl.usage import SGLUsage
+    from langchain_sgl.indexing.files import PictureFailure
+    from langchain_sgl.indexing.indexer import SGLImageBlobParser, SGLImageIndexer
+    from langchain_sgl.indexing.manifest import RemovedDocument
+    from langchain_sgl.indexing.progress import IndexProgress
+    from langchain_sgl.reranking.reranker import SGLImageReranker
+    from langchain_sgl.tools.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
+    from langchain_sgl.tools.toolkit import SGLToolkit, TranscribeTool, VisualQuestionTool
+    from langchain_sgl.usage.callbacks import SGLUsageCallbackHandler, get_sgl_usage_callback
+    from langchain_sgl.usage.usage import SGLUsage
 
 _HOME = {
     "ChatSGL": "chat_models",
-    "EscalationBudgetMiddleware": "middleware",
+    "EscalationBudgetMiddleware": "budget.middleware",
     "Evidence": "evidence",
-    "InMemoryPictureStore": "picture_store",
-    "IndexProgress": "index_progress",
-    "PictureFailure": "picture_files",
-    "PictureStore": "picture_store",
-    "RemovedDocument": "manifest",
-    "SGLImageBlobParser": "indexer",
-    "SGLImageIndexer": "indexer",
-    "SGLImageReranker": "reranker",
-    "SGLToolkit": "tools",
-    "SGLUsage": "usage",
-    "SGLUsageCallbackHandler": "callbacks",
-    "TranscribeTool": "tools",
-    "VisualQuestionTool": "tools",
-    "as_picture_store": "picture_store",
-    "forget_engines": "engines",
-    "get_sgl_usage_callback": "callbacks",
-    "image_block": "image_blocks",
+    "InMemoryPictureStore": "tools.picture_store",
+    "IndexProgress": "indexing.progress",
+    "PictureFailure": "indexing.files",
+    "PictureStore": "tools.picture_store",
+    "RemovedDocument": "indexing.manifest",
+    "SGLImageBlobParser": "indexing.indexer",
+    "SGLImageIndexer": "indexing.indexer",
+    "SGLImageReranker": "reranking.reranker",
+    "SGLToolkit": "tools.toolkit",
+    "SGLUsage": "usage.usage",
+    "SGLUsageCallbackHandler": "usage.callbacks",
+    "TranscribeTool": "tools.toolkit",
+    "VisualQuestionTool": "tools.toolkit",
+    "as_picture_store": "tools.picture_store",
+    "forget_engines": "chat.pair",
+    "get_sgl_usage_callback": "usage.callbacks",
+    "image_block": "chat.image_blocks",
 }
 
 __all__ = [

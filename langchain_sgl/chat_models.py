@@ -32,16 +32,15 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from typing_extensions import override
 
-from langchain_sgl import messages as convert
-from langchain_sgl.call_options import CallOptions
-from langchain_sgl.chat_input import ChatInput
+from langchain_sgl.budget.gate import limitation, permission
+from langchain_sgl.chat import messages as convert
+from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.events import AnyRun, Run, aannounce, announce
+from langchain_sgl.chat.image_blocks import normalize_pictures
+from langchain_sgl.chat.input import ChatInput, in_thread
+from langchain_sgl.chat.schemas import convert_tools
+from langchain_sgl.chat.structured_output import Method, structured
 from langchain_sgl.errors import as_langchain_errors
-from langchain_sgl.events import AnyRun, Run, aannounce, announce
-from langchain_sgl.image_blocks import normalize_pictures
-from langchain_sgl.policy import limitation, permission
-from langchain_sgl.schemas import convert_tools
-from langchain_sgl.structured_output import Method, structured
-from langchain_sgl.threads import in_thread
 from sgl_engine.types import ExitDecision, Message, Request, Response, StreamEvent
 
 _SOMETHING = Message("user", ("?",))

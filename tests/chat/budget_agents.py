@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from scripted_sgl import ScriptedAgentModel
 
-from langchain_sgl.middleware import EscalationBudgetMiddleware
+from langchain_sgl.budget.middleware import EscalationBudgetMiddleware
 
 Agent = Any
 Way = Callable[..., Any]

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import Field
 
-from langchain_sgl.policy import permission
+from langchain_sgl.budget.gate import permission
 from sgl_engine.report import RunReport
 
 MakeReport = Callable[..., RunReport]

@@ -12,11 +12,11 @@ from PIL import Image
 from scripted_sgl import ScriptedAgentModel
 
 from langchain_sgl import ChatSGL, image_block
-from langchain_sgl.budget import Budget, Ledger, Spending
-from langchain_sgl.callbacks import attached, get_sgl_usage_callback
-from langchain_sgl.middleware import EscalationBudgetMiddleware
-from langchain_sgl.policy import limit_escalation
-from langchain_sgl.tools import VisualQuestionTool
+from langchain_sgl.budget.gate import limit_escalation
+from langchain_sgl.budget.ledger import Budget, Ledger, Spending
+from langchain_sgl.budget.middleware import EscalationBudgetMiddleware
+from langchain_sgl.tools.toolkit import VisualQuestionTool
+from langchain_sgl.usage.callbacks import attached, get_sgl_usage_callback
 from sgl_engine.demo.generator import heldout_questions
 
 SAMPLES = list(heldout_questions(6))

@@ -17,7 +17,7 @@ from langchain_core.tools import tool
 from langchain_core.tracers.context import _configure_hooks
 from scripted_sgl import MakeReport, ScriptedSGL, StreamingSGL
 
-from langchain_sgl.callbacks import SGLUsageCallbackHandler, attached, get_sgl_usage_callback
+from langchain_sgl.usage.callbacks import SGLUsageCallbackHandler, attached, get_sgl_usage_callback
 from sgl_engine.errors import RequestCancelledError
 
 

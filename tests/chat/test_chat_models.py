@@ -29,7 +29,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from langchain_sgl import ChatSGL, forget_engines, image_block
-from langchain_sgl.engines import Pair, shared_engine
+from langchain_sgl.chat.pair import Pair, shared_engine
 from sgl_engine import SGLEngine
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES, WEIGHTS
@@ -297,7 +297,7 @@ def test_weights_are_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) ->
         time.sleep(0.05)  # long enough for others to ask meanwhile
         return original(pair)
 
-    from langchain_sgl import engines
+    from langchain_sgl.chat import pair as engines
 
     original = engines._load
     monkeypatch.setattr(engines, "_load", load)

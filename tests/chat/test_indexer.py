@@ -28,10 +28,10 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from PIL import Image
 from pydantic import Field
 
-from langchain_sgl.index_progress import IndexProgress
-from langchain_sgl.indexer import TRANSCRIBE, SGLImageBlobParser, SGLImageIndexer
-from langchain_sgl.manifest import Manifest, StoredAnswer
-from langchain_sgl.picture_files import PictureFailure
+from langchain_sgl.indexing.files import PictureFailure
+from langchain_sgl.indexing.indexer import TRANSCRIBE, SGLImageBlobParser, SGLImageIndexer
+from langchain_sgl.indexing.manifest import Manifest, StoredAnswer
+from langchain_sgl.indexing.progress import IndexProgress
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo.generator import draw_sample
 from sgl_engine.demo.vocabulary import TRANSCRIBE as PAIRS_PROMPT

@@ -23,8 +23,8 @@ from langchain_core.messages import (
 from PIL import Image
 
 from langchain_sgl import image_block
-from langchain_sgl.image_blocks import normalize_pictures
-from langchain_sgl.messages import (
+from langchain_sgl.chat.image_blocks import normalize_pictures
+from langchain_sgl.chat.messages import (
     response_metadata,
     to_ai_message,
     to_chunk,

@@ -26,7 +26,7 @@ from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted_sgl import MakeReport, Meeting, ScriptedAgentModel, ScriptedSGL, StreamingSGL, calls
 
-from langchain_sgl.middleware import EscalationBudgetMiddleware
+from langchain_sgl.budget.middleware import EscalationBudgetMiddleware
 from sgl_engine.errors import BudgetSpentError, ConfigError
 
 
@@ -219,8 +219,8 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 def test_without_langchain_it_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['langchain.agents'] = sys.modules['langchain'] = None\n"
-        "import langchain_sgl.callbacks\n"  # needs no agents
-        "import langchain_sgl.middleware"
+        "import langchain_sgl.usage.callbacks\n"  # needs no agents
+        "import langchain_sgl.budget.middleware"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)

@@ -28,7 +28,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 from scripted_sgl import MakeReport, ScriptedAgentModel, ScriptedSGL, calls
 
-from langchain_sgl.callbacks import get_sgl_usage_callback
+from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_a_run_that_broke_off_goes_on(chat: ScriptedSGL) -> None:
 
 
 def test_runs_are_forgotten_when_they_end(look: BaseTool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langchain_sgl.middleware._MAX_LEDGERS", 3)
+    monkeypatch.setattr("langchain_sgl.budget.middleware._MAX_LEDGERS", 3)
     budget = small(run_escalations=1)
     agent_of([look], calls("hard"), DONE, budget=budget).invoke(ASK)
     assert len(budget._ledgers) == 0

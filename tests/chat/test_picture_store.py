@@ -11,7 +11,7 @@ from langchain_core.stores import InMemoryByteStore, InvalidKeyException
 from langgraph.store.memory import InMemoryStore
 from PIL import Image
 
-from langchain_sgl.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
+from langchain_sgl.tools.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError, CorruptImageError

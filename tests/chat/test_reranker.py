@@ -12,10 +12,10 @@ from langchain_core.exceptions import ModelInvalidRequestError
 from PIL import Image
 from pydantic import ValidationError
 
-from langchain_sgl.callbacks import get_sgl_usage_callback
+from langchain_sgl.budget.gate import limit_escalation
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.policy import limit_escalation
-from langchain_sgl.reranker import YES_OR_NO, SGLImageReranker, _contenders, find_picture
+from langchain_sgl.reranking.reranker import YES_OR_NO, SGLImageReranker, _contenders, find_picture
+from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 from sgl_engine import Request, SGLEngine
 from sgl_engine.answer_scores import AnswerScores
 from sgl_engine.demo import demo_engine

@@ -11,8 +11,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field, RootModel
 
 from langchain_sgl import ChatSGL, image_block
-from langchain_sgl.call_options import CallOptions
-from langchain_sgl.schemas import convert_tools, to_json_schema
+from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.schemas import convert_tools, to_json_schema
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.grammar import answer_grammar

@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel
 
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.tools import SGLToolkit, TranscribeTool, VisualQuestionTool
+from langchain_sgl.tools.toolkit import SGLToolkit, TranscribeTool, VisualQuestionTool
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError
 
@@ -137,14 +137,14 @@ def test_the_toolkit_shares_its_settings() -> None:
 
 
 def test_making_tools_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langchain_sgl.engines.shared_engine", lambda _: pytest.fail("loads"))
-    monkeypatch.setattr("langchain_sgl.chat_settings.shared_engine", lambda _: pytest.fail("loads"))
+    monkeypatch.setattr("langchain_sgl.chat.pair.shared_engine", lambda _: pytest.fail("loads"))
+    monkeypatch.setattr("langchain_sgl.chat.settings.shared_engine", lambda _: pytest.fail("loads"))
     assert SGLToolkit(model=ChatSGL(), root=PICTURES).get_tools()
 
 
 def test_importing_the_tools_imports_nothing_heavy() -> None:
     heavy = '{"numpy", "torch", "transformers", "PIL", "langgraph"}'
-    code = f"import sys, langchain_sgl.tools; print(*({heavy} & set(sys.modules)))"
+    code = f"import sys, langchain_sgl.tools.toolkit; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

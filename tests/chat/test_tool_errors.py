@@ -12,7 +12,7 @@ from langchain_core.tools import ToolException
 from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel, acall, call
 
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.tools import SGLToolkit, TranscribeTool, VisualQuestionTool
+from langchain_sgl.tools.toolkit import SGLToolkit, TranscribeTool, VisualQuestionTool
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import ConfigError, DeadlineError, RequestCancelledError

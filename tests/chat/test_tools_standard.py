@@ -7,7 +7,7 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
 
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.tools import TranscribeTool, VisualQuestionTool
+from langchain_sgl.tools.toolkit import TranscribeTool, VisualQuestionTool
 from sgl_engine.demo import PICTURES
 
 

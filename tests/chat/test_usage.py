@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scripted_sgl import MakeReport
 
-from langchain_sgl.usage import SGLUsage, usage_table
+from langchain_sgl.usage.usage import SGLUsage, usage_table
 
 counts = st.integers(0, 1000)
 amounts = st.integers(0, 1000).map(float)  # floats that add up exactly

@@ -16,11 +16,11 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_ex
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import override
 
-from langchain_sgl.answer_runs import score_picture
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.errors import as_langchain_errors
-from langchain_sgl.picture_store import PictureStore, as_picture_store
-from langchain_sgl.pictures import resolve_picture
+from langchain_sgl.reranking.scored_run import score_picture
+from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
+from langchain_sgl.tools.references import resolve_picture
 from sgl_engine.config import Fraction
 from sgl_engine.errors import (
     ConfigError,

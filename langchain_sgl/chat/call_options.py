@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_sgl.schemas import to_json_schema
+from langchain_sgl.chat.schemas import to_json_schema
 from sgl_engine.config import Escalate, ExitConfig, Fraction, pruning_preset
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.types import Message, Request, ToolChoice, ToolSpec

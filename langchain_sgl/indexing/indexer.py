@@ -19,10 +19,10 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from typing_extensions import override
 
-from langchain_sgl.index_progress import IndexProgress
-from langchain_sgl.indexing import IndexingRun, IndexOptions, Picture
-from langchain_sgl.manifest import Manifest, RemovedDocument
-from langchain_sgl.picture_files import PictureFailure, PictureSource, find_pictures
+from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pictures
+from langchain_sgl.indexing.manifest import Manifest, RemovedDocument
+from langchain_sgl.indexing.progress import IndexProgress
+from langchain_sgl.indexing.run import IndexingRun, IndexOptions, Picture
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from typing_extensions import override
 
-from langchain_sgl.callbacks import ReportHandler
+from langchain_sgl.usage.callbacks import ReportHandler
 from sgl_engine.errors import ConfigError
 
 Scope: TypeAlias = Literal["run", "thread"]

@@ -1,8 +1,11 @@
-"""What tools over pictures share: finding the picture, asking the model, explaining what went wrong."""
+"""What tools over pictures share: finding the picture, asking the model, telling the agent what came of it.
+
+The agent's model does not see response metadata, so a line of text says what a run did and what it cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError
 
+from langchain_sgl.chat.image_blocks import image_block
 from langchain_sgl.evidence import crop_box
-from langchain_sgl.image_blocks import image_block
-from langchain_sgl.picture_store import PictureStore, as_picture_store
-from langchain_sgl.pictures import describe_reference, resolve_picture
+from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
+from langchain_sgl.tools.references import describe_reference, resolve_picture, shorten
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelledError, RequestError
 
@@ -189,3 +192,56 @@ def _as_box(region: list[float]) -> Box:
         f"The region {region} is not part of a picture.",
         remedy="Give x0, y0, x1, y1 as fractions from 0 to 1, with x0 < x1 and y0 < y1.",
     )
+
+
+def describe_run(answer: str, metadata: Mapping[str, Any], *, box: Box | None = None) -> str:
+    """The answer, then a line on whose it is, how sure the small model was, the cost, and where it looked.
+
+    Args:
+        answer: The model's.
+        metadata: The message's ``response_metadata``, with the report.
+        box: Where the small model looked, in fractions of the whole picture.
+    """
+    report = metadata["sgl"]
+    parts = [_route(report), _cost(report)]
+    if metadata.get("finish_reason") == "length":
+        parts.append("cut off at the token limit")
+    if box is not None:
+        x0, y0, x1, y1 = box
+        parts.append(f"looked at x {x0:.2f}-{x1:.2f}, y {y0:.2f}-{y1:.2f}")
+    return f"{answer or '(no answer)'}\n[{'; '.join(parts)}]"
+
+
+def _route(report: Mapping[str, Any]) -> str:
+    score, threshold = report["score"], report["threshold"]
+    if not report["escalated"]:
+        if report["forced"] and score < threshold:
+            unsure = f"answered by the small model alone, score {_compare(score, threshold)}"
+            return f"{unsure}, as the large model may not be asked"
+        return f"answered by the small model, score {_compare(score, threshold)}"
+    if report["large_agreed"]:
+        small = "the small one gave the same answer"
+    else:
+        small = f"the small one answered {shorten(report['small_answer'] or '')!r}"
+    at = f"with score {score:.2f}" if report["forced"] else f"with score {_compare(score, threshold)}"
+    return f"answered by the large model{', as asked' if report['forced'] else ''}; {small} {at}"
+
+
+def _compare(score: float, threshold: float) -> str:
+    """The comparison, with as many digits as it takes to be true: ``0.92 >= 0.80``."""
+    sign = ">=" if score >= threshold else "<"
+    for digits in (2, 3, 4, 6):
+        left, right = f"{score:.{digits}f}", f"{threshold:.{digits}f}"
+        if left != right:
+            break
+    return f"{left} {sign} {right}"
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    saved = round(100 * report["saved_fraction"])
+    compute = (
+        f"{saved} % of the large model's compute saved"
+        if saved >= 0
+        else f"{-saved} % more compute than the large model alone"
+    )
+    return f"{compute}, {report['stage_ms']['total']:.0f} ms"

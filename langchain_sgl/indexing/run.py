@@ -23,9 +23,7 @@ from langchain_core.exceptions import (
 )
 from langchain_core.messages import BaseMessage
 
-from langchain_sgl.index_progress import IndexProgress, ProgressBar
-from langchain_sgl.manifest import Manifest, StoredAnswer
-from langchain_sgl.picture_files import (
+from langchain_sgl.indexing.files import (
     FoundPictures,
     PictureFailure,
     PictureInfo,
@@ -35,6 +33,8 @@ from langchain_sgl.picture_files import (
     read_picture,
     source_of,
 )
+from langchain_sgl.indexing.manifest import Manifest, StoredAnswer
+from langchain_sgl.indexing.progress import IndexProgress, ProgressBar
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError, ModelError
 

@@ -12,10 +12,9 @@ from langchain_core.utils import from_env
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import override
 
-from langchain_sgl.call_options import CallOptions, Seed
-from langchain_sgl.engines import Pair, shared_engine
+from langchain_sgl.chat.call_options import CallOptions, Seed
+from langchain_sgl.chat.pair import Pair, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
-from langchain_sgl.profiles import model_profile
 from sgl_engine import __version__
 from sgl_engine.config import Escalate, ExitConfig, Fraction, LimitsConfig
 from sgl_engine.errors import ConfigError

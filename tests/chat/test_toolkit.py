@@ -15,8 +15,8 @@ from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel, acall, ca
 
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.evidence import Evidence
-from langchain_sgl.tool_text import describe_run
-from langchain_sgl.tools import TRANSCRIBE_PROMPT, TranscribeTool, VisualQuestionTool
+from langchain_sgl.tools.picture_tool import describe_run
+from langchain_sgl.tools.toolkit import TRANSCRIBE_PROMPT, TranscribeTool, VisualQuestionTool
 from sgl_engine.demo import PICTURES, demo_engine
 
 

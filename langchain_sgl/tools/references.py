@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
 
 if TYPE_CHECKING:
-    from langchain_sgl.picture_store import PictureStore
+    from langchain_sgl.tools.picture_store import PictureStore
     from sgl_engine.types import ImageSource
 
 _MAX_NAME_CHARACTERS = 512  # longer references are no ids and no paths

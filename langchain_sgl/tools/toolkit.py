@@ -23,15 +23,15 @@ from langchain_core.tools import ArgsSchema, BaseTool, BaseToolkit
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from langchain_sgl.evidence import Evidence, place_in
-from langchain_sgl.picture_tool import (
+from langchain_sgl.tools.picture_tool import (
     OptionalStore,
     PictureAnswer,
     PictureTool,
     Shown,
     child_config,
+    describe_run,
     told_to_the_agent,
 )
-from langchain_sgl.tool_text import describe_run
 from sgl_engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:

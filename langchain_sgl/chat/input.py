@@ -1,9 +1,16 @@
-"""What a chat model is asked, made fit for LangChain, which reads it before any model does."""
+"""What a chat model is asked, made fit for LangChain, which reads it before any model does.
+
+Encoding pictures and waiting for the engine both block, so asynchronous calls do them in worker threads.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
@@ -11,10 +18,24 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import RunnableConfig
 from typing_extensions import override
 
-from langchain_sgl.chat_settings import ChatSettings
+from langchain_sgl.chat.image_blocks import normalize_pictures
+from langchain_sgl.chat.settings import ChatSettings
 from langchain_sgl.errors import as_langchain_errors
-from langchain_sgl.image_blocks import normalize_pictures
-from langchain_sgl.threads import in_thread
+
+Result = TypeVar("Result")
+_WORKERS = 64
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Of our own: the loop's default one is small, and other libraries wait for it too."""
+    return ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="chat-sgl")
+
+
+async def in_thread(call: Callable[[], Result]) -> Result:
+    """Runs ``call`` in a worker thread, with the caller's context variables."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_pool(), partial(context.run, call))
 
 
 class ChatInput(ChatSettings):

@@ -13,8 +13,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import RunnableConfig, ensure_config
 
+from langchain_sgl.budget.gate import permission
 from langchain_sgl.errors import as_langchain_errors
-from langchain_sgl.policy import permission
 from sgl_engine.types import ImagePart, ImageSource, Message, Request
 
 if TYPE_CHECKING:

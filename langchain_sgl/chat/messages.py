@@ -26,8 +26,8 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
+from langchain_sgl.chat.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
-from langchain_sgl.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.report import RunReport
 from sgl_engine.types import (

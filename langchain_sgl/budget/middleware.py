@@ -21,9 +21,9 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
 from typing_extensions import override
 
-from langchain_sgl.budget import Account, Budget, Ledger, Spending, update_record
-from langchain_sgl.callbacks import attached
-from langchain_sgl.policy import limit_escalation
+from langchain_sgl.budget.gate import limit_escalation
+from langchain_sgl.budget.ledger import Account, Budget, Ledger, Spending, update_record
+from langchain_sgl.usage.callbacks import attached
 from sgl_engine.errors import BudgetSpentError, ConfigError
 
 try:
@@ -43,7 +43,7 @@ try:
     from langgraph.types import Command
 except ImportError as error:
     raise ImportError(
-        "langchain_sgl.middleware needs langchain's agents, which are not installed. "
+        "langchain_sgl.budget.middleware needs langchain's agents, which are not installed. "
         "Install them: pip install 'langchain-sgl[agents]'."
     ) from error
 

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from scripted_sgl import MakeReport
 
-from langchain_sgl.budget import Account, Budget, Ledger, Spending, update_record
-from langchain_sgl.policy import limit_escalation, limitation, permission
+from langchain_sgl.budget.gate import limit_escalation, limitation, permission
+from langchain_sgl.budget.ledger import Account, Budget, Ledger, Spending, update_record
 from sgl_engine.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 
-from langchain_sgl.pictures import mime_type_of, resolve_under, shorten
+from langchain_sgl.tools.references import mime_type_of, resolve_under, shorten
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
 from sgl_engine.types import ImageSource
