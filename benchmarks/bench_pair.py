@@ -13,7 +13,7 @@ from benchmarks.shapes import PAIRS, Pair, build, picture, processor
 from benchmarks.timing import Seconds, Side, take_turns
 from sgl_engine import VLM, EngineConfig, Request, SGLEngine
 from sgl_engine.config import ExitConfig, GenerationConfig
-from sgl_engine.types import SmallPassResult
+from sgl_engine.passes.small import SmallPassResult
 
 if TYPE_CHECKING:
     import torch

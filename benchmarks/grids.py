@@ -18,6 +18,7 @@ from rich.progress import track
 
 from benchmarks.heldout import parse, percent
 from sgl_engine import SGLEngine
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import PRESETS, EngineConfig, GenerationConfig, PruningConfig
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
@@ -25,9 +26,9 @@ from sgl_engine.evaluation.metrics import exact
 from sgl_engine.evaluation.records import BenchAnswer, DataRow
 from sgl_engine.evaluation.systems import Systems, answer_by
 from sgl_engine.evaluation.tables import Table
+from sgl_engine.model.vlm import VLM
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.types import ImportanceMap, Request
-from sgl_engine.vlm import VLM
+from sgl_engine.request import Request
 
 CONFIG = EngineConfig(generation=GenerationConfig(max_new_tokens=64))
 POINTS = {

@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.heldout import by_kind, is_exact, parse, percent, questions
-from sgl_engine import SGLEngine, cost
-from sgl_engine.answer import AnswerTask
-from sgl_engine.confidence import SCORERS, score_parts
+from sgl_engine import SGLEngine
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.evaluation.intervals import auroc
-from sgl_engine.large_pass import run_large_pass
-from sgl_engine.pruning import keep_everything
-from sgl_engine.small_pass import run_small_pass
-from sgl_engine.types import Request
+from sgl_engine.exit.scorers import SCORERS, score_parts
+from sgl_engine.passes.large import run_large_pass
+from sgl_engine.passes.small import run_small_pass
+from sgl_engine.pruning.plan import keep_everything
+from sgl_engine.report import cost
+from sgl_engine.request import Request
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
 

@@ -41,7 +41,9 @@ from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.schemas import convert_tools
 from langchain_sgl.chat.structured_output import Method, structured
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine.types import ExitDecision, Message, Request, Response, StreamEvent
+from sgl_engine.exit.decision import ExitDecision
+from sgl_engine.request import Message, Request
+from sgl_engine.response import Response, StreamEvent
 
 _SOMETHING = Message("user", ("?",))
 _RUN = "sgl_run"

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from PIL.Image import Image
 
-    from sgl_engine.types import Box, ImageSource, ImportanceMap
+    from sgl_engine.attention.importance import ImportanceMap
+    from sgl_engine.prompt.encoded import Box
+    from sgl_engine.request import ImageSource
 
 EVIDENCE_KEY = "sgl_evidence"
 """Where it stands in ``response_metadata``."""
@@ -66,7 +68,7 @@ class EvidenceSpan(BaseModel):
 
 
 class Evidence(BaseModel):
-    """An importance map without tensors; see ``sgl_engine.types.ImportanceMap`` for what it means.
+    """An importance map without tensors; ``sgl_engine.attention.importance.ImportanceMap``.
 
     The schema is versioned: a field is never renamed or given another meaning under the same
     ``schema_version``; new fields may appear, and are ignored here.
@@ -137,7 +139,8 @@ class Evidence(BaseModel):
         """The map as the engine has it. Prompt positions are lost: spans follow each other from 0."""
         import torch
 
-        from sgl_engine.types import ImportanceMap, VisualSpan
+        from sgl_engine.attention.importance import ImportanceMap
+        from sgl_engine.prompt.encoded import VisualSpan
 
         spans, start = [], 0
         for span in self.spans:
@@ -148,7 +151,7 @@ class Evidence(BaseModel):
         return ImportanceMap(mass=mass, spans=tuple(spans), num_queries=self.num_queries)
 
     def box(self, image: int = 0, *, share: float = 0.5, margin: float = 0.05) -> Box:
-        """The smallest box that holds ``share`` of what stands out; rule and errors: ``sgl_engine.focus``.
+        """The smallest box that holds ``share`` of what stands out; see ``sgl_engine.explain.focus_box``.
 
         For 237 held-out questions that the bundled small model answers right, the box with the default margin
         is 19 % of the picture and holds 63 % of what the answer is read from, on average; without a margin it
@@ -162,7 +165,7 @@ class Evidence(BaseModel):
         Returns:
             (x0, y0, x1, y1), fractions of the picture; the whole picture where no token stands out.
         """
-        from sgl_engine.focus import focus_box
+        from sgl_engine.explain.focus_box import focus_box
 
         return focus_box(self.importance(), image=image, share=share, margin=margin)
 
@@ -190,7 +193,7 @@ class Evidence(BaseModel):
         question: str = "",
         answer: str = "",
     ) -> Image:
-        """The heat map over the pictures, with a legend and a caption; see ``sgl_engine.explain``.
+        """The heat map over the pictures, with a legend and a caption; see ``sgl_engine.explain.heatmap``.
 
         Args:
             pictures: All pictures of the request, in order.
@@ -201,7 +204,7 @@ class Evidence(BaseModel):
             ImageError: A picture cannot be used.
             InvalidRequestError: A picture is missing, or it is unknown where its tokens lie.
         """
-        from sgl_engine.explain import draw_importance
+        from sgl_engine.explain.heatmap import draw_importance
 
         given: Sequence[ImageSource] = pictures if isinstance(pictures, list | tuple) else [pictures]
         loaded = [_load(picture) for picture in given]
@@ -233,6 +236,6 @@ def crop_box(picture: Image, box: Box) -> Image:
 
 def _load(picture: ImageSource) -> Image:
     from sgl_engine.config import LimitsConfig
-    from sgl_engine.images import load_image
+    from sgl_engine.prompt.images import load_image
 
     return load_image(picture, LimitsConfig())

@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgl_engine.answer_scores import AnswerScores
-    from sgl_engine.attention import capture_attention
+    from sgl_engine.attention.capture import capture_attention
+    from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
     from sgl_engine.config import (
         PRESETS,
         EngineConfig,
@@ -21,57 +21,50 @@ if TYPE_CHECKING:
         SchedulerConfig,
         UrlPolicy,
     )
+    from sgl_engine.decoding.answer import TokenLogprob
     from sgl_engine.engine import SGLEngine
     from sgl_engine.errors import SGLError
-    from sgl_engine.large_pass import run_large_pass
-    from sgl_engine.pruning import plan_pruning, prune_visual_tokens
-    from sgl_engine.report import RunReport
-    from sgl_engine.small_pass import run_small_pass
-    from sgl_engine.types import (
-        ExitDecision,
-        ImagePart,
-        Message,
-        Request,
-        Response,
-        TextDelta,
-        TokenLogprob,
-        ToolCall,
-        ToolCallDelta,
-        ToolSpec,
-    )
-    from sgl_engine.vlm import VLM
+    from sgl_engine.exit.decision import ExitDecision
+    from sgl_engine.model.vlm import VLM
+    from sgl_engine.passes.large import run_large_pass
+    from sgl_engine.passes.small import run_small_pass
+    from sgl_engine.pruning.patch import prune_visual_tokens
+    from sgl_engine.pruning.plan import plan_pruning
+    from sgl_engine.report.run_report import RunReport
+    from sgl_engine.request import ImagePart, Message, Request, ToolCall, ToolSpec
+    from sgl_engine.response import AnswerScores, Response
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AnswerScores": "answer_scores",
-    "PRESETS": "config",
+    "AnswerScores": "response",
     "EngineConfig": "config",
     "ExitConfig": "config",
-    "ExitDecision": "types",
+    "ExitDecision": "exit.decision",
     "GenerationConfig": "config",
-    "ImagePart": "types",
+    "ImagePart": "request",
     "LimitsConfig": "config",
-    "Message": "types",
+    "Message": "request",
+    "PRESETS": "config",
     "PruningConfig": "config",
-    "Request": "types",
-    "Response": "types",
-    "RunReport": "report",
+    "Request": "request",
+    "Response": "response",
+    "RunReport": "report.run_report",
     "SGLEngine": "engine",
     "SGLError": "errors",
     "SchedulerConfig": "config",
-    "TextDelta": "types",
-    "TokenLogprob": "types",
-    "ToolCall": "types",
-    "ToolCallDelta": "types",
-    "ToolSpec": "types",
+    "TextDelta": "chat.tool_stream",
+    "TokenLogprob": "decoding.answer",
+    "ToolCall": "request",
+    "ToolCallDelta": "chat.tool_stream",
+    "ToolSpec": "request",
     "UrlPolicy": "config",
-    "VLM": "vlm",
-    "capture_attention": "attention",
-    "plan_pruning": "pruning",
-    "prune_visual_tokens": "pruning",
-    "run_large_pass": "large_pass",
-    "run_small_pass": "small_pass",
+    "VLM": "model.vlm",
+    "capture_attention": "attention.capture",
+    "plan_pruning": "pruning.plan",
+    "prune_visual_tokens": "pruning.patch",
+    "run_large_pass": "passes.large",
+    "run_small_pass": "passes.small",
 }
 
 __all__ = [

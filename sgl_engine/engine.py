@@ -15,40 +15,40 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sgl_engine.accounting import Asked, Clock, Run, engine_version, make_response
-from sgl_engine.answer import AnswerTask
-from sgl_engine.answer_reader import AnswerReader, read_stream
-from sgl_engine.answer_scores import AnswerScores, ScoringRun, decision_confidence, scoring_report
-from sgl_engine.answer_scoring import run_scoring_pass
-from sgl_engine.batching import Attempts, sharing
-from sgl_engine.cancellation import check_wanted
-from sgl_engine.confidence import DEFAULT_SCORER, find_scorer, score_parts
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.cascade import hold_to_form, resolve
+from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.config import EngineConfig, ExitConfig
-from sgl_engine.drafting import draft_tokens
-from sgl_engine.early_exit import decide_exit
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.draft import draft_tokens
+from sgl_engine.decoding.reader import AnswerReader, read_stream
 from sgl_engine.errors import ConfigError, EngineError, OverloadedError
 from sgl_engine.exit.calibrated import exit_rule
-from sgl_engine.images import resolve_images
-from sgl_engine.job import Steps, Work
-from sgl_engine.large_pass import pruned_from, stream_large_batch
-from sgl_engine.prefixes import worth_opening
-from sgl_engine.proof import prove
-from sgl_engine.pruning import keep_everything, plan_pruning
-from sgl_engine.reuse_store import StoreInfo
-from sgl_engine.scheduler import Scheduler, Ticket
-from sgl_engine.small_pass import run_small_batch
-from sgl_engine.tool_calls import ParsedAnswer
-from sgl_engine.types import (
-    EncodedPrompt,
-    ImportanceMap,
-    PruningPlan,
-    Request,
-    Response,
-    SmallPassResult,
-    StreamEvent,
+from sgl_engine.exit.decision import decide_exit, permitted
+from sgl_engine.exit.scorers import DEFAULT_SCORER, decision_confidence, find_scorer, score_parts
+from sgl_engine.model.store import StoreInfo
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.exactness import prove
+from sgl_engine.passes.large import pruned_from, stream_large_batch
+from sgl_engine.passes.prefill import Attempts, sharing
+from sgl_engine.passes.prefixes import worth_opening
+from sgl_engine.passes.scoring import run_scoring_pass
+from sgl_engine.passes.small import SmallPassResult, run_small_batch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.images import resolve_images
+from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
+from sgl_engine.report.make import (
+    Asked,
+    Clock,
+    Run,
+    ScoringRun,
+    engine_version,
+    scoring_report,
 )
-from sgl_engine.vlm import VLM
-from sgl_engine.wishes import hold_to_form, permitted, resolve
+from sgl_engine.request import Request, check_wanted
+from sgl_engine.response import AnswerScores, Response, StreamEvent, make_response
+from sgl_engine.serving.job import Steps, Work
+from sgl_engine.serving.scheduler import Scheduler, Ticket
 
 if TYPE_CHECKING:
     from typing import Self

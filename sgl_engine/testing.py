@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 
-from sgl_engine.accounting import Asked
-from sgl_engine.batching import Attempts
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import EngineConfig
+from sgl_engine.decoding.answer import Generation
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError
 from sgl_engine.families.tiny import (
@@ -31,14 +31,12 @@ from sgl_engine.families.tiny import (
     build_tiny,
 )
 from sgl_engine.families.tiny.sizes import TinyOptions
-from sgl_engine.measurements import measure_answer
-from sgl_engine.types import (
-    Generation,
-    ImportanceMap,
-    Request,
-    SmallPassResult,
-)
-from sgl_engine.vlm import VLM
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.measurements import measure_answer
+from sgl_engine.passes.prefill import Attempts
+from sgl_engine.passes.small import SmallPassResult
+from sgl_engine.report.make import Asked
+from sgl_engine.request import Request
 
 
 def tiny_vlm(
@@ -86,8 +84,8 @@ class FakeEngine(SGLEngine):
 
     Args:
         answer: What the small model says to a request, tool calls in its own format included
-            (``sgl_engine.tool_calls.render_call``). Called from the thread that runs the models, one request
-            after the other.
+            (``sgl_engine.chat.tool_calls.render_call``). Called from the thread that runs the models, one
+            request after the other.
         score: The small model's score in [0, 1]; a function may look at the request.
         small: Whose tokenizer and processor are used; None is a tiny model.
         large: Answers when it is called; None is a tiny model, and its answers are gibberish.

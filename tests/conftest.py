@@ -15,8 +15,8 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from sgl_engine.report import ModelInfo, RunReport
-from sgl_engine.reuse_store import ReuseStore
+from sgl_engine.model.store import ReuseStore
+from sgl_engine.report.run_report import ModelInfo, RunReport
 
 # One thread: tiny tensors gain nothing from more, and results do not depend on the machine's cores.
 torch.set_num_threads(1)

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from sgl_engine import demo
+from sgl_engine.chat.tool_stream import TextDelta
 from sgl_engine.cli import ask, main, options, output
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine
-from sgl_engine.report import RunReport
+from sgl_engine.report.run_report import RunReport
+from sgl_engine.request import Request
+from sgl_engine.response import Response, StreamEvent
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import Request, Response, StreamEvent, TextDelta
 
 Sgl = Callable[..., tuple[int, str, str]]
 Script = Callable[[Callable[[], str]], None]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from sgl_engine.cli import output
-from sgl_engine.report import RunReport
+from sgl_engine.report.run_report import RunReport
 
 MakeReport = Callable[..., RunReport]
 

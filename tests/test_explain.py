@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.explain import colorize, draw_importance
-from sgl_engine.types import Box, ImportanceMap, PruningPlan, VisualSpan
+from sgl_engine.explain.heatmap import colorize, draw_importance
+from sgl_engine.prompt.encoded import Box, VisualSpan
+from sgl_engine.pruning.plan import PruningPlan
 
 MARGIN = 20  # around the pictures in the drawing
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langchain_sgl.chat.schemas import to_json_schema
 from sgl_engine.config import Escalate, ExitConfig, Fraction, pruning_preset
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.types import Message, Request, ToolChoice, ToolSpec
+from sgl_engine.request import Message, Request, ToolChoice, ToolSpec
 
 if TYPE_CHECKING:
     from threading import Event
@@ -32,7 +32,7 @@ class CallOptions(BaseModel):
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
-        scorer: Name in ``sgl_engine.confidence.SCORERS``.
+        scorer: Name in ``sgl_engine.exit.scorers.SCORERS``.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.
         top_p: Nucleus, in (0, 1].

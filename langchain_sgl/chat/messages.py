@@ -28,18 +28,12 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 
 from langchain_sgl.chat.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
+from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
+from sgl_engine.decoding.answer import TokenLogprob
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.report import RunReport
-from sgl_engine.types import (
-    ImagePart,
-    Message,
-    Response,
-    Role,
-    TextDelta,
-    TokenLogprob,
-    ToolCall,
-    ToolCallDelta,
-)
+from sgl_engine.report.run_report import RunReport
+from sgl_engine.request import ImagePart, Message, Role, ToolCall
+from sgl_engine.response import Response
 
 _ROLES: dict[str, Role] = {
     "human": "user",

@@ -54,7 +54,7 @@ class ChatSettings(BaseChatModel):
         risk: Which of the calibration's target risks; None is the smallest that is certified.
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none; environment:
             SGL_RETENTION.
-        scorer: Name in ``sgl_engine.confidence.SCORERS``.
+        scorer: Name in ``sgl_engine.exit.scorers.SCORERS``.
         model: The name of one of the pair, which then answers; None lets the score decide.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.

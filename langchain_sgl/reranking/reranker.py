@@ -33,7 +33,7 @@ from sgl_engine.errors import (
 
 if TYPE_CHECKING:
     from sgl_engine.engine import SGLEngine
-    from sgl_engine.types import ImageSource
+    from sgl_engine.request import ImageSource
 
 YES_OR_NO = 'Can this picture answer the question "{query}"? Answer Yes or No.'
 """What a pair that follows instructions is asked about each picture."""

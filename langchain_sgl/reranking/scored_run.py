@@ -15,11 +15,11 @@ from langchain_core.runnables.config import RunnableConfig, ensure_config
 
 from langchain_sgl.budget.gate import permission
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine.types import ImagePart, ImageSource, Message, Request
+from sgl_engine.request import ImagePart, ImageSource, Message, Request
 
 if TYPE_CHECKING:
-    from sgl_engine.answer_scores import AnswerScores
     from sgl_engine.engine import SGLEngine
+    from sgl_engine.response import AnswerScores
 
 _RUN_PREFIX = "lc_run-"  # what LangChain starts the id of a message with that its run has just computed
 

@@ -14,7 +14,7 @@ from langchain_core.stores import BaseStore, InvalidKeyException
 from sgl_engine.errors import ConfigError, CorruptImageError
 
 if TYPE_CHECKING:
-    from sgl_engine.types import ImageSource
+    from sgl_engine.request import ImageSource
 
 NAMESPACE = ("pictures",)
 """Where pictures are looked for in a LangGraph store."""

@@ -27,7 +27,7 @@ from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelled
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sgl_engine.types import Box
+    from sgl_engine.prompt.encoded import Box
 
 OptionalStore = Annotated[
     # pydantic cannot check a protocol: as_picture_store does.
@@ -114,7 +114,7 @@ class PictureTool(BaseTool):
             ImageError: There is no such picture, or it cannot be used.
             InvalidRequestError: The region is none.
         """
-        from sgl_engine.images import load_image, read_file
+        from sgl_engine.prompt.images import load_image, read_file
 
         box = (0.0, 0.0, 1.0, 1.0) if region is None else _as_box(region)
         source = resolve_picture(reference, root=self.root, store=self.store)

@@ -15,7 +15,7 @@ from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
-    from sgl_engine.types import ImageSource
+    from sgl_engine.request import ImageSource
 
 _MAX_NAME_CHARACTERS = 512  # longer references are no ids and no paths
 _MAX_URL_CHARACTERS = 4096

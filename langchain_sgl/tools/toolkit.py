@@ -37,7 +37,7 @@ from sgl_engine.errors import InvalidRequestError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sgl_engine.types import Box
+    from sgl_engine.prompt.encoded import Box
 
 EvidenceForm: TypeAlias = Literal["none", "box", "map", "picture"]
 TRANSCRIBE_PROMPT = (

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgl_engine.accounting import engine_version
 from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
 from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.calibration_file import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
+from sgl_engine.report.make import engine_version
 
 if TYPE_CHECKING:
     from sgl_engine.exit.binding import Binding, Conditions

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sgl_engine.answer import AnswerTask
 from sgl_engine.calibration.records import CalibrationRecord, Failure, RecordsHeader, read_records
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, DataRow
 from sgl_engine.exit.binding import Conditions, bind, digest
 from sgl_engine.exit.calibrated import system_hash
-from sgl_engine.large_pass import run_large_pass
-from sgl_engine.pruning import keep_everything
-from sgl_engine.types import ImagePart, Message, Request, Response
+from sgl_engine.passes.large import run_large_pass
+from sgl_engine.pruning.plan import keep_everything
+from sgl_engine.request import ImagePart, Message, Request
+from sgl_engine.response import Response
 
 if TYPE_CHECKING:
+    from sgl_engine.decoding.answer import Generation
     from sgl_engine.engine import SGLEngine
-    from sgl_engine.types import Generation
 
 
 @dataclass(frozen=True)

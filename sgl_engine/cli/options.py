@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from sgl_engine.config import PRESETS, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
 from sgl_engine.errors import ConfigError
-from sgl_engine.images import load_image
+from sgl_engine.prompt.images import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

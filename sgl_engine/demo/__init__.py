@@ -40,7 +40,7 @@ def demo_engine(
     """
     from sgl_engine.config import EngineConfig, ExitConfig
     from sgl_engine.engine import SGLEngine
-    from sgl_engine.vlm import VLM
+    from sgl_engine.model.vlm import VLM
 
     config = config or EngineConfig()
     if config.exit.scorer is None:

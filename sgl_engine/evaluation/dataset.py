@@ -16,7 +16,7 @@ from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import DataRow
-from sgl_engine.types import ImageSource
+from sgl_engine.request import ImageSource
 
 Filled = Annotated[str, Field(min_length=1)]
 

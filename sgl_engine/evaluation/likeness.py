@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.optional import extra
 from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.tables import Table
 from sgl_engine.rankers import RankingCase
-from sgl_engine.types import ImportanceMap
 
 STUDY = "likeness"
 """What ``likeness`` is called among the studies."""

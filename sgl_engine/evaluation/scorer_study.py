@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from sgl_engine.confidence import DEFAULT_SCORER, SCORERS
 from sgl_engine.evaluation.figures import forest_figure, rates_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.optional import extra
@@ -19,7 +18,8 @@ from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import CURVE, RATES, UNPRUNED, Targets, Worth, interval
 from sgl_engine.evaluation.tables import Table
-from sgl_engine.measurements import geometric_mean, product
+from sgl_engine.exit.scorers import DEFAULT_SCORER, SCORERS
+from sgl_engine.passes.measurements import geometric_mean, product
 from sgl_engine.rankers import RankingCase
 
 STUDY = "consistency"

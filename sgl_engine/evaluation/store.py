@@ -17,7 +17,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.records import BenchRecord
 
 if TYPE_CHECKING:
-    from sgl_engine.vlm import VLM
+    from sgl_engine.model.vlm import VLM
 
 RUN = "run.json"
 RECORDS = "records.jsonl"

@@ -10,23 +10,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sgl_engine import cost
-from sgl_engine.answer import AnswerTask
-from sgl_engine.batching import MAX_ROWS
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import EngineConfig, PruningConfig
-from sgl_engine.drafting import draft_tokens
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.draft import draft_tokens
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import RequestError, SGLError
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import METRICS
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
-from sgl_engine.images import resolve_images
-from sgl_engine.large_pass import run_large_batch, run_large_pass
-from sgl_engine.pruning import keep_everything
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.large import LargePassResult, run_large_batch, run_large_pass
+from sgl_engine.prompt.batch import MAX_ROWS
+from sgl_engine.prompt.images import resolve_images
+from sgl_engine.pruning.plan import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.types import Decoding, ImportanceMap, LargePassResult, PruningPlan, Request, Response
-from sgl_engine.vlm import VLM
+from sgl_engine.report import cost
+from sgl_engine.request import Decoding, Request
+from sgl_engine.response import Response
 
 
 @dataclass(frozen=True)

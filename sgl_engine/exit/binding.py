@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from sgl_engine.confidence import DEFAULT_SCORER
 from sgl_engine.config import GenerationConfig, PruningConfig
-from sgl_engine.types import Request
+from sgl_engine.exit.scorers import DEFAULT_SCORER
+from sgl_engine.request import Request
 
 if TYPE_CHECKING:
     from sgl_engine.config import EngineConfig
-    from sgl_engine.vlm import VLM
+    from sgl_engine.model.vlm import VLM
 
 _VALUES_PER_TENSOR = 16
 _PROBE_SIZE = (320, 240)

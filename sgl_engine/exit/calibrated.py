@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_engine.config import GenerationConfig
-from sgl_engine.early_exit import CalibratedScore
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Conditions, bind, digest
 from sgl_engine.exit.calibration_file import Calibration, load_calibration
 from sgl_engine.exit.calibrators import observe
-from sgl_engine.types import Confidence, Decoding, Message, Request
+from sgl_engine.exit.decision import CalibratedScore, Confidence
+from sgl_engine.request import Decoding, Message, Request
 
 if TYPE_CHECKING:
     from sgl_engine.config import EngineConfig
-    from sgl_engine.vlm import VLM
+    from sgl_engine.model.vlm import VLM
 
 
 @dataclass(frozen=True)

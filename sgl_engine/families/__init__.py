@@ -9,11 +9,10 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sgl_engine.cost import ModelShape
-from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.generic import Generic, why_not_generic
-from sgl_engine.types import VisualSpan
+from sgl_engine.families.shape import ModelShape
+from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +28,7 @@ class Family(Protocol):
         first_prunable_layer: The smallest K at which visual tokens may be dropped.
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
-        needs_proof: Whether ``sgl_engine.proof`` must have seen the loaded model work.
+        needs_proof: Whether ``sgl_engine.passes.exactness`` must have seen the loaded model work.
         looks_back_only: Whether no prompt token sees a later one, so that what layers compute of a
             prompt's beginning is the same whatever follows.
     """
@@ -75,7 +74,7 @@ class Family(Protocol):
         """Rotary positions of the prompt, int64 (axes, B, S); None where tokens are simply numbered."""
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
-        """Where each picture of a prompt lies in what the vision side is given (``sgl_engine.digests``).
+        """Where each picture of a prompt lies in the vision inputs (``sgl_engine.prompt.encoded``).
 
         None where pictures cannot be told apart, or where a picture's features depend on the others.
         """

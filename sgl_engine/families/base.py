@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import DecoderShape, ModelShape, VisionShape
-from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
-from sgl_engine.types import Box, VisualSpan
+from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
+from sgl_engine.prompt.encoded import Box, PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor

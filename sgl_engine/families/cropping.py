@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_engine.types import Box
+from sgl_engine.prompt.encoded import Box
 
 
 def centre_crop(settings: Any, width: int, height: int) -> Box:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
 from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.shape import VisionShape
 
 if TYPE_CHECKING:
     from torch import Tensor

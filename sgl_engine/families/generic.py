@@ -1,8 +1,9 @@
 """Architectures without a file of their own, where one image token and one plain decoder are all there is.
 
-The configuration is checked here, the behaviour of the loaded model by ``sgl_engine.proof``, before it is
-used. Image tokens that touch are one picture or tile of unknown shape: such a model guides, and is guided by,
-models that cut pictures just as it does. Operations are a plain decoder's; the vision tower is not counted.
+The configuration is checked here, the behaviour of the loaded model, before it is used, by
+``sgl_engine.passes.exactness``. Image tokens that touch are one picture or tile of unknown shape: such a
+model guides, and is guided by, models that cut pictures just as it does. Operations are those of a plain
+decoder; the vision tower is not counted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
-from sgl_engine.digests import PictureAxes
 from sgl_engine.families.base import BaseFamily, Tile, runs
-from sgl_engine.types import VisualSpan
+from sgl_engine.families.shape import VisionShape
+from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
-from sgl_engine.digests import PictureAxes
 from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_tiles, side
-from sgl_engine.types import VisualSpan
+from sgl_engine.families.shape import VisionShape
+from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor

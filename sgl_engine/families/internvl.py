@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
 from sgl_engine.families.base import WHOLE, BaseFamily, Tile, runs
 from sgl_engine.families.cropping import centre_crop
-from sgl_engine.types import Box
+from sgl_engine.families.shape import VisionShape
+from sgl_engine.prompt.encoded import Box
 
 if TYPE_CHECKING:
     from torch import Tensor

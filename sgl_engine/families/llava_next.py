@@ -10,12 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
-from sgl_engine.digests import PictureAxes
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, side
 from sgl_engine.families.llava import clip_shape
-from sgl_engine.types import VisualSpan
+from sgl_engine.families.shape import VisionShape
+from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sgl_engine.cost import DecoderShape, VisionShape
 from sgl_engine.families.qwen2_vl import Qwen2VL
 from sgl_engine.families.qwen3_vl import Qwen3VL
+from sgl_engine.families.shape import DecoderShape, VisionShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

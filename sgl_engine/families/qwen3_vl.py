@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.cost import VisionShape
 from sgl_engine.families.base import flat, side
 from sgl_engine.families.qwen2_vl import Qwen2VL
+from sgl_engine.families.shape import VisionShape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.rankers.case import Ranker, RankingCase
-from sgl_engine.types import ImportanceMap
 
 
 def uniform(case: RankingCase) -> ImportanceMap:

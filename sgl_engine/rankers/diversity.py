@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.rankers.case import Ranker, RankingCase
-from sgl_engine.types import ImportanceMap
 
 DART_LAYER = 2
 """0-based: DART prunes before its third layer."""

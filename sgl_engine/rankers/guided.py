@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.rankers.case import Ranker, RankingCase
-from sgl_engine.types import ImportanceMap
 
 DEFAULT_RANKER = "small-guided"
 """What the engine itself does."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sgl_engine.importance import importance_map
+from sgl_engine.attention.importance import ImportanceMap, importance_map
 from sgl_engine.rankers.case import Ranker, RankingCase
-from sgl_engine.types import ImportanceMap
 
 FASTV_LAYER = 1
 """0-based; FastV ranks by the attention of its second layer; where that has none, the next one does."""

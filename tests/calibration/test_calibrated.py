@@ -14,8 +14,8 @@ from sgl_engine.config import GenerationConfig
 from sgl_engine.exit.binding import Conditions, bind, identify
 from sgl_engine.exit.calibrated import system_hash
 from sgl_engine.exit.calibration_file import save_calibration
+from sgl_engine.model.vlm import VLM
 from sgl_engine.testing import FakeEngine, tiny_vlm
-from sgl_engine.vlm import VLM
 
 PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 GENERATION = GenerationConfig(max_new_tokens=8)

@@ -11,7 +11,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field
 
 from langchain_sgl.budget.gate import permission
-from sgl_engine.report import RunReport
+from sgl_engine.report.run_report import RunReport
 
 MakeReport = Callable[..., RunReport]
 

@@ -12,10 +12,10 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from langchain_sgl import ChatSGL, image_block
+from sgl_engine.chat.tool_calls import render_call
 from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.request import Request, ToolCall
 from sgl_engine.testing import FakeEngine
-from sgl_engine.tool_calls import render_call
-from sgl_engine.types import Request, ToolCall
 
 UNSURE = [HumanMessage([image_block(PICTURES / "scene.png"), "How many purple shapes are there?"])]
 

@@ -13,10 +13,11 @@ from PIL import Image
 from langchain_sgl import image_block
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.evidence import Evidence, crop_box
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.explain import draw_importance
-from sgl_engine.types import Box, ImportanceMap, VisualSpan
+from sgl_engine.explain.heatmap import draw_importance
+from sgl_engine.prompt.encoded import Box, VisualSpan
 
 THE_VALUE: Box = (8 / 12, 4 / 12, 10 / 12, 5 / 12)
 """Where the bundled receipt says 3.73, as docs/explain.png shows: two tokens in the row of "total"."""

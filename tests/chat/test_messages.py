@@ -31,7 +31,9 @@ from langchain_sgl.chat.messages import (
     to_engine_messages,
     to_last_chunk,
 )
+from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
 from sgl_engine.config import LimitsConfig
+from sgl_engine.decoding.answer import TokenLogprob
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import (
     CorruptImageError,
@@ -40,9 +42,10 @@ from sgl_engine.errors import (
     MissingImageError,
     UnsafePathError,
 )
-from sgl_engine.images import load_image
-from sgl_engine.report import RunReport
-from sgl_engine.types import ImagePart, Message, Response, TextDelta, TokenLogprob, ToolCall, ToolCallDelta
+from sgl_engine.prompt.images import load_image
+from sgl_engine.report.run_report import RunReport
+from sgl_engine.request import ImagePart, Message, ToolCall
+from sgl_engine.response import Response
 
 RECEIPT = PICTURES / "receipt.png"
 DATA = RECEIPT.read_bytes()

@@ -15,7 +15,7 @@ from langchain_sgl.tools.picture_store import InMemoryPictureStore, PictureStore
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError, CorruptImageError
-from sgl_engine.images import load_image
+from sgl_engine.prompt.images import load_image
 
 PNG = (PICTURES / "receipt.png").read_bytes()
 

@@ -17,7 +17,6 @@ from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.reranking.reranker import YES_OR_NO, SGLImageReranker, _contenders, find_picture
 from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 from sgl_engine import Request, SGLEngine
-from sgl_engine.answer_scores import AnswerScores
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.generator import draw_sample
 from sgl_engine.errors import (
@@ -29,6 +28,7 @@ from sgl_engine.errors import (
     RequestCancelledError,
     UnsafePathError,
 )
+from sgl_engine.response import AnswerScores
 from sgl_engine.testing import tiny_vlm
 
 SEEDS = (3, 5, 8, 11)

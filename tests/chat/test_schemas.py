@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field, RootModel
 from langchain_sgl import ChatSGL, image_block
 from langchain_sgl.chat.call_options import CallOptions
 from langchain_sgl.chat.schemas import convert_tools, to_json_schema
+from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.grammar import answer_grammar
-from sgl_engine.types import Request
+from sgl_engine.request import Request
 
 QUESTION = [("user", [image_block(PICTURES / "receipt.png"), "How much is the total?"])]
 FLAG = {"type": "object", "properties": {"paid": {"type": "boolean"}}, "required": ["paid"]}

@@ -19,10 +19,10 @@ from langchain_tests.integration_tests import chat_models as suite
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langchain_sgl import ChatSGL
+from sgl_engine.chat.tool_calls import render_call
 from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.request import Request, ToolCall
 from sgl_engine.testing import FakeEngine
-from sgl_engine.tool_calls import render_call
-from sgl_engine.types import Request, ToolCall
 
 PAIR = {
     name: os.environ[variable]
@@ -109,7 +109,7 @@ def offline_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         return httpx.Response(200, content=picture)
 
     monkeypatch.setattr(suite.httpx, "get", get)
-    monkeypatch.setattr("sgl_engine.images.fetch", lambda url, *_, **__: get(url).content)
+    monkeypatch.setattr("sgl_engine.prompt.images.fetch", lambda url, *_, **__: get(url).content)
 
 
 class OnAPair(Profile, ChatModelIntegrationTests):

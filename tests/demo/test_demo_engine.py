@@ -12,12 +12,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sgl_engine import Request, SGLEngine, run_small_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.confidence import score_parts
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
 from sgl_engine.demo.drawing import Question, box_cells
 from sgl_engine.demo.generator import heldout_questions
-from sgl_engine.explain import draw_importance
+from sgl_engine.exit.scorers import score_parts
+from sgl_engine.explain.heatmap import draw_importance
 
 MAX_BYTES = 20_000_000
 

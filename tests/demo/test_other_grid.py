@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import OTHER_GRID, SCORER, demo_engine
 from sgl_engine.demo.generator import heldout_questions
 

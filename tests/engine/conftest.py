@@ -4,8 +4,8 @@ import pytest
 from samples import REQUESTS
 
 from sgl_engine import VLM
+from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import EncodedPrompt
 
 
 @pytest.fixture(scope="session")

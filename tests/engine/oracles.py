@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgl_engine import VLM
-from sgl_engine.types import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from sgl_engine import Message, Request
-from sgl_engine.types import ImagePart
+from sgl_engine.request import ImagePart
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -12,7 +12,7 @@ from samples import noise
 
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
 from sgl_engine.config import NO_REUSE
-from sgl_engine.types import PruningPlan
+from sgl_engine.pruning.plan import PruningPlan
 
 PLAIN = EngineConfig(reuse=NO_REUSE, generation=GenerationConfig(draft=False))
 """Every request takes as many steps, whatever the models of the session have seen before, one per token."""

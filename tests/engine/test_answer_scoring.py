@@ -13,9 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine, plan_pruning
-from sgl_engine.answer_scores import ScoringPassResult, answer_shares, decision_confidence
-from sgl_engine.answer_scoring import run_scoring_pass
-from sgl_engine.cost import scoring_pass_flops
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import (
     ConfigError,
@@ -25,8 +23,12 @@ from sgl_engine.errors import (
     RequestCancelledError,
     UnsupportedModelError,
 )
+from sgl_engine.exit.scorers import answer_shares, decision_confidence
+from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan
+from sgl_engine.report.cost import scoring_pass_flops
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
 
 Case = tuple[VLM, EncodedPrompt]
 ANSWERS = ["yes", "no", "a rather long answer, for a tiny model"]

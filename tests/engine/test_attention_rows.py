@@ -6,12 +6,13 @@ from oracles import attention_sum, traces
 from torch import Tensor
 from transformers import DynamicCache
 
-from sgl_engine import VLM, capture_attention, recording, run_small_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.attention import capture_hidden, keep_rows
-from sgl_engine.attention_rows import AttentionRows
-from sgl_engine.importance import importance_map
-from sgl_engine.types import EncodedPrompt
+from sgl_engine import VLM, capture_attention, run_small_pass
+from sgl_engine.attention import recorder as recording
+from sgl_engine.attention.capture import capture_hidden, keep_rows
+from sgl_engine.attention.importance import importance_map
+from sgl_engine.attention.rows import AttentionRows
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.prompt.encoded import EncodedPrompt
 
 Case = tuple[VLM, EncodedPrompt]
 TOKENS = 6
@@ -101,7 +102,7 @@ def test_nothing_is_kept_unless_it_is_asked_for(case: Case, monkeypatch: pytest.
     vlm, prompt = case
     calls = []
     monkeypatch.setattr(
-        "sgl_engine.attention_rows.RowKeeper.add", lambda *_, **__: calls.append("add"), raising=True
+        "sgl_engine.attention.rows.RowKeeper.add", lambda *_, **__: calls.append("add"), raising=True
     )
     run_small_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False))
     assert calls == []

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_engine.confidence import DEFAULT_SCORER, SCORERS, score_parts
 from sgl_engine.errors import ConfigError
-from sgl_engine.measurements import measure_answer
-from sgl_engine.types import Confidence
+from sgl_engine.exit.decision import Confidence
+from sgl_engine.exit.scorers import DEFAULT_SCORER, SCORERS, score_parts
+from sgl_engine.passes.measurements import measure_answer
 
 
 def measure_confidence(

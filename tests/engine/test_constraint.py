@@ -12,14 +12,14 @@ from schemas import PATTERNS, SCHEMAS, faults
 from torch import Tensor
 
 from sgl_engine import VLM, Request
-from sgl_engine import constraint as module
-from sgl_engine.constraint import TokenConstraint
+from sgl_engine.chat.grammar import answer_grammar
+from sgl_engine.chat.tool_stream import ToolCallStream
+from sgl_engine.decoding import constraint as module
+from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError, ProcessorError
-from sgl_engine.grammar import answer_grammar
+from sgl_engine.request import ToolChoice, ToolSpec
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.tool_stream import ToolCallStream
-from sgl_engine.types import ToolChoice, ToolSpec
 
 Name = Literal["tiny", "bundled"]
 MODELS: dict[Name, VLM] = {"tiny": tiny_vlm(), "bundled": demo_engine().small}

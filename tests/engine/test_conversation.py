@@ -8,11 +8,11 @@ from samples import noise
 from templates import HERMES, TEMPLATES
 
 from sgl_engine import VLM, Message, Request
-from sgl_engine.conversation import reads_natively, render
+from sgl_engine.chat.template import reads_natively, render
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError, ProcessorError
+from sgl_engine.request import ImagePart, ToolCall, ToolSpec
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import ImagePart, ToolCall, ToolSpec
 
 ADD = ToolSpec("add_up", "Adds “numbers”.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 SUB = ToolSpec("subtract", "Subtracts.", {"type": "object", "properties": {}})

@@ -7,10 +7,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgl_engine import PRESETS, VLM, Request, plan_pruning, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.cost import answer_flops, average_retention, pass_flops, small_pass_flops
-from sgl_engine.pruning import keep_everything
-from sgl_engine.types import EncodedPrompt, ImportanceMap, PruningPlan
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan, keep_everything
+from sgl_engine.report.cost import answer_flops, average_retention, pass_flops, small_pass_flops
 
 Case = tuple[VLM, EncodedPrompt]
 TOKENS = 7

@@ -20,23 +20,18 @@ from sgl_engine import (
     SGLEngine,
     run_large_pass,
 )
-from sgl_engine.answer import Answer, AnswerTask
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.chat.tool_stream import TextDelta
+from sgl_engine.decoding.answer import Answer, AnswerTask
+from sgl_engine.decoding.draft import Draft, draft_tokens
+from sgl_engine.decoding.loop import MAX_LOGIT_ROWS
 from sgl_engine.demo import demo_engine
-from sgl_engine.drafting import Draft, draft_tokens
 from sgl_engine.errors import RequestCancelledError
-from sgl_engine.generation import MAX_LOGIT_ROWS
-from sgl_engine.large_pass import stream_large_batch
-from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.passes.large import LargePassResult, stream_large_batch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
+from sgl_engine.request import Decoding, ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm
-from sgl_engine.types import (
-    Decoding,
-    EncodedPrompt,
-    ImportanceMap,
-    LargePassResult,
-    PruningPlan,
-    TextDelta,
-    ToolSpec,
-)
 
 Result = TypeVar("Result")
 
@@ -187,7 +182,7 @@ def test_a_draft_longer_than_the_logits_that_are_held(
     own = answer(vlm, prompt)
     ids = own.generation.token_ids.tolist()
     assert MAX_LOGIT_ROWS >= 256  # room for the default limit, in one forward
-    monkeypatch.setattr("sgl_engine.generation.MAX_LOGIT_ROWS", 4)
+    monkeypatch.setattr("sgl_engine.decoding.loop.MAX_LOGIT_ROWS", 4)
     for place in range(TOKENS + 1):
         same(answer(vlm, prompt, wrong_at(ids, place)), own)
     got = answer(vlm, prompt, ids)

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from sgl_engine import ExitConfig
-from sgl_engine.early_exit import decide_exit
-from sgl_engine.types import Confidence
+from sgl_engine.exit.decision import Confidence, decide_exit
 
 
 @pytest.mark.parametrize(

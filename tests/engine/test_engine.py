@@ -23,9 +23,9 @@ from sgl_engine import (
     run_large_pass,
     run_small_pass,
 )
-from sgl_engine.answer import AnswerTask
-from sgl_engine.answer_reader import agree
-from sgl_engine.confidence import score_parts
+from sgl_engine.chat.tool_calls import ParsedAnswer
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.reader import agree
 from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
@@ -36,10 +36,10 @@ from sgl_engine.errors import (
     PromptTooLongError,
     SGLError,
 )
-from sgl_engine.pruning import keep_everything
+from sgl_engine.exit.scorers import score_parts
+from sgl_engine.pruning.plan import keep_everything
+from sgl_engine.request import InvalidToolCall, ToolCall
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.tool_calls import ParsedAnswer
-from sgl_engine.types import InvalidToolCall, ToolCall
 
 ASK = Request.ask("What is it?", noise(40, 50), max_new_tokens=6)
 

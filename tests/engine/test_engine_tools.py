@@ -13,18 +13,20 @@ from templates import HERMES
 from torch import Tensor
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, TextDelta, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
+from sgl_engine.chat.grammar import answer_grammar
+from sgl_engine.chat.text_stream import TextStream
+from sgl_engine.chat.tool_calls import render_call
+from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import GenerationConfig
-from sgl_engine.constraint import TokenConstraint
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.grammar import answer_grammar
-from sgl_engine.prompt_batch import PromptBatch
-from sgl_engine.pruning import plan_pruning
+from sgl_engine.exit.decision import ExitDecision
+from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.pruning.plan import plan_pruning
+from sgl_engine.request import Decoding, ToolCall, ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm
-from sgl_engine.text_stream import TextStream
-from sgl_engine.tool_calls import render_call
-from sgl_engine.types import Decoding, ExitDecision, ToolCall, ToolCallDelta, ToolSpec
 
 PERSON = {
     "type": "object",

@@ -21,13 +21,14 @@ from test_family_exactness import (
 )
 
 from sgl_engine import VLM, Request, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.batching import group_rows
-from sgl_engine.large_pass import run_large_batch
-from sgl_engine.prompt_batch import PromptBatch
-from sgl_engine.pruning import KeptColumns, prune_visual_tokens
-from sgl_engine.small_pass import answer_logprobs, answers_logprobs, run_small_batch
-from sgl_engine.types import EncodedPrompt, LargePassResult, PruningPlan, SmallPassResult
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes.large import LargePassResult, run_large_batch
+from sgl_engine.passes.prefill import group_rows
+from sgl_engine.passes.small import SmallPassResult, answer_logprobs, answers_logprobs, run_small_batch
+from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.plan import KeptColumns, PruningPlan
 
 # Different lengths, pictures, numbers of them, and of what is kept; the first row is not the longest.
 KEEP_RATIOS = (0.8, 0.05, 0.3)

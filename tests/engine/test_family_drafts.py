@@ -19,12 +19,14 @@ from test_family_exactness import (
 )
 from whole_model import masked_logits
 
-from sgl_engine import VLM, generation, run_large_pass
-from sgl_engine.answer import Answer, AnswerTask
+from sgl_engine import VLM, run_large_pass
+from sgl_engine.decoding import loop as generation
+from sgl_engine.decoding.answer import Answer, AnswerTask
+from sgl_engine.decoding.rewind import Rewinding
 from sgl_engine.families.tiny import TINY_FAMILIES
-from sgl_engine.large_pass import run_large_batch
-from sgl_engine.rewinding import Rewinding
-from sgl_engine.types import EncodedPrompt, LargePassResult, PruningPlan
+from sgl_engine.passes.large import LargePassResult, run_large_batch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan
 
 TOKENS = 6
 REQUEST = "a conversation"  # longer than the windows of those that have some
@@ -137,7 +139,7 @@ def test_a_cache_that_did_not_go_back_is_noticed(
 def test_a_window_that_forgot_what_has_left_it_is_noticed(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgl_engine.rewinding.DynamicSlidingWindowLayer", ())
+    monkeypatch.setattr("sgl_engine.decoding.rewind.DynamicSlidingWindowLayer", ())
     with pytest.raises(RuntimeError, match="does not track past states"):
         large_pass(family, "before layer 3", [1, 2, 3])
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sgl_engine import VLM, Request
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.prompt.encoded import Box, EncodedPrompt
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import Box, EncodedPrompt
 
 SIZES = {"wide": (140, 80), "tall": (80, 140), "square": (96, 96), "very wide": (240, 60)}
 BLOCK: Box = (0.52, 0.2, 0.8, 0.6)

@@ -5,8 +5,8 @@ import torch
 from test_family_exactness import encoded, model, random_plan
 from whole_model import attention_sum, masked_logits
 
-from sgl_engine.answer_scoring import run_scoring_pass
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.passes.scoring import run_scoring_pass
 
 ANSWERS = ("yes", "no, never", "a cat")
 

@@ -7,9 +7,9 @@ import torch
 from samples import REQUESTS, noise
 
 from sgl_engine import Request, plan_pruning, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import ImportanceMap
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sgl_engine.errors import (
     RequestCancelledError,
     UnsafeUrlError,
 )
-from sgl_engine.fetching import fetch
+from sgl_engine.prompt.urls import fetch
 
 PUBLIC = "93.184.215.14"
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -154,7 +154,7 @@ def test_large_bodies_are_dropped_while_they_arrive(names: dict[str, list[str]])
 
 def test_slow_bodies_are_dropped(names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("sgl_engine.fetching.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("sgl_engine.prompt.urls.time.monotonic", lambda: float(next(clock)))
 
     def body() -> Iterator[bytes]:
         for _ in range(50):
@@ -201,7 +201,7 @@ def test_the_time_is_that_of_all_hops_together(
     names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("sgl_engine.fetching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sgl_engine.prompt.urls.time.monotonic", lambda: now[0])
     left: list[float] = []
 
     def circle(request: httpx.Request) -> httpx.Response:
@@ -218,7 +218,7 @@ def test_the_time_is_that_of_all_hops_together(
 
 def test_slow_resolving_counts(names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("sgl_engine.fetching.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sgl_engine.prompt.urls.time.monotonic", lambda: now[0])
     resolve = socket.getaddrinfo
 
     def slow(host: str, port: int, **options: int) -> object:

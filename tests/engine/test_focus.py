@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sgl_engine import Request, SGLEngine, focus
+from sgl_engine import Request, SGLEngine
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.focus import focus_box
-from sgl_engine.types import Box, ImportanceMap, VisualSpan
+from sgl_engine.explain import focus_box as focus
+from sgl_engine.explain.focus_box import focus_box
+from sgl_engine.prompt.encoded import Box, VisualSpan
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 

@@ -7,12 +7,13 @@ from samples import REQUESTS
 from torch.distributions import Categorical
 
 from sgl_engine import VLM, Request
-from sgl_engine.answer import Answer, AnswerTask, Chooser
+from sgl_engine.chat.text_stream import TextStream
+from sgl_engine.decoding.answer import Answer, AnswerTask, Chooser, Generation
+from sgl_engine.decoding.loop import decode
 from sgl_engine.errors import DeadlineError, InvalidRequestError
-from sgl_engine.generation import decode
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.request import Decoding
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.text_stream import TextStream
-from sgl_engine.types import Decoding, EncodedPrompt, Generation
 
 
 @pytest.fixture(scope="module")

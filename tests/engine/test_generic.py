@@ -19,25 +19,17 @@ from transformers import (
 )
 from whole_model import attention_sum, masked_logits
 
-from sgl_engine import (
-    VLM,
-    EngineConfig,
-    Request,
-    SGLEngine,
-    plan_pruning,
-    pruning,
-    run_large_pass,
-    run_small_pass,
-)
-from sgl_engine.answer import AnswerTask
+from sgl_engine import VLM, EngineConfig, Request, SGLEngine, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.rewind import Rewinding
 from sgl_engine.errors import IncompatiblePairError, UnsupportedModelError
 from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer, chat_template
-from sgl_engine.proof import prove
-from sgl_engine.rewinding import Rewinding
+from sgl_engine.passes.exactness import prove
+from sgl_engine.pruning import patch as pruning
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import ImportanceMap
 
 EDGE, PATCH = 16, 4
 TOWER = {
@@ -159,7 +151,7 @@ def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fault_in_capture_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sgl_engine import recording
+    from sgl_engine.attention import recorder as recording
 
     original = recording._attention_rows
     monkeypatch.setattr(recording, "_attention_rows", lambda *arguments: original(*arguments) * 1.01)

@@ -12,11 +12,11 @@ from pydantic import BaseModel, Field, create_model
 from schemas import faults
 
 from sgl_engine import Request
-from sgl_engine.closing import byte_tokenizer, closes, find_closings
+from sgl_engine.chat.grammar import answer_grammar, prepare_schema
+from sgl_engine.decoding.ending import byte_tokenizer, closes, find_closings
+from sgl_engine.decoding.example_text import hints, short_match
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.grammar import answer_grammar, prepare_schema
-from sgl_engine.patterns import hints, short_match
-from sgl_engine.types import ToolSpec
+from sgl_engine.request import ToolSpec
 
 PERSON = {
     "title": "Person",

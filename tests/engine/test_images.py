@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from samples import noise
 
-from sgl_engine import LimitsConfig, Message, Request, UrlPolicy, images
+from sgl_engine import LimitsConfig, Message, Request, UrlPolicy
 from sgl_engine.errors import (
     CorruptImageError,
     ImageLimitError,
@@ -17,8 +17,9 @@ from sgl_engine.errors import (
     MissingImageError,
     UnsafeUrlError,
 )
-from sgl_engine.images import load_image, resolve_images
-from sgl_engine.types import ImagePart
+from sgl_engine.prompt import images
+from sgl_engine.prompt.images import load_image, resolve_images
+from sgl_engine.request import ImagePart
 
 LIMITS = LimitsConfig()
 

@@ -1,7 +1,7 @@
 import torch
 
-from sgl_engine.importance import AttentionSums, importance_map
-from sgl_engine.types import VisualSpan
+from sgl_engine.attention.importance import AttentionSums, importance_map
+from sgl_engine.prompt.encoded import VisualSpan
 
 BOX = (0.0, 0.0, 1.0, 1.0)
 SPANS = (VisualSpan(0, 2, 8, (2, 3), BOX), VisualSpan(1, 10, 12, (1, 2), BOX))

@@ -19,12 +19,13 @@ from test_family_exactness import (
 )
 
 from sgl_engine import VLM, Message, Request, run_large_pass, run_small_pass
-from sgl_engine.answer import AnswerTask
 from sgl_engine.config import ReuseConfig
-from sgl_engine.large_pass import run_large_batch
-from sgl_engine.pruning import keep_everything
-from sgl_engine.small_pass import run_small_batch
-from sgl_engine.types import EncodedPrompt, ImagePart, LargePassResult, SmallPassResult
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes.large import LargePassResult, run_large_batch
+from sgl_engine.passes.small import SmallPassResult, run_small_batch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import keep_everything
+from sgl_engine.request import ImagePart
 
 REUSE = ReuseConfig(min_prefix_tokens=1)
 TOKENS = 5

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from samples import noise
 
 from sgl_engine import EngineConfig, Request, SGLEngine, plan_pruning
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import IncompatiblePairError
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.prompt.encoded import Box, EncodedPrompt, VisualSpan
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import Box, EncodedPrompt, ImportanceMap, VisualSpan
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 

@@ -15,15 +15,16 @@ from scheduling import until
 from test_cost import counted
 
 from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine, run_small_pass
-from sgl_engine.answer import AnswerTask
 from sgl_engine.config import NO_REUSE, ReuseConfig
-from sgl_engine.cost import small_pass_flops
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
-from sgl_engine.pictures import embed_pictures
-from sgl_engine.reuse_store import ReuseStore
+from sgl_engine.model.store import ReuseStore
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.embedding import embed_pictures
+from sgl_engine.passes.small import SmallPassResult
+from sgl_engine.report.cost import small_pass_flops
+from sgl_engine.request import ImagePart
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import ImagePart, SmallPassResult
-from sgl_engine.vlm import VLM
 
 PICTURE = noise(60, 50)
 REUSE = ReuseConfig(min_prefix_tokens=1)

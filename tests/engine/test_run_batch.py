@@ -11,7 +11,8 @@ import torch
 from oracles import exploding, traces
 from samples import REQUESTS, noise
 
-from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
+from sgl_engine import EngineConfig, Request, Response, SGLEngine
+from sgl_engine.attention import capture as attention
 from sgl_engine.config import NO_REUSE, ExitConfig
 from sgl_engine.errors import (
     BudgetSpentError,
@@ -22,8 +23,9 @@ from sgl_engine.errors import (
     RequestCancelledError,
     SGLError,
 )
+from sgl_engine.passes import prefill as batching
+from sgl_engine.request import ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm
-from sgl_engine.types import ToolSpec
 
 SCHEMA = {
     "type": "object",
@@ -260,7 +262,7 @@ def test_when_nobody_waits_any_longer_nothing_runs(
 
 
 def batch_clock() -> Any:
-    from sgl_engine.accounting import Clock
+    from sgl_engine.report.make import Clock
 
     return Clock()
 

@@ -36,8 +36,9 @@ from sgl_engine.errors import (
     OverloadedError,
     RequestCancelledError,
 )
+from sgl_engine.serving.lane import Lane
+from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import FakeEngine, tiny_vlm
-from sgl_engine.worker import Lane, Worker
 
 
 @pytest.fixture

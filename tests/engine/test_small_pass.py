@@ -6,10 +6,10 @@ from oracles import masked_logits, plain_logits
 from samples import REQUESTS
 
 from sgl_engine import VLM, Request, plan_pruning, run_small_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.small_pass import answer_logprobs
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes.small import answer_logprobs
+from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import EncodedPrompt
 
 Case = tuple[VLM, EncodedPrompt]
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_engine import Request
-from sgl_engine.errors import InvalidRequestError
-from sgl_engine.tool_calls import (
+from sgl_engine.chat.tool_calls import (
     ParsedAnswer,
     callable_tools,
     check_tools,
@@ -20,8 +19,9 @@ from sgl_engine.tool_calls import (
     render_result,
     tool_instructions,
 )
-from sgl_engine.tool_stream import ToolCallStream
-from sgl_engine.types import InvalidToolCall, TextDelta, ToolCall, ToolCallDelta, ToolSpec
+from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta, ToolCallStream
+from sgl_engine.errors import InvalidRequestError
+from sgl_engine.request import InvalidToolCall, ToolCall, ToolSpec
 
 ADD = ToolSpec("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 LOOK = ToolSpec("näh", 'Says "hi".', {"type": "object"})

@@ -8,7 +8,7 @@ from samples import noise
 
 from sgl_engine import VLM, Request
 from sgl_engine.config import NO_REUSE, ReuseConfig
-from sgl_engine.pictures import embed_pictures, run_towers
+from sgl_engine.passes.embedding import embed_pictures, run_towers
 from sgl_engine.testing import TINY_FAMILIES, tiny_vlm
 
 

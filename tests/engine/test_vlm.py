@@ -20,8 +20,8 @@ from sgl_engine.errors import (
     UnsafeWeightsError,
     UnsupportedModelError,
 )
+from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import EncodedPrompt
 
 Case = tuple[VLM, EncodedPrompt]
 

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from sgl_engine import VLM
-from sgl_engine.types import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt
 
 _TOKEN_KINDS = ("attention_mask", "mm_token_type_ids", "token_type_ids")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sgl_engine.answer import AnswerTask
-from sgl_engine.confidence import score_parts
+from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import PRESETS
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError, InvalidRequestError
 from sgl_engine.evaluation.dataset import Data, DataSample, HeldOut, JsonLines
@@ -16,10 +16,11 @@ from sgl_engine.evaluation.records import BenchOutcome
 from sgl_engine.evaluation.runner import Runner, manifest
 from sgl_engine.evaluation.store import Store
 from sgl_engine.evaluation.systems import Systems, at, measure
-from sgl_engine.large_pass import run_large_pass
-from sgl_engine.pruning import keep_everything, plan_pruning
+from sgl_engine.exit.scorers import score_parts
+from sgl_engine.passes.large import run_large_pass
+from sgl_engine.pruning.plan import keep_everything, plan_pruning
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.types import ImportanceMap, Request
+from sgl_engine.request import Request
 
 POINTS = {"64%": PRESETS["64%"], "9%": PRESETS["9%"]}
 FAST = Systems({"9%": PRESETS["9%"]}, ("small-guided",))

@@ -12,7 +12,7 @@ from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.records import Scored
 from sgl_engine.evaluation.systems import Systems, at, measure
 from sgl_engine.evaluation.threshold_sweep import NEVER, Measured
-from sgl_engine.types import Request
+from sgl_engine.request import Request
 
 MakeRow = Callable[..., Scored]
 

@@ -11,16 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from sgl_engine import Request, SGLEngine, plan_pruning, run_large_pass
-from sgl_engine.answer import AnswerTask
-from sgl_engine.attention_rows import AttentionRows
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.attention.rows import AttentionRows
+from sgl_engine.decoding.answer import AnswerTask, Generation
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.pruning import keep_everything
+from sgl_engine.passes.small import run_small_pass
+from sgl_engine.prompt.encoded import VisualSpan
+from sgl_engine.pruning.plan import keep_everything
 from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided
 from sgl_engine.rankers.baselines import even_spread
 from sgl_engine.rankers.diversity import farthest_first, least_similar_in_turn, suppressing
-from sgl_engine.small_pass import run_small_pass
 from sgl_engine.testing import tiny_vlm
-from sgl_engine.types import Generation, ImportanceMap, VisualSpan
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((60, 40))
 REQUEST = Request.ask("What is it?", PICTURE, max_new_tokens=5)

@@ -1,0 +1,146 @@
+"""Reads the attention that visual tokens receive, while the model runs as always.
+
+The text model's attention function is switched, for the time of the context, to one that calls the original
+function for the output and then computes probabilities for the few query rows that count: those from the
+last visual token to the end of the prompt (A^P), and one per generated token that is fed back (A^D). An S x S
+map is never built. (SGL, section 3.2; rows as in its public code.)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sgl_engine.attention.recorder import AttentionRecorder
+from sgl_engine.attention.rows import RowKeeper
+from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import EncodedPrompt
+
+if TYPE_CHECKING:
+    from sgl_engine.model.vlm import VLM
+
+_PREFIX = "sgl_capture_"
+
+_RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("sgl_attention_recorder", default=None)
+
+_KEEPER: ContextVar[RowKeeper | None] = ContextVar("sgl_row_keeper", default=None)
+
+
+@contextmanager
+def capture_attention(
+    vlm: VLM, prompt: EncodedPrompt | PromptBatch, *, first_row: int | None = None, cached_tokens: int = 0
+) -> Iterator[AttentionRecorder]:
+    """Records attention to visual tokens while ``vlm`` runs ``prompt`` and decodes, unpruned.
+
+    Works for SDPA and eager attention, and leaves outputs as they are, bit for bit. On leaving, also by an
+    exception, the model's attention setting is what it was.
+
+    Args:
+        vlm: The model that will run inside the context.
+        prompt: The prompt, or the batch, that it will run.
+        first_row: First prompt row that counts; None is the last visual token, as in the paper. For studies.
+        cached_tokens: Positions that are in the cache already: len(prompt), to record what comes after it.
+    """
+    batch = prompt if isinstance(prompt, PromptBatch) else PromptBatch.of([prompt])
+    first_rows = [
+        max(each.visual_positions, default=len(each) - 1) if first_row is None else first_row
+        for each in batch.prompts
+    ]
+    recorder = AttentionRecorder(vlm.num_layers, batch, first_rows, cached_tokens, _KEEPER.get())
+    config = vlm.text_model.config
+    original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
+    token = _RECORDER.set(recorder)
+    try:
+        config._attn_implementation = _register(original.removeprefix(_PREFIX))  # noqa: SLF001
+        yield recorder
+        recorder.catch_up()
+    finally:
+        config._attn_implementation = original  # noqa: SLF001
+        _RECORDER.reset(token)
+
+
+@contextmanager
+def keep_rows(vlm: VLM) -> Iterator[RowKeeper]:
+    """Whatever ``capture_attention`` records of ``vlm`` within the context is also kept row by row.
+
+    For studies of one prompt: memory grows with layers x rows x visual tokens. Sums do not change, and where
+    nobody asks, nothing of it is computed.
+
+    Args:
+        vlm: The model that runs inside the context, on one prompt.
+    """
+    keeper = RowKeeper(vlm.num_layers)
+    token = _KEEPER.set(keeper)
+    try:
+        yield keeper
+    finally:
+        _KEEPER.reset(token)
+
+
+@contextmanager
+def capture_hidden(vlm: VLM, layer: int) -> Iterator[list[Tensor]]:
+    """What a decoder layer is given, per forward: (B, N, hidden); for rankers that compare features."""
+    found: list[Tensor] = []
+
+    def look(_: Any, args: tuple[Any, ...], __: dict[str, Any]) -> None:
+        found.append(args[0].detach())
+
+    hook = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _register(implementation: str) -> str:
+    """Makes the capturing twin of an attention implementation known to transformers: once, inert by itself.
+
+    Its mask function is registered too: for an unknown name, transformers builds no mask at all, silently.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = _PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+        AttentionInterface.register(name, _CapturingAttention(implementation))
+    return name
+
+
+class _CapturingAttention:
+    """An attention function that calls the original one, then shows queries and keys to the recorder."""
+
+    def __init__(self, implementation: str) -> None:
+        self._implementation = implementation
+
+    def __call__(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = self._original(module)
+        output: tuple[Tensor, Tensor | None] = attend(
+            module, query, key, value, attention_mask, scaling=scaling, **settings
+        )
+        recorder = _RECORDER.get()
+        if recorder is not None:
+            recorder.record(module.layer_idx, query, key, value, attention_mask, scaling)
+        return output
+
+    def _original(self, module: Any) -> Any:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        # Eager attention is not registered anywhere: every modelling file brings its own.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get(self._implementation, eager)

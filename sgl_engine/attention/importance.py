@@ -1,0 +1,90 @@
+"""Attention sums -> importance of visual tokens (SGL, section 3.2, A = A^P + A^D). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sgl_engine.attention.resampling import resample
+from sgl_engine.prompt.encoded import VisualSpan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceMap:
+    """How much attention each visual token received; higher = more important.
+
+    Attributes:
+        mass: float32 (V,), on the CPU, in prompt order; a plain sum over layers, heads and query rows.
+        spans: The prompt's visual spans that the mass belongs to.
+        num_queries: Query rows that were summed.
+    """
+
+    mass: Tensor
+    spans: tuple[VisualSpan, ...]
+    num_queries: int
+
+    def grids(self) -> tuple[Tensor, ...]:
+        """The mass per span, float32 (rows, cols)."""
+        grids, first = [], 0
+        for span in self.spans:
+            grids.append(self.mass[first : first + len(span)].reshape(span.grid))
+            first += len(span)
+        return tuple(grids)
+
+    def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
+        """The same map on another prompt's visual tokens: other tiles, grids, model or family.
+
+        Mass goes where it lies in the picture (``sgl_engine.attention.resampling``); where spans agree, it
+        is the map itself. Mass that none of the new tokens see, as behind a crop, is left out.
+
+        Args:
+            spans: The other prompt's, of the same images.
+
+        Raises:
+            IncompatiblePairError: Other images, or boxes that are needed and unknown.
+        """
+        return ImportanceMap(resample(self.mass, self.spans, spans), spans, self.num_queries)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSums:
+    """Attention that each visual token received, summed over heads and query rows, kept apart per layer.
+
+    Attributes:
+        prefill: float32 (L, V), on the CPU; rows of the prompt (A^P).
+        decode: float32 (L, V), on the CPU; one row per generated token that was fed back (A^D).
+        prefill_queries: Number of prompt rows.
+        decode_queries: Number of generated rows.
+    """
+
+    prefill: Tensor
+    decode: Tensor
+    prefill_queries: int
+    decode_queries: int
+
+
+def importance_map(
+    sums: AttentionSums,
+    spans: tuple[VisualSpan, ...],
+    *,
+    layers: Sequence[int] | None = None,
+    rows: Literal["all", "prefill", "decode"] = "all",
+) -> ImportanceMap:
+    """Adds layers and rows up; higher = more important.
+
+    Args:
+        sums: What ``capture_attention`` recorded.
+        spans: The prompt's visual spans, V tokens together.
+        layers: Only these layers, for studies; None is all of them, as in the paper.
+        rows: Only prompt rows or only generated rows, for studies.
+    """
+    prefill = sums.prefill_queries if rows != "decode" else 0
+    decode = sums.decode_queries if rows != "prefill" else 0
+    wanted = {"all": (sums.prefill, sums.decode), "prefill": (sums.prefill,), "decode": (sums.decode,)}[rows]
+    per_layer = wanted[0] if len(wanted) == 1 else wanted[0] + wanted[1]
+    chosen = per_layer if layers is None else per_layer[list(layers)]
+    return ImportanceMap(mass=chosen.sum(dim=0), spans=spans, num_queries=prefill + decode)

@@ -1,0 +1,1 @@
+"""Logits -> answer: the token loop, drafts, constraints, and how answers are read."""

@@ -1,0 +1,425 @@
+"""VLM = model + processor + family: loading, encoding, embedding, and one step of the decoder.
+
+The vision tower runs in ``embed`` and nowhere else, so that a caller decides how often it runs. ``forward``
+is the decoder alone, on embeddings and explicit positions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
+from sgl_engine.errors import (
+    ConfigError,
+    InvalidRequestError,
+    PromptTooLongError,
+)
+from sgl_engine.families import Family, find_family
+from sgl_engine.families.shape import ModelShape
+from sgl_engine.model.loading import check_folder, load_config, load_model, move
+from sgl_engine.model.pixels import known_pixels
+from sgl_engine.model.processor import load_processor, loaded_sizes, process
+from sgl_engine.model.store import ReuseStore
+from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.images import resolve_images
+from sgl_engine.request import Request, check_wanted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_LOOK_UP_S = 0.05  # how soon somebody who waits for the model notices that nobody waits for the answer
+
+
+class VLM:
+    """A vision-language model, ready to be run step by step, from any thread: one step at a time.
+
+    Args:
+        model: A model of a supported family; put into evaluation mode.
+        processor: Its processor.
+        name: What reports call it.
+        revision: Commit on the hub, for reports.
+
+    Attributes:
+        proven: False for an architecture without a family of its own, until
+            ``sgl_engine.passes.exactness`` has seen this model captured and pruned exactly; an engine sees to
+            that.
+        store: What it has computed of pictures, for requests that may reuse it (``ReuseConfig``). To be
+            cleared by whoever changes the weights or the processor.
+
+    Raises:
+        UnsupportedModelError: No family knows the architecture.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, *, name: str, revision: str | None = None
+    ) -> None:
+        self.family: Family = find_family(model.config, name)
+        self.model: Any = model
+        self.model.eval()
+        self.processor = processor
+        self.name = name
+        self.revision = revision
+        self.proven = not self.family.needs_proof
+        self.store = ReuseStore()
+        self._lock, self._processor_lock = threading.RLock(), threading.RLock()
+        self._holder: int | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"VLM({self.name!r}, family={self.family.name!r}, layers={self.num_layers}, device={self.device})"
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        name: str | None = None,
+    ) -> VLM:
+        """Loads a model and its processor. Only safetensors weights are read.
+
+        Args:
+            path_or_hub_id: A local folder, or "owner/name" on the hub.
+            dtype: As in transformers; "auto" is the dtype of the checkpoint.
+            device: Where the whole model goes; not together with ``device_map``.
+            device_map: As in transformers (needs accelerate).
+            revision: Branch, tag or commit on the hub.
+            trust_remote_code: Run code that comes with the model.
+            name: What reports call it; None is ``path_or_hub_id``.
+
+        Raises:
+            ModelNotFoundError: No such folder or hub id, or no whole model in it.
+            UnsafeWeightsError: The weights are pickled.
+            UnsupportedModelError: No family knows the architecture, or the weights cannot be loaded into it.
+            ProcessorError: The processor cannot be loaded.
+            ConfigError: Both ``device`` and ``device_map`` are given, or there is no such device.
+        """
+        if device is not None and device_map is not None:
+            raise ConfigError(
+                f"Both device={str(device)!r} and device_map={device_map!r} are given.",
+                remedy="Use device for the whole model in one place, or device_map to spread it.",
+            )
+        folder = Path(path_or_hub_id).expanduser()
+        source = str(folder) if folder.is_dir() else str(path_or_hub_id)
+        check_folder(source)
+        hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        config = load_config(source, hub)
+        find_family(config, source)  # before gigabytes of weights are read
+        processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+        model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
+        if device is not None:
+            move(model, device)
+        return cls(
+            model, processor, name=name or source, revision=getattr(config, "_commit_hash", None) or revision
+        )
+
+    @contextmanager
+    def exclusive(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within the context, no other thread runs this model or its patches.
+
+        Whoever patches the model holds it from before the patch until after it. Re-entrant.
+
+        Args:
+            still_wanted: Called now and then while waiting; what it raises ends the wait.
+        """
+        _acquire(self._lock, still_wanted)
+        before, self._holder = self._holder, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = before
+            self._lock.release()
+
+    @contextmanager
+    def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
+        _acquire(self._processor_lock, still_wanted)
+        try:
+            yield
+        finally:
+            self._processor_lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread holds the model (``exclusive``)."""
+        return self._holder == threading.get_ident()
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        config: PreTrainedConfig = self.model.config
+        return config
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings live, and so where inputs go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder."""
+        return self.family.text_model(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.family.decoder_layers(self.model))
+
+    @property
+    def has_sliding_layers(self) -> bool:
+        """Whether some decoder layers see only the last tokens."""
+        config = self.text_model.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return getattr(config, "sliding_window", None) is not None
+        return "sliding_attention" in kinds
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes, for counting operations."""
+        return self.family.shape(self.config)
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence that the decoder's positions cover."""
+        return int(self.text_model.config.max_position_embeddings)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.processor.tokenizer.eos_token_id
+        if ids is None:
+            return frozenset()
+        return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
+
+    def encode(
+        self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
+    ) -> EncodedPrompt:
+        """Loads the request's images and turns messages into tokens and pixels.
+
+        Args:
+            request: What is asked.
+            limits: What it may bring; None is ``LimitsConfig()``.
+            reuse: What may be kept for, or known from, another request.
+
+        Raises:
+            RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
+                was cancelled or late while the model was busy.
+            ProcessorError: The processor fails.
+        """
+        loaded = resolve_images(request, limits or LimitsConfig())
+        image_token = self.family.image_text(self.processor, self.config)
+        waiting = partial(check_wanted, request, "while the processor read another request")
+        # Tokenizers keep padding and truncation as state.
+        with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
+            inputs = process(self.processor, loaded, image_token=image_token)
+        return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
+
+    def prompt(
+        self, inputs: Mapping[str, Tensor], *, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> EncodedPrompt:
+        """Wraps raw model inputs: finds the visual tokens, moves everything to the model's device.
+
+        Args:
+            inputs: At least "input_ids", int64 (1, S); as the processor returns them.
+            image_sizes: (width, height) in pixels per image. Without it, boxes of tiled images are unknown.
+
+        Raises:
+            InvalidRequestError: A batch, or a padded prompt.
+            PromptTooLongError: S leaves no room for an answer.
+            ProcessorError: The image tokens do not fit the images.
+        """
+        ids = inputs["input_ids"]
+        padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
+        if ids.shape[0] != 1 or padded:
+            raise InvalidRequestError(
+                f"The inputs hold {ids.shape[0]} prompts{' with padding' if padded else ''}; "
+                "one unpadded prompt is needed.",
+                remedy="Encode and run one request at a time.",
+            )
+        if ids.shape[1] >= self.context_tokens:
+            raise PromptTooLongError(
+                f"The prompt has {ids.shape[1]} tokens; the context of {self.name} is {self.context_tokens}, "
+                "answer included.",
+                remedy="Shorten the text, or send fewer or smaller images.",
+            )
+        spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
+        moved = {key: value.to(self.device) for key, value in inputs.items()}
+        return EncodedPrompt(
+            inputs=moved,
+            input_ids=moved["input_ids"],
+            spans=spans,
+            positions=self.family.positions(self.model, moved),
+            picture_axes=self.family.picture_axes(inputs, spans),
+        )
+
+    def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """Prompts that run together, padded with a token that stands for no image."""
+        return PromptBatch.of(prompts, pad_token=int(self.family.image_token_id(self.config) == 0))
+
+    def tower_patches(self, prompt: EncodedPrompt) -> tuple[int, ...]:
+        """Patches in each pass of the vision tower, for counting operations."""
+        return self.family.tower_patches(self.config, prompt.inputs)
+
+    @torch.inference_mode()
+    def embed(self, prompt: EncodedPrompt) -> Tensor:
+        """Embeddings (1, S, width) with the visual features in place; runs the vision tower once.
+
+        The width is the decoder's, or a multiple of it where the decoder takes further visual features.
+
+        Raises:
+            InvalidRequestError: The images do not give one feature for each image token.
+        """
+        with self.exclusive():
+            features = self.family.image_features(self.model, prompt.inputs)
+        return self.merge(prompt, features)
+
+    @torch.inference_mode()
+    def merge(self, prompt: EncodedPrompt, features: Tensor | None) -> Tensor:
+        """``embed`` without the vision tower: with features (V, width) that are known.
+
+        Raises:
+            InvalidRequestError: They are not one for each image token.
+        """
+        self.check_features(
+            features, int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
+        )
+        return self.family.embed(self.model, prompt.input_ids, features)
+
+    def check_features(self, features: Tensor | None, image_tokens: int) -> None:
+        """Raises InvalidRequestError where pictures do not give one feature for each image token."""
+        given = 0 if features is None else len(features)
+        if given != image_tokens:
+            raise InvalidRequestError(
+                f"The prompt has {image_tokens} image tokens, but its images give {given}.",
+                remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
+            )
+
+    @torch.inference_mode()
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Embeddings (B, T, hidden) of text tokens, int64 (B, T); or (1, T, hidden) of (T,)."""
+        return self.family.embed(self.model, torch.atleast_2d(token_ids.to(self.device)), None)
+
+    @torch.inference_mode()
+    def append_tokens(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
+        """Prompts' embeddings, (B, S, width), and those of text tokens, int64 (B, T) or (T,), after them."""
+        text = self.embed_tokens(token_ids)
+        text = torch.nn.functional.pad(text, (0, embeddings.shape[-1] - text.shape[-1]))
+        return torch.cat((embeddings, text), dim=1)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key-value cache."""
+        return DynamicCache(config=self.text_model.config)
+
+    def cache_tokens(self, cache: DynamicCache) -> tuple[int, ...]:
+        """Tokens that each layer's cache has seen (L,); 0 for recurrent layers, whose state has one size."""
+        return tuple(
+            0 if recurrent else cache.get_seq_length(layer) for layer, recurrent in enumerate(cache.is_linear)
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        prompt: EncodedPrompt,
+        first_position: int,
+        cache: DynamicCache | None,
+        logit_rows: int = 1,
+    ) -> Tensor:
+        """One pass of the decoder.
+
+        Args:
+            embeddings: (1, N, width): the prompt from some position on and perhaps tokens after it, or tokens
+                after it.
+            prompt: The prompt that they belong to.
+            first_position: Index of the first of them in prompt and answer. Given explicitly, because the
+                length of a pruned cache is not the position.
+            cache: Extended in place; None for a pass on its own.
+            logit_rows: How many of the last rows go through the LM head; 0 fills the cache only.
+
+        Returns:
+            Logits, float32 (logit_rows, vocab).
+        """
+        return self.forward_batch(
+            embeddings,
+            batch=PromptBatch.of([prompt]),
+            first_position=first_position,
+            cache=cache,
+            logit_rows=logit_rows,
+        )[0]
+
+    @torch.inference_mode()
+    def forward_batch(
+        self,
+        embeddings: Tensor,
+        *,
+        batch: PromptBatch,
+        first_position: int,
+        cache: DynamicCache | None,
+        logit_rows: int = 1,
+    ) -> Tensor:
+        """One pass of the decoder over several prompts; ``forward`` is that of a batch of one.
+
+        Args:
+            embeddings: (B, N, width): the padded prompts from some column on and perhaps tokens after them,
+                or tokens after them.
+            batch: The prompts that they belong to.
+            first_position: Index of the first column.
+            cache: Extended in place; None for a pass on its own.
+            logit_rows: How many of the last columns go through the LM head; 0 fills the cache only.
+
+        Returns:
+            Logits, float32 (B, logit_rows, vocab).
+        """
+        positions = batch.positions(first_position, embeddings.shape[1])
+        given = self.family.decoder_inputs(
+            self.model, embeddings, batch.inputs, positions, cache, first=first_position
+        )
+        if batch.is_padded:
+            given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
+        output = self.text_model(
+            **given, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        )
+        hidden = output.last_hidden_state
+        logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
+        return logits.float()
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        text: str = self.processor.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _acquire(lock: threading.RLock, still_wanted: Callable[[], None]) -> None:
+    while not lock.acquire(timeout=_LOOK_UP_S):
+        still_wanted()
+
+
+def takes_padding(vlm: VLM) -> bool:
+    """Whether prompts of different lengths can run side by side: masks decide who sees what.
+
+    Not with flash attention, and not in a model whose architecture is not known.
+    """
+    implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
+    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_proof

@@ -1,0 +1,1 @@
+"""One model's turn: the small model answers and guides, the large one answers, either scores answers."""

@@ -1,0 +1,251 @@
+"""The large model's turn, on what the small one thought worth seeing (SGL, section 3.2, SGP)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from sgl_engine.config import NO_REUSE, ReuseConfig
+from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
+from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
+from sgl_engine.errors import RequestError
+from sgl_engine.passes.embedding import NOTHING_REUSED, Embedded, Reused, embed_pictures, run_towers
+from sgl_engine.passes.prefill import run_in_groups
+from sgl_engine.passes.prefixes import open_prompts, worth_opening
+from sgl_engine.prompt.batch import MAX_ROWS
+from sgl_engine.pruning.layer_inputs import LowerRows
+from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.plan import KeptColumns, PruningPlan
+
+if TYPE_CHECKING:
+    from sgl_engine.model.vlm import VLM
+
+
+@dataclass(frozen=True, eq=False)
+class LargePassResult:
+    """What the large model said.
+
+    Attributes:
+        generation: The large answer.
+        plan: What was pruned.
+        cache_tokens: Columns of the cache per decoder layer (L,) when the answer ended; shorter from
+            plan.layer on, 0 in recurrent layers. Side by side, padding and others' tokens included.
+        stage_ms: Milliseconds: "vision", "generate".
+        fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
+            of a draft that turned out wrong included; the first took the prompt too. What a batch adds,
+            padding and waiting for others, is not in it.
+        drafted_tokens: Of the draft, as many as the answer may have.
+        accepted_tokens: Of these, how many the answer took over, in order: up to the first that differs, and
+            where it came back to the draft after that.
+        reused: What was known before.
+    """
+
+    generation: Generation
+    plan: PruningPlan
+    cache_tokens: tuple[int, ...]
+    stage_ms: Mapping[str, float]
+    fed: tuple[tuple[int, int], ...]
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    reused: Reused = NOTHING_REUSED
+
+
+def run_large_pass(
+    vlm: VLM, task: AnswerTask, plan: PruningPlan, *, reuse: ReuseConfig = NO_REUSE
+) -> LargePassResult:
+    """Answers on the pruned prompt; a batch of one.
+
+    A draft is fed in the same forward as the prompt. Its longest beginning that the model would have written
+    itself is taken at once; from there the model goes on, and where its answer comes back to the draft, so
+    does the checking. A draft that is right to its end leaves nothing to do but that one forward. (Recurrent
+    layers cannot take tokens back: a model that has some reads its prompt first, the draft in a second
+    forward, and does not come back to it.)
+
+    Args:
+        vlm: The large model.
+        task: The prompt, encoded by it, what the answer is to be like, and its draft.
+        plan: For this prompt (``plan_pruning``, or ``keep_everything`` for the model on its own).
+        reuse: What may be kept for, or known from, another request.
+
+    Raises:
+        DeadlineError: The deadline passed.
+        RequestCancelledError: The answer is not wanted any more.
+        ConfigError: The model cannot be pruned at the plan's layer.
+    """
+    [result] = run_large_batch(vlm, [task], [plan], reuse=reuse)
+    if isinstance(result, RequestError):
+        raise result
+    return result
+
+
+def run_large_batch(
+    vlm: VLM,
+    tasks: Sequence[AnswerTask],
+    plans: Sequence[PruningPlan],
+    *,
+    max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
+) -> list[LargePassResult | RequestError]:
+    """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
+
+    Prompts that are pruned from different layers on, or not at all, run after each other.
+
+    Args:
+        vlm: The large model.
+        tasks: The prompts, what their answers are to be like, and their drafts.
+        plans: One for each of them.
+        max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
+
+    Returns:
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal shares
+        of the steps in which it took part.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+
+    def run(rows: list[int]) -> list[LargePassResult | RequestError]:
+        found: dict[int, LargePassResult | RequestError] = {}
+        chosen = [tasks[row] for row in rows], [plans[row] for row in rows]
+        for pieces in stream_large_batch(vlm, *chosen, reuse=reuse):
+            found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
+        return [found[row] for row in range(len(rows))]
+
+    opened = worth_opening(vlm, [task.prompt for task in tasks], plans, reuse)
+    kinds = [(pruned_from(plan), known) for plan, known in zip(plans, opened, strict=True)]
+    return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
+
+
+def pruned_from(plan: PruningPlan) -> int | None:
+    """What has to be equal in plans that run side by side: the first pruned layer; None prunes nothing."""
+    return plan.layer if plan.prunes else None
+
+
+def stream_large_batch(
+    vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan], *, reuse: ReuseConfig = NO_REUSE
+) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
+    """``run_large_batch``, step by step: all prompts side by side, so of one kind (``pruned_from``).
+
+    The model is held only while it computes, never while the caller does something else.
+
+    Args:
+        vlm: The large model.
+        tasks: The prompts, what their answers are to be like, and their drafts.
+        plans: One for each of them.
+        reuse: What may be kept for, or known from, another request.
+
+    Yields:
+        After every step, what is new: number of the task, and newly final text or, last and once, its result
+        or what is wrong with it. An answer that has ended is not kept back for the others. The milliseconds
+        of a result are its equal shares of the steps in which it took part.
+
+    Raises:
+        ConfigError: The model cannot be pruned at a plan's layer.
+    """
+    group = _Group(vlm, tasks, plans)
+    rows: list[int] = []
+    with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
+        wanted = [task.prompt for answer, task in zip(group.answers, tasks, strict=True) if answer.goes_on()]
+        computed = run_towers(vlm, wanted, reuse)
+        group.embedded = [
+            answer.attempt(partial(embed_pictures, vlm, task.prompt, reuse, computed=computed))
+            for answer, task in zip(group.answers, tasks, strict=True)
+        ]
+        group.spend("vision")
+        rows = [row for row, embedded in enumerate(group.embedded) if embedded is not None]
+        parts = [embedded.embeddings for embedded in group.embedded if embedded is not None]
+        if rows:
+            batch = vlm.batch([tasks[row].prompt for row in rows])
+            opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
+    if rows:
+        for row, tokens in zip(rows, opening.known, strict=True):
+            group.known[row] = tokens
+        chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), opening.lower)
+        steps = decode(
+            vlm,
+            batch,
+            batch.join(parts)[:, opening.tokens :],
+            [group.answers[row] for row in rows],
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=lambda running: prune_visual_tokens(vlm, *chosen(tuple(running))),
+        )
+        for texts in steps:
+            group.cache_tokens = vlm.cache_tokens(opening.cache)
+            group.spend("generate")
+            said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+            yield [*said, *group.end(only_over=True)]
+            group.resume()
+    yield group.end()
+
+
+def _chosen(
+    kept: KeptColumns, lower: LowerRows | None
+) -> Callable[[tuple[int, ...]], tuple[KeptColumns, LowerRows | None]]:
+    """What of a group is left for the rows that run: made when rows leave, not for every token."""
+
+    @lru_cache(maxsize=1)
+    def select(running: tuple[int, ...]) -> tuple[KeptColumns, LowerRows | None]:
+        if len(running) == len(kept.columns):
+            return kept, lower
+        return kept.select(running), None if lower is None else lower.select(running)
+
+    return select
+
+
+class _Group:
+    """Answers that are generated side by side, and what each has cost so far.
+
+    Attributes:
+        answers: One per task.
+        embedded: Their prompts, as the decoder takes them.
+        known: Prompt tokens of each that need not be computed.
+        cache_tokens: Columns of the cache per decoder layer (L,) after the last step.
+    """
+
+    def __init__(self, vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan]) -> None:
+        self.answers = [Answer(vlm, task) for task in tasks]
+        self.embedded: list[Embedded | None] = [None] * len(tasks)
+        self.known = [0] * len(tasks)
+        self.cache_tokens: tuple[int, ...] = ()
+        self._plans = plans
+        self._left = list(range(len(tasks)))
+        self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in tasks]
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Counts from here on."""
+        self._since = time.perf_counter()
+
+    def spend(self, stage: str) -> None:
+        """Shares out what has passed among the answers that are left."""
+        passed_ms = 1e3 * (time.perf_counter() - self._since)
+        for row in self._left:
+            self._stage_ms[row][stage] += passed_ms / len(self._left)
+        self.resume()
+
+    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
+        """Number and outcome of the answers that are left; or of those that are over."""
+        ended = [row for row in self._left if self.answers[row].over or not only_over]
+        self._left = [row for row in self._left if row not in ended]
+        return [(row, self._outcome(row)) for row in ended]
+
+    def _outcome(self, row: int) -> LargePassResult | RequestError:
+        answer, plan, embedded = self.answers[row], self._plans[row], self.embedded[row]
+        if answer.error is not None:
+            return answer.error
+        return LargePassResult(
+            generation=answer.generation(),
+            plan=plan,
+            cache_tokens=self.cache_tokens,
+            stage_ms=self._stage_ms[row],
+            fed=tuple(answer.fed),
+            drafted_tokens=len(answer.draft.tokens),
+            accepted_tokens=answer.draft.accepted,
+            reused=NOTHING_REUSED if embedded is None else embedded.reused(self.known[row]),
+        )

@@ -1,0 +1,281 @@
+"""The small model's turn: answer, map of importance, confidence (SGL, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl_engine.attention.capture import capture_attention
+from sgl_engine.attention.importance import ImportanceMap, importance_map
+from sgl_engine.config import NO_REUSE, ReuseConfig
+from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
+from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
+from sgl_engine.errors import RequestError
+from sgl_engine.passes.embedding import NOTHING_REUSED, Embedded, Reused, embed_pictures, run_towers
+from sgl_engine.passes.measurements import measure_answer
+from sgl_engine.passes.prefill import group_rows, run_in_groups
+from sgl_engine.passes.prefixes import open_prompts, worth_opening
+from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.plan import KeptColumns, PruningPlan, plan_pruning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sgl_engine.model.vlm import VLM
+
+
+@dataclass(frozen=True, eq=False)
+class SmallPassResult:
+    """What the small model said, how sure it is, and where it looked.
+
+    Attributes:
+        generation: The small answer.
+        parts: How sure the model was (``sgl_engine.passes.measurements``).
+        importance: None when the prompt holds no image.
+        consistency_plan: What the consistency pass saw of the prompt; None when there was none.
+        stage_ms: Milliseconds: "vision", "generate", "consistency".
+        reused: What was known before.
+    """
+
+    generation: Generation
+    parts: Mapping[str, float]
+    importance: ImportanceMap | None
+    consistency_plan: PruningPlan | None
+    stage_ms: Mapping[str, float]
+    reused: Reused = NOTHING_REUSED
+
+
+CONSISTENCY_KEEP_RATIO = 0.05
+
+
+def run_small_pass(
+    vlm: VLM,
+    task: AnswerTask,
+    *,
+    consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    reuse: ReuseConfig = NO_REUSE,
+) -> SmallPassResult:
+    """Answers, recording attention, then asks how likely the answer is when little of the image is seen.
+
+    A batch of one. The vision tower runs once, or not at all where the pictures are known. Without visual
+    tokens nothing is recorded.
+
+    Args:
+        vlm: The small model.
+        task: The prompt, encoded by it, and what the answer is to be like.
+        consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        reuse: What may be kept for, or known from, another request.
+
+    Raises:
+        DeadlineError: The deadline passed.
+        RequestCancelledError: The answer is not wanted any more.
+    """
+    [result] = run_small_batch(vlm, [task], consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
+    if isinstance(result, RequestError):
+        raise result
+    return result
+
+
+def run_small_batch(
+    vlm: VLM,
+    tasks: Sequence[AnswerTask],
+    *,
+    consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    max_rows: int = MAX_ROWS,
+    reuse: ReuseConfig = NO_REUSE,
+) -> list[SmallPassResult | RequestError]:
+    """``run_small_pass`` for several prompts side by side.
+
+    Args:
+        vlm: The small model.
+        tasks: The prompts, and what their answers are to be like.
+        consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        max_rows: Prompts side by side at most.
+        reuse: What may be kept for, or known from, another request.
+
+    Returns:
+        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
+        of those of its group.
+    """
+
+    def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
+        return _run_group(vlm, [tasks[row] for row in rows], consistency_keep_ratio, reuse)
+
+    kinds = worth_opening(vlm, [task.prompt for task in tasks], None, reuse)
+    return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One prompt of a group, and what has become of it so far."""
+
+    task: AnswerTask
+    answer: Answer
+    embedded: Embedded | None = None
+    known_tokens: int = 0
+    importance: ImportanceMap | None = None
+    plan: PruningPlan | None = None
+    consistency: list[float] | None = None
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        return self.task.prompt
+
+
+def _run_group(
+    vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float, reuse: ReuseConfig
+) -> list[SmallPassResult | RequestError]:
+    rows = [_Row(task, Answer(vlm, task)) for task in tasks]
+    stage_ms: dict[str, float] = {}
+    answers = [row.answer for row in rows]
+    # Held from the first layer to the last token: what is recorded must be these prompts' attention.
+    with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
+        stage_ms = _run_stages(vlm, rows, keep_ratio, reuse)
+    return [row.answer.error or _result(row, stage_ms) for row in rows]
+
+
+def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseConfig) -> dict[str, float]:
+    """Fills the rows; returns each one's share of the milliseconds."""
+    started = time.perf_counter()
+    computed = run_towers(vlm, [row.prompt for row in rows if row.answer.goes_on()], reuse)
+    for row in rows:
+        embed = partial(embed_pictures, vlm, row.prompt, reuse, computed=computed)
+        row.embedded = row.answer.attempt(embed)
+    seen = time.perf_counter()
+    _answer(vlm, rows, reuse)
+    answered = time.perf_counter()
+    _check_consistency(vlm, rows, keep_ratio)
+    return {
+        "vision": 1e3 * (seen - started) / len(rows),
+        "generate": 1e3 * (answered - seen) / len(rows),
+        "consistency": 1e3 * (time.perf_counter() - answered) / len(rows),
+    }
+
+
+def _answer(vlm: VLM, rows: Sequence[_Row], reuse: ReuseConfig) -> None:
+    """Generates the answers, and records where the model looks."""
+    rows = [row for row in rows if row.answer.error is None]
+    if not rows:
+        return
+    batch, embeddings = _together(vlm, rows)
+    parts = [row.embedded.embeddings for row in rows if row.embedded is not None]
+    opening = open_prompts(vlm, batch, parts, None, reuse)
+    with capture_attention(vlm, batch, cached_tokens=opening.tokens) as recorder:
+
+        def only(running: Sequence[int]) -> AbstractContextManager[None]:
+            recorder.select(running)
+            return nullcontext()
+
+        answers = [row.answer for row in rows]
+        steps = decode(
+            vlm,
+            batch,
+            embeddings[:, opening.tokens :],
+            answers,
+            cache=opening.cache,
+            cached_tokens=opening.tokens,
+            patch=only,
+        )
+        for _ in steps:
+            pass
+    for number, row in enumerate(rows):
+        row.known_tokens = opening.known[number]
+        if row.prompt.spans and row.answer.error is None:
+            row.importance = importance_map(recorder.sums(number), row.prompt.spans)
+
+
+def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> None:
+    """How likely the answers are when little of the pictures is seen."""
+    rows = [row for row in rows if row.importance is not None]
+    for row in rows:
+        row.answer.check_wanted("before the consistency pass")
+    rows = [row for row in rows if row.answer.error is None]
+    for row in rows:
+        assert row.importance is not None
+        row.plan = plan_pruning(
+            row.prompt, row.importance, layer=vlm.family.first_prunable_layer, keep_ratio=keep_ratio
+        )
+    longest = max((len(row.answer.ids) for row in rows), default=1)
+    groups = group_rows(
+        [len(row.prompt) + len(row.answer.ids) for row in rows],
+        [row.plan is not None and row.plan.prunes for row in rows],
+        max_rows=max(1, MAX_LOGIT_ROWS // longest),
+    )
+    for group in groups:
+        together = [rows[number] for number in group]
+        batch, embeddings = _together(vlm, together)
+        logprobs = answers_logprobs(
+            vlm,
+            batch,
+            embeddings,
+            [row.answer.generation() for row in together],
+            [row.plan for row in together if row.plan is not None],
+        )
+        for row, of_row in zip(together, logprobs, strict=True):
+            row.consistency = of_row.tolist()
+
+
+def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
+    batch = vlm.batch([row.prompt for row in rows])
+    return batch, batch.join([row.embedded.embeddings for row in rows if row.embedded is not None])
+
+
+def _result(row: _Row, stage_ms: Mapping[str, float]) -> SmallPassResult:
+    generation = row.answer.generation()
+    return SmallPassResult(
+        generation=generation,
+        parts=measure_answer(generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency),
+        importance=row.importance,
+        consistency_plan=row.plan,
+        stage_ms=stage_ms,
+        reused=NOTHING_REUSED if row.embedded is None else row.embedded.reused(row.known_tokens),
+    )
+
+
+def answer_logprobs(
+    vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, generation: Generation, plan: PruningPlan
+) -> Tensor:
+    """How likely an answer is on a pruned prompt: one teacher-forced pass.
+
+    Args:
+        vlm: The model.
+        prompt: The prompt.
+        embeddings: ``vlm.embed(prompt)``: of the unpruned prompt, vision features included.
+        generation: The answer, T tokens.
+        plan: What of the prompt is seen.
+
+    Returns:
+        float32 (T,), natural log of each answer token's probability.
+    """
+    return answers_logprobs(vlm, vlm.batch([prompt]), embeddings, [generation], [plan])[0]
+
+
+def answers_logprobs(
+    vlm: VLM,
+    batch: PromptBatch,
+    embeddings: Tensor,
+    generations: Sequence[Generation],
+    plans: Sequence[PruningPlan],
+) -> list[Tensor]:
+    """``answer_logprobs`` of several answers side by side; ``plans`` as ``KeptColumns.of`` takes them."""
+    longest = max(map(len, generations))
+    # What fills up shorter answers comes after them, where none of their tokens sees it.
+    fed = [F.pad(each.token_ids, (0, longest - len(each)))[:-1] for each in generations]
+    forced = vlm.append_tokens(embeddings, torch.stack(fed))
+    with prune_visual_tokens(vlm, KeptColumns.of(plans)):
+        logits = vlm.forward_batch(forced, batch=batch, first_position=0, cache=None, logit_rows=longest)
+    found = []
+    for of_row, generation in zip(logits, generations, strict=True):
+        tokens = generation.token_ids.to(logits.device)
+        found.append(of_row[: len(tokens)].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].cpu())
+    return found

@@ -1,0 +1,1 @@
+"""What it cost: operations, milliseconds, and the report of a run."""

@@ -1,0 +1,227 @@
+"""Floating-point operations of a pass, from shapes alone. Pure.
+
+One multiply-add counts as two operations. Matrix products, convolutions and attention are counted (attention
+as the full rectangle of queries times keys, as ``torch.utils.flop_counter`` counts it); norms, activations
+and rotations are not: they are far below one percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.families.shape import DecoderShape, ModelShape
+from sgl_engine.passes.small import SmallPassResult
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from sgl_engine.passes.scoring import ScoringPassResult
+
+
+def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:
+    """Prompt positions that each decoder layer sees (L,); ``plan`` None is unpruned."""
+    if plan is None:
+        return (prompt_tokens,) * layers
+    pruned = plan.kept_of(prompt_tokens)
+    return tuple(prompt_tokens if layer < plan.layer else pruned for layer in range(layers))
+
+
+def average_retention(plan: PruningPlan, layers: int) -> float:
+    """Fraction of visual tokens seen, averaged over ``layers`` decoder layers; 1 without visual tokens."""
+    if plan.visual_tokens == 0:
+        return 1.0
+    kept = plan.kept_visual_tokens / plan.visual_tokens
+    first = min(plan.layer, layers)
+    return (first + (layers - first) * kept) / layers
+
+
+def forward_flops(
+    shape: DecoderShape,
+    layer_tokens: Sequence[int],
+    logit_rows: int,
+    *,
+    known_tokens: int = 0,
+    known_layers: int = 0,
+) -> int:
+    """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits.
+
+    The first ``known_layers`` layers have keys and values of the first ``known_tokens`` positions already.
+    """
+    run = [n - known_tokens if layer < known_layers else n for layer, n in enumerate(layer_tokens)]
+    layers = sum(
+        shape.layer_flops(layer, rows, rows * n)
+        for layer, (rows, n) in enumerate(zip(run, layer_tokens, strict=True))
+    )
+    return layers + logit_rows * shape.logit_flops
+
+
+def prefill_flops(
+    shape: DecoderShape,
+    layer_tokens: Sequence[int],
+    plan: PruningPlan | None,
+    known_tokens: int,
+    logit_rows: int = 1,
+) -> int:
+    """A prompt's forward, of which ``known_tokens`` are known to all layers that see the whole prompt."""
+    whole = plan.layer if plan is not None and plan.prunes else shape.layers
+    return forward_flops(shape, layer_tokens, logit_rows, known_tokens=known_tokens, known_layers=whole)
+
+
+def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
+    """What reading attention rows adds: one more query-key product per recorded row, in attention layers."""
+    steps = max(0, output_tokens - 1)
+    pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
+    return (shape.layers - len(shape.recurrent_layers)) * pairs * shape.pair_flops // 2
+
+
+def answer_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    output_tokens: int,
+    plan: PruningPlan | None = None,
+    known_tokens: int = 0,
+) -> int:
+    """A whole answer that is written token by token: vision tower, prefill and decoding.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt_tokens: S, before pruning.
+        output_tokens: T, the end-of-sequence token included.
+        plan: What is pruned; None is nothing.
+        known_tokens: Prompt tokens that the layers which see all of them need not be run on.
+    """
+    fed = ((0, 0), *((before, 1) for before in range(output_tokens - 1)))
+    return pass_flops(
+        shape,
+        patches=patches,
+        prompt_tokens=prompt_tokens,
+        fed=fed,
+        plan=plan,
+        known_tokens=known_tokens,
+    )
+
+
+def pass_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt_tokens: int,
+    fed: Sequence[tuple[int, int]],
+    plan: PruningPlan | None = None,
+    known_tokens: int = 0,
+) -> int:
+    """``answer_flops`` of a pass as it ran.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt_tokens: S, before pruning.
+        fed: Per forward, answer tokens in the cache before it, and answer tokens fed, with the prompt in the
+            first (``LargePassResult.fed``). Every one of them has logits.
+        plan: What is pruned; None is nothing.
+        known_tokens: As in ``answer_flops``.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(prompt_tokens, plan, decoder.layers)
+    (_, drafted), *steps = fed
+    prefill = prefill_flops(decoder, [n + drafted for n in layer_tokens], plan, known_tokens, 1 + drafted)
+    tokens = sum(count for _, count in steps)
+    keys_beyond_prompt = sum(count * (before + count) for before, count in steps)
+    layers = sum(
+        decoder.layer_flops(layer, tokens, tokens * n + keys_beyond_prompt)
+        for layer, n in enumerate(layer_tokens)
+    )
+    return sum(map(shape.vision.pass_flops, patches)) + prefill + layers + tokens * decoder.logit_flops
+
+
+def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:
+    """The teacher-forced pass over the pruned prompt and all but the last answer token."""
+    sequence = plan.prompt_tokens + output_tokens - 1
+    return forward_flops(shape, tokens_per_layer(sequence, plan, shape.layers), logit_rows=output_tokens)
+
+
+def small_pass_flops(
+    shape: ModelShape, *, patches: Sequence[int], prompt: EncodedPrompt, result: SmallPassResult
+) -> int:
+    """A whole small pass: answer, attention capture and consistency pass."""
+    output = len(result.generation)
+    answer = answer_flops(
+        shape,
+        patches=patches,
+        prompt_tokens=len(prompt),
+        output_tokens=output,
+        known_tokens=result.reused.tokens,
+    )
+    if result.importance is None or result.consistency_plan is None:
+        return answer
+    prefill_queries = result.importance.num_queries - (output - 1)
+    capture = capture_flops(shape.decoder, len(prompt), prefill_queries, output)
+    return (
+        answer
+        + capture
+        + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
+    )
+
+
+def scoring_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt: EncodedPrompt,
+    answer_tokens: Sequence[int],
+    plan: PruningPlan | None = None,
+    importance: ImportanceMap | None = None,
+    known_tokens: int = 0,
+) -> int:
+    """One prefill, then several answers that are each fed whole onto its cache.
+
+    Args:
+        shape: The model.
+        patches: Patches of each image or tile that goes through the vision tower.
+        prompt: The prompt, before pruning.
+        answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
+        plan: What is pruned; None is nothing.
+        importance: The map, where attention was recorded, during the prefill and the last of the answers.
+        known_tokens: As in ``answer_flops``.
+    """
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
+    prefill = sum(map(shape.vision.pass_flops, patches))
+    prefill += prefill_flops(decoder, layer_tokens, plan, known_tokens)
+    answers = sum(
+        decoder.layer_flops(layer, rows, rows * (before + rows))
+        for rows in answer_tokens
+        for layer, before in enumerate(layer_tokens)
+    )
+    answers += sum(answer_tokens) * decoder.logit_flops
+    if importance is None:
+        return prefill + answers
+    recorded = answer_tokens[-1]
+    pairs = importance.num_queries * len(prompt) + recorded * recorded
+    attention_layers = decoder.layers - len(decoder.recurrent_layers)
+    return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2
+
+
+def scoring_pass_flops(
+    shape: ModelShape,
+    *,
+    patches: Sequence[int],
+    prompt: EncodedPrompt,
+    result: ScoringPassResult,
+    plan: PruningPlan | None = None,
+) -> int:
+    """Counts a scoring pass as it ran; arguments as of ``scoring_flops``."""
+    return scoring_flops(
+        shape,
+        patches=patches,
+        prompt=prompt,
+        answer_tokens=result.forced_tokens,
+        plan=plan,
+        importance=result.importance,
+        known_tokens=result.reused.tokens,
+    )

@@ -1,0 +1,124 @@
+"""What callers, and agents that reason about cost, are told about one run.
+
+The schema is versioned: a field is never renamed or given another meaning under the same ``schema_version``;
+new fields may appear. ``RunReport.model_dump(mode="json")`` is plain JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION: Literal["1"] = "1"
+
+
+class ModelInfo(BaseModel):
+    """Which model ran.
+
+    Attributes:
+        name: Path, hub id, or the name that it was given.
+        revision: Commit on the hub; None for a local folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    revision: str | None = None
+
+
+class RunReport(BaseModel):
+    """How an answer came about and what it cost; the large model's fields are None if it was not called.
+
+    Attributes:
+        schema_version: Version of this schema.
+        engine_version: Version of this package.
+        route: Whose answer was returned.
+        escalated: True when the large model was called; the same as ``route == "large"``.
+        score: The small model's score in [0, 1], higher = surer; with a calibration, the calibrated
+            probability.
+        scorer: What computed the score, before any calibration: a name in
+            ``sgl_engine.exit.scorers.SCORERS``; "answer_share" where given answers were scored.
+        score_parts: What scores and calibrated probabilities are made of (``Confidence.parts``).
+        calibration: Id of the calibration that was used; None without one.
+        calibrated_probability: That keeping the small answer is harmless, in the sense of the calibration's
+            risk; None without one, or where it does not cover the request.
+        uncovered: Why it does not; such a request always goes to the large model.
+        threshold: What the score was compared with; not used when ``forced``.
+        forced: True when the configuration, a budget or a calibration that does not cover the request, and
+            not the score, chose the route.
+        confidence: Geometric mean probability of the small answer's tokens.
+        consistency: Probability of the small answer when only the most important visual tokens are seen; None
+            when the request holds no image, or given answers were scored.
+        visual_tokens: Visual tokens of the prompt, as the model of ``route`` sees it; the two may see other
+            grids.
+        kept_visual_tokens: Of those, how many the large model saw from ``prune_layer`` on.
+        prune_layer: First pruned decoder layer of the large model.
+        keep_ratio: Fraction that was asked to be kept.
+        average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
+        small_tflops: Small model, consistency pass included; 1e12 floating-point operations. What was known
+            from another request was not computed, and is not counted.
+        large_tflops: Large model, as it ran; 0 when it was not called. Counted likewise.
+        large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
+            answer of this length.
+        saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
+        stage_ms: Milliseconds per stage; "queue" is waiting, "total" covers the whole run. Work that requests
+            share is shared out equally; while others' shares are worked on, a request waits.
+        small_input_tokens: Prompt tokens of the small model.
+        small_output_tokens: Tokens that it generated.
+        large_input_tokens: Prompt tokens of the large model, before pruning.
+        large_output_tokens: Tokens that it generated.
+        drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
+            as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
+            off; None where given answers were scored, too.
+        accepted_tokens: Of these, how many it would have written itself, and so took over.
+        small_known_tokens: Of its prompt tokens, those whose keys and values were known from another request.
+        small_known_pictures: Pictures that its vision tower did not have to run on, as they were known.
+        large_known_tokens: The same of the large model; below ``prune_layer``, where it was pruned.
+        large_known_pictures: The same of the large model.
+        small_answer: The small model's answer, when the large model was called.
+        large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.
+        small_model: Which small model ran.
+        large_model: Which large model stood ready.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    engine_version: str
+    route: Literal["small", "large"]
+    escalated: bool
+    score: float
+    scorer: str
+    score_parts: dict[str, float] = {}
+    calibration: str | None = None
+    calibrated_probability: float | None = None
+    uncovered: str | None = None
+    threshold: float
+    forced: bool
+    confidence: float
+    consistency: float | None
+    visual_tokens: int
+    kept_visual_tokens: int | None
+    prune_layer: int | None
+    keep_ratio: float | None
+    average_retention: float | None
+    small_tflops: float
+    large_tflops: float
+    large_alone_tflops: float
+    saved_fraction: float
+    stage_ms: dict[str, float]
+    small_input_tokens: int
+    small_output_tokens: int
+    large_input_tokens: int | None
+    large_output_tokens: int | None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    small_known_tokens: int = 0
+    small_known_pictures: int = 0
+    large_known_tokens: int | None = None
+    large_known_pictures: int | None = None
+    small_answer: str | None
+    large_agreed: bool | None
+    small_model: ModelInfo
+    large_model: ModelInfo

@@ -1,0 +1,233 @@
+"""The thread that runs a pair of models for everybody who asks: two lanes of jobs, in turns.
+
+A job is one pass of one request. Jobs of one kind run as a group, step by step; a group of the small lane is
+one step, one of the large lane has a step per token. Between two steps the lane goes on that has used less
+time while both had work, so one slow escalation does not hold up early exits, nor the other way round.
+
+Nothing of a caller runs here: requests are read, decided on and answered in their callers' threads. Nothing
+of a model is known here either: a job brings the function that runs it and its like.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+from sgl_engine.config import SchedulerConfig
+from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
+from sgl_engine.serving.job import Job
+from sgl_engine.serving.lane import _LARGE_GROUPS, Lane
+
+_EXIT_S = 10.0  # how long the interpreter's exit waits for a step to end
+
+
+class Worker:
+    """A lazily started thread, and what it has to do.
+
+    It belongs to a process: after a fork the child's worker starts anew, without the jobs of the parent.
+    Do not fork while requests are under way: locks of the models stay as they are at that moment.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()  # of a re-entrant lock: finalizers may run inside
+        self._thread: threading.Thread | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.small, self.large = Lane("small", 1), Lane("large", _LARGE_GROUPS)
+        self._active = 0
+        self._closed = self._ended = False
+        self._process = os.getpid()
+
+    def admit(self, count: int, limits: SchedulerConfig) -> int:
+        """Lets requests in; as many of ``count`` as there is room for.
+
+        Raises:
+            OverloadedError: There is room for none.
+            EngineClosedError: The engine was closed.
+            EngineError: Asked from the worker's own thread, which would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise EngineError(
+                "The engine was asked by what it is running itself.",
+                remedy="Ask from another thread, or another engine.",
+            )
+        if self._process != os.getpid():
+            self._forget_parent()
+        with self.changed:
+            if self._closed:
+                raise closed_error()
+            admitted = min(count, limits.max_queue - self._active)
+            if admitted < 1 <= count:
+                raise OverloadedError(
+                    f"{self._active} requests are under way; max_queue is {limits.max_queue}.",
+                    remedy="Ask again later, ask fewer at once, or raise SchedulerConfig.max_queue.",
+                )
+            self._active += admitted
+            self.small.coming += admitted
+            return admitted
+
+    def enter(self, lane: Lane | None) -> None:
+        """Somebody who had left goes on, and is expected at ``lane``."""
+        with self.changed:
+            self._active += 1
+            self.expect(None, lane)
+
+    def leave(self, lane: Lane | None) -> None:
+        """Somebody who was expected at ``lane`` needs nothing for now."""
+        with self.changed:
+            self._active -= 1
+            self.expect(lane, None)
+
+    def expect(self, here: Lane | None, there: Lane | None) -> None:
+        """Somebody is expected ``there``, and not ``here`` any longer."""
+        with self.changed:
+            if here is not None:
+                here.coming -= 1
+            if there is not None:
+                there.coming += 1
+            self.changed.notify_all()
+
+    def put(self, lane: Lane, jobs: Sequence[Job]) -> None:
+        """Hands jobs over.
+
+        Raises:
+            EngineClosedError: The engine was closed, and the worker is gone.
+        """
+        with self.changed:
+            if self._ended:
+                raise closed_error()
+            other = self.large if lane is self.small else self.small
+            if lane.wait_s() is None:
+                lane.used_s = max(lane.used_s, other.used_s)
+            lane.put(jobs)
+            self.changed.notify_all()
+            if self._thread is None:
+                self._start()
+
+    def withdraw(self, job: Job) -> bool:
+        """Takes a job out of its queue; False when it is not in one."""
+        with self.changed:
+            for lane in (self.small, self.large):
+                if job in lane.waiting:
+                    lane.waiting.remove(job)
+                    self.changed.notify_all()
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Lets nobody in any more; the thread ends when everybody is answered."""
+        with self.changed:
+            self._closed = True
+            self.changed.notify_all()
+
+    def abandon(self) -> None:
+        """Ends the thread after the step that is under way; who waits gets an error."""
+        with self.changed:
+            self._closed = self._ended = True
+            self.changed.notify_all()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Waits for the thread's end."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        with self.changed:
+            return not (self._active or self._has_work())
+
+    def _has_work(self) -> bool:
+        return any(lane.waiting or lane.running for lane in (self.small, self.large))
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="sgl-engine", daemon=True)
+        if not _started:
+            atexit.register(_stop_all)
+        _started.add(self)
+        self._thread.start()
+
+    def _forget_parent(self) -> None:
+        self.changed, self._thread = threading.Condition(), None
+        self._begin()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                lane = self._next_lane()
+                if lane is None:
+                    break
+                self._turn(lane)
+            except BaseException as error:  # noqa: BLE001  # a fault of ours; those who wait must know
+                self._fail(_broken(error))
+        self._fail(closed_error)
+
+    def _next_lane(self) -> Lane | None:
+        """Waits until there is work; None when there will be none."""
+        with self.changed:
+            while not self._ended:
+                waits = {lane: lane.wait_s() for lane in (self.small, self.large)}
+                ready = [lane for lane, wait_s in waits.items() if wait_s == 0.0]
+                if ready:
+                    return min(ready, key=lambda lane: lane.used_s)  # the small one, where they are equal
+                if self._closed and not self._active and not self._has_work():
+                    self._ended = True
+                    break
+                self.changed.wait(min((wait for wait in waits.values() if wait is not None), default=None))
+        return None
+
+    def _turn(self, lane: Lane) -> None:
+        """One step of one group."""
+        with self.changed:
+            group = lane.next_group()
+        started = time.perf_counter()
+        again = group.step()
+        with self.changed:
+            lane.used_s += time.perf_counter() - started
+            lane.running.popleft()
+            lane.waiting.extendleft(reversed(again))
+            if group.left and not again:
+                lane.running.append(group)
+                return
+        group.close()
+
+    def _fail(self, error: Callable[[], EngineError]) -> None:
+        """Ends every job with an error of its own."""
+        with self.changed:
+            for lane in (self.small, self.large):
+                jobs = [*lane.waiting, *(job for group in lane.running for job in group.left)]
+                lane.waiting.clear()
+                lane.running.clear()
+                for job in jobs:
+                    job.end(error())
+
+
+_started: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    """Before the interpreter ends: a thread inside torch at that moment would take the process down."""
+    workers = list(_started)
+    for worker in workers:
+        worker.abandon()
+    for worker in workers:
+        worker.join(_EXIT_S)
+
+
+def closed_error() -> EngineClosedError:
+    """For requests that come too late."""
+    return EngineClosedError("The engine is closed.", remedy="Make another engine on the same models.")
+
+
+def _broken(cause: BaseException) -> Callable[[], EngineError]:
+    def make() -> EngineError:
+        error = EngineError(f"The engine's worker failed: {cause!r}.", remedy="Ask again, and report this.")
+        error.__cause__ = cause
+        return error
+
+    return make
