@@ -59,7 +59,7 @@ class Promise:
             raise ConfigError("No target risk is given.", remedy="Give at least one, such as 0.05.")
 
     def harmful(self, records: Sequence[CalibrationRecord]) -> list[bool]:
-        """Of each record, whether keeping its small answer does harm."""
+        """Says of each record whether keeping its small answer does harm."""
         return [is_harmful(record, self.risk, self.agreement) for record in records]
 
 
@@ -76,7 +76,7 @@ class Fitted:
     thresholds: tuple[float, ...]
 
     def probabilities(self, records: Sequence[CalibrationRecord]) -> list[float]:
-        """Of each record; 0, which never exits early, where it has no score."""
+        """Computes each record's probability; 0, which never exits early, where it has no score."""
         found = (self.calibrator.probability(record.observation) for record in records)
         return [0.0 if probability is None else probability for probability in found]
 
@@ -90,7 +90,7 @@ def fit_half(records: Sequence[CalibrationRecord], promise: Promise) -> Fitted:
     observations = [record.observation for record in records]
     harmless = [not harm for harm in promise.harmful(records)]
     calibrator = fit(promise.method, observations, harmless)
-    fitted = Fitted(calibrator, ())
+    fitted = Fitted(calibrator, ())  # thresholds are quantiles of its own probabilities
     return Fitted(calibrator, thresholds_of(fitted.probabilities(records)))
 
 
@@ -120,7 +120,7 @@ def calibrate(
     data: str,
     failed: int = 0,
 ) -> Calibration:
-    """The whole.
+    """Makes a calibration of the records.
 
     Args:
         records: What the questions showed; a random half is fitted on, the other certified on.
@@ -165,7 +165,7 @@ def calibrate(
 
 
 def reference_of(scores: Sequence[float]) -> Reference:
-    """Quantiles that stand for the scores, to within 1 / 1024 of their distribution."""
+    """Picks quantiles that stand for the scores, to within 1 / 1024 of their distribution."""
     count = min(len(scores), _MAX_SCORES)
     places = ((np.arange(count) + 0.5) * len(scores) / count).astype(int)
     return Reference(records=len(scores), scores=tuple(np.sort(scores)[places].tolist()))

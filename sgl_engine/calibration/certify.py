@@ -26,7 +26,7 @@ _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice
 
 
 def thresholds_of(probabilities: Sequence[float], count: int = MAX_THRESHOLDS) -> tuple[float, ...]:
-    """The thresholds to be tested, strictest first: quantiles of the *fitting* half's probabilities."""
+    """Picks the thresholds to be tested, strictest first: quantiles of the *fitting* half's probabilities."""
     distinct = np.unique(np.asarray(probabilities, dtype=np.float64))[::-1]
     if len(distinct) <= count:
         return tuple(distinct.tolist())
@@ -60,9 +60,10 @@ def certify(
     """
     errors, exits = _counts(probabilities, harmful, thresholds)
     p_values = binomial_p_values(errors, len(probabilities), target_risk)
+    # In a fixed sequence, the first test that fails ends it: whatever follows may not be looked at.
     failed = np.flatnonzero(~(p_values <= 1 - confidence_level))
     last = (int(failed[0]) if len(failed) else len(p_values)) - 1
-    if last < 0:
+    if last < 0:  # not even the strictest
         seen = int(errors[0]) if len(errors) else 0
         return OperatingPoint(
             target_risk=target_risk,
@@ -92,7 +93,7 @@ def empirical_threshold(
     *,
     target_risk: float,
 ) -> float | None:
-    """The loosest threshold whose *observed* risk is within the target: promises nothing, for comparison."""
+    """Finds the loosest threshold whose *observed* risk is within the target. It promises nothing."""
     errors, _ = _counts(probabilities, harmful, thresholds)
     good = np.flatnonzero(errors <= target_risk * len(probabilities))
     return float(thresholds[int(good[-1])]) if len(good) else None
@@ -103,7 +104,7 @@ def _counts(
     harmful: Sequence[bool] | NDArray[np.bool_],
     thresholds: Sequence[float],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Harmful exits and exits at each threshold, int64 (thresholds,); a probability at a threshold exits."""
+    """Counts harmful exits and exits at each threshold, int64 (thresholds,); a tie with it exits."""
     values, losses = np.asarray(probabilities, dtype=np.float64), np.asarray(harmful, dtype=bool)
     levels = np.asarray(thresholds, dtype=np.float64)
     return tuple(  # type: ignore[return-value]
@@ -115,13 +116,13 @@ def _counts(
 def binomial_p_values(
     errors: NDArray[np.int64] | int, records: int, target_risk: float
 ) -> NDArray[np.float64]:
-    """P(at most so many errors among ``records``) if the risk were the target; small = the risk is less."""
+    """Computes P(at most so many errors) if the risk were the target; small = the risk is less."""
     p_values = extra("scipy.stats").binom.cdf(errors, records, target_risk)
     return np.atleast_1d(np.asarray(p_values, dtype=np.float64))
 
 
 def records_needed(target_risk: float, confidence_level: float, error_rate: float = 0.0) -> int | None:
-    """The least n at which a threshold with this error rate is certified; None where none is.
+    """Searches the least n at which a threshold with this error rate is certified; None where none is.
 
     Without errors (1 - target)^n <= delta, so n = log(delta) / log(1 - target).
     """
@@ -131,9 +132,9 @@ def records_needed(target_risk: float, confidence_level: float, error_rate: floa
         return float(binomial_p_values(math.ceil(error_rate * n), n, target_risk)[0]) <= delta
 
     high = math.ceil(math.log(delta) / math.log1p(-target_risk))
-    if error_rate == 0.0:
+    if error_rate == 0.0:  # the formula is exact
         return high
-    while not enough(high):
+    while not enough(high):  # double until it is enough, then halve the gap
         high *= 2
         if high > _ENOUGH:
             return None

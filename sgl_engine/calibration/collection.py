@@ -45,7 +45,7 @@ class Collector:
     alone: bool = True
 
     def collect(self, data: Data, path: Path) -> Iterator[CalibrationRecord | Failure]:
-        """The outcome of every row, in order: the one in the file, or a new one, which is appended.
+        """Yields the outcome of every row, in order: the one in the file, or a new one, which is appended.
 
         A row that cannot be answered is a Failure, never an exception; it is tried again at the next run.
 
@@ -73,7 +73,7 @@ class Collector:
             ) from error
 
     def _asking(self) -> SGLEngine:
-        """Both models answer every question, nothing is known before, no other calibration is in the way."""
+        """Returns an engine that asks both models every question: no reuse, no other calibration."""
         exit_config = self.engine.config.exit.model_copy(
             update={"escalate": "always", "calibration": None, "risk": None}
         )
@@ -81,13 +81,17 @@ class Collector:
         return self.engine.with_config(config.without_reuse())
 
     def header(self) -> RecordsHeader:
-        """What the records are tied to."""
+        """Describes what the records are tied to."""
         engine = self.engine
         conditions = Conditions(generation=engine.config.generation, system=system_hash(self.system))
         return RecordsHeader(binding=bind(engine.small, engine.large, engine.config), conditions=conditions)
 
     def _open(self, path: Path) -> dict[str, CalibrationRecord | Failure]:
-        """What is known already, by key."""
+        """Reads what is known already, by key, or begins the file.
+
+        Raises:
+            ConfigError: The file is of something else, or cannot be written.
+        """
         header = self.header()
         if not path.exists():
             try:
@@ -151,7 +155,7 @@ class Collector:
         )
 
     def _alone(self, request: Request) -> tuple[Generation, float]:
-        """The large model's own answer, and the milliseconds that it took."""
+        """Asks the large model alone; returns its answer, and the milliseconds that it took."""
         engine, started = self.engine, time.perf_counter()
         prompt = engine.large.encode(request, engine.config.limits)
         limit = engine.config.generation.max_new_tokens
@@ -160,13 +164,13 @@ class Collector:
 
 
 def observed_conditions(header: RecordsHeader, records: Sequence[CalibrationRecord]) -> Conditions:
-    """The header's, and how many pictures the requests had."""
+    """Completes the header's conditions with how many pictures the requests had."""
     images = [record.images for record in records] or [0]
     return header.conditions.model_copy(update={"min_images": min(images), "max_images": max(images)})
 
 
 def agree_by_metric(metric: str, small: str, large: str) -> bool:
-    """Whether two answers are the same by a metric, the large model's taken for the truth."""
+    """Says whether two answers are the same by a metric, the large model's taken for the truth."""
     # The VQA score asks for what several people said: they all say what the large model says.
     return METRICS[metric](small, [large] * FEWEST_VQA_ANSWERS) >= RIGHT
 
@@ -180,13 +184,13 @@ def _request(sample: DataSample, system: str | None) -> Request:
 
 
 def _key(sample: DataSample) -> str:
-    """The row's name, and a digest of what is asked: a row that was corrected is asked again."""
+    """Names the row with a digest of what is asked, so that a row that was corrected is asked again."""
     row = sample.row
     return f"{row.id}:{digest(row.question, *sample.names, row.metric, *row.answers)[:8]}"
 
 
 def _picture(sample: DataSample) -> str:
-    """Digest of the pictures; of the question where there are none, as such rows have nothing in common."""
+    """Hashes the pictures; the question where there are none, as such rows have nothing in common."""
     pieces: list[bytes | str] = [] if sample.images else [sample.row.question]
     for image in sample.images:
         if isinstance(image, Image.Image):
@@ -199,7 +203,7 @@ def _picture(sample: DataSample) -> str:
 
 
 def _right(row: DataRow, answer: str) -> bool | None:
-    """Right and wrong of a graded metric: the exact binomial test counts, it does not average."""
+    """Makes right or wrong of a graded metric: the exact binomial test counts, it does not average."""
     return METRICS[row.metric](answer, row.answers) >= RIGHT if row.answers else None
 
 

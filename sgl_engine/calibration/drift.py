@@ -63,11 +63,11 @@ class DriftCheck:
 
     @property
     def holds(self) -> bool:
-        """False where it is to be made anew."""
+        """Whether the calibration may be used on; False where it is to be made anew."""
         return self.verdict in ("confirmed", "compatible")
 
     def describe(self) -> str:
-        """In plain words, a line each."""
+        """Says it in plain words: the verdict, risk and exits of each operating point, the scores."""
         lines = [_VERDICTS[self.verdict]]
         for each in self.points:
             observed, point = each.harmful_exits / each.records, each.point
@@ -145,16 +145,17 @@ def _check(point: OperatingPoint, probabilities: np.ndarray, harmful: np.ndarray
 def _verdict(
     points: Sequence[PointCheck], scores_p: float, delta: float
 ) -> Literal["confirmed", "compatible", "shifted", "violated"]:
-    if any(each.p_too_many <= _ALARM / len(points) for each in points):
+    if any(each.p_too_many <= _ALARM / len(points) for each in points):  # Bonferroni
         return "violated"
     if all(each.p_few_enough <= delta for each in points):
         return "confirmed"  # whatever else has changed: the promise was tested on these very questions
+    # One test of the scores, and one of the exits for each point.
     shifted = min(scores_p, *(each.exits_p for each in points)) <= _SHIFT_ALARM / (len(points) + 1)
     return "shifted" if shifted else "compatible"
 
 
 def scores_shift(reference: Reference, scores: Sequence[float]) -> tuple[float, float]:
-    """Two-sample Kolmogorov-Smirnov distance and its p-value, from stored quantiles.
+    """Computes the two-sample Kolmogorov-Smirnov distance and its p-value, from stored quantiles.
 
     The p-value is the asymptotic one, for the number of records that the quantiles stand for; with ties,
     which scores of 1 are, it errs on the side of no shift.
@@ -164,5 +165,6 @@ def scores_shift(reference: Reference, scores: Sequence[float]) -> tuple[float, 
     old_share = np.searchsorted(old, at, side="right") / len(old)
     new_share = np.searchsorted(new, at, side="right") / len(new)
     distance = float(np.abs(old_share - new_share).max())
+    # n m / (n + m), n the records that the quantiles stand for, not the quantiles.
     size = reference.records * len(new) / (reference.records + len(new))
     return distance, float(extra("scipy.stats").kstwobign.sf(np.sqrt(size) * distance))

@@ -23,7 +23,7 @@ _BLUE, _ORANGE = COLOURS[:2]
 def risk_curve(
     path: Path, probabilities: Sequence[float], harmful: Sequence[bool], points: Sequence[OperatingPoint]
 ) -> None:
-    """Observed risk against the share of questions that exit; certified points marked."""
+    """Draws observed risk against the share of questions that exit, certified points marked."""
     with _drawn(path, 7.0, 4.2) as axes:
         order = np.argsort(-np.asarray(probabilities), kind="stable")
         values, harm = np.asarray(probabilities)[order], np.cumsum(np.asarray(harmful)[order])
@@ -63,7 +63,7 @@ def risk_curve(
 def reliability_figure(
     path: Path, before: Sequence[float], after: Sequence[float], harmless: Sequence[bool]
 ) -> tuple[float, float]:
-    """Predicted against observed, in bins of equal size, for raw scores and calibrated probabilities.
+    """Draws predicted against observed, in bins of equal size, for scores and calibrated probabilities.
 
     Returns:
         Expected calibration error before and after: mean distance between the two, in [0, 1].
@@ -98,7 +98,7 @@ def reliability_figure(
 def bins(
     values: Sequence[float], harmless: Sequence[bool], count: int = _BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Bins of about equal size, ties kept together.
+    """Sorts predictions into bins of about equal size, ties kept together.
 
     Returns:
         Mean value, share of harmless ones, distances to the ends of its 95 % interval (2, bins), and size.
@@ -116,7 +116,7 @@ def bins(
 
 
 def exits_by_kind(path: Path, by_risk: Mapping[str, Mapping[str, CascadeOutcome]]) -> None:
-    """Share of each kind that never reaches the large model, a bar per operating point."""
+    """Draws the share of each kind that never reaches the large model, a bar per operating point."""
     first = next(iter(by_risk.values()))
     names = sorted(first, key=lambda kind: -sum(each[kind].exit_share for each in by_risk.values()))
     with _drawn(path, 7.0, 1.2 + 0.34 * len(names)) as axes:
@@ -140,7 +140,7 @@ def exits_by_kind(path: Path, by_risk: Mapping[str, Mapping[str, CascadeOutcome]
 
 @contextmanager
 def _drawn(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Axes of a figure that is written at the end."""
+    """Gives the axes of a new figure, and writes it at the end."""
     with styled():
         figure = new_figure(width, height)
         yield figure.add_subplot()

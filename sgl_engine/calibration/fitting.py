@@ -43,7 +43,7 @@ def fit(
 
 
 def _matrix(features: Sequence[Feature], observations: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    """float64 (records, features).
+    """Stacks the features of all observations: float64 (records, features).
 
     Raises:
         ConfigError: A value is missing or not a number.
@@ -64,7 +64,7 @@ def _matrix(features: Sequence[Feature], observations: Sequence[Mapping[str, flo
 def _isotonic(
     feature: Feature, observations: Sequence[Mapping[str, float]], labels: NDArray[np.float64]
 ) -> Isotonic:
-    """Isotonic regression, its flat steps tilted by one pseudo-observation.
+    """Fits an isotonic regression, its flat steps tilted by one pseudo-observation.
 
     A plain isotonic fit gives a whole step one probability, so a threshold could only take all of it or none;
     the top step often holds most of the traffic. Here p = (n * step + rank) / (n + 1), rank the share of
@@ -86,7 +86,7 @@ def _isotonic(
 def _logistic(
     features: tuple[Feature, ...], observations: Sequence[Mapping[str, float]], labels: NDArray[np.float64]
 ) -> Logistic:
-    """L2-regularised logistic regression (C = 1) on standardised features.
+    """Fits an L2-regularised logistic regression (C = 1) on standardised features.
 
     Where only one outcome was seen there is nothing to separate: the probability is (k + 1) / (n + 2).
     """
@@ -114,7 +114,7 @@ def _logistic(
 
 
 def logistic_features(observations: Sequence[Mapping[str, float]]) -> tuple[Feature, ...]:
-    """Every number that all observations have, but for the score, which is made of the others.
+    """Picks every number that all observations have, but for the score, which is made of the others.
 
     Numbers within [0, 1] are probabilities, and enter by their log-odds; others are counts or entropies.
     """

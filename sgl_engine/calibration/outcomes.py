@@ -42,7 +42,7 @@ class CascadeOutcome:
 
     @property
     def exit_share(self) -> float:
-        """Of questions that never reach the large model."""
+        """Share of the questions that never reach the large model."""
         return self.exits / self.questions
 
     @property
@@ -57,17 +57,17 @@ class CascadeOutcome:
 
     @property
     def lost_by_exits(self) -> float | None:
-        """Accuracy against asking the large model every time, as a difference: what the risks bound."""
+        """Accuracy of the guided large model minus that of the cascade: what the risks bound."""
         return _difference(self.guided_accuracy, self.accuracy)
 
     @property
     def lost_by_pruning(self) -> float | None:
-        """Accuracy of the guided large model against the large model alone, as a difference."""
+        """Accuracy of the large model alone minus that of the guided one."""
         return _difference(self.large_accuracy, self.guided_accuracy)
 
     @property
     def accuracy_lost(self) -> float | None:
-        """Against the large model alone, as a difference; negative where the cascade is better."""
+        """Accuracy of the large model alone minus the cascade's; negative where the cascade is better."""
         return _difference(self.large_accuracy, self.accuracy)
 
 
@@ -77,7 +77,7 @@ def outcome(
     harmful: Sequence[bool],
     threshold: float | None,
 ) -> CascadeOutcome:
-    """The cascade at a threshold.
+    """Sums up what the cascade at a threshold would have done.
 
     Args:
         records: At least one.
@@ -108,7 +108,7 @@ def outcomes_by_kind(
     harmful: Sequence[bool],
     threshold: float | None,
 ) -> Mapping[str, CascadeOutcome]:
-    """``outcome`` of each kind of question, in alphabetical order; arguments as there."""
+    """Calls ``outcome``, which has the same arguments, for each kind of question, in alphabetical order."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.kind, []).append(index)
@@ -128,12 +128,12 @@ def _difference(whole: float | None, part: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """None where one is not known: a mean over some of the questions would be compared with one over all."""
+    """Averages; None where one is unknown: a mean over some would be compared with one over all."""
     known = list(values)
     return None if None in known else fmean(value for value in known if value is not None)
 
 
 def share_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Clopper and Pearson, 1934), which never promises too much."""
+    """Computes a share's 95 % interval (Clopper and Pearson, 1934), which never promises too much."""
     found = extra("scipy.stats").binomtest(hits, count).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)

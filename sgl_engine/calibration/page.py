@@ -45,6 +45,8 @@ def write_page(calibration: Calibration, records: Sequence[CalibrationRecord], f
 
 
 class _Page:
+    """The page as it is written: one method per section."""
+
     def __init__(self, calibration: Calibration, records: Sequence[CalibrationRecord]) -> None:
         self.calibration = calibration
         self.records = records
@@ -204,7 +206,7 @@ class _Page:
 
 
 def _sentence(point: OperatingPoint, result: CascadeOutcome) -> str:
-    """What a hurried reader takes away."""
+    """Says what a hurried reader takes away."""
     share = f"{result.exit_share:.0%} of the questions never reach the large model"
     saved = f"That saves {result.tflops_saved:.0%} of its operations"
     if result.ms_saved is not None:

@@ -33,7 +33,7 @@ class CalibrationRecord(_Line):
         small_answer: The small model's.
         large_answer: The large model's as the cascade runs it: guided and pruned.
         agreed: Whether they say the same (``RunReport.large_agreed``).
-        agreed_by_metric: The same by the row's metric, the large answer taken for the truth.
+        agreed_by_metric: Whether they do by the row's metric, the large answer taken for the truth.
         small_right: Whether the small answer is right; None without known answers.
         large_right: Whether the large answer is.
         alone_right: Whether that of the large model alone, unpruned, is.
@@ -97,7 +97,7 @@ class RecordsHeader(_Line):
 
 
 def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "text") -> bool:
-    """Whether keeping the small answer would have done the harm that ``risk`` counts.
+    """Says whether keeping the small answer would have done the harm that ``risk`` counts.
 
     Raises:
         ConfigError: The risk needs known answers, and this record has none.
@@ -113,7 +113,7 @@ def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "te
 
 
 def read_records(path: Path) -> tuple[RecordsHeader, list[CalibrationRecord], list[Failure]]:
-    """A file that a collection wrote. A row that was tried again counts once, with its last outcome.
+    """Reads a file that a collection wrote. A row that was tried again counts once, with its last outcome.
 
     Raises:
         ConfigError: It cannot be read, or is no such file.
@@ -157,7 +157,7 @@ def _parse(kind: type[_Parsed], path: Path, number: int, line: str) -> _Parsed:
 def halves(
     records: Sequence[CalibrationRecord], seed: int
 ) -> tuple[list[CalibrationRecord], list[CalibrationRecord]]:
-    """A random half to fit on, and the other to certify on; questions about one picture stay together.
+    """Splits records at random: a half to fit on, one to certify on; questions about one picture together.
 
     Args:
         records: All of them; their order does not matter.

@@ -19,7 +19,7 @@ from sgl_engine.rankers import DEFAULT_RANKER, MAPS
 
 
 def better_maps(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
-    """Every map of ``MAPS`` that took part; None where only the plain sum did."""
+    """Compares every map of ``MAPS`` that took part with the plain sum; None where there is none."""
     known = rows[0].outcome.pruned if rows else {}
     names = [name for name in MAPS if name in known and name != DEFAULT_RANKER]
     if not names or DEFAULT_RANKER not in known:
@@ -48,8 +48,8 @@ class _Map:
         name: Of the ranker.
         value: Accuracy of the large model.
         difference: From the plain sum.
-        where_right: The same, of rows whose small answer is right.
-        where_wrong: Of the others.
+        where_right: The difference, of rows whose small answer is right.
+        where_wrong: The difference, of the other rows.
         corrected: ``difference``, its interval widened for as many comparisons as there are maps
             (Bonferroni), so that the best of many by chance is not taken for better.
     """
@@ -140,7 +140,7 @@ def _table(point: str, maps: Sequence[_Map], plain: Floats, right: Floats, boots
 
 
 def _conclusion(found: dict[str, list[_Map]]) -> str:
-    """Which maps are better at one point and worse at none."""
+    """Says which maps are better at one point and worse at none."""
     better = {each.name for maps in found.values() for each in maps if each.verdict == "better"}
     worse = {each.name for maps in found.values() for each in maps if each.verdict.startswith("worse")}
     note = (

@@ -50,25 +50,25 @@ class BadLine:
 
 
 class Data(Protocol):
-    """Rows by number."""
+    """Gives rows by number."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """How people call it."""
 
     @property
     def identity(self) -> str:
-        """Two runs may be joined where this is equal, whatever the number of rows."""
+        """Equal where one run may go on with another's records, whatever the number of rows."""
 
     @property
     def bad(self) -> Sequence[BadLine]:
-        """Lines that are left out."""
+        """Lines that are no rows, and are left out."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Counts the rows."""
 
     def __getitem__(self, index: int) -> DataSample:
-        """One of them; its pictures need not have been opened yet."""
+        """Returns one row; its pictures need not have been opened yet."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,21 @@ class HeldOut:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """How people call it."""
         later = f" from seed {self.start} on" if self.start else ""
         return f"{self.count} generated held-out questions{later}"
 
     @property
     def identity(self) -> str:
-        """The first seed; more rows go on from there."""
+        """Names the first seed: a run with more rows goes on from there."""
         return f"generated held-out questions from seed {self.start} on"
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Counts the rows."""
         return self.count
 
     def __getitem__(self, index: int) -> DataSample:
-        """Draws one."""
+        """Draws the picture with that seed, and asks its question."""
         [(sample, question)] = heldout_questions(1, start=self.start + index)
         row = DataRow(
             index=index,
@@ -221,15 +221,15 @@ class JsonLines:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """How people call it."""
         return f"{len(self.rows)} questions from {self.path.name}"
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Counts the rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> DataSample:
-        """One of them, its pictures unopened."""
+        """Returns one row, its pictures unopened."""
         row, names = self.rows[index]
         return DataSample(row, tuple(self._source(name) for name in names), names)
 
@@ -251,7 +251,7 @@ def _row(index: int, number: int, line: OpenLine) -> DataRow:
 
 
 def _explain(error: ValueError) -> str:
-    """One line, without pydantic's frame."""
+    """Says in one line what is wrong, without pydantic's frame."""
     if not isinstance(error, ValidationError):
         return f"no JSON ({error})"
     faults = [

@@ -38,13 +38,13 @@ _STYLE = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within the context, figures look like this package's; afterwards, as matplotlib was set before."""
+    """Gives figures this package's look within the context; puts matplotlib's settings back afterwards."""
     with extra("matplotlib").rc_context(_STYLE):
         yield
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, in inches, that makes room for its labels."""
+    """Makes an empty matplotlib figure, in inches, that leaves room for its labels."""
     return extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
@@ -55,13 +55,13 @@ def save(draw: Callable[[], Any], path: Path) -> None:
 
 
 def whiskers(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Error bars in percent, as matplotlib takes them: below and above each value."""
+    """Turns intervals into error bars in percent, as matplotlib takes them: below and above each value."""
     below = [100 * (each.value - each.low) for each in intervals]
     return [below, [100 * (each.high - each.value) for each in intervals]]
 
 
 def level(axes: Any, interval: Interval, name: str, colour: str, style: str) -> None:
-    """A horizontal line in percent, with its interval as a band."""
+    """Draws a horizontal line in percent, with its interval as a band."""
     axes.axhline(100 * interval.value, color=colour, linestyle=style, label=name, zorder=1.5)
     axes.axhspan(100 * interval.low, 100 * interval.high, color=colour, alpha=0.10, linewidth=0, zorder=0.5)
 
@@ -74,7 +74,7 @@ def forest_figure(
     at: float | None = 0.0,
     percent: bool = True,
 ) -> Any:
-    """Numbers with their intervals, one below the other.
+    """Draws numbers with their intervals, one below the other.
 
     Args:
         groups: Colour -> (name, interval) of each; the names of the first group are the lines.
@@ -116,7 +116,12 @@ def forest_figure(
 
 
 def layers_figure(layers: Mapping[str, Sequence[tuple[Interval, Interval]]], names: Mapping[str, str]) -> Any:
-    """Rank correlation over relative depth."""
+    """Draws the rank correlation over relative depth.
+
+    Args:
+        layers: Comparison -> layer by layer, (Spearman, overlap); only the former is drawn.
+        names: Comparison -> what the legend calls it.
+    """
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     for number, (key, pairs) in enumerate(layers.items()):
@@ -151,7 +156,7 @@ def rates_figure(
     *,
     reference: Sequence[str] = (),
 ) -> Any:
-    """Accuracy of the cascade over the share of questions that go to the large model.
+    """Draws the accuracy of the cascade over the share of questions that go to the large model.
 
     Args:
         rates: The shares, in [0, 1].

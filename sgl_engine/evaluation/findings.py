@@ -29,7 +29,7 @@ ENOUGH_KEPT = 0.95
 
 
 def findings(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
-    """The three of them; None where no row was studied."""
+    """Tests all three findings; None where no row was studied."""
     if not rows or STUDY not in rows[0].outcome.study:
         return None
     parts, kept, alike = _parts(rows, bootstrap), _kept_shares(rows, bootstrap), Likeness.of(rows, bootstrap)
@@ -70,7 +70,7 @@ def _partial_figure(parts: Sequence[_Part]) -> Any:
 
 @dataclass(frozen=True)
 class _Part:
-    """A sum and a part of it at one operating point: accuracies, and the paired difference of them."""
+    """A sum and a part of it at one operating point: accuracies, and their paired difference (sum - part)."""
 
     whole: str
     part: str
@@ -133,7 +133,7 @@ def _parts_table(parts: Sequence[_Part]) -> Table:
 
 
 def _kept_shares(rows: Sequence[Scored], bootstrap: Bootstrap) -> dict[str, dict[str, Interval]]:
-    """Ranker -> operating point -> accuracy over that of the large model unpruned."""
+    """Divides accuracies by the unpruned large model's: ranker -> operating point -> share kept."""
     whole = column(rows, lambda outcome: outcome.large.value)
     return {
         name: {point: bootstrap.ratio(_values(rows, name, point), whole) for point in points}

@@ -41,20 +41,20 @@ class Interval:
         return self.low > 0.0 or self.high < 0.0
 
     def percent(self, *, sign: bool = False) -> str:
-        """As "93.1 (90.2 to 95.2)", in percent; "n/a" where there is nothing to tell."""
+        """Writes it in percent, as "93.1 (90.2 to 95.2)"; "n/a" where there is nothing to tell."""
         if math.isnan(self.value):
             return "n/a"
         form = "{:+.1f} ({:+.1f} to {:+.1f})" if sign else "{:.1f} ({:.1f} to {:.1f})"
         return form.format(*(100 * number for number in (self.value, self.low, self.high)))
 
     def plain(self, digits: int = 3) -> str:
-        """As "0.931 (0.902 to 0.952)"."""
+        """Writes it as "0.931 (0.902 to 0.952)"; "n/a" where there is nothing to tell."""
         if math.isnan(self.value):
             return "n/a"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
     def json(self) -> dict[str, float | None]:
-        """With null for what is not a number."""
+        """Returns what JSON can say: None stands for what is not a number."""
         found = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if math.isnan(number) else number for name, number in found.items()}
 
@@ -82,7 +82,7 @@ class Bootstrap:
         return rng.multinomial(self.rows, np.full(self.rows, 1 / self.rows), size=self.draws).astype(float)
 
     def mean(self, values: Sequence[float] | Floats, where: Sequence[bool] | None = None) -> Interval:
-        """Of one value per row; of the rows ``where`` is true, if given.
+        """Averages one value per row, over the rows where ``where`` is true, if it is given.
 
         Where all are 0, or all are 1, resamples are all alike; the interval is Wilson's instead.
         """
@@ -90,29 +90,29 @@ class Bootstrap:
         of_all = np.asarray(values, dtype=float)
         hits, count = float(of_all[chosen].sum()), int(chosen.sum())
         if count and hits in {0.0, float(count)} and np.isin(of_all[chosen], (0.0, 1.0)).all():
-            return share(int(hits), count)
+            return share(int(hits), count)  # no resample can differ, but certain it is not
         return self.ratio(np.where(chosen, of_all, 0.0), chosen)
 
     def difference(self, values: Sequence[float] | Floats, others: Sequence[float] | Floats) -> Interval:
-        """Of two means over the same rows, paired."""
+        """Subtracts the mean of ``others`` from that of ``values``, paired row by row."""
         return self.ratio(
             np.asarray(values, dtype=float) - np.asarray(others, dtype=float), np.ones(self.rows)
         )
 
     def ratio(self, values: Sequence[float] | Floats, others: Sequence[float] | Floats) -> Interval:
-        """Of two sums over the same rows."""
+        """Divides the sum of ``values`` by that of ``others``, over the same rows."""
         above, below = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(np.divide(above.sum(), below.sum()))
             return _interval(value, (self.weights @ above) / (self.weights @ below))
 
     def statistic(self, of: Callable[[Floats], float]) -> Interval:
-        """Of any function of the rows' weights, float64 (rows,); resamples where it is NaN are left out."""
+        """Evaluates a function of the rows' weights, float64 (rows,), leaving out resamples that give NaN."""
         return _interval(of(np.ones(self.rows)), np.array([of(weights) for weights in self.weights]))
 
 
 def share(hits: int, count: int) -> Interval:
-    """Of so many, with Wilson's interval (1927), which holds for few and for extreme shares too."""
+    """Divides hits by count, with Wilson's interval (1927), which holds for few and extreme shares too."""
     if not count:
         return Interval(math.nan, math.nan, math.nan)
     found = extra("scipy.stats").binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
@@ -128,7 +128,7 @@ def _interval(value: float, resampled: Floats) -> Interval:
 
 
 def auroc(scores: Sequence[float] | Floats, right: Sequence[bool], weights: Floats | None = None) -> float:
-    """Probability that a right answer scores above a wrong one, ties counting half; NaN without both."""
+    """Estimates how often a right answer scores above a wrong one, ties counting half; NaN without both."""
     labels = np.asarray(right, dtype=bool)
     counted = np.ones(len(labels)) if weights is None else weights
     if not counted[labels].sum() or not counted[~labels].sum():
@@ -157,7 +157,7 @@ class Bin:
 
 
 def reliability(scores: Sequence[float] | Floats, right: Sequence[bool], bins: int = 10) -> list[Bin]:
-    """Bins of equal width over [0, 1] (Guo et al., 2017, section 2)."""
+    """Sorts answers by score into bins of equal width over [0, 1] (Guo et al., 2017, section 2)."""
     values, labels = np.asarray(scores, dtype=float), np.asarray(right, dtype=float)
     place = np.clip((values * bins).astype(int), 0, bins - 1)
     found = []
@@ -170,7 +170,7 @@ def reliability(scores: Sequence[float] | Floats, right: Sequence[bool], bins: i
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """ECE: distance of score and share right, weighted by how many answers a bin holds; NaN without any."""
+    """Computes the ECE: distance of score and share right, weighted by a bin's answers; NaN without any."""
     total = sum(each.count for each in bins)
     if not total:
         return math.nan

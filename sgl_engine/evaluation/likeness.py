@@ -30,7 +30,7 @@ COMPARED = {
 
 
 def likeness(case: RankingCase, outcome: BenchOutcome) -> Json:
-    """How alike both models' maps are on one row, on the large model's grid.
+    """Measures how alike both models' maps are on one row, on the large model's grid.
 
     Returns:
         Spearman's rank correlation and the overlap of the top tokens: of the two sums; of each small layer
@@ -66,14 +66,14 @@ def _pairs(pairs: Sequence[tuple[Floats, Floats]]) -> Json:
 
 
 def spearman(one: Floats, other: Floats) -> float | None:
-    """Rank correlation in [-1, 1], ties sharing a rank; None where one of them is constant."""
+    """Computes the rank correlation in [-1, 1], ties sharing a rank; None where one of them is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
     return float(extra("scipy.stats").spearmanr(one, other).statistic)
 
 
 def overlap(one: Floats, other: Floats, share: float) -> float:
-    """Share of the top tokens of one that are among those of the other; ties go to the lower index."""
+    """Computes which share of one's top tokens is among the other's; ties go to the lower index."""
     kept = _kept(len(one), share)
     tops = [set(np.argsort(-mass, kind="stable")[:kept].tolist()) for mass in (one, other)]
     return len(tops[0] & tops[1]) / kept
@@ -101,9 +101,10 @@ class Likeness:
 
     @classmethod
     def of(cls, rows: Sequence[Scored], bootstrap: Bootstrap) -> Likeness:
-        """Of rows that took part in the study."""
+        """Averages over rows that took part in the study."""
         studied = [row.outcome.study[STUDY] for row in rows]
 
+        # A map that is constant has no rank correlation: such rows are left out of that mean.
         def mean(values: Sequence[float | None]) -> Interval:
             known = [value is not None for value in values]
             return bootstrap.mean([value or 0.0 for value in values], where=known)
@@ -127,7 +128,7 @@ class Likeness:
 
     @property
     def verdict(self) -> str:
-        """Whether the finding holds."""
+        """Says in words whether the finding holds."""
         if self.spearman.low >= ALIKE:
             return "holds"
         if self.spearman.high < ALIKE:
@@ -136,7 +137,7 @@ class Likeness:
         return f"cannot be told from a correlation of {ALIKE}"
 
     def markdown(self) -> str:
-        """Two tables."""
+        """Writes two tables: of the summed maps, and layer by layer."""
         sums = Table(
             "Summed maps, mean over questions (95 % interval)",
             ("measure", "small and large", "chance"),
@@ -161,7 +162,7 @@ class Likeness:
         return f"{sums.markdown()}\n\n{layers.markdown()}"
 
     def json(self) -> Json:
-        """All numbers."""
+        """Returns all numbers."""
         return {
             "spearman": self.spearman.json(),
             "overlap": {share: each.json() for share, each in self.overlap.items()},

@@ -40,7 +40,7 @@ you'd've you'll you're you've
 
 
 def _without_one_apostrophe(word: str) -> list[str]:
-    """The ways to forget one: "couldn't've" -> "couldnt've", "couldn'tve"."""
+    """Lists the ways to forget one apostrophe: "couldn't've" -> "couldnt've", "couldn'tve"."""
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
@@ -48,12 +48,12 @@ _MENDED = {forgotten: word for word in _CONTRACTIONS for forgotten in _without_o
 
 
 def exact(answer: str, right: Sequence[str]) -> float:
-    """1 where the answer equals one of the right ones, but for space around it."""
+    """Gives 1 where the answer equals one of the right ones, but for space around it."""
     return float(answer.strip() in {each.strip() for each in right})
 
 
 def vqa_score(answer: str, right: Sequence[str]) -> float:
-    """Agreement with what people answered (VQA, Antol et al., 2015, section 5; TextVQA, Singh et al., 2019).
+    """Scores agreement with people (VQA, Antol et al., 2015, section 5; TextVQA, Singh et al., 2019).
 
     An answer that three others gave is right: min(1, others / 3), averaged over leaving each person out.
 
@@ -67,10 +67,11 @@ def vqa_score(answer: str, right: Sequence[str]) -> float:
 
 
 def normalise(answer: str) -> str:
-    """As TextVQA's evaluation compares answers: case, punctuation, number words, articles, contractions."""
+    """Evens out case, punctuation, number words, articles and contractions, as TextVQA's evaluation does."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = " ".join(text.split())
     cleaned = text
+    # Whether a mark stands beside a space is looked up in the text as it was, as the reference code does.
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if beside_space else " ")
@@ -80,7 +81,7 @@ def normalise(answer: str) -> str:
 
 
 def anls(answer: str, right: Sequence[str]) -> float:
-    """Similarity to the closest right answer (DocVQA, Mathew et al., 2021; Biten et al., 2019, equation 1).
+    """Compares with the closest right answer (DocVQA, Mathew et al., 2021; Biten et al., 2019, equation 1).
 
     1 - edits / longer length; 0 below ``ANLS_THRESHOLD``. At the threshold it counts, as in the challenge's
     own evaluation; the paper's equation would give 0. Case and repeated space do not matter.
@@ -96,7 +97,7 @@ def anls(answer: str, right: Sequence[str]) -> float:
 
 
 def relaxed(answer: str, right: Sequence[str]) -> float:
-    """1 where a number is within 5 %, or a text is the same but for case (ChartQA, Masry et al., 2022, 5.1).
+    """Gives 1 where a number is within 5 %, or a text equal but for case (ChartQA, Masry et al., 2022, 5.1).
 
     "96%" is 0.96. A right answer of 0 has no 5 %: it has to be written the same.
     """

@@ -9,7 +9,7 @@ from sgl_engine.errors import ConfigError
 
 
 def extra(module: str) -> Any:
-    """A module of the extra ``evaluation``.
+    """Imports a module that the extra ``evaluation`` installs.
 
     Raises:
         ConfigError: It is not installed.
@@ -23,7 +23,7 @@ def extra(module: str) -> Any:
 
 
 def check_extra(*modules: str) -> None:
-    """Loads what will be needed, before hours are spent on what it is needed for.
+    """Imports what will be needed, before hours are spent on what it is needed for.
 
     Raises:
         ConfigError: One of them is not installed.

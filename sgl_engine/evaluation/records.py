@@ -51,7 +51,7 @@ class BenchOutcome(_Frozen):
         score: How sure the small model is, in [0, 1].
         parts: What scores are made of (``Confidence.parts``).
         small_pass_tflops: The small model's part of a run of the engine: answer, map and score.
-        small_pass_ms: The same in milliseconds.
+        small_pass_ms: Milliseconds of that part.
         guided: The large model's part of a run of the engine that escalates: operating point -> answer.
         pruned: The large model's answers under each ranker: ranker -> operating point -> answer; without a
             time, because they ran side by side.
@@ -111,6 +111,6 @@ class Scored(_Frozen):
 
     @classmethod
     def of(cls, records: list[BenchRecord]) -> list[Scored]:
-        """Those of the records that did not fail, in the order of the data."""
+        """Picks the records that did not fail, in the order of the data."""
         found = [cls(row=each.row, outcome=each.outcome) for each in records if each.outcome is not None]
         return sorted(found, key=lambda scored: scored.row.index)

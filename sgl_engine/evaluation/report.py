@@ -52,7 +52,7 @@ class Report:
         records: Sequence[BenchRecord],
         bad: Sequence[BadLine],
     ) -> Report:
-        """Of a run's records; sections whose studies did not take part are left out."""
+        """Makes all sections; leaves out those whose studies did not take part."""
         made = {name: make(summary.rows, summary.draws) for name, make in SECTIONS.items()}
         return cls(
             manifest=manifest,
@@ -63,11 +63,11 @@ class Report:
         )
 
     def tables(self) -> list[Table]:
-        """The tables, most important first."""
+        """Makes the tables, most important first."""
         return tables(self.summary)
 
     def notes(self) -> list[str]:
-        """What one has to know before one believes the tables."""
+        """Says what one has to know before one believes the tables."""
         summary = self.summary
         lines = [
             f"{len(summary.rows)} questions; intervals are 95 %, by {summary.draws.draws} resamples of them.",
@@ -118,7 +118,7 @@ class Report:
         return {name: draw for section in self.sections.values() for name, draw in section.figures.items()}
 
     def markdown(self) -> str:
-        """The whole report."""
+        """Writes the whole report as Markdown."""
         small, large = self.manifest.small, self.manifest.large
         notes = "\n".join(line if line.startswith("-") else f"\n{line}" for line in self.notes())
         parts = [
@@ -134,7 +134,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def json(self) -> Json:
-        """Everything that the tables show, and more, as numbers."""
+        """Returns everything that the tables show, and more, as numbers."""
         summary = self.summary
         return _plain(
             {
@@ -172,7 +172,7 @@ class Report:
         )
 
     def csv(self) -> str:
-        """One line per system, threshold, and ranker at a point: for spreadsheets."""
+        """Writes one line per system, threshold, and ranker at a point, for spreadsheets."""
         out = io.StringIO()
         names = ["system", "ranker", "point", "threshold", "rows", "retention", "escalated"]
         names += ["value", "value_low", "value_high", "tflops", "ms"]
@@ -211,7 +211,7 @@ def _system(system: SystemSummary) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Json:
-    """Intervals as objects, and null for what is not a number, which JSON cannot say."""
+    """Turns intervals into objects, and what is not a number, which JSON cannot say, into None."""
     if isinstance(value, Interval):
         return value.json()
     if isinstance(value, Mapping):
@@ -229,7 +229,7 @@ def make_report(
     bad: Sequence[BadLine],
     summarise: Callable[[Sequence[Scored]], Summary],
 ) -> Report:
-    """The report of what is recorded.
+    """Makes the report of what is recorded.
 
     Raises:
         ConfigError: Not one row has an outcome.

@@ -19,7 +19,7 @@ _STEPS = np.linspace(0.0, 1.0, 51)  # shares of escalated rows along the curves
 
 
 def charts(summary: Summary) -> Mapping[str, Callable[[], Any]]:
-    """Name of the file, without ending -> what draws the figure."""
+    """Lists the figures: name of the file, without ending -> what draws it."""
     found = {
         "cascade": partial(cascade, summary),
         "reliability": partial(calibration, summary),
@@ -31,7 +31,7 @@ def charts(summary: Summary) -> Mapping[str, Callable[[], Any]]:
 
 
 def retention(summary: Summary) -> Any:
-    """Accuracy against retention, per ranker."""
+    """Draws accuracy against retention, per ranker."""
     figure = new_figure(8.2, 4.8)
     axes = figure.subplots()
     shown = [name for name in summary.rankers if name in BASELINES]
@@ -62,7 +62,7 @@ def retention(summary: Summary) -> Any:
 
 
 def cascade(summary: Summary) -> Any:
-    """Accuracy against TFLOPs and against milliseconds."""
+    """Draws accuracy against TFLOPs and against milliseconds, small and large model alone beside it."""
     figure = new_figure(10.4, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     unit, factor = ("TFLOPs", 1.0) if summary.systems[1].tflops >= 0.1 else ("GFLOPs", 1e3)
@@ -136,7 +136,7 @@ def _mark_thresholds(axes: Any, summary: Summary, cost: str, scale: float) -> No
 
 
 def calibration(summary: Summary) -> Any:
-    """Is a score the share of right answers? With how many answers there are at each score."""
+    """Draws the share of right answers at each score, and below it how many answers have that score."""
     figure = new_figure(5.6, 6.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [each for each in summary.bins if each.count]
@@ -170,7 +170,7 @@ def calibration(summary: Summary) -> Any:
 
 
 def kinds(summary: Summary) -> Any:
-    """Accuracy per kind of question."""
+    """Draws accuracy per kind of question, four systems a line."""
     composed = summary.chosen
     guided = summary.measured(summary.point).at(NEVER)
     systems = (

@@ -16,7 +16,7 @@ from sgl_engine.report.make import engine_version
 
 
 def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
-    """What a run's records depend on; not how many rows there are, nor how many passes run at once."""
+    """Describes what a run's records depend on: not the number of rows, nor how many passes run at once."""
     exit_config = engine.config.exit
     return Manifest(
         engine_version=engine_version(),
@@ -52,7 +52,7 @@ class Runner:
     store: Store
 
     def pending(self) -> list[int]:
-        """Rows without an outcome, in order; rows that failed are tried again."""
+        """Lists rows without an outcome, in order; rows that failed are tried again."""
         known = self.store.records()
         return [row for row in range(len(self.data)) if row not in known or known[row].error is not None]
 
@@ -67,7 +67,7 @@ class Runner:
             yield record
 
     def _warm_up(self, index: int) -> None:
-        """First passes take longer, so they are not timed; and settings that cannot work show here.
+        """Measures a row and forgets it: first passes take longer, and settings that cannot work show here.
 
         Raises:
             ConfigError: They cannot: every row would fail alike.

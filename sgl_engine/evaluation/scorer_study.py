@@ -33,7 +33,7 @@ _LEAST_LOG = -30.0  # products of long answers reach 1e-300; what is left of the
 
 
 def consistency(case: RankingCase, outcome: BenchOutcome) -> Json:
-    """The consistency pass at several keep ratios: ratio -> product and geometric mean of probabilities."""
+    """Runs the consistency pass at several keep ratios: ratio -> product and geometric mean."""
     del outcome
     found = {}
     for ratio in KEEP_RATIOS:
@@ -43,7 +43,7 @@ def consistency(case: RankingCase, outcome: BenchOutcome) -> Json:
 
 
 def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
-    """Every scorer of ``SCORERS`` and a logistic combination; consistency at several keep ratios."""
+    """Compares the scorers of ``SCORERS``, a logistic combination, and consistency at several keep ratios."""
     if not rows:
         return None
     targets = Targets.of(rows)
@@ -76,7 +76,7 @@ def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
 
 
 def _scores(rows: Sequence[Scored], targets: Targets) -> dict[str, Floats]:
-    """Name -> score per row."""
+    """Scores the rows by every scorer, by chance and perfectly: name -> float64 (rows,), higher = surer."""
     found: dict[str, Floats] = {}
     for name, scorer in SCORERS.items():
         try:
@@ -92,7 +92,7 @@ def _scores(rows: Sequence[Scored], targets: Targets) -> dict[str, Floats]:
 
 
 def _by_ratio(rows: Sequence[Scored]) -> dict[str, Floats]:
-    """Consistency, alone and averaged with others, at every ratio that was studied."""
+    """Scores the rows by consistency, alone and averaged with others, at every ratio that was studied."""
     found: dict[str, Floats] = {}
     if not all(STUDY in row.outcome.study for row in rows):
         return found
@@ -110,7 +110,7 @@ def _by_ratio(rows: Sequence[Scored]) -> dict[str, Floats]:
 
 
 def _features(rows: Sequence[Scored]) -> Floats:
-    """What a logistic score combines, float64 (rows, features): logs of the parts, entropy, length."""
+    """Stacks what a logistic score combines, float64 (rows, features): logs of parts, entropy, length."""
     columns = []
     for name in rows[0].outcome.parts:
         values = np.array([row.outcome.parts.get(name, 0.0) for row in rows])
@@ -123,10 +123,10 @@ def _features(rows: Sequence[Scored]) -> Floats:
 
 
 def cross_validated(features: Floats, target: Floats) -> Floats | None:
-    """Each row's probability by a logistic regression that was fitted without it, in folds.
+    """Predicts each row by a logistic regression that was fitted without it, in folds.
 
     Returns:
-        float64 (rows,); None where there are too few rows of either kind for the folds.
+        Probabilities, float64 (rows,); None where there are too few rows of either kind for the folds.
     """
     if min(target.sum(), len(target) - target.sum()) < FOLDS:
         return None
@@ -197,7 +197,7 @@ def _rates_table(how: str, scores: Mapping[str, Worth]) -> Table:
 
 
 def _best(best: str, scores: Mapping[str, Worth]) -> str:
-    """Whether the best scorer is beyond the default one."""
+    """Says whether the best scorer is beyond the default one."""
     if best == DEFAULT_SCORER:
         return f"No scorer separates right from wrong better than the default, `{best}`."
     ours = [name for name in scores if name in SCORERS]

@@ -29,7 +29,7 @@ class Separation:
         self._weights: Floats = np.vstack((np.ones((1, bootstrap.rows)), bootstrap.weights))
 
     def areas(self, target: Sequence[bool] | Floats, where: Sequence[bool] | None = None) -> Floats:
-        """AUROC: how often a row that is on target scores above one that is not, ties counting half.
+        """Computes the AUROC: how often a row on target scores above one that is not, ties counting half.
 
         Args:
             target: Per row.
@@ -41,13 +41,14 @@ class Separation:
         groups = _Groups.of(self._scores, where)
         hit = np.asarray(target, dtype=float)
         on, off = groups.sums(self._weights, hit), groups.sums(self._weights, 1.0 - hit)
+        # A row on target is above all that is off in groups before, and above half of that in its own.
         above = on * (off.cumsum(axis=1) - 0.5 * off)
         with np.errstate(divide="ignore", invalid="ignore"):
             area: Floats = above.sum(axis=1) / (on.sum(axis=1) * off.sum(axis=1))
         return area
 
     def accuracies(self, small: Floats, large: Floats, rates: Sequence[float]) -> list[Floats]:
-        """Mean value when the least sure rows, a share of them, are answered by the large model.
+        """Averages values when the least sure rows, a share of them, are answered by the large model.
 
         Among rows with equal scores it is a draw, so each counts with the share of its group that goes up.
 
@@ -62,7 +63,7 @@ class Separation:
         return self._accuracies(self._weights, small, large, rates)
 
     def curve(self, small: Floats, large: Floats, rates: Sequence[float]) -> list[float]:
-        """``accuracies`` of the rows themselves, without resamples."""
+        """Computes ``accuracies`` of the rows themselves, without resamples."""
         return [float(each[0]) for each in self._accuracies(self._weights[:1], small, large, rates)]
 
     def _accuracies(
@@ -73,6 +74,7 @@ class Separation:
         total, kept = rows.sum(axis=1), weights @ small
         found = []
         for rate in rates:
+            # Rows of each group that go up: all of it while there is room, then what still fits, then none.
             up = np.clip(rate * total[:, None] - (rows.cumsum(axis=1) - rows), 0.0, rows)
             share = np.divide(up, rows, out=np.zeros_like(up), where=rows > 0)
             found.append((kept + (share * gained).sum(axis=1)) / total)
@@ -93,22 +95,22 @@ class _Groups:
 
     @classmethod
     def of(cls, scores: Floats, where: Sequence[bool] | None = None) -> _Groups:
-        order = np.argsort(scores, kind="stable")
+        order = np.argsort(scores, kind="stable")  # the least sure first
         if where is not None:
             order = order[np.asarray(where, dtype=bool)[order]]
         return cls(order, np.unique(scores[order], return_index=True)[1])
 
     def sums(self, weights: Floats, values: Floats | None = None) -> Floats:
-        """Weighted sums of values (rows,), or of ones, in each group: (1 + draws, groups)."""
+        """Sums values (rows,), or ones, in each group, weighted by resample: (1 + draws, groups)."""
         ordered = weights[:, self.order] if values is None else weights[:, self.order] * values[self.order]
-        if len(self.starts) == len(self.order):
+        if len(self.starts) == len(self.order):  # no ties: every group is one row
             return ordered
         summed: Floats = np.add.reduceat(ordered, self.starts, axis=1)
         return summed
 
 
 def interval(numbers: Floats, *, comparisons: int = 1) -> Interval:
-    """Of the rows' own number and those of the resamples, (1 + draws,); NaN among the latter is left out.
+    """Makes an interval of the rows' own number and the resamples' (1 + draws,); leaves out NaN among these.
 
     Args:
         numbers: As ``Separation`` returns them, or differences of these.
@@ -150,7 +152,7 @@ class Targets:
 
     @classmethod
     def of(cls, rows: Sequence[Scored]) -> Targets:
-        """Of rows in the order of the resamples."""
+        """Reads them off the rows, which stand in the order of the resamples."""
         points = rows[0].outcome.guided
         point = POINT if POINT in points else next(iter(points), None)
         unpruned, guided = Measured.of(rows, None), Measured.of(rows, point)
@@ -179,7 +181,7 @@ class Worth:
 
     Attributes:
         right: AUROC of "the small answer is right".
-        within: The same, mean over kinds of questions that have both: how well it tells apart what is alike.
+        within: AUROC of it within a kind of question, mean over kinds that have right and wrong answers.
         same: AUROC of "the large model says the same".
         rates: How the large model runs -> accuracy of the cascade at each of ``RATES``.
         curves: How the large model runs -> accuracy of the rows themselves at each of ``CURVE``.
@@ -193,7 +195,7 @@ class Worth:
 
     @classmethod
     def of(cls, scores: Floats, targets: Targets, bootstrap: Bootstrap) -> Worth:
-        """Of a score per row, higher = surer."""
+        """Measures a score, one number per row, higher = surer."""
         separation = Separation(scores, bootstrap)
         inside = [
             separation.areas(targets.right, where=[each == kind for each in targets.kinds])
@@ -215,7 +217,7 @@ class Worth:
         )
 
     def json(self, base: Worth) -> Json:
-        """All numbers, and their paired distances from another score."""
+        """Returns all numbers, and their paired distances from another score's."""
         return {
             "auroc_right": interval(self.right).json(),
             "auroc_right_minus_default": interval(self.right - base.right).json(),

@@ -24,7 +24,7 @@ RECORDS = "records.jsonl"
 
 
 class BenchModel(BaseModel):
-    """Which model it was.
+    """Which model answered.
 
     Attributes:
         name: Path, hub id, or the name that it was given.
@@ -44,7 +44,7 @@ class BenchModel(BaseModel):
 
     @classmethod
     def of(cls, vlm: VLM) -> BenchModel:
-        """Of a loaded model."""
+        """Describes a loaded model."""
         digest = hashlib.sha256()
         for name, tensor in vlm.model.named_parameters():
             some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16]
@@ -134,7 +134,7 @@ class Store:
             )
 
     def records(self) -> dict[int, BenchRecord]:
-        """What is recorded, by the row's number; the last record of a row counts.
+        """Reads what is recorded, by the row's number; the last record of a row counts.
 
         A last line that was cut off, as by a power failure, is removed from the file.
 
@@ -170,7 +170,7 @@ class Store:
 
 
 def _differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Where two documents differ, by the shortest names that say so."""
+    """Lists where two documents differ, by the shortest names that say so."""
     if isinstance(there, dict) and isinstance(here, dict):
         keys = [*there, *(key for key in here if key not in there)]
         return [

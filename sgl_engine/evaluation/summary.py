@@ -73,12 +73,12 @@ class Summary:
 
     @cached_property
     def points(self) -> list[str]:
-        """Operating points, the one that shows most first."""
+        """Names of the operating points, the one that shows most first."""
         return sorted(self.rows[0].outcome.guided, key=lambda point: -self.retention(point))
 
     @cached_property
     def rankers(self) -> list[str]:
-        """Names, in the order of the run."""
+        """Names of the rankers, in the order of the run."""
         return list(self.rows[0].outcome.pruned)
 
     @cached_property
@@ -108,20 +108,20 @@ class Summary:
         return column(self.rows, lambda outcome: outcome.large.value)
 
     def ranked(self, ranker: str, point: str) -> Floats:
-        """Values of the large model's answers under a ranker, float64 (rows,)."""
+        """Collects values of the large model's answers under a ranker, float64 (rows,)."""
         return column(self.rows, lambda outcome: outcome.pruned[ranker][point].value)
 
     def retention(self, point: str) -> float:
-        """Average retention at an operating point, over all rows."""
+        """Averages retention at an operating point over all rows."""
         return float(np.mean([each.outcome.guided[point].retention for each in self.rows]))
 
     def measured(self, point: str | None) -> Measured:
-        """What cascades at a point are composed of; None is unpruned."""
+        """Collects what cascades at a point are composed of; None is unpruned."""
         return Measured.of(self.rows, point)
 
     @cached_property
     def systems(self) -> list[SystemSummary]:
-        """The main table."""
+        """Lines of the main table: both models alone, guided at each point, the cascade."""
         alone = [
             self._alone("small alone", [each.outcome.small for each in self.rows], retention=None),
             self._alone("large alone", [each.outcome.large for each in self.rows], retention=1.0),
@@ -136,7 +136,7 @@ class Summary:
         return [self.cascade(self.point, threshold) for threshold in (*THRESHOLDS, NEVER)]
 
     def cascade(self, point: str | None, threshold: float, *, name: str | None = None) -> SystemSummary:
-        """The cascade at a point and a threshold; ``NEVER`` escalates every row."""
+        """Sums up the cascade at a point and a threshold; ``NEVER`` escalates every row."""
         composed = self.measured(point).at(threshold)
         named = "no exit" if threshold > 1 else f"exit {threshold:g}"
         return self._system(
@@ -197,16 +197,16 @@ class Summary:
 
     @cached_property
     def bins(self) -> list[Bin]:
-        """Of the score, against the share of right answers."""
+        """Small answers by score, with the share of right ones in each bin."""
         return reliability(self.scores, self.right)
 
     @cached_property
     def calibration_error(self) -> float:
-        """ECE of the score."""
+        """ECE of the small model's score."""
         return calibration_error(self.bins)
 
     def same_side_by_side(self, ranker: str) -> tuple[int, int]:
-        """How many of the ranker's answers are those of single runs of the engine, and of how many."""
+        """Counts the ranker's answers that equal those of single runs of the engine, and all of them."""
         pairs = [
             (each.outcome.pruned[ranker][point].text, each.outcome.guided[point].text)
             for each in self.rows

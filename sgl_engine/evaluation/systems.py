@@ -49,7 +49,7 @@ class Systems:
 
 
 def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOutcome:
-    """Every system's answer to one row.
+    """Asks every system one row.
 
     Raises:
         SGLError: The row, or a ranker on it, is bad.
@@ -77,7 +77,7 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
 def _timed(
     engine: SGLEngine, request: Request, row: DataRow, systems: Systems
 ) -> tuple[BenchAnswer, BenchAnswer, Response, dict[str, BenchAnswer]]:
-    """All that milliseconds are taken of: both models alone, the small pass, the guided large passes.
+    """Runs all that is timed: both models alone, the small pass, the guided large passes.
 
     Each of them as on a picture that nobody has asked about before.
     """
@@ -89,7 +89,7 @@ def _timed(
 
 
 def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
-    """The engine at another operating point."""
+    """Returns the engine at another operating point."""
     return engine.with_config(engine.config.model_copy(update={"pruning": point}))
 
 
@@ -98,7 +98,7 @@ def _value(text: str, row: DataRow) -> float:
 
 
 def _alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
-    """A model on its own: no map, no score, nothing pruned."""
+    """Asks a model on its own: no map, no score, nothing pruned."""
     started = time.perf_counter()
     prompt = vlm.encode(request, config.limits)
     encoded = time.perf_counter()
@@ -126,7 +126,7 @@ def _tflops(vlm: VLM, task: AnswerTask, result: LargePassResult) -> float:
 
 
 def _guided(engine: SGLEngine, request: Request, row: DataRow, point: PruningConfig) -> BenchAnswer:
-    """The large model's part of a run that escalates."""
+    """Measures the large model's part of a run that escalates."""
     pruning = at(engine, point)
     response = pruning.with_config(pruning.config.escalating("always")).run(request)
     report = response.report
@@ -158,7 +158,7 @@ def answer_by(
     row: DataRow,
     systems: Systems,
 ) -> dict[str, dict[str, BenchAnswer]]:
-    """The large model's answers when its visual tokens are pruned by each map, at every operating point.
+    """Asks the large model, its visual tokens pruned by each map at every operating point.
 
     Args:
         engine: Its large model answers.
@@ -189,7 +189,7 @@ def answer_by(
 def _run(
     engine: SGLEngine, case: RankingCase, plans: Sequence[PruningPlan], row: DataRow, max_rows: int
 ) -> list[BenchAnswer]:
-    """Passes side by side; rankers that chose the same tokens share one.
+    """Runs the passes side by side; rankers that chose the same tokens share one.
 
     What the unpruned model says is the draft of all of them: it saves steps, and changes no answer.
     """

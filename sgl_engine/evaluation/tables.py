@@ -29,7 +29,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def rich(self) -> rich_table.Table:
-        """For the terminal."""
+        """Makes what rich prints on a terminal."""
         table = rich_table.Table(
             title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
         )
@@ -40,7 +40,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """With its title as a line above it."""
+        """Writes it as Markdown, with its title as a line above."""
         rule = ["---", *("---:" for _ in self.columns[1:])]
         lines = [self.columns, rule, *([_safe(cell) for cell in row] for row in self.rows)]
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
@@ -51,7 +51,7 @@ def _safe(cell: str) -> str:
 
 
 def tables(summary: Summary) -> list[Table]:
-    """All of them, most important first."""
+    """Makes all tables of the report, most important first."""
     found = [_systems(summary), _rankers(summary)]
     if DEFAULT_RANKER in summary.rankers and len(summary.rankers) > 1:
         found.append(_differences(summary))

@@ -46,10 +46,10 @@ class Measured:
         score: The small model's.
         small: Value of its answers.
         small_tflops: Of its pass with map and score.
-        small_ms: The same in milliseconds.
+        small_ms: Milliseconds of that pass.
         large: Value of the large model's guided answers.
         large_tflops: Of its pass.
-        large_ms: The same in milliseconds.
+        large_ms: Milliseconds of its pass.
     """
 
     score: Floats
@@ -62,7 +62,7 @@ class Measured:
 
     @classmethod
     def of(cls, rows: Sequence[Scored], point: str | None) -> Measured:
-        """At an operating point; None is the large model unpruned."""
+        """Reads them off the rows, at an operating point; None is the large model unpruned."""
 
         def large(outcome: BenchOutcome) -> BenchAnswer:
             return outcome.large if point is None else outcome.guided[point]
@@ -78,7 +78,7 @@ class Measured:
         )
 
     def at(self, threshold: float) -> Cascade:
-        """With the small answer kept from ``threshold`` on."""
+        """Composes the cascade that keeps the small answer from ``threshold`` on."""
         up = ~(self.score >= threshold)  # a score that is not a number never exits
         return Cascade(
             threshold=threshold,
@@ -89,12 +89,12 @@ class Measured:
         )
 
     def escalating(self, share: float) -> Cascade:
-        """With the threshold that sends this share of the rows, or a little less, to the large model."""
+        """Composes the cascade that sends this share of the rows, or a little less, to the large model."""
         ordered = np.sort(np.nan_to_num(self.score, nan=-1.0))
         count = int(share * len(ordered))
         return self.at(NEVER if count >= len(ordered) else float(ordered[count]))
 
 
 def column(rows: Sequence[Scored], of: Callable[[BenchOutcome], float]) -> Floats:
-    """One number per row, float64 (rows,)."""
+    """Collects one number per row, float64 (rows,)."""
     return np.array([of(row.outcome) for row in rows], dtype=float)

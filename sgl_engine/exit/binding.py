@@ -71,7 +71,7 @@ class Binding(_BindingPart):
     consistency_keep_ratio: float
 
     def differences(self, other: Binding) -> list[str]:
-        """What of ``other`` is not as here, as phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
+        """Lists what is not as here, in phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
         found = []
         for size in ("small", "large"):
             mine, theirs = getattr(self, size), getattr(other, size)
@@ -109,7 +109,7 @@ class Conditions(_BindingPart):
 
 
 def bind(small: VLM, large: VLM, config: EngineConfig) -> Binding:
-    """What a calibration of this pair, so configured, is tied to. Costs milliseconds, once per model."""
+    """Describes what a calibration of this pair, so configured, is tied to; milliseconds, once per model."""
     return Binding(
         small=identify(small),
         large=identify(large),
@@ -120,7 +120,7 @@ def bind(small: VLM, large: VLM, config: EngineConfig) -> Binding:
 
 
 def identify(vlm: VLM) -> ModelIdentity:
-    """Which model this is; computed once, so weights that change under way go unnoticed."""
+    """Identifies a model; computed once for each, so weights that change under way go unnoticed."""
     if vlm not in _identities:
         with vlm.exclusive():
             _identities[vlm] = ModelIdentity(
@@ -134,7 +134,7 @@ def identify(vlm: VLM) -> ModelIdentity:
 
 
 def digest(*pieces: bytes | str) -> str:
-    """16 hex digits of SHA-256 over the pieces, each set off from the next."""
+    """Hashes the pieces, each set off from the next, into 16 hex digits of SHA-256."""
     total = hashlib.sha256()
     for piece in pieces:
         data = piece.encode() if isinstance(piece, str) else piece
@@ -143,7 +143,10 @@ def digest(*pieces: bytes | str) -> str:
 
 
 def _fingerprint(vlm: VLM) -> str:
-    """16 values of each tensor tell two trainings apart, and cost next to nothing in a model of any size."""
+    """Hashes the configuration, and of every tensor its name, shape and 16 values.
+
+    So few tell two trainings apart, and cost next to nothing in a model of any size.
+    """
     pieces: list[bytes | str] = [json.dumps(_stable(vlm.config.to_dict()), sort_keys=True, default=str)]
     for name, tensor in sorted(vlm.model.state_dict().items()):
         pieces.append(f"{name} {tuple(tensor.shape)}")
@@ -156,7 +159,7 @@ def _fingerprint(vlm: VLM) -> str:
 
 
 def _stable(config: Any) -> Any:
-    """Without what differs between two loads of the same files, nested configurations included."""
+    """Drops what differs between two loads of the same files, in nested configurations too."""
     if isinstance(config, dict):
         return {
             name: _stable(value)

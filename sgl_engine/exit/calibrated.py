@@ -38,7 +38,7 @@ class ExitRule:
         confidence: Confidence,
         answer_tokens: int,
     ) -> CalibratedScore:
-        """The calibrated probability of a small answer, or why there is none.
+        """Gives the calibrated probability that a small answer will do, or says why there is none.
 
         Args:
             request: What was asked.
@@ -64,12 +64,12 @@ class ExitRule:
         return CalibratedScore(self.calibration.id, self.threshold, probability)
 
     def uncovered(self, reason: str) -> CalibratedScore:
-        """A request about which the calibration says nothing."""
+        """Makes the score of a request about which the calibration says nothing: no probability, a reason."""
         return CalibratedScore(self.calibration.id, self.threshold, probability=None, uncovered=reason)
 
 
 def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
-    """The rule that the configuration names; None where it names none.
+    """Loads the rule that the configuration names; None where it names none.
 
     Raises:
         ConfigError: The file cannot be used, is of another pair or other settings, or certifies nothing at
@@ -91,7 +91,7 @@ def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
 
 
 def not_covered(conditions: Conditions, request: Request, asked: GenerationConfig) -> str | None:
-    """Why a request is unlike those that were calibrated on; None where it is like them.
+    """Says why a request is unlike those that were calibrated on; None where it is like them.
 
     What can be told from its form alone: that it is about the same kind of pictures is for the drift check.
     """
@@ -117,12 +117,12 @@ def not_covered(conditions: Conditions, request: Request, asked: GenerationConfi
 
 
 def _system(messages: tuple[Message, ...]) -> tuple[str | None, list[Message]]:
-    """Hash of the system text, and the other turns."""
+    """Splits a conversation into the hash of its system text and the other turns."""
     texts = [part for message in messages if message.role == "system" for part in message.content]
     words = "\n".join(text for text in texts if isinstance(text, str)).strip()
     return system_hash(words), [message for message in messages if message.role != "system"]
 
 
 def system_hash(text: str | None) -> str | None:
-    """What stands for a system prompt in a file; it may be private. None and "" are none."""
+    """Hashes a system prompt, which may be private, for a file. None and "" are no prompt: None."""
     return digest(text.strip()) if text and text.strip() else None

@@ -62,7 +62,7 @@ class OperatingPoint(BaseModel):
 
     @property
     def exit_share(self) -> float:
-        """Of questions that never reach the large model."""
+        """Share of the records that never reach the large model."""
         return self.exits / self.records if self.records else 0.0
 
     @property
@@ -76,7 +76,7 @@ class OperatingPoint(BaseModel):
         return self.harmful_exits / self.exits if self.exits else 0.0
 
     def summary(self, confidence_level: float) -> str:
-        """One sentence."""
+        """Says in a sentence what is promised, or why nothing is."""
         if self.threshold is not None:
             return (
                 f"At most {self.target_risk:.1%} risk, with {confidence_level:.0%} confidence: keep the "
@@ -158,7 +158,7 @@ class Calibration(_FilePart):
     reference: Reference
 
     def identified(self) -> Self:
-        """With its id."""
+        """Returns it with the id that its content has."""
         return self.model_copy(update={"id": self._content_hash()})
 
     def _content_hash(self) -> str:
@@ -166,7 +166,7 @@ class Calibration(_FilePart):
         return digest(json.dumps(content, sort_keys=True))
 
     def point(self, target_risk: float | None) -> OperatingPoint:
-        """The operating point to run at.
+        """Picks the operating point to run at.
 
         Args:
             target_risk: One of those in the file; None is the smallest that could be certified.
@@ -174,7 +174,7 @@ class Calibration(_FilePart):
         Raises:
             ConfigError: It is not among them, or nothing could be certified for it.
         """
-        certified = [point for point in self.points if point.threshold is not None]
+        certified = [point for point in self.points if point.threshold is not None]  # by risk, ascending
         choices = f"certified are {', '.join(f'{point.target_risk:g}' for point in certified) or 'none'}"
         if target_risk is None:
             if certified:
@@ -187,7 +187,7 @@ class Calibration(_FilePart):
         for point in self.points:
             if point.target_risk == target_risk and point.threshold is not None:
                 return point
-            if point.target_risk == target_risk:
+            if point.target_risk == target_risk:  # it was tried, and nothing could be certified
                 raise ConfigError(
                     point.summary(self.confidence_level),
                     remedy=f"Use another risk ({choices}), calibrate with more records, or choose "
@@ -199,13 +199,13 @@ class Calibration(_FilePart):
         )
 
     def describe(self) -> str:
-        """One line per operating point."""
+        """Says what the risk is, and in one line each what the operating points promise."""
         lines = [f"The risk: {RISKS[self.risk]}."]
         return "\n".join([*lines, *(point.summary(self.confidence_level) for point in self.points)])
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes it.
+    """Writes a calibration as JSON.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -219,7 +219,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: str | Path) -> Calibration:
-    """Reads it; a file that has not changed is read once.
+    """Reads and checks a calibration; a file that has not changed is read once.
 
     Raises:
         ConfigError: It is missing, no calibration, of another version, or was edited.

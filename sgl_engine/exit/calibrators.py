@@ -33,7 +33,7 @@ class Feature(BaseModel):
     transform: Literal["identity", "logit", "log1p"] = "identity"
 
     def of(self, values: Mapping[str, float]) -> float | None:
-        """The feature of ``values``; None where it is missing or not a number."""
+        """Takes the feature from ``values`` and transforms it; None where it is missing or not a number."""
         value = values.get(self.name)
         if value is None or not math.isfinite(value):
             return None
@@ -44,7 +44,7 @@ class Feature(BaseModel):
 
 
 def observe(score: float, parts: Mapping[str, float], answer_tokens: int) -> dict[str, float]:
-    """All that features can be made of.
+    """Collects all that features can be made of.
 
     Args:
         score: The small model's score by its scorer, in [0, 1].
@@ -84,15 +84,15 @@ class Isotonic(_Calibrator):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The only one."""
+        """The one feature that it reads."""
         return (self.feature,)
 
     def probability(self, values: Mapping[str, float]) -> float | None:
-        """In [0, 1]; None where the feature is missing or not a number."""
+        """Computes the probability, in [0, 1]; None where the feature is missing or not a number."""
         value = self.feature.of(values)
         if value is None:
             return None
-        right = bisect_right(self.x, value)
+        right = bisect_right(self.x, value)  # the first knot beyond the value
         if right == 0:
             return self.y[0]
         if right == len(self.x):
@@ -127,11 +127,11 @@ class Logistic(_Calibrator):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The inputs."""
+        """The features that it reads."""
         return self.inputs
 
     def probability(self, values: Mapping[str, float]) -> float | None:
-        """In [0, 1]; None where a feature is missing or not a number."""
+        """Computes the probability, in [0, 1]; None where a feature is missing or not a number."""
         terms = [self.intercept]
         for feature, mean, scale, coefficient in zip(
             self.inputs, self.mean, self.scale, self.coefficients, strict=True

@@ -10,13 +10,13 @@ from sgl_engine.rankers.case import Ranker, RankingCase
 
 
 def uniform(case: RankingCase) -> ImportanceMap:
-    """An even spread over each grid of tokens, in both directions, at any number of tokens kept."""
+    """Spreads over each grid of tokens evenly, in both directions, at any number of tokens kept."""
     shares = [even_spread(*span.grid) for span in case.large_prompt.spans]
     return case.large_map(-torch.cat(shares))
 
 
 def even_spread(rows: int, cols: int) -> Tensor:
-    """When each cell's turn comes: float32 (rows * cols,), the share of the grid that is taken before it.
+    """Says when each cell's turn comes: float32 (rows * cols,), the share of the grid that is taken before.
 
     Next is always the least crowded cell, on a grid whose opposite edges touch, so that edges are not
     preferred. A cell is crowded by those taken, each by 1 / distance^3: an order that stays even between the
@@ -36,7 +36,7 @@ def even_spread(rows: int, cols: int) -> Tensor:
 
 
 def random(case: RankingCase) -> ImportanceMap:
-    """Lots, drawn with the case's seed."""
+    """Draws lots with the case's seed."""
     lots = torch.Generator().manual_seed(case.seed)
     return case.large_map(torch.rand(case.large_prompt.num_visual_tokens, generator=lots))
 

@@ -98,12 +98,12 @@ class RankingCase:
 
     @property
     def large_rows(self) -> AttentionRows:
-        """Its attention, row by row."""
+        """The large model's attention in that pass, row by row."""
         return self._large_pass[1]
 
     @property
     def large_sums(self) -> AttentionSums:
-        """Its attention per layer."""
+        """The large model's attention in that pass, per layer."""
         return _sums(self.large_rows)
 
     @cached_property
@@ -123,14 +123,14 @@ class RankingCase:
         return embeddings[list(prompt.visual_positions)].float().cpu()
 
     def hidden_states(self, layer: int) -> Tensor:
-        """What a layer of the large model is given of the prompt: float32 (S', hidden), on the CPU."""
+        """Runs the large model; returns what a layer gets of the prompt: float32 (S', hidden), on the CPU."""
         vlm, prompt = self.engine.large, self.large_prompt
         with vlm.exclusive(), capture_hidden(vlm, layer) as seen:
             vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
         return seen[0][0].float().cpu()
 
     def consistency_logprobs(self, keep_ratio: float, importance: ImportanceMap | None = None) -> list[float]:
-        """How likely the small answer's tokens are when the small model sees little of the picture.
+        """Measures how likely the small answer's tokens are when the small model sees little of the picture.
 
         Args:
             keep_ratio: Visual tokens that it sees.
@@ -150,16 +150,16 @@ class RankingCase:
         return found
 
     def small_map(self, mass: Tensor) -> ImportanceMap:
-        """A mass (V,) on the small model's visual tokens, as a map."""
+        """Makes a map of a mass (V,) on the small model's visual tokens."""
         assert self.small.importance is not None, "a case has pictures"
         return ImportanceMap(mass.float(), self.small_prompt.spans, self.small.importance.num_queries)
 
     def large_map(self, mass: Tensor) -> ImportanceMap:
-        """A mass (V',) on the large model's visual tokens, as a map."""
+        """Makes a map of a mass (V',) on the large model's visual tokens."""
         return ImportanceMap(mass.float(), self.large_prompt.spans, num_queries=1)
 
     def large_order(self, order: Sequence[int]) -> ImportanceMap:
-        """Visual tokens of the large prompt in order of importance, the first matters most, as a map.
+        """Makes a map of the large prompt's visual tokens in order of importance, the first matters most.
 
         One order serves all keep ratios: whoever keeps m tokens keeps the first m.
         """

@@ -19,7 +19,7 @@ DART_PIVOTS = 4
 
 
 def divprune(case: RankingCase) -> ImportanceMap:
-    """Max-min diversity of the visual features, by cosine distance (DivPrune, CVPR 2025, arXiv 2503.02175).
+    """Ranks by max-min diversity of the features, by cosine distance (DivPrune, CVPR 2025, arXiv 2503.02175).
 
     The greedy solution of the paper, which builds a set one by one, is an order already.
     """
@@ -28,7 +28,7 @@ def divprune(case: RankingCase) -> ImportanceMap:
 
 
 def dart(case: RankingCase) -> ImportanceMap:
-    """Least duplication of pivots, at an early layer of the large model (DART, arXiv 2502.11494).
+    """Ranks by least duplication of pivots, at an early large layer (DART, arXiv 2502.11494).
 
     Pivots are the visual tokens, and the text tokens after them, whose keys have the largest L1 norms. The
     pivots then choose in turn, each the token that is least similar to it; the paper lets each choose all its
@@ -41,6 +41,7 @@ def dart(case: RankingCase) -> ImportanceMap:
     visual = torch.tensor(case.large_prompt.visual_positions)
     after = torch.arange(int(visual[-1]) + 1, len(case.large_prompt))
     pivots = [tokens[norms[tokens].topk(min(DART_PIVOTS, len(tokens))).indices] for tokens in (visual, after)]
+    # Pivots of the picture are kept before all others; as indices into the visual tokens.
     seen = [int(token) for token in (visual[:, None] == pivots[0]).nonzero()[:, 0]]
     similar = _cosines(torch.cat((states[torch.cat(pivots)], states[visual])))
     similar = similar[: sum(map(len, pivots)), sum(map(len, pivots)) :]
@@ -48,7 +49,7 @@ def dart(case: RankingCase) -> ImportanceMap:
 
 
 def importance_and_diversity(case: RankingCase) -> ImportanceMap:
-    """The plain sum, in which whatever resembles a token that was chosen counts for less.
+    """Ranks by the plain sum, in which whatever resembles a token that was chosen counts for less.
 
     As ID-Selection does it (arXiv 2604.05601): the token with the highest score is next, and every other
     score is multiplied by one minus its feature's similarity to it. (STS, arXiv 2606.03569, mixes the two in
@@ -66,7 +67,7 @@ def suppressing(mass: Tensor, similar: Tensor) -> list[int]:
     for _ in range(len(mass)):
         order.append(int(left.argmax()))
         left *= 1.0 - similar[order[-1]].clamp(0.0, 1.0)
-        left[order] = float("-inf")
+        left[order] = float("-inf")  # never taken twice; also puts right what 0 * -inf has become
     return order
 
 
@@ -80,10 +81,10 @@ def farthest_first(distance: Tensor, first: int | None = None) -> list[int]:
     if first is None:
         apart = distance.clone().fill_diagonal_(float("inf"))
         first = int(apart.amin(dim=1).argmax())
-    nearest = distance[first].clone()
+    nearest = distance[first].clone()  # of each point, to the closest one that was taken
     order = [first]
     for _ in range(len(distance) - 1):
-        nearest[order[-1]] = float("-inf")
+        nearest[order[-1]] = float("-inf")  # never taken twice
         order.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, distance[order[-1]])
     return order
@@ -109,7 +110,7 @@ def least_similar_in_turn(similar: Tensor, taken: list[int]) -> list[int]:
 
 
 def _cosines(vectors: Tensor) -> Tensor:
-    """(N, D) -> (N, N)."""
+    """Computes all cosines between vectors: (N, D) -> (N, N)."""
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     return unit @ unit.T
 

@@ -23,23 +23,23 @@ CAP_QUANTILE = 0.95
 
 
 def plain(case: RankingCase) -> ImportanceMap:
-    """Summed over layers, heads and rows: what the engine itself uses."""
+    """Sums over layers, heads and rows: what the engine itself uses."""
     assert case.small.importance is not None, "a case has pictures"
     return case.small.importance
 
 
 def value_norms(case: RankingCase) -> ImportanceMap:
-    """Attention times the norm of the value vector it weighs (CAPA, arXiv 2602.00247)."""
+    """Multiplies attention by the norm of the value vector that it weighs (CAPA, arXiv 2602.00247)."""
     return case.small_map(case.rows.by_value.sum(dim=(0, 1)))
 
 
 def without_recency(case: RankingCase) -> ImportanceMap:
-    """Divided by its exponential trend along the prompt (arXiv 2508.17807)."""
+    """Divides the plain sum by its exponential trend along the prompt (arXiv 2508.17807)."""
     return case.small_map(detrended(plain(case).mass, case.small_prompt.visual_positions))
 
 
 def detrended(mass: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Mass (V,) divided by exp(a + b * position), a and b by least squares on its logarithm."""
+    """Divides mass (V,) by exp(b * position), b by least squares on its logarithm."""
     place = torch.tensor(positions, dtype=torch.float64)
     place = (place - place.mean()) / place.std().clamp_min(1e-12) if len(place) > 1 else place * 0
     logs = mass.double().clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -48,7 +48,7 @@ def detrended(mass: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 
 def capped(case: RankingCase) -> ImportanceMap:
-    """No token counts for more than the layer's 95th percentile: sinks cannot outweigh the other layers."""
+    """Caps tokens at the layer's 95th percentile: sinks cannot outweigh the other layers."""
     layers = case.rows.maps
     # "lower": among few tokens, halfway to the largest one would be no cap.
     most = layers.quantile(CAP_QUANTILE, dim=1, keepdim=True, interpolation="lower")
@@ -56,37 +56,37 @@ def capped(case: RankingCase) -> ImportanceMap:
 
 
 def even_layers(case: RankingCase) -> ImportanceMap:
-    """Each layer's map is scaled to the same sum first."""
+    """Scales each layer's map to the same sum, then sums."""
     maps = case.rows.maps
     return case.small_map((maps / maps.sum(dim=1, keepdim=True)).sum(dim=0))
 
 
 def one_layer(case: RankingCase) -> ImportanceMap:
-    """One layer, that in the middle, with all its rows."""
+    """Takes one layer, that in the middle, with all its rows."""
     maps = case.rows.maps
     return case.small_map(maps[len(maps) // 2])
 
 
 def last_layer(case: RankingCase) -> ImportanceMap:
-    """One layer, the last, with all its rows."""
+    """Takes one layer, the last, with all its rows."""
     return case.small_map(case.rows.maps[-1])
 
 
 def middle_layers(case: RankingCase) -> ImportanceMap:
-    """The middle third of the layers, at least one."""
+    """Sums the middle third of the layers, at least one."""
     maps = case.rows.maps
     first, last = len(maps) // 3, max(len(maps) // 3 + 1, math.ceil(2 * len(maps) / 3))
     return case.small_map(maps[first:last].sum(dim=0))
 
 
 def late_layers(case: RankingCase) -> ImportanceMap:
-    """The last half of the layers, after the modalities have met."""
+    """Sums the last half of the layers, after the modalities have met."""
     maps = case.rows.maps
     return case.small_map(maps[len(maps) // 2 :].sum(dim=0))
 
 
 def question_rows(case: RankingCase) -> ImportanceMap:
-    """Prompt rows after the picture only: what the question asks for, whatever was answered.
+    """Sums prompt rows after the picture only: what the question asks for, whatever was answered.
 
     The row of the last visual token, which the plain sum includes, asks nothing.
     """
@@ -96,24 +96,24 @@ def question_rows(case: RankingCase) -> ImportanceMap:
 
 
 def prompt_rows(case: RankingCase) -> ImportanceMap:
-    """A^P alone: the prompt's rows, as in the plain sum, without the answer's."""
+    """Takes A^P alone: the prompt's rows, as in the plain sum, without the answer's."""
     return case.small_map(case.rows.plain[:, : case.rows.prompt_rows].sum(dim=(0, 1)))
 
 
 def answer_rows(case: RankingCase) -> ImportanceMap:
-    """A^D alone; A^P where the answer has one token, which is fed back to nobody."""
+    """Takes A^D alone, or A^P where the answer has one token, which is never fed back."""
     rows = case.rows
     answer = rows.plain[:, rows.prompt_rows :]
     return case.small_map(answer.sum(dim=(0, 1))) if answer.shape[1] else prompt_rows(case)
 
 
 def even_rows(case: RankingCase) -> ImportanceMap:
-    """Mean over the prompt's rows plus mean over the answer's: long answers do not drown the question."""
+    """Adds the mean of the prompt's rows and that of the answer's: long answers do not drown the question."""
     return _prompt_and_answer(case, 1.0)
 
 
 def sure_answer(case: RankingCase) -> ImportanceMap:
-    """A^P + c A^D, c the probability of the answer: a doubtful answer says less about where to look."""
+    """Adds A^P and c A^D, c the probability of the answer: a doubtful answer says less of where to look."""
     rows = case.rows
     weights = torch.ones(rows.plain.shape[1])
     weights[rows.prompt_rows :] = case.small.parts["answer_probability"]
@@ -121,7 +121,7 @@ def sure_answer(case: RankingCase) -> ImportanceMap:
 
 
 def sure_tokens(case: RankingCase) -> ImportanceMap:
-    """A^P + A^D in which each answer row is weighted by the probability of the token that asks."""
+    """Adds A^P and A^D, each answer row weighted by the probability of the token that asks."""
     rows = case.rows
     asking = rows.plain.shape[1] - rows.prompt_rows
     weights = torch.ones(rows.plain.shape[1])
@@ -130,12 +130,12 @@ def sure_tokens(case: RankingCase) -> ImportanceMap:
 
 
 def sure_even_rows(case: RankingCase) -> ImportanceMap:
-    """``even_rows``, the answer's part weighted by the probability of the answer."""
+    """Adds as ``even_rows`` does, the answer's part weighted by the probability of the answer."""
     return _prompt_and_answer(case, case.small.parts["answer_probability"])
 
 
 def relative(case: RankingCase) -> ImportanceMap:
-    """Question and answer rows over the last visual token's own row: what they see that it does not.
+    """Divides question and answer rows by the last visual token's own row: what they see that it does not.
 
     The picture's last token has read no question, so its row shows what draws attention by itself (sinks,
     recency); after "relative attention" (arXiv 2502.17422), without the second pass.

@@ -1,6 +1,8 @@
 """Every ranker, by construction: on a tiny pair, and on vectors and maps whose right order is known."""
 
+import importlib
 import itertools
+import pkgutil
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgl_engine import Request, SGLEngine, plan_pruning, run_large_pass
+from sgl_engine import rankers as package
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.attention.rows import AttentionRows
 from sgl_engine.decoding.answer import AnswerTask, Generation
@@ -72,6 +75,16 @@ def test_the_registry_is_the_three_tables() -> None:
     assert set(RANKERS) == set(BASELINES) | set(PARTIAL) | set(MAPS)
     assert DEFAULT_RANKER in BASELINES
     assert RANKERS[DEFAULT_RANKER] is guided.plain
+
+
+def test_every_file_s_rankers_are_in_the_registry() -> None:
+    files = [
+        importlib.import_module(f"{package.__name__}.{each.name}")
+        for each in pkgutil.iter_modules(package.__path__)
+    ]
+    for group, joined in (("BASELINES", BASELINES), ("PARTIAL", PARTIAL), ("MAPS", MAPS)):
+        named = [name for file in files for name in getattr(file, group, {})]
+        assert sorted(named) == sorted(joined), group  # each once
 
 
 def test_the_case_holds_what_both_models_do_alone(engine: SGLEngine, case: RankingCase) -> None:
