@@ -145,7 +145,7 @@ def bad_tree(tmp_path: Path) -> Path:
         "sgl_engine/__init__.py": "",
         "sgl_engine/request.py": "def late():\n    from sgl_engine.engine import SGLEngine\n",
         "sgl_engine/engine.py": "import langchain_sgl\n",
-        "sgl_engine/report/cost.py": "from sgl_engine.report.run_report import make\n",
+        "sgl_engine/report/cost.py": "from sgl_engine.report import make\n",
         "sgl_engine/report/make.py": "import sgl_engine.report.cost\n",
         "sgl_engine/utils.py": "",
         "sgl_engine/model/store.py": '"""Runs InternVL."""\nname = "internvl"\nx.register_hook(print)\n',
