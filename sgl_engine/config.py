@@ -141,7 +141,7 @@ class ReuseConfig(_Config):
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
             follows is run: all layers of the small model, those before the pruning of the large one.
-        min_prefix_tokens: Shorter beginnings are not worth a forward pass of their own.
+        min_prefix_tokens: Shorter prefixes are not worth a forward pass of their own.
     """
 
     max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
@@ -162,7 +162,7 @@ class ReuseConfig(_Config):
 
     @property
     def keeps_prefixes(self) -> bool:
-        """Whether beginnings of prompts are kept and looked up."""
+        """Whether prefixes of prompts are kept and looked up."""
         return self.prefixes and self.max_bytes > 0
 
 

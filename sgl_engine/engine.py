@@ -28,10 +28,10 @@ from sgl_engine.exit.decision import decide_exit, permitted
 from sgl_engine.exit.scorers import DEFAULT_SCORER, decision_confidence, find_scorer, score_parts
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.exactness import prove
+from sgl_engine.passes.exactness import check_exactness
 from sgl_engine.passes.large import pruned_from, stream_large_batch
 from sgl_engine.passes.prefill import Attempts, sharing
-from sgl_engine.passes.prefixes import worth_opening
+from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.passes.scoring import run_scoring_pass
 from sgl_engine.passes.small import SmallPassResult, run_small_batch
 from sgl_engine.prompt.encoded import EncodedPrompt
@@ -47,7 +47,7 @@ from sgl_engine.report.make import (
 )
 from sgl_engine.request import Request, check_wanted
 from sgl_engine.response import AnswerScores, Response, StreamEvent, make_response
-from sgl_engine.serving.job import Steps, Work
+from sgl_engine.serving.job import StepResults, Work
 from sgl_engine.serving.scheduler import Scheduler, Ticket
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class SGLEngine:
         self._scheduler = Scheduler()
         find_scorer(self.config.exit.scorer)
         for vlm in (small, large):
-            prove(vlm)
+            check_exactness(vlm)
         self._exit_rule = exit_rule(small, large, self.config)
 
     def __repr__(self) -> str:
@@ -407,7 +407,7 @@ class SGLEngine:
     def _small_kind(self) -> Hashable | None:
         return sharing(self.small, (self.config.exit.consistency_keep_ratio, self.config.reuse))
 
-    def _small_steps(self, asked: Sequence[Asked]) -> Steps:
+    def _small_steps(self, asked: Sequence[Asked]) -> StepResults:
         yield list(enumerate(self._small_batch(asked)))
 
     def _small_batch(self, asked: Sequence[Asked]) -> Sequence[SmallPassResult | Exception]:
@@ -422,11 +422,11 @@ class SGLEngine:
 
     def _large_work(self, asked: Asked, plan: PruningPlan) -> Work:
         reuse = self.config.reuse
-        known = worth_opening(self.large, [asked.task.prompt], [plan], reuse)
+        known = shares_prefix(self.large, [asked.task.prompt], [plan], reuse)
         kind = sharing(self.large, ("pruned from", pruned_from(plan), reuse, *known))
         return Work((asked.task, plan), self._large_steps, kind, len(asked.task.prompt))
 
-    def _large_steps(self, aimed: Sequence[tuple[AnswerTask, PruningPlan]]) -> Steps:
+    def _large_steps(self, aimed: Sequence[tuple[AnswerTask, PruningPlan]]) -> StepResults:
         tasks, plans = [task for task, _ in aimed], [plan for _, plan in aimed]
         yield from stream_large_batch(self.large, tasks, plans, reuse=self.config.reuse)
 

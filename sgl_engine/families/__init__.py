@@ -28,15 +28,15 @@ class Family(Protocol):
         first_prunable_layer: The smallest K at which visual tokens may be dropped.
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
-        needs_proof: Whether ``sgl_engine.passes.exactness`` must have seen the loaded model work.
+        needs_check: Whether ``sgl_engine.passes.exactness`` must have seen the loaded model work.
         looks_back_only: Whether no prompt token sees a later one, so that what layers compute of a
-            prompt's beginning is the same whatever follows.
+            prompt's prefix is the same whatever follows.
     """
 
     name: str
     first_prunable_layer: int
     plane_adder: str | None
-    needs_proof: bool
+    needs_check: bool
     looks_back_only: bool
 
     def text_model(self, model: Any) -> PreTrainedModel:

@@ -44,7 +44,7 @@ class BaseFamily:
     first_prunable_layer = 0
     separators_are_image_tokens = False
     plane_adder: str | None = None
-    needs_proof = False
+    needs_check = False
     looks_back_only = True
 
     def text_model(self, model: Any) -> PreTrainedModel:

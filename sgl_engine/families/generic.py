@@ -41,7 +41,7 @@ class Generic(BaseFamily):
     """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
 
     name = "generic"
-    needs_proof = True
+    needs_check = True
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """The only decoder beside the vision tower."""

@@ -29,8 +29,8 @@ class StoreInfo:
         pixel_misses: Requests whose pictures were processed.
         feature_hits: Pictures whose features were known.
         feature_misses: Pictures that went through the vision tower.
-        prefix_hits: Prompts whose beginning was known, at least in part.
-        prefix_misses: Prompts whose beginning had to be computed.
+        prefix_hits: Prompts whose prefix was known, at least in part.
+        prefix_misses: Prompts whose prefix had to be computed.
         evictions: Entries that made room for others.
     """
 

@@ -50,7 +50,7 @@ class VLM:
         revision: Commit on the hub, for reports.
 
     Attributes:
-        proven: False for an architecture without a family of its own, until
+        is_checked: False for an architecture without a family of its own, until
             ``sgl_engine.passes.exactness`` has seen this model captured and pruned exactly; an engine sees to
             that.
         store: What it has computed of pictures, for requests that may reuse it (``ReuseConfig``). To be
@@ -69,7 +69,7 @@ class VLM:
         self.processor = processor
         self.name = name
         self.revision = revision
-        self.proven = not self.family.needs_proof
+        self.is_checked = not self.family.needs_check
         self.store = ReuseStore()
         self._lock, self._processor_lock = threading.RLock(), threading.RLock()
         self._holder: int | None = None
@@ -422,4 +422,4 @@ def takes_padding(vlm: VLM) -> bool:
     Not with flash attention, and not in a model whose architecture is not known.
     """
     implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
-    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_proof
+    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_check

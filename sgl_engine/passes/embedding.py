@@ -53,7 +53,7 @@ _MOST_TOGETHER = 8  # pictures in one pass; more hold more memory and gain littl
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class EmbeddedPrompt:
     """A prompt as the decoder takes it.
 
     Attributes:
@@ -77,7 +77,7 @@ def embed_pictures(
     reuse: ReuseConfig = NO_REUSE,
     *,
     computed: Mapping[bytes, Tensor] = MappingProxyType({}),
-) -> Embedded:
+) -> EmbeddedPrompt:
     """``vlm.embed``, with what is known; pictures that are not run through the vision tower once, together.
 
     Args:
@@ -91,7 +91,7 @@ def embed_pictures(
         InvalidRequestError: The images do not give one feature for each image token.
     """
     if not (reuse.keeps_features and prompt.spans and prompt.picture_digests):
-        return Embedded(vlm.embed(prompt), vlm.tower_patches(prompt))
+        return EmbeddedPrompt(vlm.embed(prompt), vlm.tower_patches(prompt))
     with vlm.exclusive():
         # The digests tell pictures apart; what they become also depends on how the model computes.
         keys = [(digest, vlm.model.dtype, vlm.device) for digest in prompt.picture_digests]
@@ -108,7 +108,7 @@ def embed_pictures(
         vlm.store.count("features", hits=len(keys) - len(missing), misses=len(missing))
         embeddings = vlm.merge(prompt, torch.cat([known[key] for key in keys]))
     pictures = len({span.image for span in prompt.spans})
-    return Embedded(
+    return EmbeddedPrompt(
         embeddings,
         tower_patches=vlm.family.tower_patches(vlm.config, inputs),
         known_pictures=len(keys) - len(missing) if len(keys) == pictures else pictures * (not missing),

@@ -40,13 +40,13 @@ _COARSE_TOLERANCE = 0.03  # in half precision
 _TOKEN_KINDS = ("attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
-def prove(vlm: VLM) -> None:
+def check_exactness(vlm: VLM) -> None:
     """Runs the model on a small picture, a dozen times, unless this was done or is not needed.
 
     Raises:
         UnsupportedModelError: The engine and the model's own forward differ, or the model fails.
     """
-    if vlm.proven:
+    if vlm.is_checked:
         return
     try:
         with vlm.exclusive():
@@ -63,7 +63,7 @@ def prove(vlm: VLM) -> None:
         raise _unsupported(vlm, f"it fails with {type(error).__name__}: {error}") from error
     if fault is not None:
         raise _unsupported(vlm, fault)
-    vlm.proven = True
+    vlm.is_checked = True
 
 
 def _first_fault(vlm: VLM) -> str | None:

@@ -13,11 +13,11 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, Embedded, Reused, embed_pictures, run_towers
+from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused, embed_pictures, run_towers
 from sgl_engine.passes.prefill import run_in_groups
-from sgl_engine.passes.prefixes import open_prompts, worth_opening
+from sgl_engine.passes.prefixes import find_prefixes, shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS
-from sgl_engine.pruning.layer_inputs import LowerRows
+from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan
 
@@ -116,7 +116,7 @@ def run_large_batch(
             found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
         return [found[row] for row in range(len(rows))]
 
-    opened = worth_opening(vlm, [task.prompt for task in tasks], plans, reuse)
+    opened = shares_prefix(vlm, [task.prompt for task in tasks], plans, reuse)
     kinds = [(pruned_from(plan), known) for plan, known in zip(plans, opened, strict=True)]
     return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
 
@@ -161,22 +161,22 @@ def stream_large_batch(
         parts = [embedded.embeddings for embedded in group.embedded if embedded is not None]
         if rows:
             batch = vlm.batch([tasks[row].prompt for row in rows])
-            opening = open_prompts(vlm, batch, parts, [plans[row] for row in rows], reuse)
+            prefix = find_prefixes(vlm, batch, parts, [plans[row] for row in rows], reuse)
     if rows:
-        for row, tokens in zip(rows, opening.known, strict=True):
+        for row, tokens in zip(rows, prefix.known, strict=True):
             group.known[row] = tokens
-        chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), opening.lower)
+        chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
         steps = decode(
             vlm,
             batch,
-            batch.join(parts)[:, opening.tokens :],
+            batch.join(parts)[:, prefix.tokens :],
             [group.answers[row] for row in rows],
-            cache=opening.cache,
-            cached_tokens=opening.tokens,
+            cache=prefix.cache,
+            cached_tokens=prefix.tokens,
             patch=lambda running: prune_visual_tokens(vlm, *chosen(tuple(running))),
         )
         for texts in steps:
-            group.cache_tokens = vlm.cache_tokens(opening.cache)
+            group.cache_tokens = vlm.cache_tokens(prefix.cache)
             group.spend("generate")
             said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
             yield [*said, *group.end(only_over=True)]
@@ -185,12 +185,12 @@ def stream_large_batch(
 
 
 def _chosen(
-    kept: KeptColumns, lower: LowerRows | None
-) -> Callable[[tuple[int, ...]], tuple[KeptColumns, LowerRows | None]]:
+    kept: KeptColumns, lower: LayerInputs | None
+) -> Callable[[tuple[int, ...]], tuple[KeptColumns, LayerInputs | None]]:
     """What of a group is left for the rows that run: made when rows leave, not for every token."""
 
     @lru_cache(maxsize=1)
-    def select(running: tuple[int, ...]) -> tuple[KeptColumns, LowerRows | None]:
+    def select(running: tuple[int, ...]) -> tuple[KeptColumns, LayerInputs | None]:
         if len(running) == len(kept.columns):
             return kept, lower
         return kept.select(running), None if lower is None else lower.select(running)
@@ -210,7 +210,7 @@ class _Group:
 
     def __init__(self, vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan]) -> None:
         self.answers = [Answer(vlm, task) for task in tasks]
-        self.embedded: list[Embedded | None] = [None] * len(tasks)
+        self.embedded: list[EmbeddedPrompt | None] = [None] * len(tasks)
         self.known = [0] * len(tasks)
         self.cache_tokens: tuple[int, ...] = ()
         self._plans = plans

@@ -1,9 +1,9 @@
-"""The beginning of a prompt, up to its last picture, as a model's layers have computed it before.
+"""The prefix of a prompt, up to its last picture, as a model's layers have computed it before.
 
-No token sees a later one, so keys and values of a prompt's beginning are the same whatever is asked after it.
+No token sees a later one, so keys and values of a prompt's prefix are the same whatever is asked after it.
 It ends before the last visual token, whose row is the first that the importance map counts (SGL, section
 3.2): all rows that count are computed anew, on the very keys that a first run has left. A first run computes
-beginning and rest apart as well, so that a later one repeats its rest bit for bit.
+prefix and rest apart as well, so that a later one repeats its rest bit for bit.
 
 A model that is pruned from layer K on reuses what the layers below K have computed: their keys and values,
 and what they handed to layer K.
@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer
 from sgl_engine.config import ReuseConfig
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.layer_inputs import LowerRows
+from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import run_lower_layers
 from sgl_engine.pruning.plan import PruningPlan
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Opening:
+class KnownPrefix:
     """Where the first forward of a batch begins, and what it begins on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Opening:
 
     cache: DynamicCache
     tokens: int
-    lower: LowerRows | None
+    lower: LayerInputs | None
     known: tuple[int, ...]
 
 
@@ -70,7 +70,7 @@ class _Prefix:
     positions: Tensor | None
     pictures: tuple[bytes, ...]
     layers: tuple[Any, ...]
-    lower: LowerRows | None
+    lower: LayerInputs | None
 
     def __len__(self) -> int:
         """P."""
@@ -100,17 +100,17 @@ class _Prefix:
                 yield from (each for each in found if isinstance(each, Tensor))
 
 
-def open_prompts(
+def find_prefixes(
     vlm: VLM,
     batch: PromptBatch,
     embeddings: Sequence[Tensor],
     plans: Sequence[PruningPlan] | None,
     reuse: ReuseConfig,
-) -> Opening:
+) -> KnownPrefix:
     """Looks up what is known of prompts, and computes what is worth keeping of them.
 
-    Prompts side by side begin together: where the one with most after its beginning does. Those that are not
-    ``worth_opening`` side by side run whole, and leave nothing.
+    Prompts side by side begin together: where the one with most after its prefix does. Those that are not
+    ``shares_prefix`` side by side run whole, and leave nothing.
 
     Args:
         vlm: The model.
@@ -124,10 +124,10 @@ def open_prompts(
     worth = (
         [bool(_end(vlm, batch.prompts[0], layers, reuse))]
         if alone
-        else worth_opening(vlm, batch.prompts, plans, reuse)
+        else shares_prefix(vlm, batch.prompts, plans, reuse)
     )
     if not all(worth):
-        return Opening(vlm.new_cache(), 0, None, (0,) * len(batch))
+        return KnownPrefix(vlm.new_cache(), 0, None, (0,) * len(batch))
     found: dict[Hashable, _Prefix] = {}
     rows, known = [], []
     with vlm.exclusive():
@@ -141,13 +141,13 @@ def open_prompts(
             known.append(before)
         if not alone:
             return _side_by_side(vlm, batch, rows, known)
-        return Opening(_cache(vlm, rows[0].layers), len(rows[0]), rows[0].lower, tuple(known))
+        return KnownPrefix(_cache(vlm, rows[0].layers), len(rows[0]), rows[0].lower, tuple(known))
 
 
-def worth_opening(
+def shares_prefix(
     vlm: VLM, prompts: Sequence[EncodedPrompt], plans: Sequence[PruningPlan] | None, reuse: ReuseConfig
 ) -> list[bool]:
-    """Of prompts that may run side by side, those whose beginning is known, or the beginning of another too.
+    """Of prompts that may run side by side, those whose prefix is known, or the prefix of another too.
 
     None where a layer's cache cannot be cut to length (sliding windows, recurrent layers).
 
@@ -169,12 +169,12 @@ def worth_opening(
 
 
 def _layers(vlm: VLM, plan: PruningPlan | None) -> int:
-    """How many layers see a prompt's whole beginning."""
+    """How many layers see a prompt's whole prefix."""
     return plan.layer if plan is not None and plan.prunes else vlm.num_layers
 
 
 def _end(vlm: VLM, prompt: EncodedPrompt, layers: int, reuse: ReuseConfig) -> int:
-    """P, where a prompt's beginning ends; 0 where it is not to be kept."""
+    """P, where a prompt's prefix ends; 0 where it is not to be kept."""
     family = vlm.family
     if not reuse.keeps_prefixes or not prompt.spans or not family.looks_back_only:
         return 0
@@ -185,7 +185,7 @@ def _end(vlm: VLM, prompt: EncodedPrompt, layers: int, reuse: ReuseConfig) -> in
 
 
 def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> Hashable:
-    """What the beginning of a prompt is found by, if it is found whole."""
+    """What the prefix of a prompt is found by, if it is found whole."""
     found = hashlib.sha256(b"".join(prompt.picture_digests))
     found.update(prompt.input_ids[0, :end].cpu().numpy().tobytes())
     if prompt.positions is not None:
@@ -196,7 +196,7 @@ def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> Hashable:
 def _find_or_compute(
     vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, key: Hashable, end: int, reuse: ReuseConfig
 ) -> tuple[_Prefix, int]:
-    """A prompt's beginning, and how much of it was known."""
+    """A prompt's prefix, and how much of it was known."""
     assert isinstance(key, tuple)
     layers = key[0]
     best, common = None, 0
@@ -251,8 +251,10 @@ def _cache(vlm: VLM, layers: Sequence[Any], tokens: int | None = None) -> Dynami
     return cache
 
 
-def _side_by_side(vlm: VLM, batch: PromptBatch, prefixes: Sequence[_Prefix], known: Sequence[int]) -> Opening:
-    """Beginnings as a padded batch has them: columns before a prompt hold nothing, and nobody sees them."""
+def _side_by_side(
+    vlm: VLM, batch: PromptBatch, prefixes: Sequence[_Prefix], known: Sequence[int]
+) -> KnownPrefix:
+    """Prefixes as a padded batch has them: columns before a prompt hold nothing, and nobody sees them."""
     columns = min(padding + len(prefix) for padding, prefix in zip(batch.padding, prefixes, strict=True))
     taken = [max(0, columns - padding) for padding in batch.padding]
 
@@ -274,10 +276,10 @@ def _side_by_side(vlm: VLM, batch: PromptBatch, prefixes: Sequence[_Prefix], kno
         for prefix, count in zip(prefixes, taken, strict=True)
         if prefix.lower is not None
     ]
-    return Opening(
+    return KnownPrefix(
         cache,
         columns,
-        LowerRows.join(lower) if lower else None,
+        LayerInputs.join(lower) if lower else None,
         tuple(min(before, count) for before, count in zip(known, taken, strict=True)),
     )
 

@@ -30,7 +30,7 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.passes.embedding import NOTHING_REUSED, Reused, embed_pictures
-from sgl_engine.passes.prefixes import open_prompts
+from sgl_engine.passes.prefixes import find_prefixes
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
@@ -96,10 +96,10 @@ def _score(
     started = time.perf_counter()
     embedded = embed_pictures(vlm, prompt, reuse)
     seen = time.perf_counter()
-    opening = open_prompts(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
-    cache, cached = opening.cache, opening.tokens
+    prefix = find_prefixes(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
+    cache, cached = prefix.cache, prefix.tokens
     with (
-        prune_visual_tokens(vlm, plan, opening.lower),
+        prune_visual_tokens(vlm, plan, prefix.lower),
         capture_attention(vlm, prompt, cached_tokens=cached) if guide else nullcontext() as recorder,
     ):
         rest = embedded.embeddings[:, cached:]
@@ -117,7 +117,7 @@ def _score(
         token_logprobs=tuple(scored),
         best=best,
         importance=importance,
-        reused=embedded.reused(opening.known[0]),
+        reused=embedded.reused(prefix.known[0]),
         stage_ms={
             "vision": 1e3 * (seen - started),
             "prefill": 1e3 * (prefilled - seen),

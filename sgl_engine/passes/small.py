@@ -19,10 +19,10 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, Embedded, Reused, embed_pictures, run_towers
+from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused, embed_pictures, run_towers
 from sgl_engine.passes.measurements import measure_answer
 from sgl_engine.passes.prefill import group_rows, run_in_groups
-from sgl_engine.passes.prefixes import open_prompts, worth_opening
+from sgl_engine.passes.prefixes import find_prefixes, shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -111,7 +111,7 @@ def run_small_batch(
     def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
         return _run_group(vlm, [tasks[row] for row in rows], consistency_keep_ratio, reuse)
 
-    kinds = worth_opening(vlm, [task.prompt for task in tasks], None, reuse)
+    kinds = shares_prefix(vlm, [task.prompt for task in tasks], None, reuse)
     return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
 
 
@@ -121,7 +121,7 @@ class _Row:
 
     task: AnswerTask
     answer: Answer
-    embedded: Embedded | None = None
+    embedded: EmbeddedPrompt | None = None
     known_tokens: int = 0
     importance: ImportanceMap | None = None
     plan: PruningPlan | None = None
@@ -169,8 +169,8 @@ def _answer(vlm: VLM, rows: Sequence[_Row], reuse: ReuseConfig) -> None:
         return
     batch, embeddings = _together(vlm, rows)
     parts = [row.embedded.embeddings for row in rows if row.embedded is not None]
-    opening = open_prompts(vlm, batch, parts, None, reuse)
-    with capture_attention(vlm, batch, cached_tokens=opening.tokens) as recorder:
+    prefix = find_prefixes(vlm, batch, parts, None, reuse)
+    with capture_attention(vlm, batch, cached_tokens=prefix.tokens) as recorder:
 
         def only(running: Sequence[int]) -> AbstractContextManager[None]:
             recorder.select(running)
@@ -180,16 +180,16 @@ def _answer(vlm: VLM, rows: Sequence[_Row], reuse: ReuseConfig) -> None:
         steps = decode(
             vlm,
             batch,
-            embeddings[:, opening.tokens :],
+            embeddings[:, prefix.tokens :],
             answers,
-            cache=opening.cache,
-            cached_tokens=opening.tokens,
+            cache=prefix.cache,
+            cached_tokens=prefix.tokens,
             patch=only,
         )
         for _ in steps:
             pass
     for number, row in enumerate(rows):
-        row.known_tokens = opening.known[number]
+        row.known_tokens = prefix.known[number]
         if row.prompt.spans and row.answer.error is None:
             row.importance = importance_map(recorder.sums(number), row.prompt.spans)
 

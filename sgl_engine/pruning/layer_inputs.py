@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class LowerRows:
+class LayerInputs:
     """What enters layer K of the first columns of prompts: the layers below K need not be run on them again.
 
     Attributes:
@@ -27,37 +27,37 @@ class LowerRows:
     position_ids: Tensor | None
 
     @classmethod
-    def entering(cls, hidden: Tensor, kwargs: Mapping[str, Any]) -> LowerRows:
+    def entering(cls, hidden: Tensor, kwargs: Mapping[str, Any]) -> LayerInputs:
         """What a layer is given."""
         cos, sin = kwargs["position_embeddings"]
         return cls(hidden, cos, sin, kwargs.get("position_ids"))
 
-    def cut(self, tokens: int) -> LowerRows:
+    def cut(self, tokens: int) -> LayerInputs:
         """The first of them."""
         ids = self.position_ids
-        return LowerRows(
+        return LayerInputs(
             self.hidden[:, :tokens],
             self.cos[..., :tokens, :],
             self.sin[..., :tokens, :],
             None if ids is None else ids[..., :tokens],
         )
 
-    def padded(self, tokens: int) -> LowerRows:
+    def padded(self, tokens: int) -> LayerInputs:
         """As many columns, those in front without meaning."""
         before = tokens - self.hidden.shape[1]
         ids = self.position_ids
         pad = torch.nn.functional.pad
-        return LowerRows(
+        return LayerInputs(
             pad(self.hidden, (0, 0, before, 0)),
             pad(self.cos, (0, 0, before, 0)),
             pad(self.sin, (0, 0, before, 0)),
             None if ids is None else pad(ids, (before, 0)),
         )
 
-    def followed_by(self, after: LowerRows, *, with_hidden: bool = True) -> LowerRows:
+    def followed_by(self, after: LayerInputs, *, with_hidden: bool = True) -> LayerInputs:
         """One after the other; the hidden states are those of ``after`` alone where others are not wanted."""
         rows, more = self.position_ids, after.position_ids
-        return LowerRows(
+        return LayerInputs(
             torch.cat((self.hidden, after.hidden), dim=1) if with_hidden else after.hidden,
             torch.cat((self.cos, after.cos), dim=-2),
             torch.cat((self.sin, after.sin), dim=-2),
@@ -65,7 +65,7 @@ class LowerRows:
         )
 
     @classmethod
-    def join(cls, parts: Sequence[LowerRows]) -> LowerRows:
+    def join(cls, parts: Sequence[LayerInputs]) -> LayerInputs:
         """Prompts side by side."""
         ids = [part.position_ids for part in parts if part.position_ids is not None]
         return cls(
@@ -75,11 +75,11 @@ class LowerRows:
             torch.cat(ids, dim=-2) if ids else None,
         )
 
-    def select(self, rows: Sequence[int]) -> LowerRows:
+    def select(self, rows: Sequence[int]) -> LayerInputs:
         """Some of the prompts."""
         chosen = torch.tensor(rows, device=self.hidden.device)
         ids = self.position_ids
-        return LowerRows(
+        return LayerInputs(
             self.hidden[chosen],
             self.cos.index_select(-3, chosen.to(self.cos.device)),
             self.sin.index_select(-3, chosen.to(self.sin.device)),
@@ -91,7 +91,7 @@ class LowerRows:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a layer would have been given if the forward had begun at the first column; no mask yet."""
         hidden, *rest = args
-        own = LowerRows.entering(hidden, kwargs)
+        own = LayerInputs.entering(hidden, kwargs)
         whole = self.followed_by(own, with_hidden=with_hidden)
         return (whole.hidden, *rest), {
             **kwargs,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.layer_inputs import LowerRows
+from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ def run_lower_layers(
     first_position: int,
     cache: DynamicCache,
     layer: int,
-) -> LowerRows:
+) -> LayerInputs:
     """A forward pass that ends before ``layer``; arguments as of ``VLM.forward``.
 
     Returns:
         What would have entered that layer.
     """
-    reached: list[LowerRows] = []
+    reached: list[LayerInputs] = []
 
     def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        reached.append(LowerRows.entering(args[0], kwargs))
+        reached.append(LayerInputs.entering(args[0], kwargs))
         raise _LayerReachedError
 
     handle = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
@@ -64,7 +64,7 @@ def run_lower_layers(
 
 @contextmanager
 def prune_visual_tokens(
-    vlm: VLM, plan: PruningPlan | KeptColumns, lower: LowerRows | None = None
+    vlm: VLM, plan: PruningPlan | KeptColumns, lower: LayerInputs | None = None
 ) -> Iterator[None]:
     """Within the context, ``vlm`` runs as ``plan`` says; on leaving, also by an exception, no hook remains.
 
@@ -123,7 +123,7 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str, lower: LowerRows | None
+    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 

@@ -16,7 +16,7 @@ _LOOK_UP_S = 0.05  # how soon somebody who waits notices that the answer is not 
 _WORD_S = 0.5  # how long the worker may take to say how far it came
 
 
-Steps: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
+StepResults: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
 """After every step, what is new: number of a job, and a piece of text or, once and last, its outcome."""
 
 
@@ -33,7 +33,7 @@ class Work:
     """
 
     given: Any
-    run: Callable[[Sequence[Any]], Steps]
+    run: Callable[[Sequence[Any]], StepResults]
     kind: Hashable | None
     tokens: int
 

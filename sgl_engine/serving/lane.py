@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from sgl_engine.prompt.batch import most_rows
-from sgl_engine.serving.job import Job, Steps
+from sgl_engine.serving.job import Job, StepResults
 
 _LARGE_GROUPS = 2  # so that a long answer does not keep all later escalations waiting
 
 
-class Group:
+class JobBatch:
     """Jobs that run side by side.
 
     Args:
@@ -23,7 +23,7 @@ class Group:
         self.jobs = jobs
         for job in jobs:
             job.has_company = len(jobs) > 1
-        self._steps: Steps | None = None
+        self._steps: StepResults | None = None
 
     def step(self) -> list[Job]:
         """Runs one step, and tells those who wait what is new.
@@ -71,7 +71,7 @@ class Lane:
     def __init__(self, model: str, groups: int) -> None:
         self.model = model
         self.waiting: deque[Job] = deque()
-        self.running: deque[Group] = deque()
+        self.running: deque[JobBatch] = deque()
         self.coming = 0
         self.used_s = 0.0
         self._groups = groups
@@ -91,10 +91,10 @@ class Lane:
             return 0.0
         return self._gathers_s() if self.waiting else None
 
-    def next_group(self) -> Group:
+    def next_group(self) -> JobBatch:
         """The group whose turn it is; it stays ``running`` until it is taken out."""
         if self.waiting and len(self.running) < self._groups and not self._gathers_s():
-            self.running.appendleft(Group(self._take()))
+            self.running.appendleft(JobBatch(self._take()))
         return self.running[0]
 
     def _gathers_s(self) -> float:

@@ -27,7 +27,7 @@ from sgl_engine.errors import IncompatiblePairError, UnsupportedModelError
 from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer, chat_template
-from sgl_engine.passes.exactness import prove
+from sgl_engine.passes.exactness import check_exactness
 from sgl_engine.pruning import patch as pruning
 from sgl_engine.testing import tiny_vlm
 
@@ -96,9 +96,9 @@ def pali_gemma() -> VLM:
 
 def test_a_plain_architecture_is_proven_and_exact() -> None:
     vlm = vip_llava()
-    assert (vlm.family.name, vlm.proven) == ("generic", False)
-    prove(vlm)
-    assert vlm.proven
+    assert (vlm.family.name, vlm.is_checked) == ("generic", False)
+    check_exactness(vlm)
+    assert vlm.is_checked
     prompt = vlm.encode(REQUESTS["one image"])
     answer = run_small_pass(vlm, AnswerTask(prompt, 4, stop_at_eos=False))
     assert answer.importance is not None
@@ -116,8 +116,8 @@ def test_a_plain_architecture_is_proven_and_exact() -> None:
 def test_an_engine_proves_what_it_is_given() -> None:
     small, large = vip_llava("small"), vip_llava()
     engine = SGLEngine(small, large, EngineConfig().escalating("always"))
-    assert small.proven
-    assert large.proven
+    assert small.is_checked
+    assert large.is_checked
     response = engine.run(Request.ask("What?", noise(20, 30), max_new_tokens=2))
     assert response.report.kept_visual_tokens == 3  # of 16
 
@@ -132,7 +132,7 @@ def test_an_architecture_that_is_not_plain_is_refused() -> None:
     vlm = pali_gemma()
     with pytest.raises(UnsupportedModelError, match="'paligemma'.* no family .*other logits.*CONTRIBUTING"):
         SGLEngine(vlm, vlm)
-    assert not vlm.proven
+    assert not vlm.is_checked
 
 
 def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(pruning, "_seen", shifted)
     with pytest.raises(UnsupportedModelError, match="pruned at layer 0, it gives other logits"):
-        prove(vip_llava())
+        check_exactness(vip_llava())
 
 
 def test_a_fault_in_capture_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,18 +156,18 @@ def test_a_fault_in_capture_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
     original = recording._attention_rows
     monkeypatch.setattr(recording, "_attention_rows", lambda *arguments: original(*arguments) * 1.01)
     with pytest.raises(UnsupportedModelError, match="captured is not the attention"):
-        prove(vip_llava())
+        check_exactness(vip_llava())
 
 
 def test_a_cache_that_does_not_go_back_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rewinding, "back_to", lambda self, wanted, position: wanted)
     with pytest.raises(UnsupportedModelError, match="embedding and decoding apart gives other logits"):
-        prove(vip_llava())
+        check_exactness(vip_llava())
 
 
 def test_nothing_is_left_of_the_reference() -> None:
     vlm = vip_llava()
-    prove(vlm)
+    check_exactness(vlm)
     assert vlm.text_model.config._attn_implementation == "sdpa"
     prompt = vlm.encode(REQUESTS["one image"])
     everything = ImportanceMap(torch.ones(prompt.num_visual_tokens), prompt.spans, 1)
