@@ -27,7 +27,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from typing_extensions import override
@@ -35,7 +35,7 @@ from typing_extensions import override
 from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat import messages as convert
 from langchain_sgl.chat.call_options import CallOptions
-from langchain_sgl.chat.events import AnyRun, Run, aannounce, announce
+from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.schemas import convert_tools
@@ -45,7 +45,8 @@ from sgl_engine.exit.decision import ExitDecision
 from sgl_engine.request import Message, Request
 from sgl_engine.response import Response, StreamEvent
 
-_SOMETHING = Message("user", ("?",))
+_ANY_QUESTION = Message("user", ("?",))
+"""Stands for a question where tokens are counted of messages that cannot be answered by themselves."""
 _RUN = "sgl_run"
 """The keyword argument in which ``stream`` tells ``_stream`` which run it belongs to."""
 
@@ -56,10 +57,10 @@ class ChatSGL(ChatInput):
     ``ChatSGL()`` is the bundled pair; ``ChatSGL(small=..., large=...)`` any two models from folders or the
     hub; ``ChatSGL(engine=...)`` an engine that is there already. Weights load on first use, once per process.
 
-    Every option from ``escalate`` on can be set per call too: ``chat.bind(escalate="never")`` or
+    Every field of ``CallFields`` can be set per call too: ``chat.bind(escalate="never")`` or
     ``chat.invoke(messages, exit_threshold=0.9)``. None is the engine's own setting.
 
-    The fields are described in ``ChatSettings``.
+    The fields are described in ``ChatSettings``, and those that a call can set in ``CallFields``.
     """
 
     @override
@@ -71,9 +72,9 @@ class ChatSGL(ChatInput):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
-        """As in LangChain; custom events are this run's own."""
+        """Streams as LangChain does; custom events name the stream's run."""
         if self._should_stream(async_api=False, **{**kwargs, "stream": True}):
-            kwargs[_RUN], config = Run.of_stream(config)
+            kwargs[_RUN], config = StreamRun.prepare(config)
         yield from super().stream(input, config, stop=stop, **kwargs)
 
     @override
@@ -85,11 +86,11 @@ class ChatSGL(ChatInput):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
-        """As in LangChain; custom events are this run's own."""
+        """Streams as LangChain does; custom events name the stream's run."""
         if self._should_stream(async_api=True, **{**kwargs, "stream": True}):
-            kwargs[_RUN], config = Run.of_stream(config)
+            kwargs[_RUN], config = StreamRun.prepare(config)
         prompt = await self._aconvert_input(input)
-        # An async generator, which the base class declares as an iterator; closed with this one.
+        # Declared as an iterator, but an async generator, and closed here rather than some time later.
         stream: Any = super().astream(prompt, config, stop=stop, **kwargs)
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
@@ -118,7 +119,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 announce(event, run_manager)
             elif isinstance(event, Response):
-                return _result(event, options)
+                return convert.to_chat_result(event, options)
         raise AssertionError("a stream of the engine ends with a response")
 
     @override
@@ -134,7 +135,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 await aannounce(event, run_manager)
             elif isinstance(event, Response):
-                result = _result(event, options)
+                result = convert.to_chat_result(event, options)
         assert result is not None
         return result
 
@@ -152,7 +153,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 announce(event, run)
                 continue
-            chunk = _chunk(event, options)
+            chunk = convert.to_generation_chunk(event, options)
             if run_manager and chunk.text:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -170,7 +171,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 await aannounce(event, run)
                 continue
-            chunk = _chunk(event, options)
+            chunk = convert.to_generation_chunk(event, options)
             if run_manager and chunk.text:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -185,7 +186,7 @@ class ChatSGL(ChatInput):
         cancel: threading.Event | None = None,
         since: float | None = None,
     ) -> tuple[CallOptions, Iterator[StreamEvent]]:
-        """One call: its options, and the engine's events, which begin when they are asked for.
+        """Reads one call: its options, and the engine's events, which begin when they are asked for.
 
         ``since`` is when the call began, a ``time.monotonic()`` value; None is now.
         """
@@ -200,6 +201,7 @@ class ChatSGL(ChatInput):
             return options, self._events(options, request)
 
     def _events(self, options: CallOptions, request: Request) -> Iterator[StreamEvent]:
+        """Streams the request through an engine that the call's options set; loads the weights here."""
         with as_langchain_errors():
             yield from options.configure(self._base_engine()).stream(request)
 
@@ -210,7 +212,7 @@ class ChatSGL(ChatInput):
         kwargs: dict[str, Any],
         run: AnyRun | None,
     ) -> AsyncIterator[tuple[CallOptions, StreamEvent]]:
-        """The events of one call, made in worker threads; left or cancelled, they stop within one token."""
+        """Yields the events of one call, made in threads; left or cancelled, it stops within one token."""
         cancel = threading.Event()
         options, events = await in_thread(
             partial(self._start, messages, stop, kwargs, run=run, cancel=cancel, since=time.monotonic())
@@ -220,7 +222,7 @@ class ChatSGL(ChatInput):
                 yield options, event
         finally:
             cancel.set()
-            # Closed here, unless a thread is inside: that one finds itself cancelled before its next token.
+            # ValueError: a thread is inside; it finds itself cancelled before its next token, and closes.
             with suppress(ValueError):
                 events.close()  # type: ignore[attr-defined]
 
@@ -231,7 +233,7 @@ class ChatSGL(ChatInput):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Prompt tokens, visual ones included, as the large model reads them.
+        """Counts prompt tokens, visual ones included, as the large model reads them.
 
         Raises:
             RequestError: A message that cannot be read.
@@ -242,13 +244,13 @@ class ChatSGL(ChatInput):
             given, engine = self._to_engine(normalize_pictures(messages, self._limits)), self._base_engine()
             if any(message.content for message in given):
                 return engine.count_tokens(options.request(given))
-            # Nothing that could be answered, but trim_messages asks for that, too: what it adds to something.
-            added, alone = (options.request((*part, _SOMETHING)) for part in (given, ()))
+            # trim_messages also asks about no messages, or empty ones: count what these add to a question.
+            added, alone = (options.request((*part, _ANY_QUESTION)) for part in (given, ()))
             return engine.count_tokens(added) - engine.count_tokens(alone)
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokens of a plain text, as the large model's tokenizer cuts it."""
+        """Cuts a plain text into tokens with the large model's tokenizer."""
         tokenizer = self._base_engine().large.processor.tokenizer
         return list(tokenizer.encode(text, add_special_tokens=False))
 
@@ -262,7 +264,7 @@ class ChatSGL(ChatInput):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A model that may, or must, call tools. Forced calls are valid: decoding is constrained.
+        """Returns a model that may, or must, call tools. Forced calls are valid: decoding is constrained.
 
         Args:
             tools: LangChain tools, functions, pydantic models, or dictionaries (OpenAI's or Anthropic's
@@ -296,7 +298,7 @@ class ChatSGL(ChatInput):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """A model that answers in a schema. Every method is valid by constrained decoding, in both models.
+        """Returns a model that answers in a schema; decoding is held to it by every method, in both models.
 
         Args:
             schema: A pydantic model (the answer is an instance), a TypedDict or a JSON schema (a dict).
@@ -313,18 +315,3 @@ class ChatSGL(ChatInput):
             return structured(
                 self, schema, method=method, include_raw=include_raw, strict=strict, options=kwargs
             )
-
-
-def _metadata(response: Response, options: CallOptions) -> dict[str, Any]:
-    return convert.response_metadata(response, logprobs=options.logprobs, evidence=options.evidence)
-
-
-def _result(response: Response, options: CallOptions) -> ChatResult:
-    message = convert.to_ai_message(response, _metadata(response, options))
-    return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _chunk(event: Any, options: CallOptions) -> ChatGenerationChunk:
-    if isinstance(event, Response):
-        return ChatGenerationChunk(message=convert.to_last_chunk(event, _metadata(event, options)))
-    return ChatGenerationChunk(message=convert.to_chunk(event))

@@ -30,7 +30,7 @@ _KINDS: tuple[tuple[type[ours.SGLError], type[core.ModelError]], ...] = (
 
 @contextmanager
 def as_langchain_errors() -> Iterator[None]:
-    """Within the context, errors of the engine are raised as errors of both trees.
+    """Raises errors of the engine, within the context, as errors of both trees.
 
     ``RequestCancelledError`` stays as it is: nothing about the request or the model was wrong.
     """
@@ -39,7 +39,7 @@ def as_langchain_errors() -> Iterator[None]:
     except ours.RequestCancelledError:
         raise
     except ours.SGLError as error:
-        if isinstance(error, core.ModelError):
+        if isinstance(error, core.ModelError):  # of both trees already: contexts may be nested
             raise
         for kind, counterpart in _KINDS:
             if isinstance(error, kind):
@@ -48,8 +48,13 @@ def as_langchain_errors() -> Iterator[None]:
         raise
 
 
+def shorten(text: str) -> str:
+    """Cuts a text to at most 80 characters, for error messages."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _in_our_words(text: str) -> str:
-    """With the name that the option has here."""
+    """Puts the name that an option has in LangChain in place of the engine's name for it."""
     return text.replace("max_new_tokens", "max_tokens")
 
 
@@ -57,8 +62,9 @@ _made: dict[tuple[type[core.ModelError], type[ours.SGLError]], type[ours.SGLErro
 
 
 def _both(counterpart: type[core.ModelError], kind: type[ours.SGLError]) -> type[ours.SGLError]:
-    """A class that is both, under the name of ours; made once."""
+    """Makes a class that inherits from both, under the name of the engine's; once for each pair."""
 
+    # pickle looks classes up by module and name, and would not find one that is made here.
     def reduce(error: ours.SGLError) -> tuple[Any, ...]:
         return _rebuild, (counterpart, kind, error.problem, error.remedy)
 

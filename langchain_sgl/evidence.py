@@ -87,7 +87,7 @@ class Evidence(BaseModel):
 
     @classmethod
     def from_importance(cls, importance: ImportanceMap) -> Evidence:
-        """Takes the map over; numbers that are not finite, which JSON cannot hold, become 0."""
+        """Copies an importance map; numbers that are not finite, which JSON cannot hold, become 0."""
         spans = [
             EvidenceSpan(
                 image=span.image,
@@ -118,7 +118,7 @@ class Evidence(BaseModel):
 
     @classmethod
     def from_message(cls, message: BaseMessage) -> Evidence:
-        """The evidence of an answer of ``ChatSGL``.
+        """Reads the evidence of an answer of ``ChatSGL``.
 
         Raises:
             InvalidRequestError: The message carries none.
@@ -132,11 +132,11 @@ class Evidence(BaseModel):
         return cls.from_json(data)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: dicts, lists, numbers and strings."""
+        """Writes plain JSON: dicts, lists, numbers and strings."""
         return self.model_dump(mode="json")
 
     def importance(self) -> ImportanceMap:
-        """The map as the engine has it. Prompt positions are lost: spans follow each other from 0."""
+        """Builds the engine's map. Prompt positions are lost: spans follow each other from 0."""
         import torch
 
         from sgl_engine.attention.importance import ImportanceMap
@@ -151,7 +151,7 @@ class Evidence(BaseModel):
         return ImportanceMap(mass=mass, spans=tuple(spans), num_queries=self.num_queries)
 
     def box(self, image: int = 0, *, share: float = 0.5, margin: float = 0.05) -> Box:
-        """The smallest box that holds ``share`` of what stands out; see ``sgl_engine.explain.focus_box``.
+        """Finds the smallest box that holds ``share`` of what stands out; see ``sgl_engine.explain.focus_box``.
 
         For 237 held-out questions that the bundled small model answers right, the box with the default margin
         is 19 % of the picture and holds 63 % of what the answer is read from, on average; without a margin it
@@ -172,7 +172,7 @@ class Evidence(BaseModel):
     def crop(
         self, picture: ImageSource, image: int = 0, *, share: float = 0.5, margin: float = 0.05
     ) -> Image:
-        """What lies in ``box``, cut from the picture: RGB, upright, at least one pixel.
+        """Cuts what lies in ``box`` from the picture: RGB, upright, at least one pixel.
 
         Args:
             picture: The picture that was asked about, in any form that the engine takes.
@@ -193,7 +193,7 @@ class Evidence(BaseModel):
         question: str = "",
         answer: str = "",
     ) -> Image:
-        """The heat map over the pictures, with a legend and a caption; see ``sgl_engine.explain.heatmap``.
+        """Draws the heat map over the pictures, with a legend and a caption; see ``sgl_engine.explain.heatmap``.
 
         Args:
             pictures: All pictures of the request, in order.
@@ -211,7 +211,7 @@ class Evidence(BaseModel):
         return draw_importance(loaded, self.importance(), question=question, answer=answer)
 
     def within(self, region: Box) -> Evidence:
-        """The same evidence on a larger picture: the one that was asked about is ``region`` of it."""
+        """Moves the evidence to a larger picture, of which the one that was asked about is ``region``."""
         spans = [
             span.model_copy(update={"box": None if span.box is None else place_in(region, span.box)})
             for span in self.spans
@@ -220,14 +220,14 @@ class Evidence(BaseModel):
 
 
 def place_in(region: Box, box: Box) -> Box:
-    """A box of a crop, as a box of the picture of which the crop shows ``region``."""
+    """Turns a box of a crop into a box of the picture of which the crop shows ``region``."""
     x0, y0, x1, y1 = region
     width, height = x1 - x0, y1 - y0
     return (x0 + width * box[0], y0 + height * box[1], x0 + width * box[2], y0 + height * box[3])
 
 
 def crop_box(picture: Image, box: Box) -> Image:
-    """The part of a picture in ``box``, fractions of it; cut pixels belong to it, so it is never empty."""
+    """Cuts ``box``, fractions of the picture, out of it; a pixel that is partly inside counts as inside."""
     width, height = picture.size
     left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
     right, bottom = max(math.ceil(box[2] * width), left + 1), max(math.ceil(box[3] * height), top + 1)

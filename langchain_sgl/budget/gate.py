@@ -1,4 +1,4 @@
-"""Who may call the large model: a limit that callers set around code, and that every ChatSGL inside it obeys.
+"""The gate to the large model: callers set a limit around code, and every ChatSGL inside it obeys.
 
 The limit is a context variable, so it reaches models that are called by tools, by chains and by agents in
 tools: wherever the context goes, as it does into the threads and tasks of LangChain, LangGraph and asyncio.
@@ -20,10 +20,10 @@ class EscalationGate(Protocol):
     """Says whether the large model may be called; asked from any thread."""
 
     def is_open(self) -> bool:
-        """Whether the large model may be called at all, at this moment."""
+        """Tells whether a call that starts now might escalate; counts nothing."""
 
     def take(self, run_id: UUID) -> bool:
-        """Whether a call may escalate now; if so, it is held to have done it.
+        """Lets a call escalate, and counts it from then on; or returns False, and the call may not.
 
         Args:
             run_id: The call's run in LangChain's callbacks.
@@ -35,7 +35,7 @@ _gates: ContextVar[tuple[EscalationGate, ...]] = ContextVar("sgl_escalation_gate
 
 @contextmanager
 def limit_escalation(gate: EscalationGate) -> Iterator[None]:
-    """Within the context, models escalate only as ``gate`` and all gates around it allow."""
+    """Makes models inside the context escalate only as ``gate``, and all gates around it, allow."""
     token = _gates.set((*_gates.get(), gate))
     try:
         yield
@@ -44,7 +44,7 @@ def limit_escalation(gate: EscalationGate) -> Iterator[None]:
 
 
 def permission(run_id: UUID | None) -> Callable[[], bool] | None:
-    """What a call has to ask, from any thread, before it escalates; None when nothing limits it.
+    """Returns what a call has to ask, from any thread, before it escalates; None when nothing limits it.
 
     Args:
         run_id: The call's run in LangChain's callbacks; None outside of any.
@@ -52,12 +52,12 @@ def permission(run_id: UUID | None) -> Callable[[], bool] | None:
     gates, taker = _gates.get(), run_id or uuid4()
     if not gates:
         return None
-    # What one gate has given and the next refuses is free again when the call ends.
+    # Where one gate has counted the call and the next refuses it, the first takes it back when the call ends.
     return lambda: all(gate.take(taker) for gate in gates)
 
 
 def limitation() -> Literal["open", "closed"] | None:
-    """Whether calls may escalate at this moment; None when nothing limits them.
+    """Tells whether calls may escalate at this moment; None when nothing limits them.
 
     Part of the key of LangChain's cache: what the small model had to answer, because a budget was spent, must
     not be served where there is no budget, or where some of it is left.

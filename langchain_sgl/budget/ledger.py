@@ -63,7 +63,7 @@ class Account:
 
 
 def update_record(record: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Reducer of the state's record: what runs at the same time is added, not overwritten.
+    """Reduces the state's record: adds up what steps that ran at the same time have spent.
 
     Args:
         record: {"run_id", "run", "thread"}, or empty.
@@ -77,11 +77,11 @@ def update_record(record: Mapping[str, Any], update: Mapping[str, Any]) -> dict[
 
 @dataclass(frozen=True)
 class Limit:
-    """One budget.
+    """An upper limit of one quantity.
 
     Attributes:
-        scope: What it is for.
-        unit: What is limited.
+        scope: Whether it holds for a run, or for the whole thread.
+        unit: The quantity.
         amount: Spent when this much is used; 0 is spent from the start.
     """
 
@@ -90,21 +90,21 @@ class Limit:
     amount: float
 
     def used(self, account: Account) -> float:
-        """How much of it is used, in its unit."""
+        """Reads how much of it is used, in its unit."""
         spending: Spending = getattr(account, self.scope)
         value: float = getattr(spending, self.unit)
         return value
 
     def is_spent(self, account: Account) -> bool:
-        """Whether nothing is left of it."""
+        """Tells whether nothing is left of it."""
         return self.used(account) >= self.amount
 
     def is_nearly_spent(self, account: Account, fraction: float) -> bool:
-        """Whether at least ``fraction`` of it is used."""
+        """Tells whether at least ``fraction`` of it is used."""
         return self.used(account) >= fraction * self.amount
 
     def describe(self, account: Account) -> str:
-        """As in "escalations in this run: 3 of 5"."""
+        """Says what is used of it: "escalations in this run: 3 of 5"."""
         used, amount = _plain(self.used(account)), _plain(self.amount)
         return f"{_UNITS[self.unit]} {_SCOPES[self.scope]}: {used} of {amount}"
 
@@ -138,15 +138,15 @@ class Budget:
                 )
 
     def spent(self, account: Account) -> tuple[Limit, ...]:
-        """The limits of which nothing is left."""
+        """Picks the limits of which nothing is left."""
         return tuple(limit for limit in self.limits if limit.is_spent(account))
 
     def describe_spent(self, account: Account) -> str:
-        """As in "escalations in this run: 3 of 3; TFLOPs in this conversation: 41.2 of 40"."""
+        """Says which are spent: "escalations in this run: 3 of 3; TFLOPs in this conversation: 41 of 40"."""
         return "; ".join(limit.describe(account) for limit in self.spent(account))
 
     def notice(self, account: Account, fraction: float, *, then: str) -> str | None:
-        """What a model that plans with the budget has to know.
+        """Tells a model that plans with the budget what it has to know; None where that is nothing.
 
         Args:
             account: What is spent.
@@ -197,26 +197,28 @@ class Ledger(ReportHandler):
         with self._lock:
             if recorded != self._recorded:
                 self._recorded = recorded
+                # What was taken is in the new record; what was not is still to be added to it.
                 self._since = self._unrecorded
 
     def account(self) -> Account:
-        """What is spent; a call that has escalated and not ended yet counts as an escalation."""
+        """Adds up what is spent; a call that has escalated and not ended yet counts as an escalation."""
         with self._lock:
             return self._account()
 
     def take_unrecorded(self) -> Spending:
-        """What is not in the state yet; the caller puts it there."""
+        """Hands over what is not in the state yet, once: the caller has to put it there."""
         with self._lock:
             taken, self._unrecorded = self._unrecorded, Spending()
             return taken
 
     def is_open(self) -> bool:
-        """Whether a call that starts now may escalate."""
+        """Tells whether a call that starts now may escalate."""
         return not self._budget.spent(self.account())
 
     def take(self, run_id: UUID) -> bool:
-        """Whether a call may escalate now; if so, it is counted from here on."""
+        """Lets a call escalate, and counts it from here on; or returns False."""
         with self._lock:
+            # Asked and counted under one lock: of calls that run at once, no more pass than are left.
             if self._budget.spent(self._account()):
                 return False
             self._escalating.add(run_id)
@@ -252,5 +254,5 @@ class Ledger(ReportHandler):
 
 
 def _plain(amount: float) -> str:
-    """Three significant digits at least."""
+    """Writes a number with at least three significant digits."""
     return f"{amount:.0f}" if amount >= 100 or amount == int(amount) else f"{amount:.3g}"

@@ -151,14 +151,14 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
     def before_agent(
         self, state: EscalationBudgetState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any]:
-        """Begins a run; a resumed one goes on with what it had left."""
+        """Begins a run, with an id of its own in the state; a resumed run keeps its own."""
         return {_RECORD: {"begin": uuid4().hex}}
 
     @override
     async def abefore_agent(
         self, state: EscalationBudgetState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any]:
-        """As ``before_agent``."""
+        """Calls ``before_agent``, which does not block."""
         return self.before_agent(state, runtime)
 
     @hook_config(can_jump_to=["end"])
@@ -169,7 +169,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         """Ends the run when the budget is spent and ``exit_behavior`` says so.
 
         Raises:
-            BudgetSpentError: The same, with "error".
+            BudgetSpentError: The budget is spent, and ``exit_behavior`` is "error".
         """
         ledger = self._ledger(state)
         spent = self.budget.describe_spent(ledger.account())
@@ -189,7 +189,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
     async def abefore_model(
         self, state: EscalationBudgetState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
-        """As ``before_model``."""
+        """Calls ``before_model``, which does not block."""
         return self.before_model(state, runtime)
 
     @override
@@ -210,7 +210,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
     ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
-        """As ``wrap_model_call``."""
+        """Does what ``wrap_model_call`` does around an asynchronous call."""
         ledger = self._ledger(request.state)
         with _watched(ledger):
             response = await handler(self._told(request, ledger))
@@ -234,7 +234,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         request: ToolCallRequest,
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
-        """As ``wrap_tool_call``."""
+        """Does what ``wrap_tool_call`` does around an asynchronous call."""
         ledger = self._ledger(request.state)
         with _watched(ledger):
             result = await handler(request)
@@ -254,15 +254,15 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
     async def aafter_agent(
         self, state: EscalationBudgetState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
-        """As ``after_agent``."""
+        """Calls ``after_agent``, which does not block."""
         return self.after_agent(state, runtime)
 
     def _ledger(self, state: Mapping[str, Any]) -> Ledger:
-        """The run's ledger, up to date; a new one where this process has not seen the run yet."""
+        """Finds the run's ledger, or begins one where this process has not seen the run; reads the record."""
         run_id = _run_id(state)
         with self._lock:
             ledger = self._ledgers.pop(run_id, None) or Ledger(self.budget)
-            if run_id:  # the last one is the latest used
+            if run_id:  # put at the end, so that the first is the one that was used longest ago
                 self._ledgers[run_id] = ledger
             while len(self._ledgers) > _MAX_LEDGERS:
                 self._ledgers.popitem(last=False)
@@ -270,7 +270,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         return ledger
 
     def _told(self, request: ModelRequest[ContextT], ledger: Ledger) -> ModelRequest[ContextT]:
-        """The request with the notice at the end of its system prompt, where there is something to notice."""
+        """Adds the budget's notice to the end of the system prompt, where there is something to notice."""
         then = _CONSEQUENCES[self.exit_behavior]
         notice = self.budget.notice(ledger.account(), self.notice_fraction, then=then)
         if notice is None:
@@ -288,17 +288,18 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
 
 @contextmanager
 def _watched(ledger: Ledger) -> Iterator[None]:
+    """Lets the ledger hear of all calls inside the context, and refuse their escalations."""
     with attached(ledger), limit_escalation(ledger):
         yield
 
 
 def _run_id(state: Mapping[str, Any]) -> str:
-    """Empty where the run began without this middleware."""
+    """Reads the run's id from the state; empty where the run began without this middleware."""
     return cast("str", state.get(_RECORD, {}).get("run_id", ""))
 
 
 def _record(spending: Spending) -> dict[str, Any]:
-    """The state update; empty when there is nothing to record."""
+    """Writes the state update; empty when there is nothing to record."""
     return {_RECORD: {"spent": asdict(spending)}} if spending else {}
 
 
@@ -310,12 +311,15 @@ def _recorded_response(
 
 
 def _recorded_result(result: ToolMessage | Command[Any], ledger: Ledger) -> ToolMessage | Command[Any]:
-    """The tool's result and the record, written together; what takes no record leaves it to the next hook."""
+    """Adds the record to the tool's result, so that the state gets both at once.
+
+    A result that cannot carry a record is returned as it is; the next hook records then.
+    """
     if isinstance(result, list):  # several commands and messages, which the types do not mention
         return result
     if isinstance(result, ToolMessage):
         record = _record(ledger.take_unrecorded())
         return Command(update={"messages": [result], **record}) if record else result
-    if result.graph is None and isinstance(result.update, dict):
+    if result.graph is None and isinstance(result.update, dict):  # a command to this very graph
         return replace(result, update={**result.update, **_record(ledger.take_unrecorded())})
     return result

@@ -1,10 +1,13 @@
-"""What one call may set, whether on the instance, by ``bind``, or as keyword arguments; checked here."""
+"""What one call may set, whether on the instance, by ``bind``, or as keyword arguments; checked here.
+
+A new option is written once, in ``CallFields``, and read in ``CallOptions.configure`` or ``.request``.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,15 +23,11 @@ if TYPE_CHECKING:
     from sgl_engine.engine import SGLEngine
 
 
-Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**64)]
-"""What torch takes."""
-
-
-class CallOptions(BaseModel):
-    """Everything that may differ from call to call. None is "as the engine's configuration says".
+class CallFields(BaseModel):
+    """The options that both a chat model and one of its calls have. None is the engine's own setting.
 
     Attributes:
-        model: The name of one of the pair: that model answers. None lets the score decide.
+        model: The name of one of the pair, which then answers; None lets the score decide.
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
@@ -39,17 +38,9 @@ class CallOptions(BaseModel):
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         timeout: Seconds for the whole call, waiting for the model included.
-        logprobs: Put the tokens' log-probabilities into ``response_metadata``.
-        evidence: Put the small model's importance map into ``response_metadata``.
-        tools: In OpenAI's format, as ``bind_tools`` writes them.
-        tool_choice: As ``bind_tools`` takes it.
-        parallel_tool_calls: Whether one answer may hold several calls.
-        response_format: OpenAI's ``{"type": "json_schema", "json_schema": {...}}``, ``{"type":
-            "json_object"}`` or ``{"type": "text"}``, or a schema by itself.
-        stream: LangChain's own switch; nothing to do with the answer.
+        logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
+        evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     model: str | None = None
     escalate: Escalate | None = None
@@ -59,11 +50,27 @@ class CallOptions(BaseModel):
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    seed: Seed | None = None
-    stop: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None  # what torch takes
+    stop: list[str] | None = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
     evidence: bool = False
+
+
+class CallOptions(CallFields):
+    """Everything that may differ from call to call: ``CallFields``, and what belongs to a single call.
+
+    Attributes:
+        tools: In OpenAI's format, as ``bind_tools`` writes them.
+        tool_choice: As ``bind_tools`` takes it.
+        parallel_tool_calls: Whether one answer may hold several calls.
+        response_format: OpenAI's ``{"type": "json_schema", "json_schema": {...}}``, ``{"type":
+            "json_object"}`` or ``{"type": "text"}``, or a schema by itself.
+        stream: LangChain's own switch; it does not change the answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -72,7 +79,7 @@ class CallOptions(BaseModel):
 
     @classmethod
     def of(cls, **options: Any) -> CallOptions:
-        """Validates; what is None is left out.
+        """Checks options; one that is None counts as not given.
 
         Raises:
             InvalidRequestError: There is no such option, or a value is out of its range.
@@ -88,7 +95,7 @@ class CallOptions(BaseModel):
             ) from error
 
     def configure(self, engine: SGLEngine) -> SGLEngine:
-        """The engine, on the same models, as these options want it.
+        """Returns an engine on the same models, set as these options want it.
 
         Raises:
             InvalidRequestError: ``model`` is not one of the pair.
@@ -100,28 +107,31 @@ class CallOptions(BaseModel):
             "threshold": self.exit_threshold,
             "scorer": self.scorer,
         }
-        wishes = {name: value for name, value in exits.items() if value is not None}
-        wishes = {**self._beyond_calibration(config), **wishes}
+        given = {name: value for name, value in exits.items() if value is not None}
+        given = {**self._beyond_calibration(config), **given}
         update: dict[str, Any] = {}
-        if wishes:
-            update["exit"] = ExitConfig(**{**config.exit.model_dump(), **wishes})
+        if given:
+            update["exit"] = ExitConfig(**{**config.exit.model_dump(), **given})
         if self.retention is not None:
             update["pruning"] = pruning_preset(self.retention)
         return engine.with_config(config.model_copy(update=update)) if update else engine
 
     def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
-        """What becomes of the exit where these options change what the engine's calibration was made with."""
+        """Says how the exit changes where these options differ from what the calibration was made with."""
         if config.exit.calibration is None:
             return {}
         without: dict[str, Any] = {"calibration": None, "risk": None}
+        # A threshold of the call's own takes the place of the certified one.
         if self.exit_threshold is not None:
             return without
         pruning = config.pruning if self.retention is None else pruning_preset(self.retention)
         if pruning == config.pruning and self.scorer in {None, config.exit.scorer}:
             return {}
-        return {**without, "escalate": "always"}  # nothing was certified for such a call
+        # Nothing was certified for other pruning or another score, so the small answer is never kept.
+        return {**without, "escalate": "always"}
 
     def _route(self, engine: SGLEngine) -> Escalate | None:
+        """Turns the name of a model into the route to it."""
         if self.model is None:
             return self.escalate
         routes: dict[str, Escalate] = {engine.small.name: "never", engine.large.name: "always"}
@@ -140,7 +150,7 @@ class CallOptions(BaseModel):
         cancel: Event | None = None,
         may_escalate: Callable[[], bool] | None = None,
     ) -> Request:
-        """The engine's request.
+        """Writes the engine's request.
 
         Args:
             messages: What is asked.
@@ -157,7 +167,7 @@ class CallOptions(BaseModel):
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            stop=self.stop,
+            stop=tuple(self.stop or ()),
             seed=self.seed,
             deadline=self._deadline(since),
             cancel=cancel,
@@ -176,7 +186,7 @@ class CallOptions(BaseModel):
         return (time.monotonic() if since is None else since) + self.timeout
 
     def _tool_choice(self) -> tuple[ToolChoice, str | None]:
-        """Every spelling in use -> the engine's choice, and the only tool that may be called."""
+        """Reads every spelling in use: the engine's choice, and the only tool that may be called or None."""
         choice = self.tool_choice
         if isinstance(choice, Mapping):  # OpenAI: {"type": "function", "function": {"name"}}; Anthropic: flat
             inner = choice.get("function") or choice
@@ -192,6 +202,7 @@ class CallOptions(BaseModel):
         return "any", self._known(choice)
 
     def _known(self, name: Any) -> str:
+        """Passes the name of a bound tool, and raises for any other."""
         names = [_tool_spec(tool).name for tool in self.tools]
         if name not in names:
             raise InvalidRequestError(
@@ -201,7 +212,7 @@ class CallOptions(BaseModel):
         return str(name)
 
     def _parallel(self) -> bool:
-        """Whether several calls are allowed: OpenAI's option, or Anthropic's part of the tool choice."""
+        """Tells whether several calls are allowed: by OpenAI's option, or Anthropic's part of the choice."""
         choice = self.tool_choice if isinstance(self.tool_choice, Mapping) else {}
         return self.parallel_tool_calls is not False and not choice.get("disable_parallel_tool_use")
 
@@ -216,10 +227,11 @@ def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
 
 
 def _response_schema(response_format: Any) -> Mapping[str, Any] | None:
-    """The JSON schema that an answer has to satisfy; None is any text."""
+    """Reads the JSON schema that an answer has to satisfy; None is any text."""
     if response_format is None:
         return None
     if isinstance(response_format, Mapping):
+        # OpenAI's three forms; every other mapping is a schema by itself.
         kind = response_format.get("type")
         if kind == "text":
             return None

@@ -31,8 +31,11 @@ _HANDLER = ("on_custom_event", "ignore_custom_event")
 
 
 @dataclass(frozen=True)
-class Run:
-    """Who listens to a run, and what it is called; what LangChain's own run managers know."""
+class StreamRun:
+    """The run of a stream that has not begun: who listens to it, and what it is called.
+
+    Has what the rest of this module reads from LangChain's own run managers.
+    """
 
     handlers: Sequence[BaseCallbackHandler]
     run_id: uuid.UUID
@@ -40,10 +43,14 @@ class Run:
     metadata: dict[str, Any]
 
     @classmethod
-    def of_stream(cls, config: RunnableConfig | None) -> tuple[Run, RunnableConfig]:
-        """The run that ``BaseChatModel.stream`` is about to begin, and the configuration that makes it so.
+    def prepare(cls, config: RunnableConfig | None) -> tuple[StreamRun, RunnableConfig]:
+        """Chooses the id of the run that ``BaseChatModel.stream`` is about to begin.
 
-        LangChain does not tell ``_stream`` which run it belongs to; choosing the run's id beforehand does.
+        LangChain does not tell ``_stream`` which run it belongs to, but takes the run's id from the
+        configuration.
+
+        Returns:
+            The run, and the configuration to pass on.
         """
         config = ensure_config(config)
         run_id = config.get("run_id") or uuid.uuid4()
@@ -52,24 +59,24 @@ class Run:
         return cls(manager.handlers, run_id, manager.tags, manager.metadata), config
 
 
-AnyRun = Run | CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
+AnyRun = StreamRun | CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
 
 def announce(decision: ExitDecision, run: AnyRun | None) -> None:
-    """Tells who listens that the small answer is kept, or that the large model is being asked."""
+    """Sends who listens an event: the small answer is kept, or the large model is being asked."""
     name, data = _event(decision)
     if run is None:
-        with suppress(RuntimeError):  # outside of any run
+        with suppress(RuntimeError):  # outside of any run, where nobody can listen
             dispatch_custom_event(name, data)
         return
     handle_event(list(run.handlers), *_HANDLER, name, data, **_about(run))
 
 
 async def aannounce(decision: ExitDecision, run: AnyRun | None) -> None:
-    """``announce``, without blocking the event loop."""
+    """Does what ``announce`` does, without blocking the event loop."""
     name, data = _event(decision)
     if run is None:
-        with suppress(RuntimeError):  # outside of any run
+        with suppress(RuntimeError):  # outside of any run, where nobody can listen
             await adispatch_custom_event(name, data)
         return
     await ahandle_event(list(run.handlers), *_HANDLER, name, data, **_about(run))

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 
-from langchain_sgl.tools.references import mime_type_of, resolve_under, shorten
+from langchain_sgl.chat.local_files import resolve_under
+from langchain_sgl.errors import shorten
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
 from sgl_engine.request import ImageSource
@@ -25,18 +26,37 @@ _PICTURES = frozenset("image image_url input_image".split())
 
 
 def is_image(block: Block) -> bool:
-    """Whether a block is meant to be an image."""
+    """Tells whether a block is meant to be an image."""
     kind = block.get("type")
     return kind in _PICTURES or (kind in {"file", "media"} and mime_type(block).startswith("image/"))
 
 
 def mime_type(block: Block) -> str:
-    """What a block says that it holds; empty where it says nothing."""
+    """Reads which MIME type a block says that it holds; empty where it says nothing."""
     return str(block.get("mime_type") or block.get("mimeType") or "")
 
 
+def mime_type_of(data: bytes) -> str | None:
+    """Tells a picture's MIME type by its first bytes; None where it is no picture that the engine reads."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((mime_type for start, mime_type in _STARTS.items() if data.startswith(start)), None)
+
+
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"BM": "image/bmp",
+    b"II*\x00": "image/tiff",
+    b"MM\x00*": "image/tiff",
+    b"P5": "image/x-portable-graymap",
+    b"P6": "image/x-portable-pixmap",
+}
+
+
 def image_source(block: Block, root: Path | None) -> ImageSource:
-    """The image of a block, however it is written; what its bytes are is for the engine to find out.
+    """Finds the image of a block, in whichever form it is written; does not look at its bytes.
 
     Args:
         block: ``is_image`` says that it is one.
@@ -59,14 +79,14 @@ def image_source(block: Block, root: Path | None) -> ImageSource:
 
 
 def _picture(value: Any, root: Path | None) -> Any:
-    """A PIL image, bytes, or (as some chat templates write it) a URL or a path."""
+    """Reads a PIL image, bytes, or (as some chat templates write it) a URL or a path."""
     return _from_url(value, root) if isinstance(value, str | Path) else value
 
 
 def _from_url(value: Any, root: Path | None) -> Any:
-    """A URL; as a bare string, or in OpenAI's ``{"url": ..., "detail": ...}``."""
+    """Reads a URL: a bare string, or in OpenAI's ``{"url": ..., "detail": ...}``; file URLs are paths."""
     url = value.get("url") if isinstance(value, Mapping) else value
-    if isinstance(url, Path):  # which would name a file just as well
+    if isinstance(url, Path):  # a file all the same, so the rule for files holds
         return _from_path(url, root)
     if isinstance(url, str) and url.startswith("file:"):
         return _from_path(url.removeprefix("file://").removeprefix("file:"), root)
@@ -98,7 +118,7 @@ def _from_path(value: Any, root: Path | None) -> Path:
 
 
 def _from_anthropic(value: Any, root: Path | None) -> Any:
-    """``{"type": "base64", "media_type": ..., "data": ...}`` or ``{"type": "url", "url": ...}``."""
+    """Reads ``{"type": "base64", "media_type": ..., "data": ...}`` or ``{"type": "url", "url": ...}``."""
     if not isinstance(value, Mapping):
         return _from_url(value, root)
     if value.get("type") == "base64" or "data" in value:
@@ -132,7 +152,7 @@ _FORMS: dict[str, Callable[[Any, Path | None], Any]] = {
 def normalize_pictures(
     messages: Iterable[BaseMessage], limits: LimitsConfig | None = None
 ) -> list[BaseMessage]:
-    """The same messages, fit for LangChain's cache and traces, which read them before any model does.
+    """Makes pictures in messages fit for LangChain's cache and traces, which read them before any model.
 
     PIL images become base64 blocks: a ``repr`` names a memory address, which another picture may have
     tomorrow. Base64 blocks that name no MIME type get the one of their bytes. All else is passed on as it is.
@@ -159,15 +179,19 @@ def _normalized(message: BaseMessage, limits: LimitsConfig) -> BaseMessage:
 def _normalized_block(block: Any, limits: LimitsConfig) -> Any:
     if not isinstance(block, dict) or block.get("type") != "image":
         return block
-    if hasattr(block.get("image"), "convert"):  # by its method, so that text alone never imports Pillow
+    # A PIL image, told by its method, so that text alone never imports Pillow.
+    if hasattr(block.get("image"), "convert"):
         rest = {key: value for key, value in block.items() if key != "image"}
         return rest | _encoded(_compressed(block["image"], limits))
     key = "data" if "source_type" in block else "base64"
     data = block.get(key)
+    # Raw bytes, which no trace could write as JSON.
     if isinstance(data, bytes):
         return {"mime_type": mime_type_of(data) or _UNKNOWN, **block, key: base64.b64encode(data).decode()}
+    # A URL or a path, or base64 that says what it is.
     if data is None or mime_type(block):
         return block
+    # Base64 of no type: the first 32 characters hold the bytes that tell it.
     known = None
     if isinstance(data, str):
         with suppress(binascii.Error, ValueError):
@@ -176,7 +200,7 @@ def _normalized_block(block: Any, limits: LimitsConfig) -> Any:
 
 
 def image_block(picture: Any) -> dict[str, Any]:
-    """A standard image block, ready for a message.
+    """Writes a picture as a standard image block, ready for a message.
 
     Args:
         picture: Encoded bytes, a PIL image (written as PNG, or as JPEG where that would be over 20 MiB), a
@@ -186,7 +210,7 @@ def image_block(picture: Any) -> dict[str, Any]:
         return {"type": "image", "url": picture}
     if isinstance(picture, Path):
         picture = picture.read_bytes()
-    # Whether it is too large is for the model to say, which knows its limits.
+    # No limit here: the model that gets the block knows its own.
     return _encoded(
         picture if isinstance(picture, bytes) else _compressed(picture, LimitsConfig(max_image_pixels=2**62))
     )
@@ -201,7 +225,7 @@ def _encoded(data: bytes) -> dict[str, Any]:
 
 
 def _compressed(picture: Any, limits: LimitsConfig) -> bytes:
-    """The pixels that the engine would see: RGB, upright, transparency over white.
+    """Encodes the pixels that the engine would see: RGB, upright, transparency over white.
 
     PNG, lossless; a picture that would be over the limit of bytes like that, as large photographs are, JPEG:
     its caller brought pixels, and cannot make them fewer bytes.

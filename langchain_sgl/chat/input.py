@@ -28,7 +28,7 @@ _WORKERS = 64
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Of our own: the loop's default one is small, and other libraries wait for it too."""
+    """Makes the threads; not the event loop's own pool, which is small, and for which others wait too."""
     return ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="chat-sgl")
 
 
@@ -47,6 +47,7 @@ class ChatInput(ChatSettings):
 
     @override
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        """Reads what LangChain accepts as input, with every PIL image and all raw bytes made base64."""
         prompt = super()._convert_input(model_input)
         given = prompt.to_messages()
         with as_langchain_errors():
@@ -67,16 +68,16 @@ class ChatInput(ChatSettings):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        """As in LangChain; the event loop is not blocked."""
+        """Answers as LangChain's ``ainvoke`` does, and reads pictures in a thread."""
         return await super().ainvoke(await self._aconvert_input(input), config, stop=stop, **kwargs)
 
     @override
     def astream_events(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
-        """As in LangChain; the event loop is not blocked."""
+        """Streams events as LangChain does, and reads pictures in a thread."""
         events: Any = super().astream_events
-        if kwargs.get("version") != "v3":  # the others call ``astream``
+        if kwargs.get("version") != "v3":  # versions 1 and 2 call ``astream``, which uses a thread
             return events(input, config, **kwargs)
 
         async def begin() -> Any:

@@ -25,7 +25,9 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from langchain_sgl.chat.call_options import CallOptions
 from langchain_sgl.chat.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
 from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
@@ -69,10 +71,12 @@ def to_engine_messages(
 
 
 def _message(message: BaseMessage, root: Path | None) -> Message:
+    """Translates one message."""
     role = _role(message)
     blocks = [message.content] if isinstance(message.content, str) else message.content
     parts = []
     for block in blocks:
+        # What another provider's model has said about itself, and nobody else can read.
         if isinstance(block, dict) and role == "assistant" and block.get("type") in _ABOUT_ITSELF:
             continue
         part = _part(block, root)
@@ -81,6 +85,7 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
     calls: tuple[ToolCall, ...] = ()
     if isinstance(message, AIMessage):
         calls = tuple(
+            # Calls need an id: results name it. Some providers give none.
             ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=call["args"])
             for index, call in enumerate(message.tool_calls)
         )
@@ -90,6 +95,7 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
 
 
 def _role(message: BaseMessage) -> Role:
+    """Tells a message's role by its class, or else by its name."""
     for kind, role in _KINDS.items():
         if isinstance(message, kind):
             return role
@@ -111,6 +117,7 @@ _KINDS: dict[type[BaseMessage], Role] = {
 
 
 def _part(block: str | Block, root: Path | None) -> str | ImagePart:
+    """Translates one content block; raises where it cannot be passed on."""
     if isinstance(block, str):
         return block
     kind = block.get("type")
@@ -125,8 +132,32 @@ def _part(block: str | Block, root: Path | None) -> str | ImagePart:
     )
 
 
+def to_chat_result(response: Response, options: CallOptions) -> ChatResult:
+    """Writes the whole answer as what ``_generate`` returns.
+
+    Args:
+        response: The engine's.
+        options: The call's; they say whether log-probabilities and evidence are wanted.
+    """
+    message = to_ai_message(response, _metadata(response, options))
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def to_generation_chunk(
+    event: TextDelta | ToolCallDelta | Response, options: CallOptions
+) -> ChatGenerationChunk:
+    """Writes one event of a stream as what ``_stream`` yields: a piece of the answer, or its end."""
+    if isinstance(event, Response):
+        return ChatGenerationChunk(message=to_last_chunk(event, _metadata(event, options)))
+    return ChatGenerationChunk(message=to_chunk(event))
+
+
+def _metadata(response: Response, options: CallOptions) -> dict[str, Any]:
+    return response_metadata(response, logprobs=options.logprobs, evidence=options.evidence)
+
+
 def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
-    """The whole answer as one message.
+    """Writes the whole answer as one message.
 
     Args:
         response: The engine's.
@@ -145,7 +176,7 @@ def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
 
 
 def to_chunk(delta: TextDelta | ToolCallDelta) -> AIMessageChunk:
-    """A piece of a streamed answer."""
+    """Writes a piece of a streamed answer as a chunk."""
     if isinstance(delta, TextDelta):
         return AIMessageChunk(content=delta.text)
     return AIMessageChunk(
@@ -157,7 +188,10 @@ def to_chunk(delta: TextDelta | ToolCallDelta) -> AIMessageChunk:
 
 
 def to_last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChunk:
-    """The end of a streamed answer: no text, and all metadata, once; merging would add numbers up."""
+    """Writes the end of a streamed answer: no text, and all metadata.
+
+    No other chunk carries numbers: LangChain adds them up when it merges chunks.
+    """
     return AIMessageChunk(
         content="",
         usage_metadata=usage_metadata(response.report),
@@ -167,9 +201,9 @@ def to_last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChun
 
 
 def usage_metadata(report: RunReport) -> UsageMetadata:
-    """Tokens of the model that answered, as other providers count them: ints only, and its prompt once.
+    """Counts tokens as other providers do: of the model that answered, its prompt once, and ints only.
 
-    What the other model did stands in the report. ``input_token_details["image"]`` is the visual tokens.
+    The report says what the other model did. ``input_token_details["image"]`` is the visual tokens.
     """
     large = report.route == "large"
     given = (report.large_input_tokens if large else report.small_input_tokens) or 0
@@ -184,7 +218,7 @@ def usage_metadata(report: RunReport) -> UsageMetadata:
 
 
 def response_metadata(response: Response, *, logprobs: bool, evidence: bool) -> dict[str, Any]:
-    """``AIMessage.response_metadata``, plain JSON.
+    """Writes ``AIMessage.response_metadata``, plain JSON.
 
     Args:
         response: The engine's.

@@ -78,26 +78,28 @@ class Pair:
             )
 
 
-class _Slot:
+class _EngineSlot:
+    """Room for the engine of one pair, and the lock under which it is loaded."""
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.engine: SGLEngine | None = None
 
 
-_slots: dict[Pair, _Slot] = {}
+_slots: dict[Pair, _EngineSlot] = {}
 _slots_lock = threading.Lock()
 
 
 def shared_engine(pair: Pair) -> SGLEngine:
-    """The process's engine for ``pair``; loads it the first time. Threads that ask meanwhile wait.
+    """Returns the process's engine for ``pair``, and loads it the first time; other threads wait for that.
 
     A failed load is not remembered: the next call tries again.
 
     Raises:
         ModelError: A model cannot be loaded, or the two do not fit.
     """
-    with _slots_lock:
-        slot = _slots.setdefault(pair, _Slot())
+    with _slots_lock:  # held for a moment: loading one pair does not keep others waiting
+        slot = _slots.setdefault(pair, _EngineSlot())
     with slot.lock:
         if slot.engine is None:
             slot.engine = _load(pair)
@@ -132,25 +134,25 @@ def _load(pair: Pair) -> SGLEngine:
 
 
 def model_profile(large: str | None, engine: Any) -> ModelProfile:
-    """The profile of a pair; ``max_input_tokens`` only where it can be told without loading.
+    """Says what a pair can do; ``max_input_tokens`` only where it can be told without loading.
 
     Args:
         large: Path or hub id of the large model; None, without an engine, is the bundled one.
         engine: A ready engine, or None.
     """
     profile = _CAN.copy()
-    context = _context_tokens(large) if engine is None else min(vlm.context_tokens for vlm in _models(engine))
+    context = (
+        _context_tokens(large)
+        if engine is None
+        else min(vlm.context_tokens for vlm in (engine.small, engine.large))
+    )
     if context is not None:
         profile["max_input_tokens"] = context
     return profile
 
 
-def _models(engine: Any) -> tuple[Any, Any]:
-    return engine.small, engine.large
-
-
 def _context_tokens(large: str | None) -> int | None:
-    """From a local folder's config.json; unknown for a model on the hub, until it is loaded."""
+    """Reads it from a local folder's config.json; None for a model on the hub, which is not loaded yet."""
     from sgl_engine.demo import WEIGHTS
 
     folder = WEIGHTS / "large" if large is None else Path(large).expanduser()

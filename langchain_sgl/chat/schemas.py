@@ -28,7 +28,7 @@ _REFERENCE = re.compile(r'"\$ref": "#/\$defs/([^"]+)"')
 
 
 def convert_tools(tools: Sequence[Any], *, strict: bool | None) -> list[dict[str, Any]]:
-    """Functions, classes, LangChain tools, and OpenAI's or Anthropic's dictionaries -> OpenAI's format.
+    """Converts functions, classes, LangChain tools, and OpenAI's or Anthropic's dictionaries to OpenAI's.
 
     Raises:
         InvalidRequestError: Something that is none of these, or a tool that a provider would run.
@@ -37,6 +37,7 @@ def convert_tools(tools: Sequence[Any], *, strict: bool | None) -> list[dict[str
 
 
 def _convert_tool(tool: Any, *, strict: bool | None) -> dict[str, Any]:
+    """Converts one tool by LangChain's means, then puts back what these lose of its schema."""
     is_schema = isinstance(tool, Mapping) and _is_json_schema(tool)
     if isinstance(tool, Mapping) and not is_schema and tool.get("type", "function") not in _OWN_TOOL_TYPES:
         raise InvalidRequestError(
@@ -50,19 +51,21 @@ def _convert_tool(tool: Any, *, strict: bool | None) -> dict[str, Any]:
         "dictionary in OpenAI's format.",
     ):
         converted: dict[str, Any] = convert_to_openai_tool(tool, strict=strict)
-        if "function" not in converted:  # flat, as OpenAI's newer interface has it
+        if "function" not in converted:  # flat, as OpenAI's Responses API has it
             converted = {"type": "function", "function": {k: v for k, v in converted.items() if k != "type"}}
         described = converted["function"]
         if not isinstance(described["name"], str):
             raise TypeError(f"its name is {described['name']!r:.100}")
+        # Where a schema refers to itself, the conversion would allow anything.
         kept = _recursive_schema(tool.tool_call_schema if isinstance(tool, BaseTool) else tool)
+        # A JSON schema that lists no properties ("any object", a oneOf) would come out empty.
         if is_schema and "properties" not in tool:
             kept = {key: value for key, value in tool.items() if key not in {"title", "description"}}
         return converted if kept is None else {**converted, "function": {**described, "parameters": kept}}
 
 
 def to_json_schema(schema: Any, *, strict: bool | None = None) -> Mapping[str, Any]:
-    """A pydantic model, a TypedDict, a tool or a dictionary as JSON schema.
+    """Writes a pydantic model, a TypedDict, a tool or a dictionary as JSON schema.
 
     Raises:
         InvalidRequestError: It is none of these.
@@ -79,14 +82,14 @@ def to_json_schema(schema: Any, *, strict: bool | None = None) -> Mapping[str, A
 
 
 def titled(schema: Any) -> Any:
-    """The schema; a JSON schema without a title gets one: a tool that is made of it needs a name."""
+    """Gives a JSON schema without a title one: a tool that is made of it needs a name."""
     if not isinstance(schema, Mapping) or not _is_json_schema(schema):
         return schema
     return {"title": _UNTITLED, **schema}
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:
-    """Whether it is one, and not a tool in some provider's format, or nothing at all."""
+    """Tells a JSON schema from a tool in some provider's format, and from other dictionaries."""
     kind = schema.get("type", "object")
     return (
         (isinstance(kind, list) or kind in _TYPES)
@@ -96,7 +99,10 @@ def _is_json_schema(schema: Mapping[str, Any]) -> bool:
 
 
 def _recursive_schema(source: Any) -> dict[str, Any] | None:
-    """A pydantic model's own schema where it refers to itself; LangChain's would allow anything there."""
+    """Writes a pydantic model's schema where it refers to itself; None for all else.
+
+    In LangChain's conversion, the place where such a schema refers to itself would allow anything.
+    """
     if not isinstance(source, type) or not hasattr(source, "model_json_schema"):
         return None
     schema: dict[str, Any] = source.model_json_schema()
@@ -113,7 +119,7 @@ def _recursive_schema(source: Any) -> dict[str, Any] | None:
 
 @contextmanager
 def _explained(value: Any, *, what: str, remedy: str) -> Iterator[None]:
-    """Within the context, whatever a conversion raises is an error that names the value."""
+    """Raises whatever a conversion raises, within the context, as an error that names the value."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError, NameError, PydanticUserError) as error:

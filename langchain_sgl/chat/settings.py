@@ -1,4 +1,4 @@
-"""What a chat model over a pair is told: fields, environment, identity; everything but the calls."""
+"""The settings of a chat model over a pair: fields, environment, identity; everything but the calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from langchain_core.utils import from_env
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import override
 
-from langchain_sgl.chat.call_options import CallOptions, Seed
+from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.pair import Pair, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import __version__
-from sgl_engine.config import Escalate, ExitConfig, Fraction, LimitsConfig
+from sgl_engine.config import ExitConfig, Fraction, LimitsConfig
 from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def _environment(name: str) -> Callable[[], str | None]:
-    """Reads a variable; an empty one, as container set-ups have them, is none."""
+    """Returns a function that reads a variable; an empty one, as container set-ups have them, is none."""
     read = from_env(name, default=None)
     return lambda: read() or None
 
 
-class ChatSettings(BaseChatModel):
-    """The fields of ``ChatSGL``, and the engine that they describe.
+class ChatSettings(CallFields, BaseChatModel):
+    """The fields of ``ChatSGL``, and the engine that they describe; ``CallFields`` has those of calls.
 
     Attributes:
         small: Path or hub id of the small model; environment: SGL_SMALL.
@@ -45,25 +45,12 @@ class ChatSettings(BaseChatModel):
         trust_remote_code: Run code that comes with the models.
         image_root: The only folder from which image paths in messages are read; None refuses paths.
         limits: What a request may bring (image sizes and counts, URL policy); None is the engine's.
-        escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
-        exit_threshold: The small answer is kept when its score is at least this; environment:
-            SGL_EXIT_THRESHOLD.
+        exit_threshold: As in ``CallFields``; environment: SGL_EXIT_THRESHOLD.
+        retention: As in ``CallFields``; environment: SGL_RETENTION.
         calibration: File of ``sgl calibrate``: the small answer is kept from its certified probability on;
             environment: SGL_CALIBRATION. A call that sets another ``exit_threshold`` goes by that; a call
             with another ``retention`` or ``scorer`` goes to the large model, as nothing was certified for it.
         risk: Which of the calibration's target risks; None is the smallest that is certified.
-        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none; environment:
-            SGL_RETENTION.
-        scorer: Name in ``sgl_engine.exit.scorers.SCORERS``.
-        model: The name of one of the pair, which then answers; None lets the score decide.
-        temperature: 0 is greedy.
-        max_tokens: Upper limit of answer tokens.
-        top_p: Nucleus, in (0, 1].
-        seed: Makes sampling repeatable.
-        stop: Strings that end the answer.
-        timeout: Seconds per call.
-        logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
-        evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
         streaming: LangChain's switch: True makes ``invoke`` stream internally, False makes ``stream`` wait.
         max_retries: Accepted for code that sets it on every model; local models have nothing to retry.
         api_key: Accepted for the same reason; never used.
@@ -89,30 +76,19 @@ class ChatSettings(BaseChatModel):
     image_root: Path | None = None
     limits: LimitsConfig | None = None
 
-    escalate: Escalate | None = None
     exit_threshold: Fraction | None = Field(
         default_factory=_environment("SGL_EXIT_THRESHOLD"), validate_default=True
     )
+    retention: str | None = Field(default_factory=_environment("SGL_RETENTION"))
     calibration: Path | None = Field(default_factory=_environment("SGL_CALIBRATION"), validate_default=True)
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    retention: str | None = Field(default_factory=_environment("SGL_RETENTION"))
-    scorer: str | None = None
-    model: str | None = None
-    temperature: Annotated[float, Field(ge=0.0)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    seed: Seed | None = None
-    stop: list[str] | None = None
-    timeout: Annotated[float, Field(gt=0.0)] | None = None
-    logprobs: bool = False
-    evidence: bool = False
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
-        """One way to name the models; loads nothing."""
+        """Checks that the models, and the exit, are set in one way each; loads nothing."""
         with as_langchain_errors():
             # What only the environment names is no contradiction: an engine that is given comes first.
             if self.ready_engine is not None and self.model_fields_set & {"small", "large"}:
@@ -121,7 +97,7 @@ class ChatSettings(BaseChatModel):
                     remedy="Give one of them.",
                 )
             if self.ready_engine is None:
-                _ = self._pair
+                _ = self._pair  # refuses half a pair
             if {"calibration", "exit_threshold"} <= self.model_fields_set and None not in (
                 self.calibration,
                 self.exit_threshold,
@@ -130,19 +106,19 @@ class ChatSettings(BaseChatModel):
                     f"Both exit_threshold={self.exit_threshold} and a calibration are given.",
                     remedy="Give one of them: a calibration has a threshold of its own.",
                 )
-            self._options()
+            self._options()  # refuses values out of their range
         return self
 
     @override
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy on the same weights."""
+        """Copies the settings; the copy uses the same weights."""
         memo = {} if memo is None else memo
         memo[id(self.ready_engine)] = self.ready_engine
         return super().__deepcopy__(memo)
 
     @override
     def __getstate__(self) -> dict[Any, Any]:
-        """For pickle: the names of the models travel, and never their weights.
+        """Lets pickle have the names of the models, and never their weights.
 
         Raises:
             ConfigError: The models have no names: a ready engine was given.
@@ -189,26 +165,27 @@ class ChatSettings(BaseChatModel):
         return limits
 
     def _base_engine(self) -> SGLEngine:
+        """Returns the engine with what no call can change: limits and calibration."""
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
         update: dict[str, Any] = {}
         if self.limits is not None:
             update["limits"] = self.limits
-        if self.calibration is not None:  # here, with what it is checked against, and not among the options
+        # A calibration is checked against pruning and scorer, so these two are set first.
+        if self.calibration is not None:
             engine = CallOptions.of(retention=self.retention, scorer=self.scorer).configure(engine)
             own = {"calibration": self.calibration, "risk": self.risk}
             update["exit"] = ExitConfig(**{**engine.config.exit.model_dump(), **own})
         return engine.with_config(engine.config.model_copy(update=update)) if update else engine
 
     def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:
-        """The instance's options, and a call's on top."""
-        own = {
-            name: getattr(self, name) for name in CallOptions.model_fields if name in type(self).model_fields
-        }
+        """Lays a call's options over the instance's own."""
+        own = {name: getattr(self, name) for name in CallFields.model_fields}
         if self.calibration is not None:
-            del own["exit_threshold"]  # the environment's, perhaps; a call's own counts
+            # Set by the environment at most, and the calibration counts more; a call's own does not go.
+            del own["exit_threshold"]
         given = {name: value for name, value in overrides.items() if value is not None}
         ends = stop or given.get("stop") or self.stop or ()
-        given["stop"] = (ends,) if isinstance(ends, str) else tuple(ends)
+        given["stop"] = [ends] if isinstance(ends, str) else list(ends)
         return CallOptions.of(**{**own, **given})
 
     @property

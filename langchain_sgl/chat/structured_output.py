@@ -35,51 +35,56 @@ def structured(
     strict: bool | None,
     options: Mapping[str, Any],
 ) -> Runnable[Any, Any]:
-    """The model, made to answer in ``schema``, and a parser; see ``ChatSGL.with_structured_output``."""
+    """Binds a model to answer in ``schema``, and adds a parser; see ``ChatSGL.with_structured_output``."""
     if method not in METHODS:
         raise InvalidRequestError(
             f"There is no method {method!r} of structured output.", remedy=f"Use one of {', '.join(METHODS)}."
         )
+    bind = _forced_call if method == "function_calling" else _constrained_text
     trace = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
-    parser: BaseOutputParser[Any]
-    if method == "function_calling":
-        if "tools" in options:
-            raise InvalidRequestError(
-                'The method "function_calling" forces a call of the schema, and takes no other tools.',
-                remedy='Leave them out, or use the method "json_schema".',
-            )
-        tool = convert_tools([titled(schema)], strict=strict)[0]
-        name = tool["function"]["name"]
-        # Not the name alone: it may be "any" or "none".
-        choice: Any = {"type": "function", "function": {"name": name}}
-        bound = model.bind_tools(
-            [tool],
-            tool_choice=choice,
-            parallel_tool_calls=False,
-            ls_structured_output_format=trace,
-            **options,
-        )
-        if is_basemodel_subclass(schema):
-            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
-        else:
-            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    else:
-        tools = {"tools": convert_tools(options["tools"], strict=strict)} if "tools" in options else {}
-        bound = model.bind(
-            response_format=_response_format(schema, method, strict=strict),
-            ls_structured_output_format=trace,
-            **{**options, **tools},
-        )
-        parser = (
-            PydanticOutputParser(pydantic_object=schema)
-            if is_basemodel_subclass(schema)
-            else JsonOutputParser()
-        )
+    bound, parser = bind(
+        model,
+        schema,
+        method=method,
+        strict=strict,
+        options={**options, "ls_structured_output_format": trace},
+    )
     return _with_raw(bound, parser) if include_raw else bound | parser
 
 
+def _forced_call(
+    model: BaseChatModel, schema: Any, *, method: Method, strict: bool | None, options: Mapping[str, Any]
+) -> tuple[Runnable[Any, Any], BaseOutputParser[Any]]:
+    """Binds the schema as the one tool, which has to be called; the call's arguments are the answer."""
+    if "tools" in options:
+        raise InvalidRequestError(
+            f"The method {method!r} forces a call of the schema, and takes no other tools.",
+            remedy='Leave them out, or use the method "json_schema".',
+        )
+    tool = convert_tools([titled(schema)], strict=strict)[0]
+    name = tool["function"]["name"]
+    # A dictionary and not the name alone, which may be "any" or "none".
+    choice: Any = {"type": "function", "function": {"name": name}}
+    bound = model.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **options)
+    if is_basemodel_subclass(schema):
+        return bound, PydanticToolsParser(tools=[schema], first_tool_only=True)
+    return bound, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+
+def _constrained_text(
+    model: BaseChatModel, schema: Any, *, method: Method, strict: bool | None, options: Mapping[str, Any]
+) -> tuple[Runnable[Any, Any], BaseOutputParser[Any]]:
+    """Binds the schema as the form of the text; tools may be bound beside it."""
+    tools = {"tools": convert_tools(options["tools"], strict=strict)} if "tools" in options else {}
+    form = _response_format(schema, method, strict=strict)
+    bound = model.bind(response_format=form, **{**options, **tools})
+    if is_basemodel_subclass(schema):
+        return bound, PydanticOutputParser(pydantic_object=schema)
+    return bound, JsonOutputParser()
+
+
 def _response_format(schema: Any, method: Method, *, strict: bool | None) -> Mapping[str, Any]:
-    """OpenAI's ``response_format``. JSON mode is held to the schema as well: it is known, so why not."""
+    """Writes OpenAI's ``response_format``. JSON mode, too, holds the answer to the schema."""
     plain = to_json_schema(titled(schema), strict=strict)
     if method == "json_mode":
         return {"type": "json_object", "schema": plain}
@@ -88,7 +93,7 @@ def _response_format(schema: Any, method: Method, *, strict: bool | None) -> Map
 
 
 def _with_raw(bound: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
-    """``{"raw", "parsed", "parsing_error"}``: a message that cannot be parsed is not lost."""
+    """Returns ``{"raw", "parsed", "parsing_error"}``, so that a message that cannot be parsed is not lost."""
     parsed: Runnable[Any, Any] = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )

@@ -52,7 +52,7 @@ class PictureInfo:
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """Candidates; nothing but names was looked at so far.
+    """Files and blobs that may be pictures; only their names were looked at so far.
 
     Attributes:
         blobs: In order.
@@ -72,7 +72,7 @@ def find_pictures(
     follow_symlinks: bool,
     relative_to: Path | None,
 ) -> FoundPictures:
-    """The files of a folder that ``glob`` matches, sorted, hidden ones left out; or what was given, as given.
+    """Lists the files of a folder that ``glob`` matches, sorted, hidden ones left out; or what was given.
 
     Args:
         source: A folder or file, a blob, a blob loader, or any number of files and blobs.
@@ -111,7 +111,7 @@ def find_pictures(
 
 
 def source_of(blob: Blob, relative_to: Path | None) -> str:
-    """What stands for a picture in metadata: its absolute path, or one relative to a folder; else its id.
+    """Names a picture for metadata: its absolute path, or one relative to a folder; without a path, its id.
 
     Raises:
         ConfigError: A blob has neither path nor source, or lies outside ``relative_to``.
@@ -126,7 +126,7 @@ def source_of(blob: Blob, relative_to: Path | None) -> str:
 
 
 def read_picture(blob: Blob, limits: LimitsConfig) -> bytes:
-    """The picture's bytes, at most ``limits.max_image_bytes`` of them.
+    """Reads the picture's bytes, at most ``limits.max_image_bytes`` of them.
 
     Raises:
         MissingImageError: The file is gone, cannot be read, or is no regular file.
@@ -147,7 +147,7 @@ def read_picture(blob: Blob, limits: LimitsConfig) -> bytes:
 
 
 def content_hash(data: bytes) -> str:
-    """SHA-256, hexadecimal."""
+    """Computes SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -168,7 +168,7 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
 
 
 def claims_picture(blob: Blob) -> bool:
-    """Whether something that is no picture calls itself one; a text file in a picture folder does not."""
+    """Tells whether a blob should be a picture by its name; one that has no path is taken to be one."""
     if blob.path is None or blob.data is not None:
         return True
     return (mimetypes.guess_type(str(blob.path))[0] or "").startswith("image/")
@@ -188,6 +188,7 @@ def _is_named_bytes(source: object) -> TypeGuard[tuple[str, bytes]]:
 
 
 def _path_source(path: str | PurePath, relative_to: Path | None) -> str:
+    """Names a path for metadata, links not followed, in text that JSON and databases take."""
     absolute = os.path.abspath(path)  # noqa: PTH100  # Path.resolve would follow links
     try:
         if relative_to is not None:
@@ -203,7 +204,7 @@ def _path_source(path: str | PurePath, relative_to: Path | None) -> str:
 
 
 def _walk(folder: Path, *, follow_symlinks: bool, onerror: Callable[[OSError], None]) -> Iterator[Path]:
-    """Every file, folder by folder, both sorted by name."""
+    """Yields every file, folder by folder, both sorted by name; what begins with a dot is left out."""
     visited: set[tuple[int, int]] = set()
     for name, folders, files in os.walk(folder, onerror=onerror, followlinks=follow_symlinks):
         try:
@@ -216,6 +217,7 @@ def _walk(folder: Path, *, follow_symlinks: bool, onerror: Callable[[OSError], N
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
+        # os.walk visits what is left in this very list, in its order.
         folders[:] = sorted(child for child in folders if not child.startswith("."))
         for file in sorted(files):
             path = Path(name, file)
@@ -224,6 +226,7 @@ def _walk(folder: Path, *, follow_symlinks: bool, onerror: Callable[[OSError], N
 
 
 def _matches(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    """Compares a path with a glob, part by part; "**" stands for any number of parts, none included."""
     if not patterns:
         return not parts
     if patterns[0] == "**":

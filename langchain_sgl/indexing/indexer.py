@@ -20,9 +20,9 @@ from langchain_core.runnables.config import run_in_executor
 from typing_extensions import override
 
 from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pictures
-from langchain_sgl.indexing.manifest import Manifest, RemovedDocument
+from langchain_sgl.indexing.manifest import IndexManifest, RemovedDocument
 from langchain_sgl.indexing.progress import IndexProgress
-from langchain_sgl.indexing.run import IndexingRun, IndexOptions, Picture
+from langchain_sgl.indexing.run import IndexedPicture, IndexingRun, IndexOptions
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError
 
@@ -111,7 +111,7 @@ class SGLImageIndexer(BaseLoader):
         self._source, self._glob, self._follow_symlinks = source, glob, follow_symlinks
         self._model, self._config = model, config
         self._settings = {} if retention is None else {"retention": retention}
-        self._manifest = None if manifest is None else Manifest(Path(manifest))
+        self._manifest = None if manifest is None else IndexManifest(Path(manifest))
         self._options = IndexOptions(
             prompt=prompt,
             relative_to=None if relative_to is None else Path(relative_to),
@@ -136,7 +136,7 @@ class SGLImageIndexer(BaseLoader):
 
     @override
     def lazy_load(self) -> Iterator[Document]:
-        """Documents in the order of the pictures (a folder's: by name), a batch at a time.
+        """Yields Documents in the order of the pictures (a folder's: by name), a batch at a time.
 
         Raises:
             SGLError: The folder does not exist, or the models cannot be loaded.
@@ -151,7 +151,7 @@ class SGLImageIndexer(BaseLoader):
 
     @override
     async def alazy_load(self) -> AsyncIterator[Document]:
-        """``lazy_load`` without blocking the event loop: files are read, and models run, in threads."""
+        """Does what ``lazy_load`` does; files are read, and models run, in threads."""
         with await run_in_executor(None, self._begin) as run:
             batches = run.batches()
             while (batch := await run_in_executor(None, next, batches, None)) is not None:
@@ -164,7 +164,7 @@ class SGLImageIndexer(BaseLoader):
             await run_in_executor(None, run.complete)
 
     def removed(self) -> list[RemovedDocument]:
-        """Documents of earlier runs whose picture is gone or has changed, until they are forgotten.
+        """Lists documents of earlier runs whose picture is gone or has changed, until they are forgotten.
 
         Known after a run that came to its end; what it could not read is not among them. Delete these from
         your store, then ``forget`` them.
@@ -182,7 +182,7 @@ class SGLImageIndexer(BaseLoader):
         """
         self._remembered().forget(document.id for document in removed)
 
-    def _remembered(self) -> Manifest:
+    def _remembered(self) -> IndexManifest:
         if self._manifest is None:
             raise ConfigError(
                 "An indexer without a manifest does not know earlier runs.",
@@ -191,6 +191,7 @@ class SGLImageIndexer(BaseLoader):
         return self._manifest
 
     def _begin(self) -> IndexingRun:
+        """Lists the source and begins a run over it."""
         found = find_pictures(
             self._source,
             glob=self._glob,
@@ -202,21 +203,21 @@ class SGLImageIndexer(BaseLoader):
         self._last = IndexingRun(found, self._options, asked_of, self._manifest)
         return self._last
 
-    def _ask(self, pictures: Sequence[Picture]) -> list[BaseMessage | Exception]:
+    def _ask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
         prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
         answers: list[Any] = self._model.batch(
             prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
-    async def _aask(self, pictures: Sequence[Picture]) -> list[BaseMessage | Exception]:
+    async def _aask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
         prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
         answers: list[Any] = await self._model.abatch(
             prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
-    def _message(self, picture: Picture) -> HumanMessage:
+    def _message(self, picture: IndexedPicture) -> HumanMessage:
         assert picture.data is not None
         assert picture.info is not None
         data = base64.b64encode(picture.data).decode()
@@ -229,8 +230,8 @@ class SGLImageBlobParser(BaseBlobParser):
 
     Args:
         model: As for ``SGLImageIndexer``.
-        prompt: The same.
-        retention: The same.
+        prompt: As for ``SGLImageIndexer``.
+        retention: As for ``SGLImageIndexer``.
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class SGLImageBlobParser(BaseBlobParser):
 
     @override
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
-        """One Document.
+        """Yields one Document.
 
         Raises:
             Exception: What is wrong with the picture, or with the model.

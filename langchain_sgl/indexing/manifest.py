@@ -53,7 +53,7 @@ class RemovedDocument:
     source: str
 
 
-class Manifest:
+class IndexManifest:
     """An index's memory. Every call opens the file anew: any thread, and any process, may use it.
 
     Args:
@@ -69,6 +69,7 @@ class Manifest:
         with self._open() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            # A file that SQLite has just made: no version and no tables.
             if version == 0 and tables == 0:
                 database.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {_VERSION};COMMIT;")
             elif version != _VERSION:
@@ -79,13 +80,13 @@ class Manifest:
                 )
 
     def begin(self) -> int:
-        """The number of a new run."""
+        """Begins a run and returns its number."""
         with self._open() as database:
             row = database.execute("UPDATE runs SET started = started + 1 RETURNING started").fetchone()
             return int(row[0])
 
     def answers(self, keys: Collection[str]) -> dict[str, StoredAnswer]:
-        """Those of ``keys`` that are answered."""
+        """Looks up the answers to ``keys``; what has none is left out."""
         with self._open() as database:
             rows = database.execute(
                 "SELECT key, text, metadata FROM answers WHERE key IN (SELECT value FROM json_each(?))",
@@ -100,7 +101,7 @@ class Manifest:
             database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Those of ``ids`` that were delivered before."""
+        """Picks those of ``ids`` that were delivered before."""
         with self._open() as database:
             rows = database.execute(
                 "SELECT id FROM documents WHERE id IN (SELECT value FROM json_each(?))",
@@ -132,7 +133,7 @@ class Manifest:
             database.execute("UPDATE runs SET completed = max(completed, ?)", (run,))
 
     def removed(self) -> list[RemovedDocument]:
-        """Documents that the last complete run, and any run since, did not meet."""
+        """Lists documents that the last complete run, and any run since, did not meet."""
         with self._open() as database:
             rows = database.execute(
                 "SELECT id, source FROM documents, runs WHERE run < completed ORDER BY source, id"
@@ -146,7 +147,7 @@ class Manifest:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction."""
+        """Opens the file for one transaction: all that is done in the context is written, or nothing."""
         try:
             with closing(sqlite3.connect(self._path, timeout=_WAIT_S)) as database, database:
                 yield database

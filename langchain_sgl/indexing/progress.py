@@ -35,7 +35,7 @@ class IndexProgress:
 
 
 class ProgressBar:
-    """On the terminal, on stderr; where that is no terminal, one line at the end."""
+    """Shows progress on stderr: a bar on a terminal, and one line at the end where there is none."""
 
     def __init__(self, total: int | None) -> None:
         self._progress = Progress(
@@ -50,10 +50,10 @@ class ProgressBar:
         self._progress.start()
 
     def show(self, progress: IndexProgress) -> None:
-        """Draws it."""
+        """Draws how far the run has got."""
         counts = f"{progress.new} new, {progress.unchanged} unchanged, {progress.failed} failed"
         self._progress.update(self._task, completed=progress.done, description=counts)
 
     def close(self) -> None:
-        """Leaves it as it stands."""
+        """Stops drawing; what was drawn last stays on the terminal."""
         self._progress.stop()

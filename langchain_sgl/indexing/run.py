@@ -33,7 +33,7 @@ from langchain_sgl.indexing.files import (
     read_picture,
     source_of,
 )
-from langchain_sgl.indexing.manifest import Manifest, StoredAnswer
+from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress, ProgressBar
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError, ModelError
@@ -51,7 +51,7 @@ _BROKEN_MODEL = (
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """See ``SGLImageIndexer``."""
+    """What an indexer was asked for; ``SGLImageIndexer`` describes each field."""
 
     prompt: str
     relative_to: Path | None
@@ -65,7 +65,7 @@ class IndexOptions:
 
 
 @dataclass(eq=False)
-class Picture:
+class IndexedPicture:
     """One picture on its way through a run; ``data`` is held only until it is answered."""
 
     blob: Blob
@@ -81,13 +81,13 @@ class Picture:
 
     @property
     def id(self) -> str:
-        """Of the document."""
+        """The document's id: of the picture's key and source, so the same in every run."""
         return str(uuid.uuid5(_NAMESPACE, f"{self.key}\n{self.source}"))
 
 
 @dataclass(eq=False)
 class IndexingRun:
-    """A run, as a context manager: on leaving, what was delivered so far is noted.
+    """One run, as a context manager: leaving it writes down what was delivered so far.
 
     Attributes:
         found: The candidates.
@@ -101,7 +101,7 @@ class IndexingRun:
     found: FoundPictures
     options: IndexOptions
     asked_of: str
-    manifest: Manifest | None
+    manifest: IndexManifest | None
     errors: list[PictureFailure] = field(default_factory=list)
     progress: IndexProgress = field(default_factory=IndexProgress)
 
@@ -122,7 +122,7 @@ class IndexingRun:
         if self._bar is not None:
             self._bar.close()
 
-    def batches(self) -> Iterator[list[Picture]]:
+    def batches(self) -> Iterator[list[IndexedPicture]]:
         """Reads pictures; those that are known come with their answer, and without their bytes."""
         for failure in self.found.unreadable:
             self._fail(failure)
@@ -135,18 +135,21 @@ class IndexingRun:
             yield pictures
 
     @staticmethod
-    def unanswered(batch: Sequence[Picture]) -> list[Picture]:
-        """Those that the model must be asked about: of equal pictures, the first."""
-        asked: dict[str, Picture] = {}
+    def unanswered(batch: Sequence[IndexedPicture]) -> list[IndexedPicture]:
+        """Picks those that the model must be asked about: of equal pictures, the first."""
+        asked: dict[str, IndexedPicture] = {}
         for picture in batch:
             if picture.data is not None:
                 asked.setdefault(picture.key, picture)
         return list(asked.values())
 
     def settle(
-        self, batch: Sequence[Picture], asked: Sequence[Picture], answers: Sequence[BaseMessage | Exception]
+        self,
+        batch: Sequence[IndexedPicture],
+        asked: Sequence[IndexedPicture],
+        answers: Sequence[BaseMessage | Exception],
     ) -> None:
-        """Takes what the model said about ``asked``; what is answered is safe from here on.
+        """Takes what the model said about ``asked``, and stores answers: a run that stops later has them.
 
         Raises:
             Exception: What the model raised, if it is not about a picture.
@@ -154,9 +157,10 @@ class IndexingRun:
         outcomes = dict(zip((picture.key for picture in asked), answers, strict=True))
         stored: dict[str, StoredAnswer] = {}
         for picture in batch:
+            # Known, refused, or no picture at all: nothing was asked.
             if picture.data is None:
                 continue
-            picture.data = None
+            picture.data = None  # asked about, so the bytes can go
             outcome = outcomes[picture.key]
             if isinstance(outcome, Exception):
                 picture.error = outcome
@@ -165,13 +169,14 @@ class IndexingRun:
         self._model_works = self._model_works or bool(stored)
         if self.manifest is not None and stored:
             self.manifest.save(stored)
+        # If nothing was answered in this run yet, such an error would meet every other picture, too.
         for outcome in outcomes.values():
             if isinstance(outcome, _BROKEN_MODEL) and not self._model_works:
                 raise outcome
         self.progress = replace(self.progress, asked=self.progress.asked + len(asked))
 
-    def documents(self, batch: Sequence[Picture]) -> Iterator[Document]:
-        """What comes of a batch, in order."""
+    def documents(self, batch: Sequence[IndexedPicture]) -> Iterator[Document]:
+        """Yields what comes of a batch, in order, and counts it."""
         for picture in batch:
             if picture.error is not None:
                 self._fail(PictureFailure(picture.source, picture.error))
@@ -197,8 +202,9 @@ class IndexingRun:
         if self.manifest is not None:
             self.manifest.complete(self._number)
 
-    def _read(self, blob: Blob) -> Picture:
-        picture = Picture(blob, str(blob.source))
+    def _read(self, blob: Blob) -> IndexedPicture:
+        """Reads one picture and computes its key: equal keys have equal answers."""
+        picture = IndexedPicture(blob, str(blob.source))
         try:
             picture.source = source_of(blob, self.options.relative_to)
             picture.data = read_picture(blob, self.options.limits)
@@ -210,7 +216,8 @@ class IndexingRun:
         picture.key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         return picture
 
-    def _recognise(self, pictures: Sequence[Picture]) -> None:
+    def _recognise(self, pictures: Sequence[IndexedPicture]) -> None:
+        """Gives pictures the answers of earlier runs; these need no bytes any more."""
         if self.manifest is None:
             return
         answers = self.manifest.answers({picture.key for picture in pictures})
@@ -221,7 +228,8 @@ class IndexingRun:
             if picture.answer is not None:
                 picture.data = None
 
-    def _inspect(self, picture: Picture) -> None:
+    def _inspect(self, picture: IndexedPicture) -> None:
+        """Decodes a picture that has no answer yet, and refuses it where it is damaged."""
         if picture.data is None:
             return
         try:
@@ -229,13 +237,14 @@ class IndexingRun:
         except Exception as error:  # noqa: BLE001  # whatever it is, the next picture may be fine
             self._refuse(picture, error)
 
-    def _refuse(self, picture: Picture, error: Exception) -> None:
+    def _refuse(self, picture: IndexedPicture, error: Exception) -> None:
+        """Drops what cannot be used: with its error, or in silence where nobody called it a picture."""
         picture.data = None
         # A folder of pictures may hold other files, too; what was named one by one is meant.
         picture.skipped = self.found.in_folder and not claims_picture(picture.blob)
         picture.error = None if picture.skipped else error
 
-    def _document(self, picture: Picture, answer: StoredAnswer) -> Document:
+    def _document(self, picture: IndexedPicture, answer: StoredAnswer) -> Document:
         metadata = {
             **picture.blob.metadata,
             "source": picture.source,
@@ -246,13 +255,14 @@ class IndexingRun:
         return Document(answer.text, id=picture.id, metadata=metadata)
 
     @staticmethod
-    def _failed_document(picture: Picture) -> Document:
+    def _failed_document(picture: IndexedPicture) -> Document:
         error = f"{type(picture.error).__name__}: {picture.error}"
         name = str(uuid.uuid5(_NAMESPACE, f"error\n{picture.source}"))
         metadata = {**picture.blob.metadata, "source": picture.source, "error": error}
         return Document("", id=name, metadata=metadata)
 
     def _fail(self, failure: PictureFailure) -> None:
+        """Lists a failure, or raises it where the run is to end with the first."""
         if self.options.failed == "raise":
             raise failure.error
         self.errors.append(failure)
@@ -260,7 +270,8 @@ class IndexingRun:
         if self.options.on_error is not None:
             self.options.on_error(failure)
 
-    def _step(self, picture: Picture) -> None:
+    def _step(self, picture: IndexedPicture) -> None:
+        """Counts one picture, and tells who wants to know."""
         progress = self.progress
         ends: dict[str, Any] = {"done": progress.done + 1, "source": picture.source}
         if picture.error is not None:
@@ -278,7 +289,7 @@ class IndexingRun:
             self.options.on_progress(self.progress)
 
 
-def _stored(picture: Picture, answer: BaseMessage) -> StoredAnswer:
+def _stored(picture: IndexedPicture, answer: BaseMessage) -> StoredAnswer:
     assert picture.info is not None
     about = answer.response_metadata
     return StoredAnswer(

@@ -16,6 +16,7 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_ex
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import override
 
+from langchain_sgl.chat.local_files import resolve_folder
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.reranking.scored_run import score_picture
@@ -23,7 +24,6 @@ from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
 from sgl_engine.config import Fraction
 from sgl_engine.errors import (
-    ConfigError,
     IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
@@ -101,6 +101,7 @@ class SGLImageReranker(BaseDocumentCompressor):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        """Chooses the question for the pair where the caller has set none, and checks what is set."""
         if self.prompt is None and self.positive is None and self.negative is None:
             self.prompt, self.positive, self.negative = (
                 ("{query}", None, "none") if _is_bundled(self.model) else (YES_OR_NO, "Yes", "No")
@@ -117,7 +118,7 @@ class SGLImageReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """The documents, the likeliest first.
+        """Scores the documents' pictures and returns the documents, the likeliest first.
 
         Raises:
             InvalidRequestError: The query is empty, or holds a control token of the model.
@@ -132,7 +133,7 @@ class SGLImageReranker(BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """``compress_documents`` in a thread; cancelling it stops the models within one forward pass."""
+        """Does what ``compress_documents`` does, in a thread; cancelling stops the models within a pass."""
         cancel = threading.Event()
 
         async def arank(retrieved: _Retrieved, config: RunnableConfig) -> list[Document]:
@@ -149,6 +150,7 @@ class SGLImageReranker(BaseDocumentCompressor):
     def _rank(
         self, retrieved: _Retrieved, config: RunnableConfig, *, cancel: threading.Event
     ) -> list[Document]:
+        """Has the small model score every picture, and the large one what that leaves open."""
         query, documents = retrieved["query"], retrieved["documents"]
         if not query.strip():
             raise InvalidRequestError(
@@ -156,21 +158,24 @@ class SGLImageReranker(BaseDocumentCompressor):
             )
         if not documents:
             return []
-        self._check_root()
+        if self.root is not None:
+            resolve_folder(self.root)  # a wrong folder is an error of the set-up, not one of every document
         engine = self.model.engine
         judge = partial(self._judge, engine, query, config=config, cancel=cancel)
         first: Literal["small", "large"] = "large" if engine.config.exit.escalate == "always" else "small"
         with ContextThreadPoolExecutor(self.max_concurrency) as pool:
             try:
                 judged = list(pool.map(partial(judge, model=first), documents))
+                # Otherwise the first round was the only one: the small model alone, or the large one.
                 if engine.config.exit.escalate == "auto":
                     unsettled = _contenders(judged, engine.config.exit.threshold)[: self.max_rescored]
                     again = pool.map(partial(judge, model="large"), [documents[index] for index in unsettled])
                     for index, document in zip(unsettled, again, strict=True):
+                        # Where the large model fails, the small one's score stays.
                         if document.metadata["relevance_score"] is not None:
                             judged[index] = document
             except BaseException:
-                cancel.set()
+                cancel.set()  # leaving the pool waits for its threads; so they stop within one forward pass
                 raise
         return self._select(judged)
 
@@ -184,7 +189,7 @@ class SGLImageReranker(BaseDocumentCompressor):
         config: RunnableConfig,
         cancel: threading.Event,
     ) -> Document:
-        """The document, with what its picture scores."""
+        """Scores one document's picture; returns a copy with the score, or with why there is none."""
         assert self.prompt is not None
         assert self.negative is not None
         answers = [self.negative] if self.positive is None else [self.positive, self.negative]
@@ -199,15 +204,16 @@ class SGLImageReranker(BaseDocumentCompressor):
                 cancel=cancel,
                 config=config,
             )
-        except (InvalidRequestError, RequestCancelledError):  # no picture's fault
+        except (InvalidRequestError, RequestCancelledError):  # the query's fault, or the caller's wish
             raise
-        except (RequestError, IncompatiblePairError) as error:  # the latter: its tiles do not match
+        except (RequestError, IncompatiblePairError) as error:  # the latter: both models tile it differently
             return _with(document, relevance_score=None, relevance_error=f"{type(error).__name__}: {error}")
-        # expm1 keeps what 1 - p would round away.
+        # With one answer, "none" for example, the score is 1 - p; expm1 keeps what that would round away.
         score = scores.shares[0] if self.positive is not None else -math.expm1(scores.logprobs[0])
         return _with(document, relevance_score=score, sgl_relevance=scores.report.model_dump(mode="json"))
 
     def _select(self, judged: Sequence[Document]) -> list[Document]:
+        """Sorts, drops what scores too little, puts what has no score last, and cuts at ``top_n``."""
         scored = [document for document in judged if document.metadata["relevance_score"] is not None]
         scored.sort(key=lambda document: -document.metadata["relevance_score"])
         lowest = 0.0 if self.min_score is None else self.min_score
@@ -216,16 +222,12 @@ class SGLImageReranker(BaseDocumentCompressor):
             chosen += [document for document in judged if document.metadata["relevance_score"] is None]
         return chosen[: self.top_n]
 
-    def _check_root(self) -> None:
-        if self.root is not None and not self.root.is_dir():
-            raise ConfigError(
-                f"The picture folder {str(self.root)!r} does not exist or is not a folder.",
-                remedy="Name an existing folder.",
-            )
-
 
 def _contenders(judged: Sequence[Document], threshold: float) -> list[int]:
-    """Indices of the documents that may come first, best first; none where that is settled."""
+    """Finds the documents that the large model has to score: their indices, best first; may be empty.
+
+    ``SGLImageReranker`` says when a list is settled by the small model's scores.
+    """
     scores = {
         index: score
         for index, document in enumerate(judged)
@@ -239,7 +241,7 @@ def _contenders(judged: Sequence[Document], threshold: float) -> list[int]:
 def find_picture(
     document: Document, *, root: Path | None = None, store: PictureStore | None = None
 ) -> ImageSource:
-    """The picture that a document stands for; see ``SGLImageReranker`` for where it is looked for.
+    """Finds the picture that a document stands for; ``SGLImageReranker`` says where it is looked for.
 
     Raises:
         MissingImageError: There is none.
@@ -267,7 +269,7 @@ def find_picture(
 
 
 def _picture_in(text: str) -> ImageSource | None:
-    """Base64 data or a data URL; never another URL, which text may well be."""
+    """Reads base64 data or a data URL; None for all other text, even where that is some other URL."""
     try:
         picture = resolve_picture(text)
     except MissingImageError:
@@ -276,6 +278,7 @@ def _picture_in(text: str) -> ImageSource | None:
 
 
 def _with(document: Document, **metadata: Any) -> Document:
+    """Copies the document, with more metadata."""
     return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sgl_engine.engine import SGLEngine
     from sgl_engine.response import AnswerScores
 
-_RUN_PREFIX = "lc_run-"  # what LangChain starts the id of a message with that its run has just computed
+_RUN_PREFIX = "lc_run-"  # so LangChain begins the id of a message that was computed, not read from a cache
 
 
 def score_picture(
@@ -35,7 +35,7 @@ def score_picture(
     cancel: threading.Event | None = None,
     config: RunnableConfig | None = None,
 ) -> AnswerScores:
-    """``SGLEngine.score_answers`` for one picture, as a run; limits on escalation hold here too.
+    """Calls ``SGLEngine.score_answers`` for one picture, as a run; limits on escalation hold here too.
 
     Args:
         engine: The pair.
@@ -81,7 +81,7 @@ def score_picture(
 
 
 def _message(scores: AnswerScores, message_id: str) -> AIMessage:
-    """The likeliest answer, with the metadata that ``ChatSGL`` would give it."""
+    """Writes the likeliest answer as a message, with the metadata that ``ChatSGL`` would give it."""
     report = scores.report
     tokens_in, tokens_out = report.small_input_tokens, report.small_output_tokens
     model = report.small_model

@@ -26,10 +26,10 @@ class PictureStore(Protocol):
     """What a picture reference is looked up in. Called from several threads."""
 
     def get(self, picture_id: str, /) -> ImageSource | None:
-        """The picture: encoded bytes, a PIL image, a ``pathlib.Path`` or a URL; None where there is none."""
+        """Returns encoded bytes, a PIL image, a ``pathlib.Path`` or a URL; None where there is no such id."""
 
     def ids(self) -> Iterable[str]:
-        """Ids that exist, for error messages; need not be all."""
+        """Lists ids that exist, for error messages; need not be all."""
 
 
 class InMemoryPictureStore:
@@ -49,7 +49,7 @@ class InMemoryPictureStore:
         return len(self._pictures)
 
     def add(self, picture: ImageSource, picture_id: str | None = None) -> str:
-        """Takes a picture in.
+        """Adds a picture; one that has the same id is replaced.
 
         Args:
             picture: Encoded bytes, a PIL image, a ``pathlib.Path`` or a URL.
@@ -63,11 +63,11 @@ class InMemoryPictureStore:
         return chosen
 
     def get(self, picture_id: str, /) -> ImageSource | None:
-        """The picture, or None."""
+        """Returns the picture, or None where there is no such id."""
         return self._pictures.get(picture_id)
 
     def ids(self) -> list[str]:
-        """All ids, in the order in which they came."""
+        """Lists all ids, in the order in which they came."""
         return list(self._pictures)
 
 
@@ -100,6 +100,8 @@ def as_picture_store(store: Any, *, namespace: tuple[str, ...] = NAMESPACE) -> P
 
 
 class _MappingStore:
+    """Reads a mapping of ids to pictures, which stays the caller's."""
+
     def __init__(self, pictures: Mapping[str, ImageSource]) -> None:
         self._pictures = pictures
 
@@ -111,13 +113,15 @@ class _MappingStore:
 
 
 class _KeyValueStore:
+    """Reads a LangChain key-value store of bytes."""
+
     def __init__(self, store: BaseStore[str, bytes]) -> None:
         self._store = store
 
     def get(self, picture_id: str, /) -> ImageSource | None:
         try:
             return self._store.mget([picture_id])[0]
-        except InvalidKeyException:  # of a store of files: no key of it could be called that
+        except InvalidKeyException:  # a store of files refuses what cannot be a file name: not there, then
             return None
 
     def ids(self) -> list[str]:
@@ -125,6 +129,8 @@ class _KeyValueStore:
 
 
 class _GraphStore:
+    """Reads image content blocks from one namespace of a LangGraph store."""
+
     def __init__(self, store: Any, namespace: tuple[str, ...]) -> None:
         self._store = store
         self._namespace = namespace
@@ -149,6 +155,7 @@ class _GraphStore:
 
 
 def _digest(picture: ImageSource) -> str:
+    """Makes eight characters from the content: of bytes, of a path's or URL's text, or of pixels."""
     if isinstance(picture, bytes):
         data = picture
     elif isinstance(picture, str | Path):

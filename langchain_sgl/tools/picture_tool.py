@@ -18,9 +18,10 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError
 
 from langchain_sgl.chat.image_blocks import image_block
+from langchain_sgl.errors import shorten
 from langchain_sgl.evidence import crop_box
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
-from langchain_sgl.tools.references import describe_reference, resolve_picture, shorten
+from langchain_sgl.tools.references import describe_reference, resolve_picture
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelledError, RequestError
 
@@ -37,7 +38,7 @@ OptionalStore = Annotated[
 
 
 def describe_wrong_arguments(error: Any) -> str:
-    """What is wrong with a tool call's arguments, for the agent that made it."""
+    """Tells the agent that made a tool call what is wrong with its arguments."""
     assert isinstance(error, ValidationError)
     faults = [
         f"{'.'.join(map(str, fault['loc'])) or 'arguments'}: {fault['msg']}" for fault in error.errors()
@@ -66,8 +67,8 @@ class PictureAnswer(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What the model is shown.
+class ShownPicture:
+    """A picture, or a region of one, ready to be asked about.
 
     Attributes:
         block: Image content block.
@@ -80,7 +81,7 @@ class Shown:
     pixels: Image | None = None
 
     def ask(self, question: str) -> list[HumanMessage]:
-        """The messages for the model: the picture, then the question."""
+        """Writes the messages for the model: the picture, then the question."""
         return [HumanMessage([self.block, {"type": "text", "text": question}])]
 
 
@@ -102,7 +103,7 @@ class PictureTool(BaseTool):
     handle_tool_error: Any = True
     handle_validation_error: Any = describe_wrong_arguments
 
-    def show(self, reference: str, region: list[float] | None, *, pixels: bool = False) -> Shown:
+    def show(self, reference: str, region: list[float] | None, *, pixels: bool = False) -> ShownPicture:
         """Finds the picture and cuts the region out of it.
 
         Args:
@@ -112,7 +113,7 @@ class PictureTool(BaseTool):
 
         Raises:
             ImageError: There is no such picture, or it cannot be used.
-            InvalidRequestError: The region is none.
+            InvalidRequestError: The region is not part of a picture.
         """
         from sgl_engine.prompt.images import load_image, read_file
 
@@ -120,11 +121,11 @@ class PictureTool(BaseTool):
         source = resolve_picture(reference, root=self.root, store=self.store)
         if region is None and not pixels:
             # The bytes go on as they are: a photograph is decoded once, by the engine.
-            return Shown(
+            return ShownPicture(
                 image_block(read_file(source, self._limits) if isinstance(source, Path) else source), box
             )
         picture = crop_box(load_image(source, self._limits), box)
-        return Shown(image_block(picture), box, picture)
+        return ShownPicture(image_block(picture), box, picture)
 
     @property
     def _limits(self) -> LimitsConfig:
@@ -133,7 +134,8 @@ class PictureTool(BaseTool):
         return limits or LimitsConfig()
 
     def setting(self, name: str) -> Any:
-        """A setting of the chat model, or of what is bound around it, which counts more; None if not set."""
+        """Reads a setting of the chat model; what is bound around it counts more. None if not set."""
+        # From the outermost layer inwards.
         layer: Any = self.model
         while layer is not None:
             if name in (bound := getattr(layer, "kwargs", None) or {}):
@@ -145,7 +147,7 @@ class PictureTool(BaseTool):
         return None
 
     def artifact(self, reference: str, region: list[float] | None, answer: AIMessage) -> PictureAnswer:
-        """What the program gets.
+        """Builds the artifact of the tool's message, which the program gets.
 
         Raises:
             ConfigError: The answer is no ``ChatSGL``'s.
@@ -164,7 +166,7 @@ class PictureTool(BaseTool):
 def child_config(
     run_manager: CallbackManagerForToolRun | AsyncCallbackManagerForToolRun | None,
 ) -> RunnableConfig | None:
-    """Lets callbacks and traces see the model's call below the tool's; the rest comes by context."""
+    """Puts the model's call below the tool's in callbacks and traces; tags and the rest come by context."""
     return None if run_manager is None else {"callbacks": run_manager.get_child()}
 
 
@@ -184,6 +186,7 @@ def told_to_the_agent() -> Iterator[None]:
 
 
 def _as_box(region: list[float]) -> Box:
+    """Checks the region that an agent wrote."""
     if len(region) == 4:
         x0, y0, x1, y1 = region
         if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
@@ -195,7 +198,7 @@ def _as_box(region: list[float]) -> Box:
 
 
 def describe_run(answer: str, metadata: Mapping[str, Any], *, box: Box | None = None) -> str:
-    """The answer, then a line on whose it is, how sure the small model was, the cost, and where it looked.
+    """Writes the answer, then a line on whose it is, how sure the small model was, the cost, and the place.
 
     Args:
         answer: The model's.
@@ -213,8 +216,10 @@ def describe_run(answer: str, metadata: Mapping[str, Any], *, box: Box | None = 
 
 
 def _route(report: Mapping[str, Any]) -> str:
+    """Says which model answered, and why."""
     score, threshold = report["score"], report["threshold"]
     if not report["escalated"]:
+        # The score asked for the large model; a budget or ``escalate="never"`` did not let it.
         if report["forced"] and score < threshold:
             unsure = f"answered by the small model alone, score {_compare(score, threshold)}"
             return f"{unsure}, as the large model may not be asked"
@@ -228,7 +233,7 @@ def _route(report: Mapping[str, Any]) -> str:
 
 
 def _compare(score: float, threshold: float) -> str:
-    """The comparison, with as many digits as it takes to be true: ``0.92 >= 0.80``."""
+    """Writes a comparison, with as many digits as it takes to look true: ``0.92 >= 0.80``."""
     sign = ">=" if score >= threshold else "<"
     for digits in (2, 3, 4, 6):
         left, right = f"{score:.{digits}f}", f"{threshold:.{digits}f}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import hashlib
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
+from langchain_sgl.chat.image_blocks import mime_type_of
+from langchain_sgl.chat.local_files import file_names, find_under, folder_label, near_names
+from langchain_sgl.errors import shorten
+from sgl_engine.errors import MissingImageError
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 _MAX_NAME_CHARACTERS = 512  # longer references are no ids and no paths
 _MAX_URL_CHARACTERS = 4096
 _MIN_BASE64_CHARACTERS = 40  # below that it is a name: no picture is so small
-_MAX_LISTED = 1000  # looked through for a near name; a folder of millions must not stall an error
+_MAX_LISTED = 1000  # ids looked through for a near one: a store of millions must not stall an error
 _MAX_SHOWN = 8
 
 
 def resolve_picture(
     reference: str, *, root: Path | None = None, store: PictureStore | None = None
 ) -> ImageSource:
-    """What a reference means; the first of these that applies.
+    """Finds the picture that a reference means; the first of these that applies.
 
     1. An id in ``store``: the caller's own names win over everything else.
     2. A ``https:`` or ``http:`` URL, which the engine fetches under its URL policy, or a ``data:`` URL.
@@ -55,14 +56,14 @@ def resolve_picture(
     data = _decode(reference)
     if data is not None:
         return data
-    path = _find_under(root, reference) if root is not None and is_name else None
+    path = find_under(root, reference) if root is not None and is_name else None
     if path is None:
         raise _unknown(reference, root, store)
     return path
 
 
 def describe_reference(reference: str) -> str:
-    """The reference as it may be kept: data is named by its length and hash, and not repeated."""
+    """Writes a reference so that it can be kept: data is named by its length and hash, and not repeated."""
     reference = reference.strip()
     is_data = reference[:5].lower() == "data:" or _decode(reference) is not None
     if not is_data and len(reference) <= _MAX_URL_CHARACTERS:
@@ -71,63 +72,8 @@ def describe_reference(reference: str) -> str:
     return f"<{len(reference)} characters of data, sha256 {digest}>"
 
 
-def resolve_under(root: Path, name: str) -> Path:
-    """The file that ``name`` means, if it lies under ``root``.
-
-    Symbolic links are followed first, on both sides, so neither ``..`` nor a link leads out. What is outside
-    the folder is not looked at: whether a file exists there cannot be told from the error.
-
-    Args:
-        root: The only folder that may be read.
-        name: Path relative to it; an absolute path is accepted where it lies under ``root``. ``~`` and
-            environment variables mean nothing.
-
-    Returns:
-        Absolute path of a regular file, free of links.
-
-    Raises:
-        UnsafePathError: The path leads out of the folder.
-        MissingImageError: There is no such file; the error names near ones.
-        ConfigError: ``root`` is not a folder.
-    """
-    path = _find_under(root, name)
-    if path is None:
-        near = _near(name, _file_names(root))
-        raise MissingImageError(
-            f"The picture folder {_label(root)!r} holds no file {shorten(name)!r}.",
-            remedy=f"Near that name: {near}."
-            if near
-            else "Check the name, which is relative to that folder.",
-        )
-    return path
-
-
-def shorten(text: str) -> str:
-    """At most 80 characters of it, for messages."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def mime_type_of(data: bytes) -> str | None:
-    """MIME type of a picture by its first bytes; None where it is no picture that the engine reads."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((mime_type for start, mime_type in _STARTS.items() if data.startswith(start)), None)
-
-
-_STARTS = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-    b"II*\x00": "image/tiff",
-    b"MM\x00*": "image/tiff",
-    b"P5": "image/x-portable-graymap",
-    b"P6": "image/x-portable-pixmap",
-}
-
-
 def _decode(text: str) -> bytes | None:
-    """The picture that bare base64 holds, line breaks allowed; None where it is anything else."""
+    """Decodes bare base64 of a picture, line breaks allowed; None where the text is anything else."""
     if len(text) < _MIN_BASE64_CHARACTERS:
         return None
     try:
@@ -137,61 +83,13 @@ def _decode(text: str) -> bytes | None:
     return data if mime_type_of(data) else None
 
 
-def _find_under(root: Path, name: str) -> Path | None:
-    """The regular file, or None where there is none inside the folder.
-
-    Raises:
-        UnsafePathError: The path leads out of the folder.
-        ConfigError: ``root`` is not a folder.
-    """
-    folder = _resolve_folder(root)
-    try:
-        path = (folder / name).resolve()
-        inside = path.is_relative_to(folder)
-        found = inside and path.is_file()
-    except (OSError, RuntimeError, ValueError):  # ValueError: a null byte; RuntimeError: as below
-        return None
-    if not inside:
-        raise UnsafePathError(
-            f"The path {shorten(name)!r} leads out of the picture folder {_label(root)!r}.",
-            remedy="Name a file inside it, relative to it.",
-        )
-    return path if found else None
-
-
-def _resolve_folder(root: Path) -> Path:
-    try:
-        folder = root.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
-        folder = root
-    if not folder.is_dir():
-        raise ConfigError(
-            f"The picture folder {str(root)!r} does not exist or is not a folder.",
-            remedy="Name an existing folder.",
-        )
-    return folder
-
-
-def _label(root: Path) -> str:
-    """The folder's own name: messages reach agents, whom the rest of the path does not concern."""
-    return root.resolve().name
-
-
-def _file_names(root: Path) -> list[str]:
-    return [entry.name for entry in itertools.islice(root.iterdir(), _MAX_LISTED) if entry.is_file()]
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """The known names that are most like ``name``, quoted; may be empty."""
-    return ", ".join(map(repr, difflib.get_close_matches(shorten(name), known, n=3, cutoff=0.5)))
-
-
 def _unknown(reference: str, root: Path | None, store: PictureStore | None) -> MissingImageError:
+    """Builds an error from which an agent learns what is accepted here, and which names are near."""
     ids = [] if store is None else list(itertools.islice(store.ids(), _MAX_LISTED))
-    near = _near(reference, [*ids, *(_file_names(root) if root is not None else ())])
+    near = near_names(reference, [*ids, *(file_names(root) if root is not None else ())])
     accepted = ["an https URL", "base64 data"]
     if root is not None:
-        accepted.insert(0, f"a file name in the folder {_label(root)!r}")
+        accepted.insert(0, f"a file name in the folder {folder_label(root)!r}")
     if store is not None:
         known = ", ".join(map(repr, ids[:_MAX_SHOWN])) + (", ..." if len(ids) > _MAX_SHOWN else "")
         accepted.insert(0, f"an id of the picture store (it holds {known or 'nothing'})")

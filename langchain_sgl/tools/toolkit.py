@@ -2,7 +2,7 @@
 
 What the agent's model reads: the answer, and one line on whose it is, how sure, and at which cost. What its
 program reads: the full report, in the message's ``artifact``. Pictures are named and not sent
-(``pictures.py`` says how), so neither the conversation nor its checkpoints hold their bytes.
+(``references.py`` says how), so neither the conversation nor its checkpoints hold their bytes.
 
 A bad reference or picture comes back as an error text with its remedy, so that the agent can try again;
 errors of the set-up are raised.
@@ -27,7 +27,7 @@ from langchain_sgl.tools.picture_tool import (
     OptionalStore,
     PictureAnswer,
     PictureTool,
-    Shown,
+    ShownPicture,
     child_config,
     describe_run,
     told_to_the_agent,
@@ -115,6 +115,7 @@ class VisualQuestionTool(PictureTool):
         return await asyncio.to_thread(self._output, answer, question, picture, region, shown)
 
     def _options(self, *, escalate: bool) -> dict[str, Any]:
+        """Writes the call's options; refuses to escalate where the model is set never to."""
         options: dict[str, Any] = {} if self.evidence == "none" else {"evidence": True}
         if not escalate:
             return options
@@ -125,8 +126,9 @@ class VisualQuestionTool(PictureTool):
         return options | {"escalate": "always"}
 
     def _output(
-        self, answer: AIMessage, question: str, picture: str, region: list[float] | None, shown: Shown
+        self, answer: AIMessage, question: str, picture: str, region: list[float] | None, shown: ShownPicture
     ) -> tuple[str, PictureAnswer]:
+        """Builds what the agent reads, and the artifact with the evidence."""
         artifact = self.artifact(picture, region, answer)
         box = None
         if self.evidence != "none":
@@ -136,8 +138,9 @@ class VisualQuestionTool(PictureTool):
         return describe_run(answer.text, answer.response_metadata, box=box), artifact
 
     def _evidence(
-        self, evidence: Evidence, box: Box, shown: Shown, *, question: str, answer: str
+        self, evidence: Evidence, box: Box, shown: ShownPicture, *, question: str, answer: str
     ) -> dict[str, Any]:
+        """Writes the evidence in the form that the tool is set to, on the whole picture."""
         found: dict[str, Any] = {"box": [round(edge, 4) for edge in box]}
         if self.evidence == "map":
             found["map"] = evidence.within(shown.region).to_json()
@@ -210,6 +213,7 @@ class TranscribeTool(PictureTool):
         return {"retention": self.retention, **limit}
 
     def _question(self) -> str:
+        """Chooses the prompt: the tool's own, or the one that the pair understands."""
         from sgl_engine.demo.vocabulary import TRANSCRIBE
 
         engine = self.setting("ready_engine")
@@ -236,7 +240,7 @@ class SGLToolkit(BaseToolkit):
     evidence: EvidenceForm = "box"
 
     def get_tools(self) -> list[BaseTool]:
-        """The tools, new ones on each call."""
+        """Makes the tools anew on each call."""
         shared: dict[str, Any] = {"model": self.model, "root": self.root, "store": self.store}
         return [VisualQuestionTool(**shared, evidence=self.evidence), TranscribeTool(**shared)]
 

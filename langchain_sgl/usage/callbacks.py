@@ -31,9 +31,10 @@ HandlerT = TypeVar("HandlerT", bound=BaseCallbackHandler)
 
 
 class ReportHandler(BaseCallbackHandler):
-    """Turns callbacks into one of four events per call: computed, cached, failed, other.
+    """Turns LangChain's callbacks into one of four per call: computed, cached, failed, other.
 
-    A base for handlers that count; each event does nothing here. Called from any thread, also at once.
+    A base for handlers that count, which override these four; here they do nothing. Several threads may call
+    them at once.
     """
 
     # A few additions: cheaper than the hop to another thread that async runs would make for each event.
@@ -44,7 +45,7 @@ class ReportHandler(BaseCallbackHandler):
         self._running: set[UUID] = set()
 
     def computed(self, run_id: UUID, report: Mapping[str, Any]) -> None:
-        """An SGL model has answered.
+        """Is called when an SGL model has answered.
 
         Args:
             run_id: The call's run.
@@ -52,13 +53,13 @@ class ReportHandler(BaseCallbackHandler):
         """
 
     def cached(self, run_id: UUID, report: Mapping[str, Any]) -> None:
-        """LangChain's cache has answered; ``report`` is of the call that once computed the answer."""
+        """Is called when LangChain's cache has answered; ``report`` is of the call that once computed it."""
 
     def failed(self, run_id: UUID, error: BaseException) -> None:
-        """A call of an SGL model has raised, was cancelled, or its stream was left."""
+        """Is called when a call of an SGL model has raised, was cancelled, or its stream was left."""
 
     def other(self, run_id: UUID) -> None:
-        """A model that is not an SGL model has answered."""
+        """Is called when a model that is not an SGL model has answered."""
 
     @override
     def on_chat_model_start(
@@ -78,7 +79,7 @@ class ReportHandler(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Reads the report of the finished message; a stream ends here once, with its chunks merged."""
         self._running.discard(run_id)
-        message = _message(response)
+        message = _only_message(response)
         report = message.response_metadata.get("sgl") if message else None
         if message is None or not isinstance(report, Mapping):
             self.other(run_id)
@@ -86,11 +87,11 @@ class ReportHandler(BaseCallbackHandler):
             self.computed(run_id, report)
         elif _is_cached(message):
             self.cached(run_id, report)
-        # else a model that passes on what another call has computed, which is counted there
+        # Otherwise a model passes on what another call has computed, which is counted there.
 
     @override
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Other models' errors are none of ours."""
+        """Passes errors of SGL models on; those of other models are not counted."""
         if run_id in self._running:
             self._running.discard(run_id)
             self.failed(run_id, error)
@@ -196,8 +197,8 @@ def get_sgl_usage_callback() -> Generator[SGLUsageCallbackHandler, None, None]:
 
 # Context variables that LangChain asks for handlers, one per depth of nesting. They are used again and again:
 # a registered hook cannot be taken back, so a new one per block would make every later call slower.
-_slots: list[ContextVar[BaseCallbackHandler | None]] = []
-_slots_lock = threading.Lock()
+_context_slots: list[ContextVar[BaseCallbackHandler | None]] = []
+_context_slots_lock = threading.Lock()
 
 
 @contextmanager
@@ -212,24 +213,26 @@ def attached(handler: HandlerT) -> Generator[HandlerT, None, None]:
 
 
 def _free_slot() -> ContextVar[BaseCallbackHandler | None]:
-    with _slots_lock:
-        for slot in _slots:
+    """Finds a context variable that is not in use around this code, or registers another."""
+    with _context_slots_lock:
+        for slot in _context_slots:
             if slot.get() is None:
                 return slot
-        slot = ContextVar(f"sgl_callback_{len(_slots)}", default=None)
+        slot = ContextVar(f"sgl_callback_{len(_context_slots)}", default=None)
         register_configure_hook(slot, inheritable=True)
-        _slots.append(slot)
+        _context_slots.append(slot)
         return slot
 
 
-def _message(response: LLMResult) -> AIMessage | None:
+def _only_message(response: LLMResult) -> AIMessage | None:
+    """Takes the first message out of a result; None where it is no chat model's."""
     generation = response.generations[0][0] if response.generations and response.generations[0] else None
     message = generation.message if isinstance(generation, ChatGeneration) else None
     return message if isinstance(message, AIMessage) else None
 
 
 def _is_own(message: AIMessage, run_id: UUID) -> bool:
-    """Whether this very run has computed the message.
+    """Tells whether this very run has computed the message.
 
     LangChain gives a new message its run's id, and a cached one keeps the id of the run that computed it. The
     zero cost that it marks cached messages with says the same, but later: a hit in another thread may mark a
@@ -246,5 +249,5 @@ def _is_cached(message: AIMessage) -> bool:
 
 
 def _short(name: str) -> str:
-    """A model's name without its folder or organisation."""
+    """Cuts the folder or organisation off a model's name."""
     return name.rstrip("/").rpartition("/")[2] or name

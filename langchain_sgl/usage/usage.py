@@ -63,7 +63,7 @@ class SGLUsage(BaseModel):
 
     @classmethod
     def from_report(cls, report: Mapping[str, Any]) -> SGLUsage:
-        """What one computed call used.
+        """Reads what one computed call used.
 
         Args:
             report: A ``RunReport`` as plain JSON, as in ``response_metadata["sgl"]``; fields that are not
@@ -113,7 +113,7 @@ class SGLUsage(BaseModel):
 
     @property
     def saved_tflops(self) -> float:
-        """Less than the large model alone would have used; negative when the cascade cost more."""
+        """What the large model alone would have used beyond this; negative when the cascade cost more."""
         return self.large_alone_tflops - self.tflops
 
     @property
@@ -133,7 +133,7 @@ _Row = tuple[str, Callable[[SGLUsage], _Cell]]
 
 
 def usage_table(columns: Mapping[str, SGLUsage]) -> str:
-    """The usages side by side as plain text, without colour codes and as wide as it needs to be.
+    """Writes the usages side by side as plain text, without colour codes and as wide as it needs to be.
 
     Args:
         columns: Title -> usage, in this order; what is zero in all of them is left out.
@@ -159,7 +159,7 @@ def usage_table(columns: Mapping[str, SGLUsage]) -> str:
 
 
 def _rows(usages: Sequence[SGLUsage]) -> Iterator[_Row]:
-    """Label and how to fill a cell; an indented row is part of the one that it stands under."""
+    """Yields each row's label and how to fill its cells; an indented row is part of the one above it."""
 
     def used(name: str) -> bool:
         return any(getattr(usage, name) for usage in usages)
@@ -220,7 +220,7 @@ def _stage_ms(stage: str, usage: SGLUsage) -> float:
 
 
 def _rest_ms(usage: SGLUsage) -> float:
-    """In no stage: above all, waiting for a model that another call is using."""
+    """Computes the time in no stage: above all, waiting for a model that another call is using."""
     stages = sum(ms for stage, ms in usage.stage_ms.items() if stage != "total")
     return max(0.0, usage.total_ms - stages)
 
@@ -230,7 +230,7 @@ def _milliseconds(value: Callable[[SGLUsage], float]) -> Callable[[SGLUsage], _C
 
 
 def _operations(amounts: Sequence[float]) -> tuple[str, Callable[[str], Callable[[SGLUsage], _Cell]]]:
-    """The unit in which the largest amount (1e12 operations) is at least 1, and cells in that unit.
+    """Chooses the unit in which the largest amount (1e12 operations) is at least 1; makes cells in it.
 
     Cells have as many decimals as give the smallest amount three digits.
     """

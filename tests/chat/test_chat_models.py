@@ -29,6 +29,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from langchain_sgl import ChatSGL, forget_engines, image_block
+from langchain_sgl.chat.call_options import CallFields
 from langchain_sgl.chat.pair import Pair, shared_engine
 from sgl_engine import SGLEngine
 from sgl_engine.config import LimitsConfig
@@ -534,3 +535,31 @@ def test_a_cancelled_request_is_not_a_model_error(chat: ChatSGL) -> None:
     with pytest.raises(RequestCancelledError) as caught:
         list(events)
     assert not isinstance(caught.value, core.ModelError)
+
+
+OPTIONS: dict[str, Any] = {
+    "model": "sgl-demo-large",
+    "escalate": "never",
+    "exit_threshold": 0.3,
+    "retention": "9%",
+    "scorer": "consistency",
+    "temperature": 0.5,
+    "max_tokens": 3,
+    "top_p": 0.9,
+    "seed": 7,
+    "stop": ["."],
+    "timeout": 2.5,
+    "logprobs": True,
+    "evidence": True,
+}
+
+
+@pytest.mark.parametrize("name", CallFields.model_fields)  # an option that is new needs a line in OPTIONS
+def test_every_option_is_set_on_the_model_or_by_the_call(name: str) -> None:
+    value = OPTIONS[name]
+    assert getattr(ChatSGL()._options(), name) != value
+    assert getattr(ChatSGL(**{name: value})._options(), name) == value
+    assert getattr(ChatSGL()._options(**{name: value}), name) == value
+    other = [*OPTIONS["stop"], "!"] if name == "stop" else CallFields.model_fields[name].default
+    if other is not None:  # None is "not set", and leaves the model's own
+        assert getattr(ChatSGL(**{name: value})._options(**{name: other}), name) == other

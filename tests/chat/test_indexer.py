@@ -30,7 +30,7 @@ from pydantic import Field
 
 from langchain_sgl.indexing.files import PictureFailure
 from langchain_sgl.indexing.indexer import TRANSCRIBE, SGLImageBlobParser, SGLImageIndexer
-from langchain_sgl.indexing.manifest import Manifest, StoredAnswer
+from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo.generator import draw_sample
@@ -531,10 +531,10 @@ def test_runs_at_once_share_a_manifest(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_manifest_keeps_what_it_is_given(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path / "index.db")
+    manifest = IndexManifest(tmp_path / "index.db")
     answer = StoredAnswer("zwölf € \U0001f9fe", {"sgl": {"route": "small"}, "width": 3})
     manifest.save({"one": answer})
-    assert Manifest(tmp_path / "index.db").answers({"one", "two"}) == {"one": answer}
+    assert IndexManifest(tmp_path / "index.db").answers({"one", "two"}) == {"one": answer}
 
 
 def test_record_managers(folder: Path, tmp_path: Path) -> None:

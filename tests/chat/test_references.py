@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from langchain_sgl.chat.image_blocks import mime_type_of
+from langchain_sgl.chat.local_files import resolve_under
 from langchain_sgl.tools.picture_store import InMemoryPictureStore, as_picture_store
-from langchain_sgl.tools.references import describe_reference, mime_type_of, resolve_picture, resolve_under
+from langchain_sgl.tools.references import describe_reference, resolve_picture
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError, MissingImageError, SGLError, UnsafePathError
 
