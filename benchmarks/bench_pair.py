@@ -14,6 +14,7 @@ from benchmarks.timing import Seconds, Side, take_turns
 from sgl_engine import VLM, EngineConfig, Request, SGLEngine
 from sgl_engine.config import ExitConfig, GenerationConfig
 from sgl_engine.passes.small import SmallPassResult
+from sgl_engine.passes.work import run_small
 
 if TYPE_CHECKING:
     import torch
@@ -125,10 +126,12 @@ class DraftedEngine(SGLEngine):
     Random models never agree; with ``draft`` set to what the large one will say, they do.
     """
 
-    draft: torch.Tensor | None = None
+    def __init__(self, small: VLM, large: VLM, config: EngineConfig) -> None:
+        super().__init__(small, large, config, small_pass=self._run_drafted)
+        self.draft: torch.Tensor | None = None
 
-    def _small_batch(self, *given: Any, **settings: Any) -> Sequence[Any]:
-        return [self._drafted(result) for result in super()._small_batch(*given, **settings)]
+    def _run_drafted(self, *given: Any, **settings: Any) -> Sequence[Any]:
+        return [self._drafted(result) for result in run_small(*given, **settings)]
 
     def _drafted(self, result: Any) -> Any:
         if self.draft is None or not isinstance(result, SmallPassResult):

@@ -1,62 +1,322 @@
-"""What a request wants of its answer, and what the configuration says where it wants nothing."""
+"""The road from Request to Response: the only text that knows the order of the steps.
+
+    read -> small -> decide -+-> answer                     the small answer is kept
+                             +-> plan -> large -> answer    the large model answers
+
+``answer`` and ``score`` are generators. They yield events, and ``Work`` for one of the models, and are sent
+the ``Job`` that the work has become; so whoever drives them decides where models run, and how many requests
+run side by side. Everything else happens in the driver's thread. The drivers are ``SGLEngine``'s.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias, TypeVar
 
-from pydantic import ValidationError
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.chat.tool_calls import ParsedAnswer
+from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
+from sgl_engine.config import EngineConfig
+from sgl_engine.decoding.answer import AnswerTask, Generation
+from sgl_engine.decoding.draft import draft_tokens
+from sgl_engine.decoding.loop import token_logprobs
+from sgl_engine.decoding.reader import AnswerReader, agree, read_answer, read_stream
+from sgl_engine.decoding.settings import hold_to_form, resolve
+from sgl_engine.exit.calibrated import ExitRule
+from sgl_engine.exit.decision import Confidence, ExitDecision, decide_exit, permitted
+from sgl_engine.exit.scorers import ANSWER_SHARE, DEFAULT_SCORER, decision_confidence, score_parts
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.large import LargePassResult
+from sgl_engine.passes.scoring import ScoringPassResult, check_answers
+from sgl_engine.passes.small import SmallPassResult
+from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.images import resolve_images
+from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
+from sgl_engine.report.make import (
+    Clock,
+    Outcome,
+    alone_flops,
+    large_cost,
+    make_report,
+    scoring_alone_flops,
+    scoring_cost,
+    small_cost,
+)
+from sgl_engine.request import Decoding, Request, check_wanted
+from sgl_engine.response import AnswerScores, Response
+from sgl_engine.serving.job import Job, Work
 
-from sgl_engine.chat.grammar import answer_grammar
-from sgl_engine.chat.tool_calls import check_tools
-from sgl_engine.config import GenerationConfig
-from sgl_engine.errors import InvalidRequestError
-from sgl_engine.request import Decoding, Request
+Result = TypeVar("Result")
+
+AnswerEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta
+
+Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
+"""Yields events, and work, for which it is sent the job; returns its result."""
 
 
-def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding]:
-    """The upper limit of answer tokens, and how they are chosen.
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two models, and how they are to work together.
+
+    Attributes:
+        small: Answers first, and guides.
+        large: Answers when the small one is not sure.
+        config: The engine's.
+        exit_rule: A calibration's; None compares the score with the configured threshold.
+        small_pass: Runs the small model.
+    """
+
+    small: VLM
+    large: VLM
+    config: EngineConfig
+    exit_rule: ExitRule | None
+    small_pass: SmallPass
+
+
+def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
+    """Answers a request.
 
     Args:
-        request: Its wishes come first.
-        defaults: What counts where it has none.
+        pair: Who answers.
+        request: What is asked.
+        clock: The request's own.
+
+    Yields:
+        Work for the small model; the decision; where it escalates, work for the large model; text and tool
+        call deltas.
 
     Raises:
-        InvalidRequestError: A wish that the configuration would not take either, or wishes about tools
-            that contradict each other.
+        RequestError: This request is bad.
+        IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
-    check_tools(request)
-    values = defaults.model_dump(exclude={"draft"})  # what that changes is no wish of a request's
-    values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
-    try:
-        wanted = GenerationConfig(**values)
-    except ValidationError as error:
-        raise InvalidRequestError(
-            f"The request cannot be answered with {_wrong_values(error)}.",
-            remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
-        ) from error
-    decoding = Decoding(
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        seed=request.seed,
-        stop=request.stop,
-        deadline=request.deadline,
-        cancel=request.cancel,
-    )
-    return wanted.max_new_tokens, decoding
+    # read
+    clock.resume()
+    max_new_tokens, decoding = resolve(request, pair.config.generation)
+    decoding = hold_to_form(request, decoding)
+    request, prompt = _read(pair, request, clock)
+    reader = AnswerReader(pair.small, request, prompt)
+    asked = Asked(request, AnswerTask(prompt, max_new_tokens, reader.suited(decoding)))
+    # small
+    job = yield from _handed_over(_small_work(pair, asked))
+    small: SmallPassResult = job.result()
+    clock.add("small", small.stage_ms)
+    # decide
+    confidence = score_parts(small.parts, pair.config.exit.scorer)
+    decision = _decide(pair, asked, decoding, confidence, answer_tokens=len(small.generation))
+    yield decision
+    run = _Run(asked, confidence, decision, small)
+    if not decision.exit:
+        # plan
+        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        draft = _draft(pair, request, small)
+        clock.lap("encode_large")
+        reader = AnswerReader(pair.large, request, large_prompt)
+        task = AnswerTask(large_prompt, max_new_tokens, reader.suited(decoding), draft=draft)
+        # large
+        job = yield from _handed_over(large_work(pair.large, task, plan, pair.config.reuse))
+        large = yield from read_stream(job.pieces(), reader)
+        clock.add("large", large.stage_ms)
+        run = replace(run, large_prompt=large_prompt, large=large)
+    else:
+        yield from reader.push(small.generation.text)
+    # answer
+    held_back, parsed = reader.finish(run.generation)
+    yield from held_back
+    return _response(pair, run, parsed, clock)
 
 
-def hold_to_form(request: Request, decoding: Decoding) -> Decoding:
-    """The decoding, held to what the request says an answer may look like.
+def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) -> Road[AnswerScores]:
+    """Scores given answers, instead of generating one; the same road, with other work on it.
+
+    Args:
+        pair: Who scores.
+        request: What is asked.
+        answers: What could be said.
+        clock: The request's own.
+
+    Yields:
+        Work for the small model; the decision; where it escalates, work for the large model.
 
     Raises:
-        InvalidRequestError: A schema cannot be enforced.
+        RequestError: This request, or an answer, is bad.
+        IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
-    whole = request.response_schema is not None or request.tool_choice == "any"
-    return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
+    # read
+    clock.resume()
+    answers = tuple(check_answers(answers))
+    _, decoding = resolve(request, pair.config.generation)
+    request, prompt = _read(pair, request, clock)
+    # small
+    task = ScoringTask(prompt, answers, decoding, guide=pair.config.exit.escalate != "never")
+    job = yield from _handed_over(scoring_work("small", pair.small, task, pair.config.reuse))
+    small: ScoringPassResult = job.result()
+    clock.add("small", small.stage_ms)
+    # decide
+    confidence = decision_confidence(small)
+    rule = pair.exit_rule
+    calibrated = None if rule is None else rule.uncovered("given answers are scored")
+    decision = permitted(request, decide_exit(confidence, pair.config.exit, calibrated))
+    yield decision
+    run = _ScoringRun(task, confidence, decision, small)
+    if not decision.exit:
+        # plan
+        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        clock.lap("encode_large")
+        # large
+        large_task = ScoringTask(large_prompt, task.answers, decoding, plan=plan)
+        job = yield from _handed_over(scoring_work("large", pair.large, large_task, pair.config.reuse))
+        large: ScoringPassResult = job.result()
+        clock.add("large", large.stage_ms)
+        run = replace(run, large_task=large_task, large=large)
+    # answer
+    return _answer_scores(pair, run, clock)
 
 
-def _wrong_values(error: ValidationError) -> str:
-    """Each refused value and why: ``temperature=-1 (Input should be greater than or equal to 0)``."""
-    return ", ".join(
-        f"{'.'.join(map(str, wrong['loc']))}={wrong['input']!r} ({wrong['msg']})" for wrong in error.errors()
+def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
+    """Yields work, and returns the job that the driver has made of it."""
+    job = yield work
+    assert job is not None, "whoever is given work sends the job"
+    return job
+
+
+def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
+    """Loads the images, once for both models, and encodes the request for the small one."""
+    request = resolve_images(request, pair.config.limits)
+    prompt = pair.small.encode(request, pair.config.limits, pair.config.reuse)
+    clock.lap("encode_small")
+    return request, prompt
+
+
+def _small_work(pair: Pair, asked: Asked) -> Work:
+    ratio = pair.config.exit.consistency_keep_ratio
+    return small_work(
+        pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=pair.config.reuse
     )
+
+
+def _decide(
+    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, *, answer_tokens: int
+) -> ExitDecision:
+    """Decides whether the small answer is kept: by the calibration, where there is one that covers it."""
+    calibrated = None
+    if pair.exit_rule is not None:
+        limit = asked.task.max_new_tokens
+        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, answer_tokens)
+    return permitted(asked.request, decide_exit(confidence, pair.config.exit, calibrated))
+
+
+def _plan(
+    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock
+) -> tuple[EncodedPrompt, PruningPlan]:
+    """Encodes the request for the large model, and plans what it is made to keep."""
+    clock.resume()
+    prompt = pair.large.encode(request, pair.config.limits, pair.config.reuse)
+    return prompt, plan_large(pair, prompt, importance)
+
+
+def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
+    """Plans what the large model is made to keep of ``prompt``, at the configured operating point.
+
+    Args:
+        pair: Whose operating point it is.
+        prompt: The prompt that is pruned.
+        importance: The small model's map; None, as for a request without images, keeps everything.
+
+    Raises:
+        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
+    """
+    if importance is None:
+        return keep_everything(prompt)
+    pruning = pair.config.pruning
+    layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
+    return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
+
+
+def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
+    """Writes the small answer in the large model's tokens, for it to check."""
+    if not pair.config.generation.draft:
+        return ()
+    waiting = partial(check_wanted, request, "while the large model was busy")
+    return draft_tokens(pair.small, pair.large, small.generation.token_ids.tolist(), waiting)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What an answered request has produced; the large model's fields are None where it was not called."""
+
+    asked: Asked
+    confidence: Confidence
+    decision: ExitDecision
+    small: SmallPassResult
+    large_prompt: EncodedPrompt | None = None
+    large: LargePassResult | None = None
+
+    @property
+    def generation(self) -> Generation:
+        """The answer that is returned."""
+        return (self.large or self.small).generation
+
+
+@dataclass(frozen=True, eq=False)
+class _ScoringRun:
+    """What a scored request has produced; the large model's fields are None where it was not called."""
+
+    task: ScoringTask
+    confidence: Confidence
+    decision: ExitDecision
+    small: ScoringPassResult
+    large_task: ScoringTask | None = None
+    large: ScoringPassResult | None = None
+
+
+def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Response:
+    """Puts together what the caller gets of an answered request."""
+    request, prompt = run.asked.request, run.asked.task.prompt
+    small, large, large_prompt = run.small, run.large, run.large_prompt
+    vlm = pair.small if large is None else pair.large
+    agreed = None
+    if large is not None:
+        agreed = agree(read_answer(pair.small, request, prompt, small.generation), parsed)
+    outcome = Outcome(
+        decision=run.decision,
+        confidence=run.confidence,
+        scorer=pair.config.exit.scorer or DEFAULT_SCORER,
+        small=small_cost(pair.small, prompt, small),
+        large=None if large is None else large_cost(pair.large, large_prompt or prompt, large),
+        # Where the large model was not called, its own token counts are unknown; the small one's stand in.
+        alone_flops=alone_flops(pair.large, vlm, large_prompt or prompt, len(run.generation)),
+        small_answer=small.generation.text,
+        large_agreed=agreed,
+    )
+    return Response(
+        text=parsed.text,
+        finish_reason=run.generation.finish_reason,
+        report=make_report(outcome, pair.small, pair.large, clock.stage_ms()),
+        tool_calls=parsed.tool_calls,
+        invalid_tool_calls=parsed.invalid_tool_calls,
+        tokens=token_logprobs(vlm, run.generation) if request.logprobs else (),
+        importance=small.importance,
+        plan=None if large is None else large.plan,
+    )
+
+
+def _answer_scores(pair: Pair, run: _ScoringRun, clock: Clock) -> AnswerScores:
+    """Puts together what the caller gets of a scored request."""
+    small, large, large_task = run.small, run.large, run.large_task or run.task
+    outcome = Outcome(
+        decision=run.decision,
+        confidence=run.confidence,
+        scorer=ANSWER_SHARE,
+        small=scoring_cost(pair.small, run.task.prompt, small),
+        large=None if large is None else scoring_cost(pair.large, large_task.prompt, large, large_task.plan),
+        alone_flops=scoring_alone_flops(
+            pair.large, pair.small if large is None else pair.large, large_task.prompt, large or small
+        ),
+        small_answer=run.task.answers[small.best],
+        large_agreed=None if large is None else large.best == small.best,
+    )
+    report = make_report(outcome, pair.small, pair.large, clock.stage_ms())
+    return AnswerScores(run.task.answers, (large or small).logprobs, report)

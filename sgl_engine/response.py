@@ -1,27 +1,50 @@
-"""What scoring given answers leads to: log-probabilities, shares, how sure they are, the report. Pure."""
+"""What the engine hands back: an answer or scores of given answers, with a report; and stream events."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
-from sgl_engine.decoding.answer import FinishReason, TokenLogprob
-from sgl_engine.decoding.loop import token_logprobs
 from sgl_engine.exit.decision import ExitDecision
 from sgl_engine.exit.scorers import answer_shares
-from sgl_engine.model.vlm import VLM
-from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.report.make import Run, run_report
 from sgl_engine.report.run_report import RunReport
 from sgl_engine.request import InvalidToolCall, ToolCall
 
-if TYPE_CHECKING:
-    from sgl_engine.model.vlm import VLM
-    from sgl_engine.report.run_report import RunReport
+if TYPE_CHECKING:  # these load torch; a response holds them, and need not be made to be imported
+    from sgl_engine.attention.importance import ImportanceMap
+    from sgl_engine.decoding.answer import FinishReason, TokenLogprob
+    from sgl_engine.pruning.plan import PruningPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """The answer, and how it came about.
+
+    Attributes:
+        text: The answer, tool calls left out.
+        finish_reason: Why it ends.
+        report: What it cost and how it was decided; JSON-safe.
+        tool_calls: What the model wants to have run, in order.
+        invalid_tool_calls: Calls that cannot be read.
+        tokens: The answer's tokens, the end-of-sequence token included, where the request asked for them.
+        importance: The small model's map; None when the request holds no image.
+        plan: What the large model saw; None when it was not called.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    report: RunReport
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
+    importance: ImportanceMap | None = None
+    plan: PruningPlan | None = None
+
+
+StreamEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta | Response
+"""``SGLEngine.stream`` yields the decision, then text and tool call deltas, then one Response, last."""
 
 
 @dataclass(frozen=True)
@@ -52,48 +75,3 @@ class AnswerScores:
     def best(self) -> str:
         """The likeliest answer; the first of equals."""
         return self.answers[self.logprobs.index(max(self.logprobs))]
-
-
-@dataclass(frozen=True, eq=False)
-class Response:
-    """The answer, and how it came about.
-
-    Attributes:
-        text: The answer, tool calls left out.
-        finish_reason: Why it ends.
-        report: What it cost and how it was decided; JSON-safe.
-        tool_calls: What the model wants to have run, in order.
-        invalid_tool_calls: Calls that cannot be read.
-        tokens: The answer's tokens, the end-of-sequence token included, where the request asked for them.
-        importance: The small model's map; None when the request holds no image.
-        plan: What the large model saw; None when it was not called.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    report: RunReport
-    tool_calls: tuple[ToolCall, ...] = ()
-    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
-    tokens: tuple[TokenLogprob, ...] = ()
-    importance: ImportanceMap | None = None
-    plan: PruningPlan | None = field(default=None)
-
-
-StreamEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta | Response
-"""``SGLEngine.stream`` yields the decision, then text and tool call deltas, then one Response, last."""
-
-
-def make_response(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *, scorer: str) -> Response:
-    """What the caller gets of a finished run; arguments as in ``run_report``."""
-    vlm = small_vlm if run.large is None else large_vlm
-    generation = (run.large or run.small).generation
-    return Response(
-        text=answer.text,
-        finish_reason=generation.finish_reason,
-        report=run_report(run, answer, small_vlm, large_vlm, scorer=scorer),
-        tool_calls=answer.tool_calls,
-        invalid_tool_calls=answer.invalid_tool_calls,
-        tokens=token_logprobs(vlm, generation) if run.request.logprobs else (),
-        importance=run.small.importance,
-        plan=None if run.large is None else run.large.plan,
-    )

@@ -12,7 +12,7 @@ Tiny models are real architectures with random weights; nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -33,9 +33,8 @@ from sgl_engine.families.tiny import (
 from sgl_engine.families.tiny.sizes import TinyOptions
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.measurements import measure_answer
-from sgl_engine.passes.prefill import Attempts
 from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.report.make import Asked
+from sgl_engine.passes.work import Asked
 from sgl_engine.request import Request
 
 
@@ -101,28 +100,33 @@ class FakeEngine(SGLEngine):
         large: VLM | None = None,
         config: EngineConfig | None = None,
     ) -> None:
-        super().__init__(small or tiny_vlm(size="small"), large or tiny_vlm(size="large"), config)
-        self._answer = answer
-        self._score = score
+        super().__init__(
+            small or tiny_vlm(size="small"), large or tiny_vlm(size="large"), config, small_pass=self._say_all
+        )
+        self._answer_of = answer
+        self._score_of = score
 
-    def _small_kind(self) -> Hashable | None:
-        return "scripted", id(self._answer), id(self._score)
+    def _say_all(self, vlm: VLM, asked: Sequence[Asked], **_: object) -> list[SmallPassResult | Exception]:
+        """Takes the small pass's place; what fails, fails alone."""
+        results: list[SmallPassResult | Exception] = []
+        for each in asked:
+            try:
+                results.append(self._say(vlm, each))
+            except Exception as error:  # noqa: BLE001  # a script may raise what it likes
+                results.append(error)
+        return results
 
-    def _small_batch(self, asked: Sequence[Asked]) -> Sequence[SmallPassResult | Exception]:
-        attempts = Attempts()
-        return attempts.outcomes(attempts.each(lambda row: self._say(asked[row]), range(len(asked))))
-
-    def _say(self, asked: Asked) -> SmallPassResult:
+    def _say(self, vlm: VLM, asked: Asked) -> SmallPassResult:
         request, prompt, max_new_tokens = asked.request, asked.task.prompt, asked.task.max_new_tokens
-        text = self._answer(request)
-        ids = self.small.processor.tokenizer.encode(text, add_special_tokens=False)
-        ids = [*ids, *sorted(self.small.eos_token_ids)[:1]]
+        text = self._answer_of(request)
+        ids = vlm.processor.tokenizer.encode(text, add_special_tokens=False)
+        ids = [*ids, *sorted(vlm.eos_token_ids)[:1]]
         if len(ids) > max_new_tokens:
             raise ConfigError(
                 f"The scripted answer has {len(ids)} tokens; the request allows {max_new_tokens}.",
                 remedy="Script a shorter answer, or raise max_new_tokens.",
             )
-        score = self._score(request) if callable(self._score) else self._score
+        score = self._score_of(request) if callable(self._score_of) else self._score_of
         even = math.log(max(score, 1e-9))  # of every token, so that the score is their geometric mean
         importance = None
         if prompt.spans:

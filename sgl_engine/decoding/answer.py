@@ -136,6 +136,11 @@ class Answer:
         return None
 
     @property
+    def prompt(self) -> EncodedPrompt:
+        """What it answers."""
+        return self._task.prompt
+
+    @property
     def over(self) -> bool:
         """Whether it has ended, well or in error."""
         return self._done or self.error is not None

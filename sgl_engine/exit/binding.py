@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
@@ -147,6 +146,8 @@ def _fingerprint(vlm: VLM) -> str:
 
     So few tell two trainings apart, and cost next to nothing in a model of any size.
     """
+    import torch
+
     pieces: list[bytes | str] = [json.dumps(_stable(vlm.config.to_dict()), sort_keys=True, default=str)]
     for name, tensor in sorted(vlm.model.state_dict().items()):
         pieces.append(f"{name} {tuple(tensor.shape)}")

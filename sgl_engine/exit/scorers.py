@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.decision import Confidence
 from sgl_engine.passes.measurements import geometric_mean, product
-from sgl_engine.passes.scoring import ScoringPassResult
 
 if TYPE_CHECKING:
-    pass
+    from sgl_engine.passes.scoring import ScoringPassResult
 
 Scorer: TypeAlias = Callable[[Mapping[str, float]], float]
 """Parts of a Confidence, consistency included -> score in [0, 1], higher = surer."""
@@ -65,7 +64,7 @@ def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confid
     return Confidence(score=score(parts), parts=parts)
 
 
-SCORER = "answer_share"
+ANSWER_SHARE = "answer_share"
 """What reports call the score of ``decision_confidence``."""
 
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused, embed_pictures, run_towers
-from sgl_engine.passes.prefill import run_in_groups
-from sgl_engine.passes.prefixes import find_prefixes, shares_prefix
+from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused
+from sgl_engine.passes.prefill import Prefilled, Prefiller, run_in_groups
+from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -148,28 +148,16 @@ def stream_large_batch(
         ConfigError: The model cannot be pruned at a plan's layer.
     """
     group = _Group(vlm, tasks, plans)
-    rows: list[int] = []
+    ready = None
     with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
-        wanted = [task.prompt for answer, task in zip(group.answers, tasks, strict=True) if answer.goes_on()]
-        computed = run_towers(vlm, wanted, reuse)
-        group.embedded = [
-            answer.attempt(partial(embed_pictures, vlm, task.prompt, reuse, computed=computed))
-            for answer, task in zip(group.answers, tasks, strict=True)
-        ]
-        group.spend("vision")
-        rows = [row for row, embedded in enumerate(group.embedded) if embedded is not None]
-        parts = [embedded.embeddings for embedded in group.embedded if embedded is not None]
-        if rows:
-            batch = vlm.batch([tasks[row].prompt for row in rows])
-            prefix = find_prefixes(vlm, batch, parts, [plans[row] for row in rows], reuse)
-    if rows:
-        for row, tokens in zip(rows, prefix.known, strict=True):
-            group.known[row] = tokens
+        ready = group.prefill(Prefiller(vlm, reuse))
+    if ready is not None:
+        rows, prefix = group.rows, ready.prefix
         chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
         steps = decode(
             vlm,
-            batch,
-            batch.join(parts)[:, prefix.tokens :],
+            ready.batch,
+            ready.embeddings,
             [group.answers[row] for row in rows],
             cache=prefix.cache,
             cached_tokens=prefix.tokens,
@@ -180,7 +168,7 @@ def stream_large_batch(
             group.spend("generate")
             said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
             yield [*said, *group.end(only_over=True)]
-            group.resume()
+            group.resume()  # what the reader did in between is nobody's
     yield group.end()
 
 
@@ -203,7 +191,8 @@ class _Group:
 
     Attributes:
         answers: One per task.
-        embedded: Their prompts, as the decoder takes them.
+        embedded: Their prompts, as the decoder takes them; None where something is wrong.
+        rows: Numbers of those that are decoded.
         known: Prompt tokens of each that need not be computed.
         cache_tokens: Columns of the cache per decoder layer (L,) after the last step.
     """
@@ -211,12 +200,27 @@ class _Group:
     def __init__(self, vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan]) -> None:
         self.answers = [Answer(vlm, task) for task in tasks]
         self.embedded: list[EmbeddedPrompt | None] = [None] * len(tasks)
+        self.rows: list[int] = []
         self.known = [0] * len(tasks)
         self.cache_tokens: tuple[int, ...] = ()
         self._plans = plans
         self._left = list(range(len(tasks)))
         self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in tasks]
         self._since = time.perf_counter()
+
+    def prefill(self, prefiller: Prefiller) -> Prefilled | None:
+        """Prepares the prompts that nothing is wrong with; None where there are none."""
+        self.embedded = prefiller.see(self.answers)
+        self.spend("vision")
+        seen = {row: embedded for row, embedded in enumerate(self.embedded) if embedded is not None}
+        self.rows = list(seen)
+        if not seen:
+            return None
+        prompts, plans = [self.answers[row].prompt for row in seen], [self._plans[row] for row in seen]
+        ready = prefiller.prefill(prompts, list(seen.values()), plans)
+        for row, tokens in zip(seen, ready.prefix.known, strict=True):
+            self.known[row] = tokens
+        return ready
 
     def resume(self) -> None:
         """Counts from here on."""

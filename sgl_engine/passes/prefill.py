@@ -1,19 +1,85 @@
-"""Which prompts of a batch run side by side, and what becomes of the others when one of them fails."""
+"""What every pass begins with: pictures seen, prompts side by side, and what is known of them.
+
+Also which prompts run side by side at all. A pass is ``Prefiller`` and then the token loop
+(``sgl_engine.decoding.loop``), or forwards of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-from sgl_engine.errors import SGLError
-from sgl_engine.model.vlm import takes_padding
-from sgl_engine.prompt.batch import MAX_ROWS, most_rows
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from sgl_engine.decoding.answer import AnswerTask
-    from sgl_engine.model.vlm import VLM
+from sgl_engine.config import ReuseConfig
+from sgl_engine.decoding.answer import Answer, AnswerTask
+from sgl_engine.model.vlm import VLM, takes_padding
+from sgl_engine.passes.embedding import EmbeddedPrompt, embed_pictures, run_towers
+from sgl_engine.passes.prefixes import KnownPrefix, find_prefixes
+from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch, most_rows
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """Prompts side by side, ready for the first forward that counts.
+
+    Attributes:
+        batch: The prompts.
+        embeddings: Of the columns after the known ones, (B, S - P, width), visual features in place.
+        prefix: What is known of the columns before: keys and values, and what enters the first pruned layer.
+    """
+
+    batch: PromptBatch
+    embeddings: Tensor
+    prefix: KnownPrefix
+
+
+@dataclass(frozen=True, eq=False)
+class Prefiller:
+    """Prepares prompts for one model.
+
+    Attributes:
+        vlm: The model.
+        reuse: What may be kept for, or known from, another request.
+    """
+
+    vlm: VLM
+    reuse: ReuseConfig
+
+    def see(self, answers: Sequence[Answer]) -> list[EmbeddedPrompt | None]:
+        """Runs the vision tower on what is not known; returns each answer's prompt as the decoder takes it.
+
+        None where something is wrong, which the answer then knows, or where nobody wants it any more.
+        """
+        computed = run_towers(self.vlm, [answer.prompt for answer in answers if answer.goes_on()], self.reuse)
+        return [
+            answer.attempt(partial(embed_pictures, self.vlm, answer.prompt, self.reuse, computed=computed))
+            for answer in answers
+        ]
+
+    def prefill(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        embedded: Sequence[EmbeddedPrompt],
+        plans: Sequence[PruningPlan] | None = None,
+    ) -> Prefilled:
+        """Lays prompts side by side, and looks up or computes what is worth keeping of them.
+
+        Args:
+            prompts: Encoded by the model.
+            embedded: The same, seen.
+            plans: How they will be pruned, all from the same layer on; None is not at all.
+        """
+        batch = self.vlm.batch(prompts)
+        parts = [each.embeddings for each in embedded]
+        prefix = find_prefixes(self.vlm, batch, parts, plans, self.reuse)
+        return Prefilled(batch, batch.join(parts)[:, prefix.tokens :], prefix)
 
 
 def group_rows(
@@ -62,34 +128,3 @@ def run_in_groups(
     groups = group_rows(lengths, kinds, max_rows=max_rows if takes_padding(vlm) else 1)
     found = {row: result for group in groups for row, result in zip(group, run(group), strict=True)}
     return [found[row] for row in range(len(tasks))]
-
-
-class Attempts:
-    """Steps of several requests; what fails, fails alone, and takes part in no further step.
-
-    Attributes:
-        errors: By number of the request.
-    """
-
-    def __init__(self) -> None:
-        self.errors: dict[int, Exception] = {}
-
-    def each(self, step: Callable[[int], Result], rows: Iterable[int]) -> dict[int, Result]:
-        """A step that requests take one by one: number -> its result, by number, of those that succeed."""
-        found = {}
-        for row in rows:
-            try:
-                found[row] = step(row)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
-                self.errors[row] = error
-        return found
-
-    def outcomes(self, results: Mapping[int, Result]) -> list[Result | Exception]:
-        """Results and errors, in order.
-
-        Errors of ours come without tracebacks, which would keep a whole batch in memory.
-        """
-        known: dict[int, Result | Exception] = {**results}
-        for row, error in self.errors.items():
-            known[row] = error.with_traceback(None) if isinstance(error, SGLError) else error
-        return [known[row] for row in sorted(known)]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,14 +30,14 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.passes.embedding import NOTHING_REUSED, Reused, embed_pictures
-from sgl_engine.passes.prefixes import find_prefixes
+from sgl_engine.passes.prefill import Prefiller
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
 from sgl_engine.request import Decoding, check_wanted
+from sgl_engine.serving.job import finish
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import DynamicCache
 
     from sgl_engine.model.vlm import VLM
@@ -53,7 +53,24 @@ def run_scoring_pass(
     decoding: Decoding | None = None,
     reuse: ReuseConfig = NO_REUSE,
 ) -> ScoringPassResult:
-    """Scores answers to a prompt.
+    """Scores answers to a prompt: ``stream_scoring_pass`` to its end."""
+    steps = stream_scoring_pass(vlm, prompt, answers, plan=plan, guide=guide, decoding=decoding, reuse=reuse)
+    return finish(steps)
+
+
+def stream_scoring_pass(
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    answers: Sequence[str],
+    *,
+    plan: PruningPlan | None = None,
+    guide: bool = False,
+    decoding: Decoding | None = None,
+    reuse: ReuseConfig = NO_REUSE,
+) -> Generator[None, None, ScoringPassResult]:
+    """Scores answers to a prompt; yields after each of them, and returns the result.
+
+    The model is held, and patched, only while it computes.
 
     Args:
         vlm: The model.
@@ -73,57 +90,93 @@ def run_scoring_pass(
         UnsupportedModelError: The model has no end-of-sequence token.
     """
     decoding = decoding or Decoding()
-    plan = plan or keep_everything(prompt)
+    scoring = _Scoring(vlm, prompt, plan or keep_everything(prompt), decoding)
     guide = guide and bool(prompt.spans)
-    assert not (guide and plan.prunes), "attention is read unpruned"
-    # Held throughout: tokenizers have state, hooks and recordings must see this request alone.
-    with vlm.exclusive(partial(check_wanted, decoding, "before the answers were scored")):
-        tokens = [_tokenize(vlm, answer) for answer in _checked(answers)]
+    assert not (guide and scoring.plan.prunes), "attention is read unpruned"
+    with scoring.held("before the answers were scored"):
+        tokens = [_tokenize(vlm, answer) for answer in check_answers(answers)]
         _check_model(vlm, prompt, tokens)
-        return _score(vlm, prompt, tokens, plan=plan, guide=guide, decoding=decoding, reuse=reuse)
-
-
-def _score(
-    vlm: VLM,
-    prompt: EncodedPrompt,
-    tokens: Sequence[Sequence[int]],
-    *,
-    plan: PruningPlan,
-    guide: bool,
-    decoding: Decoding,
-    reuse: ReuseConfig,
-) -> ScoringPassResult:
-    started = time.perf_counter()
-    embedded = embed_pictures(vlm, prompt, reuse)
-    seen = time.perf_counter()
-    prefix = find_prefixes(vlm, vlm.batch([prompt]), [embedded.embeddings], [plan], reuse)
-    cache, cached = prefix.cache, prefix.tokens
-    with (
-        prune_visual_tokens(vlm, plan, prefix.lower),
-        capture_attention(vlm, prompt, cached_tokens=cached) if guide else nullcontext() as recorder,
-    ):
-        rest = embedded.embeddings[:, cached:]
-        first = vlm.forward(rest, prompt=prompt, first_position=cached, cache=cache)
-    prefilled = time.perf_counter()
-    scored: list[tuple[float, ...]] = []
+        scoring.prefill(Prefiller(vlm, reuse), guide=guide)
+    yield
     for ids in tokens:
-        check_wanted(decoding, f"after {len(scored)} of {len(tokens)} answers were scored")
-        with prune_visual_tokens(vlm, plan):
-            rows = torch.cat((first, _force(vlm, prompt, cache, ids)))
-        scored.append(_logprobs(vlm, rows, ids))
-    best = max(range(len(scored)), key=lambda index: math.fsum(scored[index]))
-    importance = None if recorder is None else _importance(vlm, prompt, cache, recorder, tokens[best])
-    return ScoringPassResult(
-        token_logprobs=tuple(scored),
-        best=best,
-        importance=importance,
-        reused=embedded.reused(prefix.known[0]),
-        stage_ms={
-            "vision": 1e3 * (seen - started),
-            "prefill": 1e3 * (prefilled - seen),
-            "score": 1e3 * (time.perf_counter() - prefilled),
-        },
-    )
+        with scoring.held(f"after {len(scoring.logprobs)} of {len(tokens)} answers were scored"):
+            scoring.score(ids)
+        yield
+    with scoring.held("after all answers were scored"):
+        return scoring.result(tokens)
+
+
+class _Scoring:
+    """The state of one scoring pass between its steps.
+
+    Args:
+        vlm: The model.
+        prompt: Encoded by it.
+        plan: What of the prompt is seen.
+        decoding: Whose deadline and cancellation count.
+
+    Attributes:
+        plan: The same.
+        logprobs: Of the answers so far, token by token.
+    """
+
+    def __init__(self, vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan, decoding: Decoding) -> None:
+        self.plan = plan
+        self.logprobs: list[tuple[float, ...]] = []
+        self._vlm = vlm
+        self._prompt = prompt
+        self._decoding = decoding
+        self._stage_ms = {"vision": 0.0, "prefill": 0.0, "score": 0.0}
+
+    @contextmanager
+    def held(self, where: str) -> Iterator[None]:
+        """Holds the model for one step: tokenizers have state, and hooks must see this request alone."""
+        check_wanted(self._decoding, where)
+        with self._vlm.exclusive(partial(check_wanted, self._decoding, where)):
+            yield
+
+    def prefill(self, prefiller: Prefiller, *, guide: bool) -> None:
+        """Sees the pictures and reads the prompt; recording attention, where it is to guide."""
+        vlm, prompt = self._vlm, self._prompt
+        started = time.perf_counter()
+        self._embedded = embed_pictures(vlm, prompt, prefiller.reuse)
+        seen = time.perf_counter()
+        ready = prefiller.prefill([prompt], [self._embedded], [self.plan])
+        self._prefix, known = ready.prefix, ready.prefix.tokens
+        with (
+            prune_visual_tokens(vlm, self.plan, ready.prefix.lower),
+            capture_attention(vlm, prompt, cached_tokens=known) if guide else nullcontext() as self._recorder,
+        ):
+            self._first = vlm.forward(
+                ready.embeddings, prompt=prompt, first_position=known, cache=ready.prefix.cache
+            )
+        self._stage_ms["vision"] = 1e3 * (seen - started)
+        self._stage_ms["prefill"] = 1e3 * (time.perf_counter() - seen)
+
+    def score(self, ids: Sequence[int]) -> None:
+        """Feeds one answer whole, and notes how likely its tokens and its end are."""
+        started = time.perf_counter()
+        with prune_visual_tokens(self._vlm, self.plan):
+            rows = torch.cat((self._first, _force(self._vlm, self._prompt, self._prefix.cache, ids)))
+        self.logprobs.append(_logprobs(self._vlm, rows, ids))
+        self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
+
+    def result(self, tokens: Sequence[Sequence[int]]) -> ScoringPassResult:
+        """Ends the pass; the map, where there is one, is completed by the best answer's rows."""
+        started = time.perf_counter()
+        best = max(range(len(self.logprobs)), key=lambda index: math.fsum(self.logprobs[index]))
+        importance = None
+        if self._recorder is not None:
+            cache = self._prefix.cache
+            importance = _importance(self._vlm, self._prompt, cache, self._recorder, tokens[best])
+        self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
+        return ScoringPassResult(
+            token_logprobs=tuple(self.logprobs),
+            best=best,
+            importance=importance,
+            reused=self._embedded.reused(self._prefix.known[0]),
+            stage_ms=self._stage_ms,
+        )
 
 
 def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[int]) -> Tensor:
@@ -159,7 +212,12 @@ def _importance(
     return importance_map(sums, prompt.spans)
 
 
-def _checked(answers: Sequence[str]) -> Sequence[str]:
+def check_answers(answers: Sequence[str]) -> Sequence[str]:
+    """Returns answers that can be scored.
+
+    Raises:
+        InvalidRequestError: There are none, or one is empty, or they are one text.
+    """
     if isinstance(answers, str) or not answers or not all(answer.strip() for answer in answers):
         raise InvalidRequestError(
             f"The answers to score are {answers!r}; at least one is needed, and none may be empty.",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +18,10 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused, embed_pictures, run_towers
+from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused
 from sgl_engine.passes.measurements import measure_answer
-from sgl_engine.passes.prefill import group_rows, run_in_groups
-from sgl_engine.passes.prefixes import find_prefixes, shares_prefix
+from sgl_engine.passes.prefill import Prefiller, group_rows, run_in_groups
+from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -119,7 +118,6 @@ def run_small_batch(
 class _Row:
     """One prompt of a group, and what has become of it so far."""
 
-    task: AnswerTask
     answer: Answer
     embedded: EmbeddedPrompt | None = None
     known_tokens: int = 0
@@ -129,32 +127,30 @@ class _Row:
 
     @property
     def prompt(self) -> EncodedPrompt:
-        return self.task.prompt
+        return self.answer.prompt
 
 
 def _run_group(
     vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
-    rows = [_Row(task, Answer(vlm, task)) for task in tasks]
+    rows = [_Row(Answer(vlm, task)) for task in tasks]
     stage_ms: dict[str, float] = {}
     answers = [row.answer for row in rows]
     # Held from the first layer to the last token: what is recorded must be these prompts' attention.
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
-        stage_ms = _run_stages(vlm, rows, keep_ratio, reuse)
+        stage_ms = _run_stages(Prefiller(vlm, reuse), rows, keep_ratio)
     return [row.answer.error or _result(row, stage_ms) for row in rows]
 
 
-def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseConfig) -> dict[str, float]:
+def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
     """Fills the rows; returns each one's share of the milliseconds."""
     started = time.perf_counter()
-    computed = run_towers(vlm, [row.prompt for row in rows if row.answer.goes_on()], reuse)
-    for row in rows:
-        embed = partial(embed_pictures, vlm, row.prompt, reuse, computed=computed)
-        row.embedded = row.answer.attempt(embed)
+    for row, embedded in zip(rows, prefiller.see([row.answer for row in rows]), strict=True):
+        row.embedded = embedded
     seen = time.perf_counter()
-    _answer(vlm, rows, reuse)
+    _answer(prefiller, [row for row in rows if row.answer.error is None])
     answered = time.perf_counter()
-    _check_consistency(vlm, rows, keep_ratio)
+    _check_consistency(prefiller.vlm, rows, keep_ratio)
     return {
         "vision": 1e3 * (seen - started) / len(rows),
         "generate": 1e3 * (answered - seen) / len(rows),
@@ -162,34 +158,32 @@ def _run_stages(vlm: VLM, rows: Sequence[_Row], keep_ratio: float, reuse: ReuseC
     }
 
 
-def _answer(vlm: VLM, rows: Sequence[_Row], reuse: ReuseConfig) -> None:
+def _answer(prefiller: Prefiller, rows: Sequence[_Row]) -> None:
     """Generates the answers, and records where the model looks."""
-    rows = [row for row in rows if row.answer.error is None]
     if not rows:
         return
-    batch, embeddings = _together(vlm, rows)
-    parts = [row.embedded.embeddings for row in rows if row.embedded is not None]
-    prefix = find_prefixes(vlm, batch, parts, None, reuse)
-    with capture_attention(vlm, batch, cached_tokens=prefix.tokens) as recorder:
+    vlm = prefiller.vlm
+    embedded = [row.embedded for row in rows if row.embedded is not None]
+    ready = prefiller.prefill([row.prompt for row in rows], embedded)
+    with capture_attention(vlm, ready.batch, cached_tokens=ready.prefix.tokens) as recorder:
 
         def only(running: Sequence[int]) -> AbstractContextManager[None]:
             recorder.select(running)
             return nullcontext()
 
-        answers = [row.answer for row in rows]
         steps = decode(
             vlm,
-            batch,
-            embeddings[:, prefix.tokens :],
-            answers,
-            cache=prefix.cache,
-            cached_tokens=prefix.tokens,
+            ready.batch,
+            ready.embeddings,
+            [row.answer for row in rows],
+            cache=ready.prefix.cache,
+            cached_tokens=ready.prefix.tokens,
             patch=only,
         )
-        for _ in steps:
+        for _ in steps:  # nobody reads along: whether the answer is kept is not decided yet
             pass
     for number, row in enumerate(rows):
-        row.known_tokens = prefix.known[number]
+        row.known_tokens = ready.prefix.known[number]
         if row.prompt.spans and row.answer.error is None:
             row.importance = importance_map(recorder.sums(number), row.prompt.spans)
 

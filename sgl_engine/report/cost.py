@@ -8,16 +8,12 @@ and rotations are not: they are far below one percent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.families.shape import DecoderShape, ModelShape
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
-
-if TYPE_CHECKING:
-    from sgl_engine.passes.scoring import ScoringPassResult
 
 
 def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:
@@ -205,23 +201,3 @@ def scoring_flops(
     pairs = importance.num_queries * len(prompt) + recorded * recorded
     attention_layers = decoder.layers - len(decoder.recurrent_layers)
     return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2
-
-
-def scoring_pass_flops(
-    shape: ModelShape,
-    *,
-    patches: Sequence[int],
-    prompt: EncodedPrompt,
-    result: ScoringPassResult,
-    plan: PruningPlan | None = None,
-) -> int:
-    """Counts a scoring pass as it ran; arguments as of ``scoring_flops``."""
-    return scoring_flops(
-        shape,
-        patches=patches,
-        prompt=prompt,
-        answer_tokens=result.forced_tokens,
-        plan=plan,
-        importance=result.importance,
-        known_tokens=result.reused.tokens,
-    )

@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.chat.tool_calls import ParsedAnswer
-from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.decoding.reader import AnswerReader, agree, read_answer
-from sgl_engine.exit.decision import ExitDecision
-from sgl_engine.exit.scorers import SCORER, decision_confidence
+from sgl_engine.exit.decision import Confidence, ExitDecision
 from sgl_engine.passes.embedding import Reused
 from sgl_engine.passes.large import LargePassResult
 from sgl_engine.passes.scoring import ScoringPassResult
@@ -22,11 +18,9 @@ from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report import cost
 from sgl_engine.report.run_report import ModelInfo, RunReport
-from sgl_engine.request import Decoding, Request
 
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
-    from sgl_engine.report.run_report import RunReport
 
 
 class Clock:
@@ -68,129 +62,192 @@ class Clock:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """A request, its images loaded, as one model reads it.
+class PassCost:
+    """What one model's pass has used.
 
     Attributes:
-        request: What is asked.
-        clock: Its own.
-        decoding: How tokens are chosen, whichever model answers.
-        reader: Of this model's answer.
-        task: What this model is given.
+        prompt: What it was given.
+        output_tokens: Tokens that it generated, or scored.
+        flops: Floating-point operations as it ran; what was known is not among them.
+        reused: What was known before.
+        plan: What was pruned; None where nothing could be.
+        drafted_tokens: Of the draft; None where answers were scored.
+        accepted_tokens: Of these, those that were taken over.
     """
 
-    request: Request
-    clock: Clock
-    decoding: Decoding
-    reader: AnswerReader
-    task: AnswerTask
+    prompt: EncodedPrompt
+    output_tokens: int
+    flops: int
+    reused: Reused
+    plan: PruningPlan | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one request, its images loaded, has produced so far."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of one request.
 
-    request: Request
-    clock: Clock
-    small_prompt: EncodedPrompt
-    small: SmallPassResult
+    Attributes:
+        decision: Whether the small answer was kept.
+        confidence: The small model's, before any calibration.
+        scorer: What computed it.
+        small: The small model's pass.
+        large: The large model's; None where it was not called.
+        alone_flops: Operations of the alternative: the large model alone, for an answer of this length.
+        small_answer: The small model's answer.
+        large_agreed: Whether the large model gave the same; None where it was not called.
+    """
+
     decision: ExitDecision
-    large_prompt: EncodedPrompt | None = None
-    large: LargePassResult | None = None
+    confidence: Confidence
+    scorer: str
+    small: PassCost
+    large: PassCost | None
+    alone_flops: int
+    small_answer: str
+    large_agreed: bool | None
 
 
-def run_report(run: Run, answer: ParsedAnswer, small_vlm: VLM, large_vlm: VLM, *, scorer: str) -> RunReport:
-    """The report of a finished run.
+def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapping[str, float]) -> RunReport:
+    """Writes the report of a request that is answered.
 
     Args:
-        run: What it produced.
-        answer: The answer that is returned.
+        outcome: What became of it.
         small_vlm: The small model.
         large_vlm: The large model.
-        scorer: What computed the score.
+        stage_ms: Of its clock.
     """
-    small, large, plan = run.small, run.large, None if run.large is None else run.large.plan
-    small_flops, large_flops, alone_flops = _flops(run, small_vlm, large_vlm)
+    decision, parts = outcome.decision, outcome.confidence.parts
+    small, large = outcome.small, outcome.large
+    large_flops = 0 if large is None else large.flops
     return RunReport(
         engine_version=engine_version(),
         route="small" if large is None else "large",
         escalated=large is not None,
-        score=run.decision.score,
-        scorer=scorer,
-        threshold=run.decision.threshold,
-        forced=run.decision.policy != "threshold",
-        score_parts=dict(small.parts),
-        calibration=run.decision.calibration,
-        calibrated_probability=run.decision.calibrated_probability,
-        uncovered=run.decision.uncovered,
-        confidence=small.parts["confidence"],
-        consistency=small.parts.get("consistency_product"),
-        visual_tokens=(run.large_prompt or run.small_prompt).num_visual_tokens,
-        kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
-        prune_layer=None if plan is None else plan.layer,
-        keep_ratio=None if plan is None else plan.keep_ratio,
-        average_retention=None if plan is None else cost.average_retention(plan, large_vlm.num_layers),
-        small_tflops=small_flops / 1e12,
+        score=decision.score,
+        scorer=outcome.scorer,
+        threshold=decision.threshold,
+        forced=decision.policy != "threshold",
+        score_parts=dict(parts),
+        calibration=decision.calibration,
+        calibrated_probability=decision.calibrated_probability,
+        uncovered=decision.uncovered,
+        confidence=parts["confidence"],
+        consistency=parts.get("consistency_product"),
+        visual_tokens=(large or small).prompt.num_visual_tokens,
+        small_tflops=small.flops / 1e12,
         large_tflops=large_flops / 1e12,
-        large_alone_tflops=alone_flops / 1e12,
-        saved_fraction=1 - (small_flops + large_flops) / alone_flops,
-        stage_ms=run.clock.stage_ms(),
-        small_input_tokens=len(run.small_prompt),
-        small_output_tokens=len(small.generation),
-        large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
-        large_output_tokens=None if large is None else len(large.generation),
-        drafted_tokens=None if large is None else large.drafted_tokens,
-        accepted_tokens=None if large is None else large.accepted_tokens,
+        large_alone_tflops=outcome.alone_flops / 1e12,
+        saved_fraction=1 - (small.flops + large_flops) / outcome.alone_flops,
+        stage_ms=dict(stage_ms),
+        small_input_tokens=len(small.prompt),
+        small_output_tokens=small.output_tokens,
         small_known_tokens=small.reused.tokens,
         small_known_pictures=small.reused.pictures,
-        large_known_tokens=None if large is None else large.reused.tokens,
-        large_known_pictures=None if large is None else large.reused.pictures,
-        small_answer=None if large is None else small.generation.text,
-        large_agreed=None if large is None else agree(_small_answer(run, small_vlm), answer),
+        small_answer=None if large is None else outcome.small_answer,
+        large_agreed=outcome.large_agreed,
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
         large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+        **_large_fields(large, large_vlm),
     )
 
 
-def _small_answer(run: Run, vlm: VLM) -> ParsedAnswer:
-    return read_answer(vlm, run.request, run.small_prompt, run.small.generation)
+_LARGE_FIELDS = (
+    "kept_visual_tokens prune_layer keep_ratio average_retention large_input_tokens large_output_tokens "
+    "drafted_tokens accepted_tokens large_known_tokens large_known_pictures"
+).split()
 
 
-def _flops(run: Run, small_vlm: VLM, large_vlm: VLM) -> tuple[int, int, int]:
-    """Small pass as it ran, large pass as it ran, and the large model alone instead of both.
-
-    Where the large model was not called, its own token counts are unknown; the small model's stand in.
-    """
-    small, large = run.small, run.large
-    small_patches = small_vlm.tower_patches(run.small_prompt)
-    small_flops = cost.small_pass_flops(
-        small_vlm.shape,
-        patches=_run_patches(small.reused, small_patches),
-        prompt=run.small_prompt,
-        result=small,
-    )
-    prompt = run.large_prompt or run.small_prompt
-    patches = small_patches if run.large_prompt is None else large_vlm.tower_patches(prompt)
-    answer = small.generation if large is None else large.generation
-
-    sizes: dict[str, Any] = {"prompt_tokens": len(prompt)}
-    alone_flops = cost.answer_flops(large_vlm.shape, **sizes, patches=patches, output_tokens=len(answer))
+def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
+    """Returns the fields that say something of the large pass; all None where there was none."""
     if large is None:
-        return small_flops, 0, alone_flops
-    spent = cost.pass_flops(
-        large_vlm.shape,
-        **sizes,
-        patches=_run_patches(large.reused, patches),
-        fed=large.fed,
-        plan=large.plan,
-        known_tokens=large.reused.tokens,
+        return dict.fromkeys(_LARGE_FIELDS)
+    plan = large.plan
+    assert plan is not None, "the large model is always given a plan"
+    return {
+        "kept_visual_tokens": plan.kept_visual_tokens,
+        "prune_layer": plan.layer,
+        "keep_ratio": plan.keep_ratio,
+        "average_retention": cost.average_retention(plan, vlm.num_layers),
+        "large_input_tokens": len(large.prompt),
+        "large_output_tokens": large.output_tokens,
+        "drafted_tokens": large.drafted_tokens,
+        "accepted_tokens": large.accepted_tokens,
+        "large_known_tokens": large.reused.tokens,
+        "large_known_pictures": large.reused.pictures,
+    }
+
+
+def small_cost(vlm: VLM, prompt: EncodedPrompt, result: SmallPassResult) -> PassCost:
+    """Counts a small pass as it ran."""
+    patches = _run_patches(vlm, prompt, result.reused)
+    flops = cost.small_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result)
+    return PassCost(prompt, len(result.generation), flops, result.reused)
+
+
+def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> PassCost:
+    """Counts a large pass as it ran."""
+    flops = cost.pass_flops(
+        vlm.shape,
+        patches=_run_patches(vlm, prompt, result.reused),
+        prompt_tokens=len(prompt),
+        fed=result.fed,
+        plan=result.plan,
+        known_tokens=result.reused.tokens,
     )
-    return small_flops, spent, alone_flops
+    return PassCost(
+        prompt,
+        len(result.generation),
+        flops,
+        result.reused,
+        plan=result.plan,
+        drafted_tokens=result.drafted_tokens,
+        accepted_tokens=result.accepted_tokens,
+    )
 
 
-def _run_patches(reused: Reused, patches: tuple[int, ...]) -> tuple[int, ...]:
+def scoring_cost(
+    vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
+) -> PassCost:
+    """Counts a scoring pass as it ran."""
+    flops = cost.scoring_flops(
+        vlm.shape,
+        patches=_run_patches(vlm, prompt, result.reused),
+        prompt=prompt,
+        answer_tokens=result.forced_tokens,
+        plan=plan,
+        importance=result.importance,
+        known_tokens=result.reused.tokens,
+    )
+    return PassCost(prompt, result.output_tokens, flops, result.reused, plan)
+
+
+def alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, output_tokens: int) -> int:
+    """Counts the alternative: the large model alone, unpruned and with nothing known.
+
+    Args:
+        large: The large model.
+        vlm: The model that the prompt was encoded by; where the large one was not called, the small one.
+        prompt: The prompt.
+        output_tokens: Of the answer.
+    """
+    patches = vlm.tower_patches(prompt)
+    return cost.answer_flops(
+        large.shape, prompt_tokens=len(prompt), patches=patches, output_tokens=output_tokens
+    )
+
+
+def scoring_alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult) -> int:
+    """Counts as ``alone_flops`` does, where the answers of ``result`` are scored."""
+    fed = [len(tokens) - 1 for tokens in result.token_logprobs]
+    patches = vlm.tower_patches(prompt)
+    return cost.scoring_flops(large.shape, patches=patches, prompt=prompt, answer_tokens=fed)
+
+
+def _run_patches(vlm: VLM, prompt: EncodedPrompt, reused: Reused) -> tuple[int, ...]:
     """Of the prompt's, those that went through the vision tower."""
-    return patches if reused.tower_patches is None else reused.tower_patches
+    return vlm.tower_patches(prompt) if reused.tower_patches is None else reused.tower_patches
 
 
 @cache
@@ -200,82 +257,3 @@ def engine_version() -> str:
         return importlib.metadata.version("langchain-sgl")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         return "0+uninstalled"
-
-
-@dataclass(frozen=True, eq=False)
-class ScoringRun:
-    """What one request has produced; the large model's fields are None where it was not called."""
-
-    answers: tuple[str, ...]
-    decision: ExitDecision
-    small_prompt: EncodedPrompt
-    small: ScoringPassResult
-    large_prompt: EncodedPrompt | None = None
-    plan: PruningPlan | None = None
-    large: ScoringPassResult | None = None
-
-
-def scoring_report(
-    run: ScoringRun, small: VLM, large: VLM, *, engine_version: str, stage_ms: Mapping[str, float]
-) -> RunReport:
-    """The report of a scored request: its answers are the likeliest ones, its tokens those of all answers."""
-    result, plan = run.large, run.plan
-    confidence = decision_confidence(run.small)
-    # Where the large model was not called, its own counts are unknown; the small model's stand in.
-    vlm, prompt = (small, run.small_prompt) if run.large_prompt is None else (large, run.large_prompt)
-    alone_flops = cost.scoring_flops(
-        large.shape,
-        patches=vlm.tower_patches(prompt),
-        prompt=prompt,
-        answer_tokens=[len(tokens) - 1 for tokens in (result or run.small).token_logprobs],
-    )
-    small_flops = _scoring_flops(small, run.small_prompt, run.small)
-    large_flops = 0
-    if result is not None:
-        large_flops = _scoring_flops(large, prompt, result, plan)
-    return RunReport(
-        engine_version=engine_version,
-        route="small" if result is None else "large",
-        escalated=result is not None,
-        score=run.decision.score,
-        scorer=SCORER,
-        threshold=run.decision.threshold,
-        forced=run.decision.policy != "threshold",
-        score_parts=dict(confidence.parts),
-        calibration=run.decision.calibration,
-        calibrated_probability=run.decision.calibrated_probability,
-        uncovered=run.decision.uncovered,
-        confidence=confidence.parts["confidence"],
-        consistency=None,
-        visual_tokens=prompt.num_visual_tokens,
-        kept_visual_tokens=None if plan is None else plan.kept_visual_tokens,
-        prune_layer=None if plan is None else plan.layer,
-        keep_ratio=None if plan is None else plan.keep_ratio,
-        average_retention=None if plan is None else cost.average_retention(plan, large.num_layers),
-        small_tflops=small_flops / 1e12,
-        large_tflops=large_flops / 1e12,
-        large_alone_tflops=alone_flops / 1e12,
-        saved_fraction=1 - (small_flops + large_flops) / alone_flops,
-        stage_ms=dict(stage_ms),
-        small_input_tokens=len(run.small_prompt),
-        small_output_tokens=run.small.output_tokens,
-        large_input_tokens=None if run.large_prompt is None else len(run.large_prompt),
-        large_output_tokens=None if result is None else result.output_tokens,
-        small_known_tokens=run.small.reused.tokens,
-        small_known_pictures=run.small.reused.pictures,
-        large_known_tokens=None if result is None else result.reused.tokens,
-        large_known_pictures=None if result is None else result.reused.pictures,
-        small_answer=None if result is None else run.answers[run.small.best],
-        large_agreed=None if result is None else result.best == run.small.best,
-        small_model=ModelInfo(name=small.name, revision=small.revision),
-        large_model=ModelInfo(name=large.name, revision=large.revision),
-    )
-
-
-def _scoring_flops(
-    vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
-) -> int:
-    """Operations of a scoring pass as it ran."""
-    patches = result.reused.tower_patches
-    patches = vlm.tower_patches(prompt) if patches is None else patches
-    return cost.scoring_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result, plan=plan)

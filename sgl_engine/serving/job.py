@@ -6,11 +6,13 @@ import queue
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
 from sgl_engine.request import Request, check_wanted
+
+Result = TypeVar("Result")
 
 _LOOK_UP_S = 0.05  # how soon somebody who waits notices that the answer is not wanted any more
 _WORD_S = 0.5  # how long the worker may take to say how far it came
@@ -22,20 +24,24 @@ StepResults: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is to be run.
+    """What is to be run, by one of the models.
 
     Attributes:
+        model: Which one.
         given: What ``run`` takes for this job.
         run: Runs several jobs of one kind side by side, from what each of them is given. An outcome is
             anything but text; an exception is raised where it is waited for.
         kind: What has to be equal in jobs that run side by side; None runs alone.
         tokens: Length of the prompt.
+        is_brief: Whether it takes one step, so that it need not wait until others have come to their end.
     """
 
+    model: Literal["small", "large"]
     given: Any
     run: Callable[[Sequence[Any]], StepResults]
     kind: Hashable | None
     tokens: int
+    is_brief: bool = False
 
 
 class Job:
@@ -45,7 +51,6 @@ class Job:
         work: What is to be run.
         request: Whose ``cancel`` and ``deadline`` count.
         limits: Those of the request's engine.
-        model: "small" or "large", for messages.
         withdraw: Takes the job out of its queue; False when it is not in one.
         ended: Called with the outcome, before anybody is told.
 
@@ -60,7 +65,6 @@ class Job:
         request: Request,
         *,
         limits: SchedulerConfig,
-        model: str,
         withdraw: Callable[[Job], bool],
         ended: Callable[[Any], None],
     ) -> None:
@@ -69,7 +73,7 @@ class Job:
         self.over = False
         self.has_company = False
         self._request = request
-        self._model = model
+        self._model = work.model
         self._withdraw = withdraw
         self._ended = ended
         self._alone = False
@@ -129,12 +133,7 @@ class Job:
             EngineError: The engine was closed, or has failed.
             BaseException: What the models raised, when it was this job's own fault.
         """
-        pieces = self.pieces()
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                return end.value
+        return finish(self.pieces())
 
     def pieces(self) -> Generator[str, None, Any]:
         """Waits for the outcome, and yields text as it comes; errors as those of ``result``."""
@@ -172,3 +171,13 @@ class Job:
                 raise
             return now if noticed is None else noticed
         return None
+
+
+def finish(steps: Generator[Any, None, Result]) -> Result:
+    """Runs a generator to its end, for its result alone."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result

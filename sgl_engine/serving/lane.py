@@ -55,26 +55,26 @@ class JobBatch:
 
 
 class Lane:
-    """Jobs for one of the models. Everything here is guarded by the worker's lock.
+    """Holds the jobs for one of the models. Everything here is guarded by the worker's lock.
 
     Args:
-        model: "small" or "large", for messages.
-        groups: Groups that run at once at most, in turns.
+        groups: Batches that run at once at most, in turns. Brief work need not wait for a place among them:
+            its batch is over after one step, and holds nothing afterwards.
 
     Attributes:
         waiting: Jobs, in the order in which they came.
-        running: Groups; the first one is next.
+        running: Batches; the first one is next.
         coming: Requests that are expected to put a job here.
         used_s: Seconds of work, in a time of its own: what was idle does not save up for later.
     """
 
-    def __init__(self, model: str, groups: int) -> None:
-        self.model = model
+    def __init__(self, groups: int) -> None:
         self.waiting: deque[Job] = deque()
         self.running: deque[JobBatch] = deque()
         self.coming = 0
         self.used_s = 0.0
         self._groups = groups
+        self._passed = False  # whether brief work has just gone before batches that were running
         self._last_put = 0.0
 
     def put(self, jobs: Iterable[Job]) -> None:
@@ -91,11 +91,24 @@ class Lane:
             return 0.0
         return self._gathers_s() if self.waiting else None
 
-    def next_group(self) -> JobBatch:
-        """The group whose turn it is; it stays ``running`` until it is taken out."""
-        if self.waiting and len(self.running) < self._groups and not self._gathers_s():
-            self.running.appendleft(JobBatch(self._take()))
+    def next_batch(self) -> JobBatch:
+        """Picks the batch whose turn it is; it stays ``running`` until it is taken out."""
+        first = self._next_job()
+        if first is not None:
+            self._passed = bool(self.running)
+            self.running.appendleft(JobBatch(self._take(first)))
+        else:
+            self._passed = False
         return self.running[0]
+
+    def _next_job(self) -> Job | None:
+        """Picks the waiting job that begins now; None where a running batch is next."""
+        if not self.waiting or (self.running and self._gathers_s()):
+            return None
+        if len(self.running) < self._groups:
+            return self.waiting[0]
+        # All places are taken. Brief work may pass, but not twice in a row, so that nobody is starved.
+        return None if self._passed else next((job for job in self.waiting if job.work.is_brief), None)
 
     def _gathers_s(self) -> float:
         limits = self.waiting[0].limits
@@ -103,10 +116,12 @@ class Lane:
             return 0.0
         return max(0.0, self._last_put + 1e-3 * limits.max_wait_ms - time.perf_counter())
 
-    def _take(self) -> list[Job]:
-        """The first job, and those behind it that can run beside it."""
-        jobs = [self.waiting.popleft()]
-        for job in list(self.waiting):
+    def _take(self, first: Job) -> list[Job]:
+        """Takes a job, and those behind it that can run beside it, out of the queue."""
+        behind = list(self.waiting)[self.waiting.index(first) + 1 :]
+        self.waiting.remove(first)
+        jobs = [first]
+        for job in behind:
             if len(jobs) >= jobs[0].limits.max_batch_size:
                 break
             if _fit([*jobs, job]):

@@ -1,7 +1,7 @@
 """Many requests at once: who is let in, and what they share.
 
     with scheduler.admit([request], limits)[0] as ticket:
-        small = ticket.put(scheduler.small, work).result()
+        small = scheduler.put([ticket], [work])[0].result()
 
 A ticket is a request's place, from when it is let in until it is answered, and goes wherever the request is
 run from: ``run`` and ``stream`` in the caller's thread, ``submit`` in a thread of the scheduler. The models
@@ -97,7 +97,6 @@ class Ticket:
             work,
             self.request,
             limits=self.limits,
-            model=lane.model,
             withdraw=self._worker.withdraw,
             ended=partial(self._has_ended, lane),
         )
@@ -146,15 +145,12 @@ class Scheduler:
         admitted = self._worker.admit(len(requests), limits)
         return [Ticket(self._worker, request, limits) for request in requests[:admitted]]
 
-    def put_small(self, tickets: Sequence[Ticket], works: Sequence[Work]) -> list[Job]:
-        """Hands over what the small model has to do; all at once, so that it can run side by side."""
-        return self._put(self._worker.small, tickets, works)
-
-    def put_large(self, tickets: Sequence[Ticket], works: Sequence[Work]) -> list[Job]:
-        """As ``put_small``, for the large model."""
-        return self._put(self._worker.large, tickets, works)
-
-    def _put(self, lane: Lane, tickets: Sequence[Ticket], works: Sequence[Work]) -> list[Job]:
+    def put(self, tickets: Sequence[Ticket], works: Sequence[Work]) -> list[Job]:
+        """Hands over what one of the models has to do; all at once, so that it can run side by side."""
+        if not works:
+            return []
+        lane = self._worker.small if works[0].model == "small" else self._worker.large
+        assert all(work.model == works[0].model for work in works), "one model at a time"
         jobs = [ticket.job(lane, work) for ticket, work in zip(tickets, works, strict=True)]
         with self._worker.changed:
             for ticket in tickets:

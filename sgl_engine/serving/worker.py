@@ -38,7 +38,7 @@ class Worker:
         self._begin()
 
     def _begin(self) -> None:
-        self.small, self.large = Lane("small", 1), Lane("large", _LARGE_GROUPS)
+        self.small, self.large = Lane(1), Lane(_LARGE_GROUPS)
         self._active = 0
         self._closed = self._ended = False
         self._process = os.getpid()
@@ -184,7 +184,7 @@ class Worker:
     def _turn(self, lane: Lane) -> None:
         """One step of one group."""
         with self.changed:
-            group = lane.next_group()
+            group = lane.next_batch()
         started = time.perf_counter()
         again = group.step()
         with self.changed:

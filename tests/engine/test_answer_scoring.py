@@ -27,7 +27,7 @@ from sgl_engine.exit.scorers import answer_shares, decision_confidence
 from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.report.cost import scoring_pass_flops
+from sgl_engine.report.make import scoring_cost
 from sgl_engine.testing import tiny_vlm
 
 Case = tuple[VLM, EncodedPrompt]
@@ -144,8 +144,7 @@ def test_recording_leaves_the_scores_as_they_are(case: Case) -> None:
 def flops_of(
     vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult, plan: PruningPlan | None = None
 ) -> int:
-    patches = vlm.tower_patches(prompt)
-    return scoring_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result, plan=plan)
+    return scoring_cost(vlm, prompt, result, plan).flops
 
 
 @pytest.mark.parametrize("kind", ["plain", "recorded", "pruned"])

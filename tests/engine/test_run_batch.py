@@ -12,8 +12,8 @@ from oracles import exploding, traces
 from samples import REQUESTS, noise
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine
-from sgl_engine.attention import capture as attention
 from sgl_engine.config import NO_REUSE, ExitConfig
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import (
     BudgetSpentError,
     ConfigError,
@@ -23,8 +23,9 @@ from sgl_engine.errors import (
     RequestCancelledError,
     SGLError,
 )
-from sgl_engine.passes import prefill as batching
-from sgl_engine.request import ToolSpec
+from sgl_engine.model.vlm import takes_padding
+from sgl_engine.passes.small import run_small_batch
+from sgl_engine.request import Decoding, ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SCHEMA = {
@@ -247,24 +248,18 @@ def test_when_nobody_waits_any_longer_nothing_runs(
             holding.set()
             release.wait(5)
 
-    asked = [engine._ask_small(replace(request, cancel=cancel), batch_clock()) for request in MIXED[:2]]
+    tasks = [AnswerTask(engine.small.encode(request), 9, Decoding(cancel=cancel)) for request in MIXED[:2]]
     thread = threading.Thread(target=hold)
     thread.start()
     holding.wait(5)
     threading.Timer(0.1, cancel.set).start()
     started = time.perf_counter()
-    got = engine._small_batch(asked)
+    got = run_small_batch(engine.small, tasks)
     release.set()
     thread.join()
     assert time.perf_counter() - started < 3
     assert [type(each) for each in got] == [RequestCancelledError] * 2
     assert "before the small model began" in str(got[0])
-
-
-def batch_clock() -> Any:
-    from sgl_engine.report.make import Clock
-
-    return Clock()
 
 
 def test_models_that_always_fail_fail_every_request_and_leave_nothing(pair: SGLEngine) -> None:
@@ -280,7 +275,7 @@ def test_models_that_always_fail_fail_every_request_and_leave_nothing(pair: SGLE
 
 
 def test_models_without_padding_answer_one_by_one(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "takes_padding", lambda vlm: False)
+    monkeypatch.setattr("sgl_engine.passes.prefill.takes_padding", lambda vlm: False)
     engine = pair.with_config(config("always"))
     rows: list[int] = []
     original = engine.large.forward_batch
@@ -295,9 +290,9 @@ def test_models_without_padding_answer_one_by_one(pair: SGLEngine, monkeypatch: 
 
 def test_which_models_take_padding() -> None:
     vlm = tiny_vlm()
-    assert attention.takes_padding(vlm)
+    assert takes_padding(vlm)
     vlm.text_model.config._attn_implementation = "flash_attention_2"
-    assert not attention.takes_padding(vlm)
+    assert not takes_padding(vlm)
 
 
 def test_times_are_shared_out(pair: SGLEngine) -> None:
@@ -326,29 +321,3 @@ def test_no_requests_and_no_rows(pair: SGLEngine) -> None:
     assert pair.run_batch([]) == []
     with pytest.raises(ConfigError, match="max_batch_size is 0"):
         pair.run_batch(MIXED, max_batch_size=0)
-
-
-def test_attempts_keep_order() -> None:
-    attempts = batching.Attempts()
-
-    def odd(row: int) -> int:
-        if row % 2 == 0:
-            raise InvalidRequestError("Even.", remedy="Add one.")
-        return row * 10
-
-    def all_but_three(row: int) -> int:
-        if row == 3:
-            raise ValueError("Three.")
-        return row
-
-    first = attempts.each(odd, range(6))
-    assert first == {1: 10, 3: 30, 5: 50}
-    assert attempts.each(all_but_three, first) == {1: 1, 5: 5}
-    assert [str(result)[:4] for result in attempts.outcomes({1: "one", 5: "five"})] == [
-        "Even",
-        "one",
-        "Even",
-        "Thre",
-        "Even",
-        "five",
-    ]

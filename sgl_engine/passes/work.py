@@ -1,0 +1,148 @@
+"""Passes as work: what the worker runs, and which requests may run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from sgl_engine.config import ReuseConfig
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.model.vlm import VLM
+from sgl_engine.passes.large import pruned_from, stream_large_batch
+from sgl_engine.passes.prefill import sharing
+from sgl_engine.passes.prefixes import shares_prefix
+from sgl_engine.passes.scoring import stream_scoring_pass
+from sgl_engine.passes.small import SmallPassResult, run_small_batch
+from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning.plan import PruningPlan
+from sgl_engine.request import Decoding, Request
+from sgl_engine.serving.job import StepResults, Work
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request as the small model reads it.
+
+    Attributes:
+        request: Its images are loaded.
+        task: What the small model is given.
+    """
+
+    request: Request
+    task: AnswerTask
+
+
+class SmallPass(Protocol):
+    """What runs the small model on several requests side by side; scripted engines bring their own."""
+
+    def __call__(
+        self, vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float, reuse: ReuseConfig
+    ) -> Sequence[SmallPassResult | Exception]:
+        """Answers all of them.
+
+        Args:
+            vlm: The small model.
+            asked: What it is asked.
+            consistency_keep_ratio: Visual tokens that the consistency pass sees.
+            reuse: What may be kept for, or known from, another request.
+
+        Returns:
+            In order, a result, or what is wrong with this one.
+        """
+
+
+def run_small(
+    vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float, reuse: ReuseConfig
+) -> Sequence[SmallPassResult | Exception]:
+    """Runs the small model itself: the ``SmallPass`` of every engine that is not told otherwise."""
+    return run_small_batch(
+        vlm,
+        [each.task for each in asked],
+        consistency_keep_ratio=consistency_keep_ratio,
+        max_rows=len(asked),
+        reuse=reuse,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringTask:
+    """What a scoring pass is given.
+
+    Attributes:
+        prompt: Encoded by the model that scores.
+        answers: What could be said.
+        decoding: Only its deadline and cancellation count.
+        plan: What of the prompt is seen; None is everything.
+        guide: Whether attention is recorded.
+    """
+
+    prompt: EncodedPrompt
+    answers: tuple[str, ...]
+    decoding: Decoding
+    plan: PruningPlan | None = None
+    guide: bool = False
+
+
+def small_work(
+    vlm: VLM, asked: Asked, small_pass: SmallPass, *, consistency_keep_ratio: float, reuse: ReuseConfig
+) -> Work:
+    """Makes work of a small pass, in one step; arguments as of ``SmallPass``.
+
+    Requests that differ in nothing of the kind share the model's turn.
+    """
+
+    def run(given: Sequence[Any]) -> StepResults:
+        results = small_pass(vlm, given, consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
+        yield list(enumerate(results))
+
+    kind = sharing(vlm, (small_pass, consistency_keep_ratio, reuse))
+    return Work("small", asked, run, kind, len(asked.task.prompt), is_brief=True)
+
+
+def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig) -> Work:
+    """Makes work of a large pass, with a step per forward.
+
+    Plans that prune from one layer on share the model's turn; so do prompts with a known prefix, or without.
+    """
+    known = shares_prefix(vlm, [task.prompt], [plan], reuse)
+    kind = sharing(vlm, ("pruned from", pruned_from(plan), reuse, *known))
+
+    def run(given: Sequence[Any]) -> StepResults:
+        tasks, plans = [task for task, _ in given], [plan for _, plan in given]
+        yield from stream_large_batch(vlm, tasks, plans, reuse=reuse)
+
+    return Work("large", (task, plan), run, kind, len(task.prompt))
+
+
+def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, reuse: ReuseConfig) -> Work:
+    """Makes work of a scoring pass, with a step per answer: between two of them others have their turn."""
+
+    def run(given: Sequence[Any]) -> StepResults:
+        [asked] = given
+        steps = stream_scoring_pass(
+            vlm,
+            asked.prompt,
+            asked.answers,
+            plan=asked.plan,
+            guide=asked.guide,
+            decoding=asked.decoding,
+            reuse=reuse,
+        )
+        result = yield from _silent(steps)
+        yield [(0, result)]
+
+    return Work(model, task, run, None, len(task.prompt))
+
+
+def _silent(steps: Generator[None, None, Result]) -> Generator[list[tuple[int, Any]], None, Result]:
+    """Passes steps on that have nothing to tell."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield []
