@@ -36,7 +36,7 @@ def eager(
         input_ids=ids,
         pixel_values=prompt.inputs["pixel_values"],
         output_attentions=True,
-        past_key_values=cache,
+        cache=cache,
     )
     vlm.model.set_attn_implementation("sdpa")
     layers = range(vlm.num_layers)

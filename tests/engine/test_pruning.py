@@ -118,7 +118,7 @@ def test_the_mask_of_layer_0_does_not_do_for_a_ragged_cache(
         hook = original(plan, index, *others)
 
         def keep_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            first = kwargs["past_key_values"].get_seq_length(index) == 0
+            first = kwargs["cache"].get_seq_length(index) == 0
             return hook(module, args, kwargs) if first else (args, kwargs)
 
         return keep_mask
