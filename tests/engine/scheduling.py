@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from samples import noise
+from tolerances import of_logprobs
 
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
 from sgl_engine.config import NO_REUSE
+from sgl_engine.testing import tiny_vlm
 from sgl_engine.types import PruningPlan
 
 PLAIN = EngineConfig(reuse=NO_REUSE, generation=GenerationConfig(draft=False))
 """Every request takes as many steps, whatever the models of the session have seen before, one per token."""
+PER_TOKEN = of_logprobs(tiny_vlm(size="small"))
 
 
 def ask(index: int, **settings: Any) -> Request:
@@ -36,7 +39,8 @@ def limited(engine: SGLEngine, **limits: Any) -> SGLEngine:
 def outcome(response: Response) -> tuple[Any, ...]:
     report = response.report
     kept = response.plan.keep.tolist() if isinstance(response.plan, PruningPlan) else None
-    return response.text, report.route, pytest.approx(report.score, rel=1e-3), kept
+    within = PER_TOKEN * report.small_output_tokens
+    return response.text, report.route, pytest.approx(report.score, rel=within), kept
 
 
 def same(got: object, alone: Response) -> bool:
