@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracles import exploding, traces
 from samples import REQUESTS, noise
+from scheduling import held, only_the_worker_notices, watch
 from tolerances import of_logprobs, relative_gap
 
 from sgl_engine import EngineConfig, Request, Response, SGLEngine, attention, batching
@@ -208,6 +209,7 @@ def at_step(engine: SGLEngine, model: str, step: int, monkeypatch: pytest.Monkey
 def test_a_request_that_is_cancelled_halfway_leaves_the_others_alone(
     pair: SGLEngine, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    only_the_worker_notices(monkeypatch)
     engine = pair.with_config(config("always"))
     alone = [engine.run(request) for request in MIXED]
     cancel = threading.Event()
@@ -240,23 +242,10 @@ def test_when_nobody_waits_any_longer_nothing_runs(
 ) -> None:
     engine = pair.with_config(config(route))
     cancel = threading.Event()
-    holding, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with engine.small.exclusive():
-            holding.set()
-            release.wait(5)
-
     asked = [engine._ask_small(replace(request, cancel=cancel), batch_clock()) for request in MIXED[:2]]
-    thread = threading.Thread(target=hold)
-    thread.start()
-    holding.wait(5)
-    threading.Timer(0.1, cancel.set).start()
-    started = time.perf_counter()
-    got = engine._small_batch(asked)
-    release.set()
-    thread.join()
-    assert time.perf_counter() - started < 3
+    with held(engine.small):
+        threading.Timer(0.1, cancel.set).start()
+        got = engine._small_batch(asked)  # returns while somebody else has the model
     assert [type(each) for each in got] == [RequestCancelledError] * 2
     assert "before the small model began" in str(got[0])
 
@@ -300,18 +289,24 @@ def test_which_models_take_padding() -> None:
     assert not attention.takes_padding(vlm)
 
 
-def test_times_are_shared_out(pair: SGLEngine) -> None:
-    engine = pair.with_config(config("always"))
-    started = time.perf_counter()
+def test_times_are_shared_out(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing but forwards takes time, a second each."""
+    engine, now = pair.with_config(config("always")), [0.0]
+
+    def forward(_: Any) -> None:
+        now[0] += 1
+
+    steps = [watch(vlm, monkeypatch, forward) for vlm in (engine.small, engine.large)]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     got = engine.run_batch(MIXED[:4])
-    waited_ms = 1e3 * (time.perf_counter() - started)
+    assert 1e3 * sum(map(len, steps)) == 1e3 * now[0] > 10_000
     reports = [response.report.stage_ms for response in got if isinstance(response, Response)]
     worked = sum(ms for report in reports for stage, ms in report.items() if stage not in {"queue", "total"})
-    assert 0.5 * waited_ms < worked < waited_ms
-    assert all(0.5 * waited_ms < report["total"] <= waited_ms for report in reports)
+    assert worked == pytest.approx(1e3 * now[0])
+    assert max(report["total"] for report in reports) == pytest.approx(1e3 * now[0])
     for report in reports:
         total = report.pop("total")
-        assert 0.9 * total < sum(report.values()) <= total  # reading the answer comes after the last stage
+        assert sum(report.values()) == pytest.approx(total)
 
 
 def test_a_scripted_engine_answers_batches() -> None:
