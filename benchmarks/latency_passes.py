@@ -58,7 +58,7 @@ def eager(timed: Timed) -> list[Comparison]:
                     output = vlm.text_model(
                         inputs_embeds=embeddings,
                         position_ids=positions,
-                        past_key_values=vlm.new_cache(),
+                        cache=vlm.new_cache(),
                         use_cache=True,
                         output_attentions=True,
                     )

@@ -151,7 +151,7 @@ class Evidence(BaseModel):
         return ImportanceMap(mass=mass, spans=tuple(spans), num_queries=self.num_queries)
 
     def box(self, image: int = 0, *, share: float = 0.5, margin: float = 0.05) -> Box:
-        """Finds the smallest box that holds ``share`` of what stands out (``sgl_engine.explain``).
+        """Finds the smallest box that holds ``share`` of what stands out (``sgl_engine.explain.heatmap``).
 
         For 237 held-out questions that the bundled small model answers right, the box with the default margin
         is 19 % of the picture and holds 63 % of what the answer is read from, on average; without a margin it
@@ -193,7 +193,7 @@ class Evidence(BaseModel):
         question: str = "",
         answer: str = "",
     ) -> Image:
-        """Draws the heat map over the pictures, with legend and caption (``sgl_engine.explain``).
+        """Draws the heat map over the pictures, with legend and caption (``sgl_engine.explain.heatmap``).
 
         Args:
             pictures: All pictures of the request, in order.

@@ -66,7 +66,7 @@ class Gemma3(BaseFamily):
             config=model.config,
             inputs_embeds=embeddings,
             attention_mask=None if padding is None else torch.nn.functional.pad(padding, following, value=1),
-            past_key_values=cache,
+            cache=cache,
             position_ids=positions,
             token_type_ids=torch.nn.functional.pad(is_image, following),
         )

@@ -396,9 +396,7 @@ class VLM:
         )
         if batch.is_padded:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
-        output = self.text_model(
-            **given, position_ids=positions, past_key_values=cache, use_cache=cache is not None
-        )
+        output = self.text_model(**given, position_ids=positions, cache=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state
         logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
         return logits.float()

@@ -128,7 +128,7 @@ def _layer_hook(
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache")
         if cache is None or not _has_seen(cache, index):
             if lower is not None:
                 args, kwargs = lower.complete(args, kwargs, with_hidden=index == kept.layer)

@@ -119,4 +119,4 @@ class Meeting:
     """Lets ``parties`` calls go on only when all of them have come here."""
 
     def __init__(self, parties: int) -> None:
-        self.wait = threading.Barrier(parties, timeout=20).wait
+        self.wait = threading.Barrier(parties, timeout=300).wait

@@ -291,19 +291,24 @@ def test_several_turns(chat: ChatSGL) -> None:
 
 def test_weights_are_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_engines()
-    loads = []
+    loads, asking = [], []
 
     def load(pair: Pair) -> SGLEngine:
         loads.append(pair)
-        time.sleep(0.05)  # long enough for others to ask meanwhile
+        while len(asking) < 9:  # until everybody has asked
+            time.sleep(0.001)
         return original(pair)
 
     from langchain_sgl.chat import pair as engines
 
+    def ask(chat: ChatSGL) -> None:
+        asking.append(chat)
+        chat.invoke(SURE)
+
     original = engines._load
     monkeypatch.setattr(engines, "_load", load)
     chats = [ChatSGL(), ChatSGL(escalate="never"), ChatSGL(retention="9%", temperature=0.5)]
-    threads = [threading.Thread(target=chat.invoke, args=(SURE,)) for chat in chats for _ in range(3)]
+    threads = [threading.Thread(target=ask, args=(chat,)) for chat in chats for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -447,12 +452,23 @@ async def test_astream_events_show_the_decision(chat: ChatSGL) -> None:
     assert names.count("sgl_escalated") == 1
 
 
-def test_rate_limiter(chat: ChatSGL) -> None:
-    limited = ChatSGL(rate_limiter=InMemoryRateLimiter(requests_per_second=5, max_bucket_size=1))
-    limited.invoke(SURE)
-    started = time.monotonic()
+async def test_rate_limiter(chat: ChatSGL) -> None:
+    asked = []
+
+    class Counting(InMemoryRateLimiter):
+        def acquire(self, *, blocking: bool = True) -> bool:
+            asked.append("invoke")
+            return super().acquire(blocking=blocking)
+
+        async def aacquire(self, *, blocking: bool = True) -> bool:
+            asked.append("ainvoke")
+            return await super().aacquire(blocking=blocking)
+
+    limited = ChatSGL(rate_limiter=Counting(requests_per_second=1000, max_bucket_size=1))
     limited.batch([SURE, SURE])
-    assert time.monotonic() - started > 0.2
+    assert list(limited.stream(SURE))
+    await limited.ainvoke(SURE)
+    assert asked == ["invoke"] * 3 + ["ainvoke"]
 
 
 def test_token_counts(chat: ChatSGL) -> None:
@@ -509,14 +525,16 @@ def test_ls_params_and_profile(chat: ChatSGL) -> None:
     assert "max_input_tokens" not in (ChatSGL(small="o/a", large="o/b").profile or {})
 
 
-def test_the_constructor_loads_nothing() -> None:
+def test_the_constructor_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from langchain_sgl.chat import pair as engines
+
     forget_engines()
+    loads: list[Pair] = []
+    monkeypatch.setattr(engines, "_load", loads.append)
     chat = ChatSGL(small="owner/there-is-no-such", large="owner/model")
     assert chat.bind(escalate="never")
-    started = time.perf_counter()
-    for _ in range(20):
-        ChatSGL()
-    assert time.perf_counter() - started < 1
+    ChatSGL()
+    assert not loads
 
 
 def test_standard_arguments_that_have_no_meaning_here_are_accepted() -> None:

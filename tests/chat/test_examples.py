@@ -32,7 +32,7 @@ def test_each_example_is_in_the_readme_and_the_other_way_round() -> None:
 
 def test_a_script_runs_from_anywhere_without_a_terminal(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "chain.py"), str(PICTURES / "chart.png")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "apr yellow 5" in done.stdout
     assert "\x1b[" not in done.stdout

@@ -1,21 +1,32 @@
 """What the tests of the scheduler share: requests that differ, models that are watched, held or broken."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from samples import noise
+from tolerances import of_logprobs
 
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
 from sgl_engine.config import NO_REUSE
 from sgl_engine.pruning.plan import PruningPlan
+from sgl_engine.serving.job import Job
+from sgl_engine.serving.lane import Lane
+from sgl_engine.serving.worker import Worker
+from sgl_engine.testing import tiny_vlm
+
+HANG_S = 300.0
+"""How long tests wait for what must happen: no measure of anything, only the end of a hang."""
 
 PLAIN = EngineConfig(reuse=NO_REUSE, generation=GenerationConfig(draft=False))
 """Every request takes as many steps, whatever the models of the session have seen before, one per token."""
+PER_TOKEN = of_logprobs(tiny_vlm(size="small"))
 
 
 def ask(index: int, **settings: Any) -> Request:
@@ -36,7 +47,8 @@ def limited(engine: SGLEngine, **limits: Any) -> SGLEngine:
 def outcome(response: Response) -> tuple[Any, ...]:
     report = response.report
     kept = response.plan.keep.tolist() if isinstance(response.plan, PruningPlan) else None
-    return response.text, report.route, pytest.approx(report.score, rel=1e-3), kept
+    within = PER_TOKEN * report.small_output_tokens
+    return response.text, report.route, pytest.approx(report.score, rel=within), kept
 
 
 def same(got: object, alone: Response) -> bool:
@@ -61,6 +73,20 @@ def watch(vlm: VLM, monkeypatch: pytest.MonkeyPatch, before: Callable[[Any], Non
     return rows
 
 
+def worker_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock by which the worker shares out time and waits, which stands still unless it is moved."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    for cls in (Worker, Lane):
+        monkeypatch.setattr(sys.modules[cls.__module__], "time", clock)
+    return now
+
+
+def only_the_worker_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers do not look up themselves whether an answer is still wanted, however slow the worker is."""
+    monkeypatch.setattr(sys.modules[Job.__module__], "_LOOK_UP_S", HANG_S)
+
+
 @contextmanager
 def held(vlm: VLM) -> Iterator[None]:
     """Within the context, somebody else has the model."""
@@ -69,11 +95,11 @@ def held(vlm: VLM) -> Iterator[None]:
     def hold() -> None:
         with vlm.exclusive():
             holding.set()
-            release.wait(60)
+            release.wait(HANG_S)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    holding.wait(60)
+    assert holding.wait(HANG_S)
     try:
         yield
     finally:
@@ -83,9 +109,9 @@ def held(vlm: VLM) -> Iterator[None]:
 
 def until(condition: Callable[[], bool], what: str) -> None:
     """Waits for what another thread does."""
-    give_up = time.monotonic() + 60
+    give_up = time.perf_counter() + HANG_S  # tests replace time.monotonic
     while not condition():
-        assert time.monotonic() < give_up, what
+        assert time.perf_counter() < give_up, what
         time.sleep(0.002)
 
 

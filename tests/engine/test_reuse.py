@@ -13,6 +13,7 @@ from oracles import exploding, traces
 from samples import noise
 from scheduling import until
 from test_cost import counted
+from tolerances import gap, of_hidden, of_logprobs, relative_gap
 
 from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine, run_small_pass
 from sgl_engine.config import NO_REUSE, ReuseConfig
@@ -94,7 +95,7 @@ def test_a_picture_given_twice_is_seen_once(family: str) -> None:
         first = embed_pictures(vlm, prompt, REUSE)
         again = embed_pictures(vlm, prompt, REUSE)
         one = embed_pictures(vlm, vlm.encode(ask("Only this?", pictures[1])), REUSE)
-    assert torch.allclose(first.embeddings, expected, atol=1e-5)
+    assert gap(first.embeddings, expected) < of_hidden(vlm, expected)
     assert torch.equal(again.embeddings, first.embeddings)
     assert again.tower_patches == ()
     assert again.known_pictures == 3
@@ -114,14 +115,13 @@ def test_answers_are_those_without_reuse() -> None:
     for question in ("What is it?", "How many are there?", "What is it?"):
         got, expected = engine.run(ask(question)), plain.run(ask(question))
         assert got.text == expected.text
-        assert got.report.score == pytest.approx(expected.report.score, rel=1e-4)
+        assert got.report.score == pytest.approx(expected.report.score, rel=of_logprobs(engine.small, 9))
         assert got.importance is not None
         assert expected.importance is not None
-        assert got.importance.mass == pytest.approx(expected.importance.mass, rel=1e-4)
+        assert relative_gap(got.importance.mass, expected.importance.mass) < of_logprobs(engine.small)
         scores = engine.score_answers(ask(question), ["yes", "no"])
-        assert scores.logprobs == pytest.approx(
-            plain.score_answers(ask(question), ["yes", "no"]).logprobs, abs=1e-4
-        )
+        alone = plain.score_answers(ask(question), ["yes", "no"])
+        assert gap(scores.logprobs, alone.logprobs) < of_logprobs(engine.large, 4)
     assert engine.cache_info()["small"].feature_hits == 5
     assert engine.cache_info()["large"].prefix_hits == 5
 

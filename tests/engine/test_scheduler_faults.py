@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from oracles import traces
 from samples import noise
-from scheduling import as_new, ask, held, limited, route, running, same, until, waiting, watch
+from scheduling import HANG_S, as_new, ask, held, limited, route, running, same, until, waiting, watch
 
 from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta
 from sgl_engine.errors import CorruptImageError, DeadlineError, InvalidRequestError, RequestCancelledError
@@ -29,17 +29,27 @@ def engine(small: VLM, large: VLM) -> SGLEngine:
 
 
 class Faults:
-    """Makes models raise: always where a poisoned prompt takes part, and now and then in a shared batch."""
+    """Makes models raise: always where a poisoned prompt takes part, and now and then in a shared batch.
+
+    Also does what is asked for after so many more forwards, whoever's they are.
+    """
 
     def __init__(self, engine: SGLEngine, every: int) -> None:
         self._poison = {
             vlm: vlm.encode(Request.ask(POISON)).input_ids for vlm in (engine.small, engine.large)
         }
         self._every = every
+        self._due: list[tuple[int, Callable[[], object]]] = []
         self.forwards = self.raised = 0
+
+    def later(self, forwards: int, act: Callable[[], object]) -> None:
+        self._due.append((self.forwards + forwards, act))
 
     def __call__(self, batch: Any) -> None:
         self.forwards += 1
+        for due in [each for each in self._due if each[0] <= self.forwards]:
+            self._due.remove(due)
+            due[1]()
         marker = self._marker(batch)
         if marker or (len(batch) > 1 and self.forwards % self._every == 0):
             self.raised += 1
@@ -67,13 +77,8 @@ def last_of_stream(engine: SGLEngine, request: Request) -> Response:
     return last
 
 
-def cancelled_soon(request: Request, after_s: float) -> Request:
-    cancel = threading.Event()
-    threading.Timer(after_s, cancel.set).start()
-    return replace(request, cancel=cancel, max_new_tokens=400)
-
-
-def make(index: int, kind: str, chance: random.Random) -> Request:
+def make(index: int, kind: str, chance: random.Random, faults: Faults) -> Request:
+    """What is cancelled, late or dropped takes 400 forwards, and many times the time that it has."""
     if kind == "bad picture":
         return Request.ask("?", b"no picture")
     if kind == "bad wish":
@@ -81,9 +86,11 @@ def make(index: int, kind: str, chance: random.Random) -> Request:
     if kind == "poisoned":
         return Request.ask(f"{POISON}?", noise(40, 50, index), max_new_tokens=4)
     if kind == "cancelled":
-        return cancelled_soon(ask(index), chance.uniform(0.0, 1.0))
+        cancel = threading.Event()
+        faults.later(chance.randrange(300), cancel.set)
+        return replace(ask(index), cancel=cancel, max_new_tokens=400)
     if kind == "late":
-        return replace(ask(index), deadline=time.monotonic() + chance.uniform(0.0, 0.3), max_new_tokens=400)
+        return replace(ask(index), deadline=time.monotonic() + chance.uniform(0.0, 0.04), max_new_tokens=400)
     return ask(index)
 
 
@@ -111,20 +118,20 @@ def test_two_hundred_requests_with_faults(engine: SGLEngine, monkeypatch: pytest
 
     def answer(number: int) -> object:
         index, kind, which = plan[number]
-        pair, request = pairs[which], make(index, kind, chance)
+        pair, request = pairs[which], make(index, kind, chance, faults)
         if request.images and kind != "bad picture":
             pictures.append(weakref.ref(request.images[0].source))
         way = number % 4
         if kind == "dropped":
             future = pair.submit(replace(request, max_new_tokens=400))
-            threading.Timer(chance.uniform(0.0, 0.5), future.cancel).start()
-            return outcome_of(future.result)
+            faults.later(chance.randrange(300), future.cancel)
+            return outcome_of(lambda: future.result(HANG_S))
         if way == 0:
             return outcome_of(lambda: pair.run(request))
         if way == 1:
             return outcome_of(lambda: last_of_stream(pair, request))
         if way == 2:
-            return outcome_of(pair.submit(request).result)
+            return outcome_of(lambda: pair.submit(request).result(HANG_S))
         [got] = pair.run_batch([request])
         return got
 
@@ -212,11 +219,14 @@ def test_a_repeated_answer_that_differs_is_an_error(
     assert as_new(engine)
 
 
-async def test_tasks_with_faults(engine: SGLEngine) -> None:
-    calls = [engine.submit(make(index, kind, random.Random(1))) for index, kind in enumerate(KINDS)]
+async def test_tasks_with_faults(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults, chance = Faults(engine, every=10**9), random.Random(1)
+    for vlm in (engine.small, engine.large):
+        watch(vlm, monkeypatch, faults)
+    calls = [engine.submit(make(index, kind, chance, faults)) for index, kind in enumerate(KINDS)]
     got = await asyncio.gather(*map(asyncio.wrap_future, calls), return_exceptions=True)
     for kind, each in zip(KINDS, got, strict=True):
-        if kind in {"good", "poisoned", "dropped"}:
+        if kind in {"good", "dropped"}:
             assert isinstance(each, Response)
         else:
             assert isinstance(each, EXPECTED[kind])

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import torch
 
@@ -8,12 +6,10 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.testing import tiny_vlm
 
 
-def test_tiny_models_are_quick_seeded_and_leave_the_random_state() -> None:
-    tiny_vlm()  # imports
+def test_tiny_models_are_small_seeded_and_leave_the_random_state() -> None:
     state = torch.get_rng_state()
-    start = time.perf_counter()
     models = [tiny_vlm(seed=seed) for seed in (0, 0, 1)]
-    assert time.perf_counter() - start < 3
+    assert sum(weight.numel() for weight in models[0].model.parameters()) < 200_000
     assert torch.equal(torch.get_rng_state(), state)
     first, same, other = (vlm.model.lm_head.weight for vlm in models)
     assert torch.equal(first, same)

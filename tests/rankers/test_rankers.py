@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tolerances import CONTROL, gap, of_logprobs, relative_gap
 from torch import Tensor
 
 from sgl_engine import Request, SGLEngine, plan_pruning, run_large_pass
@@ -68,7 +69,8 @@ def test_rankers_work_on_tiles_separators_wide_embeddings_and_recurrent_layers(f
         assert mass.shape == (case.large_prompt.num_visual_tokens,), name
         assert bool(mass.isfinite().all()), name
         assert len(mass.unique()) > 2, name  # no layer without attention was taken for a map
-    assert torch.allclose(case.sums.prefill.sum(0) + case.sums.decode.sum(0), guided.plain(case).mass)
+    own = case.sums.prefill.sum(0) + case.sums.decode.sum(0)
+    assert relative_gap(own, guided.plain(case).mass) < of_logprobs(engine.small)
 
 
 def test_the_registry_is_the_three_tables() -> None:
@@ -98,7 +100,7 @@ def test_the_case_holds_what_both_models_do_alone(engine: SGLEngine, case: Ranki
     assert case.large is case.large  # ran once
     embedded = engine.large.embed(prompt)[0, list(prompt.visual_positions)]
     assert torch.equal(case.visual_embeddings, embedded)
-    assert torch.allclose(case.hidden_states(0)[list(prompt.visual_positions)], embedded)
+    assert torch.equal(case.hidden_states(0)[list(prompt.visual_positions)], embedded)
     assert case.sums.prefill_queries + case.sums.decode_queries == small.importance.num_queries
 
 
@@ -106,11 +108,12 @@ def test_consistency_at_the_engines_ratio_is_the_small_passes(engine: SGLEngine,
     ratio = engine.config.exit.consistency_keep_ratio
     logprobs = torch.tensor(case.consistency_logprobs(ratio))
     parts = case.small.parts
-    assert float(logprobs.mean().exp()) == pytest.approx(parts["consistency_geometric_mean"], rel=1e-4)
+    within = of_logprobs(engine.small)
+    assert float(logprobs.mean().exp()) == pytest.approx(parts["consistency_geometric_mean"], rel=within)
     other = torch.tensor(case.consistency_logprobs(1.0))
-    assert not torch.allclose(other, logprobs, atol=1e-4)
+    assert gap(other, logprobs) > CONTROL * within
     # With all visual tokens, it is the answer's own probability.
-    assert torch.allclose(other, case.small.generation.logprobs, atol=1e-4)
+    assert gap(other, case.small.generation.logprobs) < within
 
 
 def test_without_a_picture_there_is_nothing_to_rank(engine: SGLEngine) -> None:
