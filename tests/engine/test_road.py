@@ -1,4 +1,4 @@
-"""The road of a request: whoever drives it, the same steps in the same order, and the same answers as ever."""
+"""The road of a request: every driver takes the same steps in the same order; answers are those of before."""
 
 import json
 import threading
