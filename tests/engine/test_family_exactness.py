@@ -205,7 +205,7 @@ def test_wrong_positions_are_noticed(family: str, layer: int) -> None:
         return
     for axis in range(len(prompt.positions)):
         moved = prompt.positions.clone()
-        moved[axis, 0, list(prompt.visual_positions)] += 1
+        moved[axis, 0, list(prompt.visual_positions)] += 8
         got = stepwise_logits(vlm, replace(prompt, positions=moved), plan, STEPS["one by one"])
         assert gap(got, expected) > CONTROL * of_logits(vlm)
 
