@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOG := $(VENV)/install.log
+# As many processes as there are cores, four at most; each holds models of its own.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+PARALLEL = -n $(WORKERS) --dist worksteal
 PICTURES := sgl_engine/demo/pictures
 
 .PHONY: help demo test check format
@@ -26,13 +29,13 @@ demo: $(INSTALLED) ## ask the bundled pair two questions about a bundled picture
 	$(call ask,$(PICTURES)/scene.png,How many purple shapes are there?)
 
 test: $(INSTALLED) ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(INSTALLED) ## what CI runs: lint, format, types, tests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 format: $(INSTALLED) ## format the code and apply safe fixes
 	@$(BIN)/ruff format

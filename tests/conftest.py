@@ -1,4 +1,4 @@
-"""What every test can rely on: offline, on one thread, and no GPU unless it is marked for one.
+"""What every test can rely on: offline, and no GPU unless it is marked for one.
 
 Sockets are disabled by pytest-socket (`--disable-socket` in pyproject.toml).
 """
@@ -18,8 +18,8 @@ import torch
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.report.run_report import ModelInfo, RunReport
 
-# One thread: tiny tensors gain nothing from more, and results do not depend on the machine's cores.
-torch.set_num_threads(1)
+# One thread: tiny tensors gain nothing from more. Results must not depend on it, which can be tried with two.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 _stores: WeakSet[ReuseStore] = WeakSet()
 

@@ -55,10 +55,11 @@ def gap(got: Tensor | Sequence[float], expected: Tensor | Sequence[float]) -> fl
 
 
 def relative_gap(got: Tensor | Sequence[float], expected: Tensor | Sequence[float]) -> float:
-    """The largest difference, as a share of what is expected."""
+    """The largest difference, as a share of what is expected; where that is nothing, any is infinite."""
     ours, theirs = torch.as_tensor(got).double(), torch.as_tensor(expected).double()
     assert ours.shape == theirs.shape
-    return float(((ours - theirs) / theirs).abs().max())
+    shares = torch.where(ours == theirs, 0.0, (ours - theirs).abs() / theirs.abs())
+    return float(shares.max())
 
 
 def _relative(vlm: VLM) -> float:

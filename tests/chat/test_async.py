@@ -30,21 +30,31 @@ def chat() -> ChatSGL:
     return ChatSGL(engine=engine, max_tokens=12)
 
 
-def forwards(chat: ChatSGL, route: str) -> list[float]:
-    """The time of each decoder forward from now on."""
-    times: list[float] = []
-    vlm = getattr(chat.engine, route)
-    vlm.text_model.register_forward_hook(lambda *_: times.append(time.monotonic()))
-    return times
+HANG_S = 300.0
+"""How long tests wait for what must happen: no measure of anything, only the end of a hang."""
 
 
-async def quiet(times: list[float]) -> int:
-    """Waits until no forward has come for a while; their number."""
-    count = -1
-    while count != len(times):
-        count = len(times)
-        await asyncio.sleep(0.2)
-    return count
+class Forwards:
+    """Counts forwards of a decoder from now on; after so many it waits until it may go on."""
+
+    def __init__(self, chat: ChatSGL, route: str, hold_after: int | None = None) -> None:
+        self.count = 0
+        self.holds, self.go_on = threading.Event(), threading.Event()
+        self._chat, self._hold_after = chat, hold_after
+        getattr(chat.engine, route).text_model.register_forward_hook(self._step)
+
+    async def in_the_end(self) -> int:
+        """Their number, when nothing is under way any more."""
+        self.go_on.set()
+        while not self._chat.engine._scheduler.is_idle:  # noqa: ASYNC110  # it offers no event
+            await asyncio.sleep(0.001)
+        return self.count
+
+    def _step(self, *_: object) -> None:
+        self.count += 1
+        if self.count == self._hold_after:
+            self.holds.set()
+            assert self.go_on.wait(HANG_S)
 
 
 def outcome(message: BaseMessage) -> tuple[Any, ...]:
@@ -79,30 +89,30 @@ def test_thirty_two_threads_get_the_answers_of_single_calls(chat: ChatSGL) -> No
     assert [outcome(message) for message in chat.batch([ask(index) for index in range(32)])] == alone
 
 
-SLEEP_S, BLOCKED_S = 0.8, 0.6  # far apart: a busy machine pauses everybody for a third of a second
+class Loop:
+    """Asks from other threads whether the event loop runs."""
 
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.wait_s = HANG_S
+        self.answers: list[bool] = []
 
-async def longest_pause(call: Callable[[], Awaitable[object]]) -> float:
-    """Seconds for which the event loop could do nothing else, at most, while `call` ran."""
-    longest, last = 0.0, time.monotonic()
+    def ask(self) -> None:
+        beaten = threading.Event()
+        self._loop.call_soon_threadsafe(beaten.set)
+        self.answers.append(beaten.wait(self.wait_s))
 
-    async def beat() -> None:
-        nonlocal longest, last
-        while True:
-            await asyncio.sleep(0.002)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-
-    beating = asyncio.create_task(beat())
-    await asyncio.sleep(0.01)
-    await call()
-    await asyncio.sleep(0.01)
-    beating.cancel()
-    return longest
+    async def is_free(self, call: Callable[[], Awaitable[object]], *, wait_s: float = HANG_S) -> bool:
+        """Whether it answered every time while `call` ran."""
+        self.answers, self.wait_s = [], wait_s
+        await call()
+        assert self.answers
+        return all(self.answers)
 
 
 async def test_the_event_loop_is_never_blocked(chat: ChatSGL) -> None:
-    # A model that sleeps: a busy one would share the interpreter's lock, and the test would measure that.
-    chat.engine.small.text_model.register_forward_hook(lambda *_: time.sleep(SLEEP_S))
+    loop = Loop()
+    chat.engine.small.text_model.register_forward_hook(lambda *_: loop.ask())
 
     async def stream() -> None:
         assert [chunk async for chunk in chat.astream(ask(1), max_tokens=2)]
@@ -110,22 +120,22 @@ async def test_the_event_loop_is_never_blocked(chat: ChatSGL) -> None:
     async def synchronous() -> None:
         chat.invoke(ask(1), max_tokens=2)
 
-    assert await longest_pause(lambda: chat.ainvoke(ask(1), max_tokens=2)) < BLOCKED_S
-    assert await longest_pause(stream) < BLOCKED_S
-    assert await longest_pause(synchronous) >= SLEEP_S
+    assert await loop.is_free(lambda: chat.ainvoke(ask(1), max_tokens=2))
+    assert await loop.is_free(stream)
+    assert not await loop.is_free(synchronous, wait_s=0.1)  # the control
 
 
 @pytest.mark.filterwarnings("ignore:.*is in beta")
 async def test_encoding_a_picture_does_not_block_the_event_loop(
     chat: ChatSGL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Image.Image.save
+    save, loop = Image.Image.save, Loop()
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        time.sleep(SLEEP_S)
+    def asking(*args: Any, **kwargs: Any) -> None:
+        loop.ask()
         save(*args, **kwargs)
 
-    monkeypatch.setattr(Image.Image, "save", slow)
+    monkeypatch.setattr(Image.Image, "save", asking)
     question: list[BaseMessage] = [
         HumanMessage([{"type": "image", "image": Image.new("RGB", (40, 40))}, "What is it?"])
     ]
@@ -143,20 +153,17 @@ async def test_encoding_a_picture_does_not_block_the_event_loop(
         chat.invoke(question, max_tokens=2)
 
     for call in (stream, events, third_version):
-        assert await longest_pause(call) < BLOCKED_S
-    assert await longest_pause(lambda: chat.ainvoke(question, max_tokens=2)) < BLOCKED_S
-    assert await longest_pause(lambda: chat.abatch([question], max_tokens=2)) < BLOCKED_S
-    assert await longest_pause(synchronous) >= SLEEP_S
+        assert await loop.is_free(call)
+    assert await loop.is_free(lambda: chat.ainvoke(question, max_tokens=2))
+    assert await loop.is_free(lambda: chat.abatch([question], max_tokens=2))
+    assert not await loop.is_free(synchronous, wait_s=0.1)  # the control
 
 
 @pytest.mark.parametrize("route", ["small", "large"])
 @pytest.mark.parametrize("call", ["ainvoke", "astream"])
 async def test_cancelling_a_task_stops_generation(chat: ChatSGL, route: str, call: str) -> None:
-    times = forwards(chat, route)
     options: Any = {"max_tokens": 400, "escalate": "always" if route == "large" else "never"}
-    if route == "large":
-        await chat.ainvoke(ask(1), max_tokens=1)  # what follows cancels in the large pass
-        times.clear()
+    forwards = Forwards(chat, route, hold_after=5)
 
     async def run() -> None:
         if call == "ainvoke":
@@ -166,39 +173,29 @@ async def test_cancelling_a_task_stops_generation(chat: ChatSGL, route: str, cal
                 pass
 
     task = asyncio.create_task(run())
-    while len(times) < 5:  # noqa: ASYNC110  # counted by a hook in another thread
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(forwards.holds.wait, HANG_S)
     task.cancel()
-    at_cancel = len(times)
     with pytest.raises(asyncio.CancelledError):
         await task
-    # One token may be under way, and one more forward may have ended before this thread was asked again.
-    assert await quiet(times) <= at_cancel + 2
+    assert await forwards.in_the_end() == 5
     assert outcome(await chat.ainvoke(ask(3))) == outcome(chat.invoke(ask(3)))
 
 
 async def test_leaving_a_stream_stops_generation(chat: ChatSGL) -> None:
-    times = forwards(chat, "large")
+    forwards = Forwards(chat, "large", hold_after=60)
     async with aclosing(chat.astream(ask(2), max_tokens=400, escalate="always")) as chunks:  # type: ignore[type-var]
         async for _ in chunks:
             break
-    left = len(times)
-    assert await quiet(times) <= left + 1 < 400
+    assert await forwards.in_the_end() <= 60
     assert outcome(await chat.ainvoke(ask(3))) == outcome(chat.invoke(ask(3)))
 
 
-def test_leaving_a_synchronous_stream_stops_generation(chat: ChatSGL) -> None:
-    times: list[float] = []
-    chat.engine.large.text_model.register_forward_hook(lambda *_: times.append(1.0))
+async def test_leaving_a_synchronous_stream_stops_generation(chat: ChatSGL) -> None:
+    forwards = Forwards(chat, "large", hold_after=60)  # the model does not wait for its reader
     chunks = chat.stream(ask(2), max_tokens=400, escalate="always")
     next(chunks)
-    left = len(times)
     chunks.close()  # type: ignore[attr-defined]
-    time.sleep(0.2)
-    # The model does not wait for its reader, so it may be ahead by what was computed until it was closed.
-    stopped = len(times)
-    time.sleep(0.2)
-    assert left <= len(times) == stopped < 400
+    assert await forwards.in_the_end() <= 60
     assert outcome(chat.invoke(ask(3)))
 
 
@@ -208,20 +205,22 @@ async def test_a_call_that_waits_for_the_model_can_be_cancelled(chat: ChatSGL) -
     def hold() -> None:
         with chat.engine.small.exclusive():
             held.set()
-            release.wait(20)
+            release.wait(HANG_S)
 
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    times = forwards(chat, "small")
+    forwards = Forwards(chat, "small")
     task = asyncio.create_task(chat.ainvoke(ask(1)))
-    await asyncio.sleep(0.2)
+    lane = chat.engine._scheduler._worker.small
+    while not (lane.waiting or lane.running):  # noqa: ASYNC110  # by another thread
+        await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, timeout=5)
+        await asyncio.wait_for(task, timeout=HANG_S / 2)
     release.set()
     holder.join()
-    assert await quiet(times) == 0
+    assert await forwards.in_the_end() == 0
 
 
 async def test_timeouts_hold_while_others_compute(chat: ChatSGL) -> None:

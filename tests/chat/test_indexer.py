@@ -9,8 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class FakeChat(BaseChatModel):
 
     fails_on: set[str] = Field(default_factory=set)
     broken: bool = False
-    delay_s: float = 0.0
+    asked: Callable[[], object] = lambda: None  # called for every picture
     version: str = "1"
     seen: list[dict[str, Any]] = Field(default_factory=list, exclude=True)
 
@@ -65,7 +64,7 @@ class FakeChat(BaseChatModel):
     def _generate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **settings: Any
     ) -> ChatResult:
-        time.sleep(self.delay_s)
+        self.asked()
         if self.broken:
             raise UnsupportedModelError("No such family.", remedy="Use another.")
         image, text = messages[0].content
@@ -473,7 +472,7 @@ class Slow(FakeChat):
         result = super()._generate(*arguments, **settings)
         if result.generations[0].text.endswith("40 x 5"):
             print("in the middle", flush=True)
-            time.sleep(60)
+            time.sleep(3600)
         return result
 
 loader = SGLImageIndexer(sys.argv[1], model=Slow(), manifest=sys.argv[2], batch_size=2)
@@ -583,27 +582,33 @@ async def test_the_async_twin_does_the_same(folder: Path, tmp_path: Path) -> Non
 
 
 async def test_async_does_not_block_the_loop(folder: Path) -> None:
-    ticks = 0
+    loop, answers = asyncio.get_running_loop(), []
 
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
+    def ask_the_loop() -> None:
+        beaten = threading.Event()
+        loop.call_soon_threadsafe(beaten.set)
+        answers.append(beaten.wait(300))
 
-    ticking = asyncio.create_task(tick())
-    await indexer(folder, FakeChat(delay_s=0.1), batch_size=2).aload()
-    ticking.cancel()
-    assert ticks >= 10
+    await indexer(folder, FakeChat(asked=ask_the_loop), batch_size=2).aload()
+    assert answers == [True] * 6
 
 
 async def test_a_cancelled_async_run_goes_on(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"manifest": tmp_path / "index.db", "batch_size": 2}
-    slow = asyncio.create_task(indexer(folder, FakeChat(delay_s=0.2), **options).aload())
-    await asyncio.sleep(0.3)
+    third, cancelled, asked = threading.Event(), threading.Event(), []
+
+    def hold_the_third() -> None:
+        asked.append(1)
+        if len(asked) >= 3:  # of the second batch
+            third.set()
+            cancelled.wait(300)
+
+    slow = asyncio.create_task(indexer(folder, FakeChat(asked=hold_the_third), **options).aload())
+    assert await asyncio.to_thread(third.wait, 300)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
         await slow
+    cancelled.set()
     loader = indexer(folder, **options)
     assert len(await loader.aload()) == 6
     assert loader.progress.asked < 5

@@ -149,7 +149,7 @@ def test_wrong_kept_rows_are_noticed(family: str, implementation: str, layer: in
     fillers, columns = right.fillers.clone(), right.columns.clone()
     for row in uneven:
         if off == "fillers":
-            fillers[row] -= 1
+            fillers[row] = 0
         else:  # as if the prompt began one column earlier
             columns[row, int(fillers[row, 0]) :] -= 1
     wrong = KeptColumns(layer, right.tokens, columns, fillers, prunes=True)

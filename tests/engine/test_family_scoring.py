@@ -1,17 +1,16 @@
 """Given answers scored by every family, also by those whose caches forget and cannot be cropped."""
 
 import pytest
-from test_family_exactness import encoded, model, random_plan
+from test_family_exactness import encoded, families, model, random_plan
 from tolerances import CONTROL, gap, of_logprobs, relative_gap
 from whole_model import attention_sum, masked_logits
 
-from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.passes.scoring import run_scoring_pass
 
 ANSWERS = ("yes", "no, never", "a cat")
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@families
 @pytest.mark.parametrize("keep_ratio", [0.3, 1.0])
 def test_scores_are_those_of_whole_sequences(family: str, keep_ratio: float) -> None:
     """Each answer by itself, whatever was scored before it."""
@@ -32,7 +31,7 @@ def test_scores_are_those_of_whole_sequences(family: str, keep_ratio: float) -> 
         assert gap(logprobs[:-1], shifted) > CONTROL * of_logprobs(vlm)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@families
 def test_the_map_is_the_best_answers(family: str) -> None:
     vlm, prompt = model(family), encoded(family, "one picture")
     result = run_scoring_pass(vlm, prompt, ANSWERS, guide=True)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from samples import noise
+from test_family_exactness import families
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sgl_engine import Request, Response, SGLEngine
-from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.testing import tiny_vlm
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def nearly_full(pair: SGLEngine) -> Request:
     return Request.ask("w" * (room - 40), *pictures, max_new_tokens=3)
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@families
 @pytest.mark.filterwarnings("ignore:.*falling back to its reference")
 def test_no_tensor_of_the_prompts_size_squared(family: str) -> None:
     pair = engine(family, 4096)
@@ -96,7 +96,7 @@ def test_eager_attention_would_be_seen() -> None:
     assert largest.elements >= response.report.small_input_tokens**2
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@families
 @pytest.mark.filterwarnings("ignore:.*falling back to its reference")
 def test_large_pictures_and_many_pictures(family: str) -> None:
     pair = engine(family, 16384, max_tiles=6)
