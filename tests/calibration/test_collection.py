@@ -141,7 +141,7 @@ def test_the_large_model_alone_can_be_left_out(engine: SGLEngine, data: Path, tm
 def test_a_system_prompt_is_part_of_every_request(data: Path, tmp_path: Path) -> None:
     seen: list[Request] = []
     engine = FakeEngine(lambda request: seen.append(request) or "a", config=SETTINGS)  # type: ignore[func-returns-value]
-    engine.with_config = lambda config: FakeEngine(engine._answer, config=config)  # type: ignore[method-assign]
+    engine.with_config = lambda config: FakeEngine(engine._answer_of, config=config)  # type: ignore[method-assign]
     collect(engine, data, tmp_path / "records.jsonl", system="be brief", alone=False)
     assert [message.role for message in seen[0].messages] == ["system", "user"]
     assert len(seen[1].images) == 2
