@@ -43,7 +43,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         if cls is None:
             return auto.from_pretrained(name, **hub)
         return _load_image_only(cls, settings, name, hub)
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its files may hold anything; tokenizers raises plain Exception
         raise ProcessorError(
             f"The processor of {name} cannot be loaded ({type(error).__name__}: {error}).",
             remedy="Save it next to the weights with processor.save_pretrained(folder).",
