@@ -72,8 +72,8 @@ def shorten(text: str, most: int = _MOST) -> str:
 def decode_base64(text: str) -> bytes:
     """Reads base64 as it is found in the wild.
 
-    Line breaks and spaces, the URL-safe alphabet, percent-encoding and missing padding are all read; any other
-    character, and a length that no bytes have, is refused.
+    Line breaks and spaces, the URL-safe alphabet, percent-encoding and missing padding are all read. Any
+    other character is refused, and a length that no bytes have.
 
     Raises:
         CorruptImageError: It is no base64.
