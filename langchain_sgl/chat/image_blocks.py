@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from langchain_core.messages import BaseMessage
 
-from langchain_sgl.tools.references import mime_type_of, resolve_under, shorten
+from langchain_sgl.tools.references import resolve_under
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
+from sgl_engine.prompt.signatures import mime_type_of
+from sgl_engine.prompt.sources import decode_base64, decode_data_url, describe_source
 from sgl_engine.request import ImageSource
 
 Block: TypeAlias = Mapping[str, Any]
@@ -68,30 +70,24 @@ def _from_url(value: Any, root: Path | None) -> Any:
     url = value.get("url") if isinstance(value, Mapping) else value
     if isinstance(url, Path):  # which would name a file just as well
         return _from_path(url, root)
-    if isinstance(url, str) and url.startswith("file:"):
-        return _from_path(url.removeprefix("file://").removeprefix("file:"), root)
+    if isinstance(url, str) and url.lstrip()[:5].lower() == "file:":
+        path = unquote(url.strip()[5:].removeprefix("//"))
+        return _from_path(path.removeprefix("localhost"), root)
     return url or ""
 
 
 def _from_base64(value: Any, _: Path | None) -> bytes:
     if isinstance(value, bytes):
         return value
-    text = str(value)
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CorruptImageError(
-            f"The image's {len(text)} characters of base64 cannot be decoded ({error}).",
-            remedy="Encode the file with base64.b64encode(data).decode().",
-        ) from error
+    text = str(value).strip()
+    return decode_data_url(text) if text[:5].lower() == "data:" else decode_base64(text)
 
 
 def _from_path(value: Any, root: Path | None) -> Path:
     if root is None:
         raise UnsafePathError(
-            f"A message names the local file {shorten(str(value))!r}, and local files are not allowed.",
+            f"A message names the local file {describe_source(Path(str(value)))!r}, and local files are not "
+            "allowed.",
             remedy="Set ChatSGL(image_root=folder), or send the file's bytes as base64.",
         )
     return resolve_under(root, str(value))
@@ -110,7 +106,7 @@ def _from_anthropic(value: Any, root: Path | None) -> Any:
 
 def _from_store(value: Any, _: Path | None) -> Any:
     raise InvalidRequestError(
-        f"An image is named by the id {value!r} of a file store, and there is none here.",
+        f"An image is named by the id {describe_source(value)!r} of a file store, and there is none here.",
         remedy="Send the image itself as base64, a URL, or a path under ChatSGL(image_root=...).",
     )
 
@@ -170,8 +166,8 @@ def _normalized_block(block: Any, limits: LimitsConfig) -> Any:
         return block
     known = None
     if isinstance(data, str):
-        with suppress(binascii.Error, ValueError):
-            known = mime_type_of(base64.b64decode("".join(data[:64].split())[:32]))
+        with suppress(CorruptImageError):
+            known = mime_type_of(decode_base64("".join(data[:64].split())[:32]))
     return {**block, "mime_type": known or _UNKNOWN}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import hashlib
 import itertools
@@ -11,7 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
+from sgl_engine.errors import ConfigError, CorruptImageError, MissingImageError, UnsafePathError
+from sgl_engine.prompt.signatures import mime_type_of
+from sgl_engine.prompt.sources import decode_base64, describe_source, shorten
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
@@ -94,7 +94,7 @@ def resolve_under(root: Path, name: str) -> Path:
     if path is None:
         near = _near(name, _file_names(root))
         raise MissingImageError(
-            f"The picture folder {_label(root)!r} holds no file {shorten(name)!r}.",
+            f"The picture folder {_label(root)!r} holds no file {describe_source(name)!r}.",
             remedy=f"Near that name: {near}."
             if near
             else "Check the name, which is relative to that folder.",
@@ -102,37 +102,13 @@ def resolve_under(root: Path, name: str) -> Path:
     return path
 
 
-def shorten(text: str) -> str:
-    """At most 80 characters of it, for messages."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def mime_type_of(data: bytes) -> str | None:
-    """MIME type of a picture by its first bytes; None where it is no picture that the engine reads."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((mime_type for start, mime_type in _STARTS.items() if data.startswith(start)), None)
-
-
-_STARTS = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-    b"II*\x00": "image/tiff",
-    b"MM\x00*": "image/tiff",
-    b"P5": "image/x-portable-graymap",
-    b"P6": "image/x-portable-pixmap",
-}
-
-
 def _decode(text: str) -> bytes | None:
     """The picture that bare base64 holds, line breaks allowed; None where it is anything else."""
     if len(text) < _MIN_BASE64_CHARACTERS:
         return None
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+        data = decode_base64(text)
+    except CorruptImageError:
         return None
     return data if mime_type_of(data) else None
 
@@ -153,7 +129,7 @@ def _find_under(root: Path, name: str) -> Path | None:
         return None
     if not inside:
         raise UnsafePathError(
-            f"The path {shorten(name)!r} leads out of the picture folder {_label(root)!r}.",
+            f"The path {describe_source(name)!r} leads out of the picture folder {_label(root)!r}.",
             remedy="Name a file inside it, relative to it.",
         )
     return path if found else None
@@ -166,7 +142,7 @@ def _resolve_folder(root: Path) -> Path:
         folder = root
     if not folder.is_dir():
         raise ConfigError(
-            f"The picture folder {str(root)!r} does not exist or is not a folder.",
+            f"The picture folder {describe_source(root)!r} does not exist or is not a folder.",
             remedy="Name an existing folder.",
         )
     return folder
@@ -196,7 +172,7 @@ def _unknown(reference: str, root: Path | None, store: PictureStore | None) -> M
         known = ", ".join(map(repr, ids[:_MAX_SHOWN])) + (", ..." if len(ids) > _MAX_SHOWN else "")
         accepted.insert(0, f"an id of the picture store (it holds {known or 'nothing'})")
     return MissingImageError(
-        f"There is no picture {shorten(reference)!r}.",
+        f"There is no picture {describe_source(reference)!r}.",
         remedy=f"{f'Near that name: {near}. ' if near else ''}Accepted: {', '.join(accepted)}."
         f"{'' if root is not None else ' Local files are not read here.'}",
     )

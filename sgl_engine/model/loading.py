@@ -43,7 +43,7 @@ def check_folder(name: str) -> None:
             remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
         )
     if (folder / "adapter_config.json").is_file():
-        # transformers would load the model that this file names instead, or, without peft, ignore the adapter.
+        # transformers would load the model that it names instead or, without peft, ignore the adapter.
         raise UnsupportedModelError(
             f"The folder {name} holds an adapter (adapter_config.json) to a model that lies elsewhere.",
             remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
@@ -159,7 +159,7 @@ def _check_index(name: str, config: PreTrainedConfig, hub: Mapping[str, Any]) ->
 
     transformers follows whatever an index names, pickles and absolute paths too.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     index = getattr(config, "transformers_weights", None) or _INDEX  # a configuration may name its own file
     _check_names([index], f"The configuration of {name}", ending=(".safetensors", ".safetensors.index.json"))
@@ -183,7 +183,8 @@ def _names_in(index: Path, name: str) -> list[Any]:
         return sorted(set(content["weight_map"].values()), key=str)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
         raise ModelNotFoundError(
-            f"The index {index.name} of {name} cannot be read ({type(error).__name__}: {_first_line(error)}).",
+            f"The index {index.name} of {name} cannot be read "
+            f"({type(error).__name__}: {_first_line(error)}).",
             remedy="Save the model again with model.save_pretrained(folder).",
         ) from error
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from langchain_sgl.tools.picture_store import InMemoryPictureStore, as_picture_store
-from langchain_sgl.tools.references import describe_reference, mime_type_of, resolve_picture, resolve_under
+from langchain_sgl.tools.references import describe_reference, resolve_picture, resolve_under
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError, MissingImageError, SGLError, UnsafePathError
+from sgl_engine.prompt.signatures import mime_type_of
 
 PNG = (PICTURES / "receipt.png").read_bytes()
 PNG_BASE64 = base64.b64encode(PNG).decode()

@@ -1,8 +1,9 @@
-"""Folders that somebody else made: what their files name is not followed, and what they hold is never a riddle."""
+"""Folders that somebody else made: what they name is not followed, and every error is typed."""
 
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from sgl_engine import VLM
 from sgl_engine.errors import (
     ModelNotFoundError,
     ProcessorError,
-    SGLError,
     UnsafeWeightsError,
     UnsupportedModelError,
 )
@@ -151,7 +151,5 @@ def text_config(**values: object) -> Callable[[Path], None]:
 )
 def test_whatever_a_folder_holds_the_error_is_typed(damage: Callable[[Path], None], folder: Path) -> None:
     damage(folder)
-    try:
+    with suppress(ModelNotFoundError, UnsupportedModelError, ProcessorError):
         VLM.from_pretrained(folder)
-    except SGLError as error:
-        assert isinstance(error, ModelNotFoundError | UnsupportedModelError | ProcessorError)
