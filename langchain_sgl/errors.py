@@ -48,11 +48,6 @@ def as_langchain_errors() -> Iterator[None]:
         raise
 
 
-def shorten(text: str) -> str:
-    """Cuts a text to at most 80 characters, for error messages."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _in_our_words(text: str) -> str:
     """Puts the name that an option has in LangChain in place of the engine's name for it."""
     return text.replace("max_new_tokens", "max_tokens")

@@ -15,6 +15,10 @@ from sgl_engine.errors import ConfigError
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Escalate: TypeAlias = Literal["auto", "never", "always"]
+ImageFormat: TypeAlias = Literal[
+    "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF", "ICO", "TGA", "QOI"
+]
+Pages: TypeAlias = Literal["refuse", "first", "all"]
 
 
 class _Config(BaseModel):
@@ -99,7 +103,8 @@ class UrlPolicy(_Config):
     Attributes:
         enabled: False refuses every remote URL.
         schemes: Allowed schemes.
-        allow_private: True also allows private, loopback, link-local and reserved addresses.
+        allow_private: True also allows private, loopback, link-local and reserved addresses; metadata
+            services of clouds, which give out credentials, are refused all the same.
         max_redirects: Each hop is checked like the first URL.
         timeout_s: Seconds for the whole download.
     """
@@ -117,13 +122,27 @@ class LimitsConfig(_Config):
     Attributes:
         max_image_bytes: Encoded size of one image.
         max_image_pixels: Width times height of one image; larger ones are refused before they are decoded.
-        max_images: Images per request.
+        max_request_pixels: The same of all images of a request together, pages included.
+        max_image_side: Width and height of one image.
+        max_images: Images per request, pages included.
+        image_formats: Decoders that run, by Pillow's names; no other ever sees the bytes. HEIF needs
+            pillow-heif, PDF needs pypdfium2, AVIF and JPEG2000 a Pillow that was built with them.
+        pages: What becomes of a file that holds several pictures (TIFF, PDF, an animation): "refuse" is an
+            error, "first" reads the first page and drops the others, "all" makes every page an image.
+        pdf_dpi: Resolution at which pages of a PDF are drawn.
         urls: The URL policy.
     """
 
     max_image_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_request_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    max_image_side: Annotated[int, Field(ge=1)] = 32_768
     max_images: Annotated[int, Field(ge=0)] = 32
+    image_formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
+        *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF"),
+    )
+    pages: Pages = "refuse"
+    pdf_dpi: Annotated[float, Field(gt=0.0, le=1200.0)] = 144.0
     urls: UrlPolicy = UrlPolicy()
 
 

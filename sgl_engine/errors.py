@@ -7,7 +7,8 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   ├── ImageError
     │   │   ├── MissingImageError     no image where one is named
     │   │   ├── CorruptImageError     bytes that are not a readable picture
-    │   │   ├── ImageLimitError       too many bytes, pixels (decompression bomb) or images
+    │   │   ├── UnsupportedImageError a format, or a shape, that is not read here
+    │   │   ├── ImageLimitError       too many bytes, pixels (decompression bomb), pages or images
     │   │   ├── UnsafeUrlError        a scheme, host or redirect that the URL policy refuses
     │   │   ├── UnsafePathError       a local path where none is allowed, or outside the allowed folder
     │   │   └── ImageFetchError       the URL is allowed but cannot be downloaded
@@ -71,8 +72,12 @@ class CorruptImageError(ImageError):
     """The bytes are not a readable picture."""
 
 
+class UnsupportedImageError(ImageError):
+    """The picture's format is not read here, or the model takes no picture of its shape."""
+
+
 class ImageLimitError(ImageError):
-    """Too many bytes, pixels or images."""
+    """Too many bytes, pixels, pages or images."""
 
 
 class UnsafeUrlError(ImageError):

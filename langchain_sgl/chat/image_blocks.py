@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from langchain_core.messages import BaseMessage
 
 from langchain_sgl.chat.local_files import resolve_under
-from langchain_sgl.errors import shorten
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
+from sgl_engine.prompt.signatures import mime_type_of
+from sgl_engine.prompt.sources import decode_base64, decode_data_url, describe_source
 from sgl_engine.request import ImageSource
 
 Block: TypeAlias = Mapping[str, Any]
@@ -34,25 +35,6 @@ def is_image(block: Block) -> bool:
 def mime_type(block: Block) -> str:
     """Reads which MIME type a block says that it holds; empty where it says nothing."""
     return str(block.get("mime_type") or block.get("mimeType") or "")
-
-
-def mime_type_of(data: bytes) -> str | None:
-    """Tells a picture's MIME type by its first bytes; None where it is no picture that the engine reads."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((mime_type for start, mime_type in _STARTS.items() if data.startswith(start)), None)
-
-
-_STARTS = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-    b"II*\x00": "image/tiff",
-    b"MM\x00*": "image/tiff",
-    b"P5": "image/x-portable-graymap",
-    b"P6": "image/x-portable-pixmap",
-}
 
 
 def image_source(block: Block, root: Path | None) -> ImageSource:
@@ -88,30 +70,24 @@ def _from_url(value: Any, root: Path | None) -> Any:
     url = value.get("url") if isinstance(value, Mapping) else value
     if isinstance(url, Path):  # a file all the same, so the rule for files holds
         return _from_path(url, root)
-    if isinstance(url, str) and url.startswith("file:"):
-        return _from_path(url.removeprefix("file://").removeprefix("file:"), root)
+    if isinstance(url, str) and url.lstrip()[:5].lower() == "file:":
+        path = unquote(url.strip()[5:].removeprefix("//"))
+        return _from_path(path.removeprefix("localhost"), root)
     return url or ""
 
 
 def _from_base64(value: Any, _: Path | None) -> bytes:
     if isinstance(value, bytes):
         return value
-    text = str(value)
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CorruptImageError(
-            f"The image's {len(text)} characters of base64 cannot be decoded ({error}).",
-            remedy="Encode the file with base64.b64encode(data).decode().",
-        ) from error
+    text = str(value).strip()
+    return decode_data_url(text) if text[:5].lower() == "data:" else decode_base64(text)
 
 
 def _from_path(value: Any, root: Path | None) -> Path:
     if root is None:
         raise UnsafePathError(
-            f"A message names the local file {shorten(str(value))!r}, and local files are not allowed.",
+            f"A message names the local file {describe_source(Path(str(value)))!r}, and local files are not "
+            "allowed.",
             remedy="Set ChatSGL(image_root=folder), or send the file's bytes as base64.",
         )
     return resolve_under(root, str(value))
@@ -130,7 +106,7 @@ def _from_anthropic(value: Any, root: Path | None) -> Any:
 
 def _from_store(value: Any, _: Path | None) -> Any:
     raise InvalidRequestError(
-        f"An image is named by the id {value!r} of a file store, and there is none here.",
+        f"An image is named by the id {describe_source(value)!r} of a file store, and there is none here.",
         remedy="Send the image itself as base64, a URL, or a path under ChatSGL(image_root=...).",
     )
 
@@ -194,8 +170,8 @@ def _normalized_block(block: Any, limits: LimitsConfig) -> Any:
     # Base64 of no type: the first 32 characters hold the bytes that tell it.
     known = None
     if isinstance(data, str):
-        with suppress(binascii.Error, ValueError):
-            known = mime_type_of(base64.b64decode("".join(data[:64].split())[:32]))
+        with suppress(CorruptImageError):
+            known = mime_type_of(decode_base64("".join(data[:64].split())[:32]))
     return {**block, "mime_type": known or _UNKNOWN}
 
 

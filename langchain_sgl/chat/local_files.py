@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from langchain_sgl.errors import shorten
 from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
+from sgl_engine.prompt.sources import describe_source, shorten
 
 _MAX_LISTED = 1000  # looked through for a near name: a folder of millions must not stall an error
 
@@ -36,7 +36,7 @@ def resolve_under(root: Path, name: str) -> Path:
     if path is None:
         near = near_names(name, file_names(root))
         raise MissingImageError(
-            f"The picture folder {folder_label(root)!r} holds no file {shorten(name)!r}.",
+            f"The picture folder {folder_label(root)!r} holds no file {describe_source(name)!r}.",
             remedy=f"Near that name: {near}."
             if near
             else "Check the name, which is relative to that folder.",
@@ -61,7 +61,7 @@ def find_under(root: Path, name: str) -> Path | None:
     # Refused whether or not a file is there, so that nobody can ask what exists outside.
     if not inside:
         raise UnsafePathError(
-            f"The path {shorten(name)!r} leads out of the picture folder {folder_label(root)!r}.",
+            f"The path {describe_source(name)!r} leads out of the picture folder {folder_label(root)!r}.",
             remedy="Name a file inside it, relative to it.",
         )
     return path if found else None

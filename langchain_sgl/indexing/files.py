@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import mimetypes
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -159,11 +158,15 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
     """
     from PIL import Image
 
-    from sgl_engine.prompt.images import FORMATS, load_image
+    from sgl_engine.prompt.formats import open_picture
+    from sgl_engine.prompt.images import load_image
+    from sgl_engine.prompt.signatures import sniff
 
     width, height = load_image(data, limits).size
-    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-        assert header.format is not None, "only the formats of FORMATS are opened"
+    if sniff(data) == "PDF":
+        return PictureInfo("application/pdf", width, height)
+    with open_picture(data, limits, "The picture") as header:
+        assert header.format is not None, "it was opened from bytes"
         return PictureInfo(Image.MIME[header.format], width, height)
 
 

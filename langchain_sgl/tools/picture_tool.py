@@ -18,12 +18,12 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError
 
 from langchain_sgl.chat.image_blocks import image_block
-from langchain_sgl.errors import shorten
 from langchain_sgl.evidence import crop_box
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import describe_reference, resolve_picture
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelledError, RequestError
+from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image

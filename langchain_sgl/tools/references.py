@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from langchain_sgl.chat.image_blocks import mime_type_of
 from langchain_sgl.chat.local_files import file_names, find_under, folder_label, near_names
-from langchain_sgl.errors import shorten
-from sgl_engine.errors import MissingImageError
+from sgl_engine.errors import CorruptImageError, MissingImageError
+from sgl_engine.prompt.signatures import mime_type_of
+from sgl_engine.prompt.sources import decode_base64, describe_source
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
@@ -77,8 +75,8 @@ def _decode(text: str) -> bytes | None:
     if len(text) < _MIN_BASE64_CHARACTERS:
         return None
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+        data = decode_base64(text)
+    except CorruptImageError:
         return None
     return data if mime_type_of(data) else None
 
@@ -94,7 +92,7 @@ def _unknown(reference: str, root: Path | None, store: PictureStore | None) -> M
         known = ", ".join(map(repr, ids[:_MAX_SHOWN])) + (", ..." if len(ids) > _MAX_SHOWN else "")
         accepted.insert(0, f"an id of the picture store (it holds {known or 'nothing'})")
     return MissingImageError(
-        f"There is no picture {shorten(reference)!r}.",
+        f"There is no picture {describe_source(reference)!r}.",
         remedy=f"{f'Near that name: {near}. ' if near else ''}Accepted: {', '.join(accepted)}."
         f"{'' if root is not None else ' Local files are not read here.'}",
     )

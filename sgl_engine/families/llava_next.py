@@ -45,11 +45,13 @@ class LlavaNext(BaseFamily):
         images = inputs["image_sizes"].tolist()
         tiles = []
         for (height, width), stitched in zip(images, self.stitched(inputs), strict=True):
-            if stitched:
-                grid = self.stitched_grid(config, height, width)
-                tiles.append([Tile((edge, edge)), Tile(grid, row_gap=1, tail=1)])
+            rows, cols = self.stitched_grid(config, height, width) if stitched else (1, 0)
+            if rows * cols:
+                tiles.append([Tile((edge, edge)), Tile((rows, cols), row_gap=1, tail=1)])
             else:
-                tiles.append([Tile((edge, edge), tail=1)])
+                # Without a second part, or where nothing of it is left once the padding around a very long
+                # picture is cut off: newlines without rows.
+                tiles.append([Tile((edge, edge), tail=rows)])
         return tiles
 
     def stitched(self, inputs: Mapping[str, Tensor]) -> list[bool]:

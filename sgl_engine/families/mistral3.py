@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, side
+from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, flat, side
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
@@ -49,6 +49,24 @@ class Mistral3(BaseFamily):
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pixels, padded to one size, and the sizes of what is an image in them."""
         return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+
+    def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As the model's own method, which fails over a single visual token: (1, hidden) for (hidden).
+
+        That is where a picture's only token is the only one of all pictures.
+        """
+        step = side(model.config.vision_config.patch_size) * _merge(model.config)
+        sizes = inputs["image_sizes"]
+        if int((sizes // step).prod(dim=-1).sum()) > 1:
+            return super().features(model, inputs)
+        import torch
+
+        inner, layer = model.model, model.config.vision_feature_layer
+        seen = inner.vision_tower(
+            inputs["pixel_values"], image_sizes=sizes, output_hidden_states=True, return_dict=True
+        ).hidden_states
+        chosen = [seen[index] for index in ([layer] if isinstance(layer, int) else layer)]
+        return flat(inner.multi_modal_projector(torch.cat(chosen, dim=-1).squeeze(0), sizes))
 
     def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """One sequence of all images, in which each looks at itself only."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +12,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sgl_engine.errors import ConfigError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_INDEX = "model.safetensors.index.json"
 
 
 def check_folder(name: str) -> None:
@@ -24,6 +27,7 @@ def check_folder(name: str) -> None:
     Raises:
         ModelNotFoundError: It is not there, or holds no model.
         UnsafeWeightsError: It holds pickled weights only.
+        UnsupportedModelError: It holds an adapter to another model.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -37,6 +41,12 @@ def check_folder(name: str) -> None:
         raise ModelNotFoundError(
             f"The folder {name} holds no config.json.",
             remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
+        )
+    if (folder / "adapter_config.json").is_file():
+        # transformers would load the model that it names instead or, without peft, ignore the adapter.
+        raise UnsupportedModelError(
+            f"The folder {name} holds an adapter (adapter_config.json) to a model that lies elsewhere.",
+            remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
         )
     if any(folder.glob("*.safetensors")):
         return
@@ -69,9 +79,13 @@ def load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
             f"The configuration of {name} cannot be loaded ({_first_line(error)}).",
             remedy="Check the path or hub id, the revision and the network.",
         ) from error
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A config.json may hold anything (a list, numbers for names, a thousand brackets), and transformers'
+        # checks of it raise anything, plain Exception included.
         raise UnsupportedModelError(
-            f"The configuration of {name} cannot be used ({_first_line(error)}).",
+            f"The configuration of {name} cannot be used ({type(error).__name__}: {_first_line(error)}).",
             remedy="Use a supported family in transformers format, and a transformers version that knows it.",
         ) from error
     return config
@@ -96,9 +110,10 @@ def load_model(
 
     Raises:
         ModelNotFoundError: Weights are missing or damaged.
-        UnsafeWeightsError: They are pickled.
+        UnsafeWeightsError: They are pickled, or lie outside the model's folder.
         UnsupportedModelError: They do not fit the configuration.
     """
+    _check_index(name, config, hub)
     try:
         auto: Any = AutoModelForImageTextToText
         model, loading = auto.from_pretrained(
@@ -121,11 +136,12 @@ def load_model(
             f"The weights of {name} cannot be loaded ({_first_line(error)}).",
             remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
         ) from error
-    except torch.OutOfMemoryError:  # a RuntimeError, but nothing is wrong with the model
+    except (torch.OutOfMemoryError, MemoryError):  # nothing is wrong with the model
         raise
-    except (ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:
         raise UnsupportedModelError(
-            f"The weights of {name} cannot be loaded as configured ({_first_line(error)}).",
+            f"The weights of {name} cannot be loaded as configured "
+            f"({type(error).__name__}: {_first_line(error)}).",
             remedy="Use weights, config.json, dtype and device_map that fit each other; a device_map needs "
             "accelerate.",
         ) from error
@@ -136,6 +152,54 @@ def load_model(
             remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
         )
     return model
+
+
+def _check_index(name: str, config: PreTrainedConfig, hub: Mapping[str, Any]) -> None:
+    """Refuses an index of weights that names anything but safetensors files beside it.
+
+    transformers follows whatever an index names, pickles and absolute paths too.
+    """
+    from transformers.utils.hub import cached_file
+
+    index = getattr(config, "transformers_weights", None) or _INDEX  # a configuration may name its own file
+    _check_names([index], f"The configuration of {name}", ending=(".safetensors", ".safetensors.index.json"))
+    if not index.endswith(".index.json"):
+        return
+    try:
+        path = cached_file(
+            name, index, revision=hub.get("revision"), _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:
+        return  # no such model, or no network: loading says so with its reason
+    if path is not None and Path(path).is_file():
+        _check_names(_names_in(Path(path), name), f"The index {index} of {name}", ending=(".safetensors",))
+
+
+def _names_in(index: Path, name: str) -> list[Any]:
+    """The files that an index of weights names."""
+    try:
+        content = json.loads(index.read_bytes())
+        dict(content["metadata"])  # transformers reads it too
+        return sorted(set(content["weight_map"].values()), key=str)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
+        raise ModelNotFoundError(
+            f"The index {index.name} of {name} cannot be read "
+            f"({type(error).__name__}: {_first_line(error)}).",
+            remedy="Save the model again with model.save_pretrained(folder).",
+        ) from error
+
+
+def _check_names(names: list[Any], who: str, *, ending: tuple[str, ...]) -> None:
+    for name in names:
+        # As both systems read it: a folder may be made on one and opened on the other.
+        readings = (PurePosixPath(str(name)), PureWindowsPath(str(name)))
+        leads_out = any(path.is_absolute() or path.anchor or ".." in path.parts for path in readings)
+        if leads_out or not (isinstance(name, str) and name.endswith(ending)):
+            reason = "lies outside the folder" if leads_out else "is no safetensors file"
+            raise UnsafeWeightsError(
+                f"{who} names the weights {shorten(str(name))!r}, which {reason}.",
+                remedy="Use a checkpoint whose weights are safetensors files beside their index.",
+            )
 
 
 def _first_line(error: Exception) -> str:

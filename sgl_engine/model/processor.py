@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sgl_engine.chat.template import render
-from sgl_engine.errors import ProcessorError
+from sgl_engine.errors import ProcessorError, UnsupportedImageError
 from sgl_engine.families.processors import image_only_class
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+"""What processors raise over inputs that they do not take."""
 
 
 def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -43,7 +47,9 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         if cls is None:
             return auto.from_pretrained(name, **hub)
         return _load_image_only(cls, settings, name, hub)
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its files may hold anything; tokenizers raises plain Exception
         raise ProcessorError(
             f"The processor of {name} cannot be loaded ({type(error).__name__}: {error}).",
             remedy="Save it next to the weights with processor.save_pretrained(folder).",
@@ -74,19 +80,38 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
 
     Raises:
         InvalidRequestError: A text contains the image token or another special token.
+        UnsupportedImageError: The image processor takes no picture of such a shape.
         ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
     text = render(processor, request, image_token=image_token)
     images = [part.source for part in request.images]
     try:
         inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except _FAILURES as error:
+        _blame_picture(processor, images)
         raise ProcessorError(
             f"The processor {type(processor).__name__} cannot encode {len(images)} images and "
             f"{len(request.messages)} messages ({type(error).__name__}: {error}).",
             remedy="Check that its chat template has one image token for each image.",
         ) from error
     return dict(inputs)
+
+
+def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
+    """Raises UnsupportedImageError where one of the pictures fails alone, as those of extreme shapes do.
+
+    Asked only after a failure: which shapes an image processor takes is written nowhere but in its code.
+    """
+    for number, image in enumerate(images, 1):
+        try:
+            processor.image_processor([image], return_tensors="pt")
+        except _FAILURES as error:
+            which = f"Image {number} of {len(images)}" if len(images) > 1 else "The image"
+            raise UnsupportedImageError(
+                f"{which}, {image.width} x {image.height} pixels, is one that this model's "
+                f"{type(processor.image_processor).__name__} does not take ({error}).",
+                remedy="Cut or pad it to a less extreme shape.",
+            ) from error
 
 
 def loaded_sizes(request: Request) -> list[tuple[int, int]]:

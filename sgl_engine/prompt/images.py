@@ -5,14 +5,8 @@ Nothing is decoded before its size is known, and nothing is read from a path tha
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
-import io
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,52 +21,58 @@ from sgl_engine.errors import (
     MissingImageError,
     UnsafeUrlError,
 )
+from sgl_engine.prompt.formats import typed_errors
+from sgl_engine.prompt.pages import open_pages
+from sgl_engine.prompt.sources import decode_data_url, describe_source
 from sgl_engine.prompt.urls import fetch
 from sgl_engine.request import ImagePart, ImageSource, Request, check_wanted
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Decoders that run; the others of Pillow, some of which start other programs, never see the bytes."""
+Shrink = Callable[[int, int], int]
+"""(width, height) of a picture -> the whole factor by which it may be scaled down while it is read."""
 
-_BROKEN = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's decoders and its EXIF reader raise over damaged bytes."""
+_ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, frozenset((5, 6, 7, 8))
 
 
-def resolve_images(request: Request, limits: LimitsConfig) -> Request:
+def _as_it_is(width: int, height: int) -> int:
+    del width, height
+    return 1
+
+
+def resolve_images(request: Request, limits: LimitsConfig, shrink: Shrink = _as_it_is) -> Request:
     """The same request with every image loaded: each source a PIL image, RGB, upright.
+
+    A file of several pages becomes as many images where the limits allow it. Whether the request is still
+    wanted is looked at before and after each image.
+
+    Args:
+        request: What is asked.
+        limits: What it may bring.
+        shrink: How far a large picture may be scaled down for the models that will read it.
 
     Raises:
         ImageError: An image is missing, corrupt, too large, too many, or refused by the URL policy.
         InvalidRequestError: There is nothing to answer.
+        DeadlineError: The deadline passed meanwhile.
+        RequestCancelledError: The request was cancelled meanwhile.
     """
     if not request.messages or not any(message.content for message in request.messages):
         raise InvalidRequestError(
             f"The request holds {len(request.messages)} messages and nothing to answer.",
             remedy="Give it at least one message with a text or an image.",
         )
-    if len(request.images) > limits.max_images:
-        raise ImageLimitError(
-            f"The request holds {len(request.images)} images; the limit is {limits.max_images}.",
-            remedy="Send fewer images, or raise LimitsConfig.max_images.",
-        )
-    still_wanted = partial(check_wanted, request, "while its images were loaded")
+    _check_count(len(request.images), limits, more=False)
+    reading = _Reading(limits, partial(check_wanted, request, "while its images were loaded"), shrink)
     messages = tuple(
         dataclasses.replace(
             message,
             content=tuple(
-                ImagePart(load_image(part.source, limits, still_wanted))
-                if isinstance(part, ImagePart)
-                else part
+                piece
                 for part in message.content
+                for piece in (
+                    [ImagePart(page) for page in reading.pages(part.source)]
+                    if isinstance(part, ImagePart)
+                    else [part]
+                )
             ),
         )
         for message in request.messages
@@ -81,72 +81,144 @@ def resolve_images(request: Request, limits: LimitsConfig) -> Request:
 
 
 def load_image(
-    source: ImageSource, limits: LimitsConfig, still_wanted: Callable[[], None] = lambda: None
+    source: ImageSource,
+    limits: LimitsConfig,
+    still_wanted: Callable[[], None] = lambda: None,
+    shrink: Shrink = _as_it_is,
 ) -> Image.Image:
     """One image, RGB uint8, upright (EXIF orientation applied), transparency over white.
 
     Greyscale of 16 bits keeps its upper 8. Integers of 32 bits are taken as 8 bits if none is above 255, and
     as 16 if none is above 65535; wider ones, negative ones and floating-point pixels have no known white, and
-    are refused as corrupt.
+    are refused as corrupt. Of a PIL image with several frames the current one is taken.
+
+    Args:
+        source: Where it is.
+        limits: What it may be like.
+        still_wanted: Called between steps; what it raises ends them.
+        shrink: How far it may be scaled down; the result is then smaller by a whole factor.
 
     Raises:
-        ImageError: It is missing, corrupt, too large, or refused by the URL policy.
+        ImageError: It is missing, corrupt, too large, refused by the URL policy, or holds several
+            pages while ``LimitsConfig.pages`` is not "first".
     """
-    if isinstance(source, Image.Image):
-        _check_pixels(source, limits, "The image")
-        with _readable("The image"):
-            return _upright_rgb(source)
-    if isinstance(source, bytes | bytearray):
-        data, label = bytes(source), "The image"
-    elif isinstance(source, Path):
-        data, label = read_file(source, limits), f"The file {source}"
-    elif isinstance(source, str):
-        data, label = _read_url(source, limits, still_wanted), f"The image at {_short(source)}"
-    else:
-        raise MissingImageError(
-            f"An image is named, but its source is {type(source).__name__}.",
-            remedy="Give bytes, a PIL image, a URL, or a local file as pathlib.Path.",
-        )
-    _check_bytes(len(data), limits, label)
-    return _decode(data, limits, label)
+    if limits.pages == "all":
+        limits = limits.model_copy(update={"pages": "refuse"})
+    return _Reading(limits, still_wanted, shrink).pages(source)[0]
 
 
-def _decode(data: bytes, limits: LimitsConfig, label: str) -> Image.Image:
-    try:
-        with (
-            _readable(f"{label}, {len(data)} bytes,"),
-            Image.open(io.BytesIO(data), formats=FORMATS) as image,
-        ):
-            _check_pixels(image, limits, label)
-            return _upright_rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+def load_pages(
+    source: ImageSource, limits: LimitsConfig, still_wanted: Callable[[], None] = lambda: None
+) -> list[Image.Image]:
+    """``load_image`` for every page of a file, whatever ``LimitsConfig.pages`` says.
+
+    Raises:
+        ImageError: As there; also where it holds more pages than a request may hold images.
+    """
+    limits = limits.model_copy(update={"pages": "all"})
+    return _Reading(limits, still_wanted, _as_it_is).pages(source)
+
+
+class _Reading:
+    """Reads the pictures of one request, and counts what they come to."""
+
+    def __init__(self, limits: LimitsConfig, still_wanted: Callable[[], None], shrink: Shrink) -> None:
+        self._limits, self._still_wanted, self._shrink = limits, still_wanted, shrink
+        self._pixels = self._images = 0
+
+    def pages(self, source: ImageSource) -> list[Image.Image]:
+        """All pages of a source that are wanted, RGB and upright; see ``load_image``."""
+        self._still_wanted()
+        if isinstance(source, Image.Image):
+            with typed_errors("The image", self._limits):
+                return [self._read(source, "The image", ours=False)]
+        if isinstance(source, bytes | bytearray):
+            data, label = bytes(source), "The image"
+        elif isinstance(source, Path):
+            data, label = read_file(source, self._limits), f"The file {describe_source(source)}"
+        elif isinstance(source, str):
+            data = _read_url(source, self._limits, self._still_wanted)
+            label = f"The image at {describe_source(source)}"
+        else:
+            raise MissingImageError(
+                f"An image is named, but its source is {type(source).__name__}.",
+                remedy="Give bytes, a PIL image, a URL, or a local file as pathlib.Path.",
+            )
+        _check_bytes(len(data), self._limits, label)
+        found: list[Image.Image] = []
+        pages = open_pages(data, self._limits, label)
+        try:
+            # Going on to the next page reads the file as well.
+            with typed_errors(f"{label}, {len(data)} bytes,", self._limits):
+                found.extend(self._read(page, label, ours=True) for page in pages)
+        finally:
+            pages.close()
+        return found
+
+    def _read(self, image: Image.Image, label: str, *, ours: bool) -> Image.Image:
+        """Decodes one picture, after a look at its size.
+
+        Args:
+            image: Opened; its pixels may not have been read yet.
+            label: What it is called in errors.
+            ours: Whether nobody else holds it, so that it may be changed.
+        """
+        self._spend(image, label)
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION) in _LIES_ON_ITS_SIDE:
+            width, height = height, width
+        picture = _upright_rgb(image, self._shrink(width, height), ours=ours)
+        self._still_wanted()
+        return picture
+
+    def _spend(self, image: Image.Image, label: str) -> None:
+        _check_pixels(image, self._limits, label)
+        self._pixels += image.width * image.height
+        self._images += 1
+        _check_count(self._images, self._limits, more=True)
+        if self._pixels > self._limits.max_request_pixels:
+            raise ImageLimitError(
+                f"The request's first {self._images} images have {self._pixels} pixels together; the limit "
+                f"is {self._limits.max_request_pixels}.",
+                remedy="Send fewer or smaller images, or raise LimitsConfig.max_request_pixels.",
+            )
+
+
+def _check_count(images: int, limits: LimitsConfig, *, more: bool) -> None:
+    if images > limits.max_images:
         raise ImageLimitError(
-            f"{label} is a decompression bomb ({error}); the limit is {limits.max_image_pixels} pixels.",
-            remedy="Scale the image down before sending it.",
-        ) from None
+            f"The request holds {f'at least {images}' if more else images} images; the limit is "
+            f"{limits.max_images}.",
+            remedy="Send fewer images or pages, or raise LimitsConfig.max_images.",
+        )
 
 
-@contextmanager
-def _readable(label: str) -> Iterator[None]:
-    """Turns what broken data raises into CorruptImageError; a PIL image may be lazy, and break here too."""
-    try:
-        yield
-    except _BROKEN as error:
-        raise CorruptImageError(
-            f"{label} cannot be read as a picture ({error}).",
-            remedy=f"Send an intact file in one of the formats {', '.join(FORMATS)}.",
-        ) from error
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        upright = _eight_bits(upright)
+def _upright_rgb(image: Image.Image, factor: int, *, ours: bool) -> Image.Image:
+    """Decodes, scales down by a whole factor, and turns upright."""
+    if factor > 1 and ours:
+        # JPEG alone can be decoded smaller, by 2, 4 or 8; what is left of the factor is done below.
+        step = next((step for step in (8, 4, 2) if factor % step == 0), 1)
+        smaller = (-(-image.width // step), -(-image.height // step))
+        image.draft(None, (image.width // step, image.height // step))
+        factor //= step if image.size == smaller else 1
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        upright = _eight_bits(ImageOps.exif_transpose(image))
+    elif ours:
+        ImageOps.exif_transpose(image, in_place=True)  # which copies only what it turns
+        upright = image
+    else:
+        upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
+        upright = _reduced(upright.convert("RGBA"), factor)
         white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    return upright.convert("RGB")
+        return Image.alpha_composite(white, upright).convert("RGB")
+    if factor > 1 and upright.mode not in ("L", "RGB", "CMYK", "YCbCr"):
+        upright = upright.convert("RGB")
+    return _reduced(upright, factor).convert("RGB")
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    return image if factor == 1 else image.reduce(factor)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -178,6 +250,11 @@ def _check_pixels(image: Image.Image, limits: LimitsConfig, label: str) -> None:
             f"{label} has {width} x {height} pixels; the limit is {limits.max_image_pixels} in all.",
             remedy="Scale it down, or raise LimitsConfig.max_image_pixels.",
         )
+    if max(width, height) > limits.max_image_side:
+        raise ImageLimitError(
+            f"{label} has {width} x {height} pixels; the limit is {limits.max_image_side} a side.",
+            remedy="Cut it into parts or scale it down, or raise LimitsConfig.max_image_side.",
+        )
     if width * height == 0:
         raise CorruptImageError(
             f"{label} has {width} x {height} pixels; at least one is needed.", remedy="Send a picture."
@@ -194,47 +271,30 @@ def read_file(path: Path, limits: LimitsConfig) -> bytes:
     try:
         if not path.is_file():
             kind = "is not a regular file" if path.exists() else "does not exist"
-            raise MissingImageError(f"The image file {path} {kind}.", remedy="Check the path.")
-        _check_bytes(path.stat().st_size, limits, f"The file {path}")
+            raise MissingImageError(
+                f"The image file {describe_source(path)} {kind}.", remedy="Check the path."
+            )
+        _check_bytes(path.stat().st_size, limits, f"The file {describe_source(path)}")
         return path.read_bytes()
     except OSError as error:
         raise MissingImageError(
-            f"The image file {path} cannot be read ({error.strerror}).",
+            f"The image file {describe_source(path)} cannot be read ({error.strerror}).",
             remedy="Check its name and permissions.",
         ) from error
 
 
 def _read_url(url: str, limits: LimitsConfig, still_wanted: Callable[[], None]) -> bytes:
-    scheme, colon, rest = url.partition(":")
+    url = url.strip()
     if not url:
         raise MissingImageError(
             "An image is named, but its URL is empty.", remedy="Give a URL, bytes or a Path."
         )
+    scheme, colon, rest = url.partition(":")
     if colon and scheme.lower() == "data":
-        return _decode_data_url(rest)
+        return decode_data_url(url)
     if colon and rest.startswith("//"):
         return fetch(url, limits.urls, max_bytes=limits.max_image_bytes, still_wanted=still_wanted)
     raise UnsafeUrlError(
-        f"{_short(url)!r} is not a URL, and text never opens a local file.",
+        f"{describe_source(url)!r} is not a URL, and text never opens a local file.",
         remedy="Give a https: or data: URL, or wrap the file name in pathlib.Path.",
     )
-
-
-def _decode_data_url(rest: str) -> bytes:
-    header, comma, payload = rest.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise CorruptImageError(
-            f"The data URL starts with {_short(header)!r} and holds no base64 data.",
-            remedy="Write it as data:image/png;base64,...",
-        )
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CorruptImageError(
-            f"The data URL's {len(payload)} characters are not base64 ({error}).",
-            remedy="Encode the file with base64.b64encode.",
-        ) from error
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,7 +9,6 @@ that sends its headers byte by byte can be timed out from within.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import threading
 import time
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from sgl_engine.config import UrlPolicy
 from sgl_engine.errors import ImageFetchError, ImageLimitError, MissingImageError, UnsafeUrlError
+from sgl_engine.prompt.addresses import is_metadata, is_public
+from sgl_engine.prompt.sources import describe_source, shorten
 
 if TYPE_CHECKING:
     import httpx
@@ -94,12 +95,14 @@ def _download(client: httpx.Client, url: str, policy: UrlPolicy, *, max_bytes: i
             finally:
                 response.close()
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # Only what the network said is repeated: the other errors quote parts of the URL.
+        said = f": {error}" if isinstance(error, httpx.NetworkError | httpx.TimeoutException) else ""
         raise ImageFetchError(
-            f"The image at {url} cannot be downloaded ({type(error).__name__}: {error}).",
+            f"The image at {describe_source(url)} cannot be downloaded ({type(error).__name__}{said}).",
             remedy="Check the URL, or send the image itself.",
-        ) from error
+        ) from (error if said else None)
     raise UnsafeUrlError(
-        f"The image at {url} redirects more than {policy.max_redirects} times.",
+        f"The image at {describe_source(str(url))} redirects more than {policy.max_redirects} times.",
         remedy="Give the final URL, or raise UrlPolicy.max_redirects.",
     )
 
@@ -131,7 +134,7 @@ def _remaining_s(url: httpx.URL | str, policy: UrlPolicy, deadline: float) -> fl
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise ImageFetchError(
-            f"The image at {url} takes longer than {policy.timeout_s} s, the limit.",
+            f"The image at {describe_source(str(url))} takes longer than {policy.timeout_s} s, the limit.",
             remedy="Send the image itself, or raise UrlPolicy.timeout_s.",
         )
     return remaining_s
@@ -142,7 +145,8 @@ def _checked_address(url: httpx.URL, policy: UrlPolicy) -> str:
     if not policy.enabled or url.scheme not in policy.schemes:
         allowed = ", ".join(policy.schemes) if policy.enabled else "none"
         raise UnsafeUrlError(
-            f"The URL {url} has the scheme {url.scheme!r}; allowed: {allowed}.",
+            f"The URL {describe_source(str(url))} has the scheme {shorten(url.scheme, 20)!r}; allowed: "
+            f"{allowed}.",
             remedy="Send the image itself, or change LimitsConfig.urls.",
         )
     if url.userinfo or not url.host:
@@ -154,33 +158,23 @@ def _checked_address(url: httpx.URL, policy: UrlPolicy) -> str:
         found = socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ImageFetchError(
-            f"The host {url.host!r} cannot be resolved ({error}).",
+            f"The host {shorten(url.host)!r} cannot be resolved ({error}).",
             remedy="Check the URL, or send the image itself.",
         ) from error
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
-        if not policy.allow_private and not _is_public(address):
+        if is_metadata(address):
             raise UnsafeUrlError(
-                f"The host {url.host!r} has the address {address}, which is not public.",
+                f"The host {shorten(url.host)!r} has the address {address}, which is not public: a cloud's "
+                "metadata service, which gives out credentials.",
+                remedy="Send the image itself; this address is never fetched.",
+            )
+        if not policy.allow_private and not is_public(address):
+            raise UnsafeUrlError(
+                f"The host {shorten(url.host)!r} has the address {address}, which is not public.",
                 remedy="Send the image itself, or set UrlPolicy(allow_private=True) where that is meant.",
             )
     return addresses[0]
-
-
-def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        # An IPv4 address can hide in an IPv6 one (mapped, 6to4, NAT64).
-        nat64 = ip in ipaddress.ip_network("64:ff9b::/96")
-        inner = (
-            ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if nat64 else None)
-        )
-        if inner is not None:
-            return _is_public(str(inner))
-        # Site-local addresses and whole reserved blocks count as global in Python 3.11.
-        if ip.is_site_local or (ip.is_reserved and not nat64):
-            return False
-    return ip.is_global and not ip.is_multicast
 
 
 def _read_body(
@@ -191,13 +185,14 @@ def _read_body(
         # Asking again may help with a busy or broken server, but not with a page that is not there.
         kind = ImageFetchError if status in _PASSING or status >= 500 else MissingImageError
         raise kind(
-            f"The image at {url} answers with status {status}; 200 is needed.",
+            f"The image at {describe_source(str(url))} answers with status {status}; 200 is needed.",
             remedy="Check the URL, or send the image itself.",
         )
     encoding = response.headers.get("content-encoding", "")
     if encoding.strip().lower() not in ("", "identity"):
         raise ImageFetchError(
-            f"The image at {url} has the Content-Encoding {encoding!r}; identity was asked for.",
+            f"The image at {describe_source(str(url))} has the Content-Encoding {shorten(encoding)!r}; "
+            "identity was asked for.",
             remedy="Check the server, or send the image itself.",
         )
     body = bytearray()
@@ -205,7 +200,7 @@ def _read_body(
         body += piece
         if len(body) > max_bytes:
             raise ImageLimitError(
-                f"The image at {url} has more than {max_bytes} bytes, the limit.",
+                f"The image at {describe_source(str(url))} has more than {max_bytes} bytes, the limit.",
                 remedy="Send a smaller image, or raise LimitsConfig.max_image_bytes.",
             )
         _remaining_s(url, policy, deadline)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from langchain_sgl.chat.image_blocks import mime_type_of
 from langchain_sgl.chat.local_files import resolve_under
 from langchain_sgl.tools.picture_store import InMemoryPictureStore, as_picture_store
 from langchain_sgl.tools.references import describe_reference, resolve_picture
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import ConfigError, MissingImageError, SGLError, UnsafePathError
+from sgl_engine.prompt.signatures import mime_type_of
 
 PNG = (PICTURES / "receipt.png").read_bytes()
 PNG_BASE64 = base64.b64encode(PNG).decode()
