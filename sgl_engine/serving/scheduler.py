@@ -3,8 +3,8 @@
     with scheduler.admit([request], limits)[0] as ticket:
         small = scheduler.put([ticket], [work])[0].result()
 
-A ticket is a request's place, from when it is let in until it is answered. It is used in the thread that the
-request is run from: the caller's for ``run`` and ``stream``, one of the scheduler's for ``submit``. Models run
+A ticket is a request's place, from when it is let in until it is answered. It is used in the thread that
+drives the request: the caller's for ``run`` and ``stream``, one of the scheduler's for ``submit``. Models run
 in the worker's thread alone (``sgl_engine.serving.worker``), which is started by the first job.
 """
 
