@@ -264,18 +264,18 @@ class SGLEngine:
             rows = [Journey(places.enter_context(ticket), self._answer(ticket)) for ticket in tickets]
             for row in rows:
                 places.callback(row.road.close)
-                row.go_on(Work)
+                row.advance(Work)
             run_together(self._scheduler, rows, until=ExitDecision)
             left = [row for row in rows if isinstance(row.at, ExitDecision) and not row.at.exit]
             for row in rows:
                 if row not in left:
                     row.ticket.done()
             for row in left:
-                row.go_on(Work)
+                row.advance(Work)
             run_together(self._scheduler, left, until=NoneType)
             for row in rows:
                 if row.outcome is None:
-                    row.go_on(NoneType)
+                    row.advance(NoneType)
             return [row.outcome for row in rows if row.outcome is not None]
 
     def score_answers(

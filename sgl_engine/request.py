@@ -1,4 +1,4 @@
-"""What flows through the engine: frozen dataclasses, without behaviour beyond views of their own data.
+"""Defines what the engine is asked: frozen dataclasses, without behaviour beyond views of their own data.
 
 Letters used in shapes: S prompt tokens, V visual tokens among them, M kept prompt tokens, T generated tokens,
 L decoder layers, B batch (1, but in a ``PromptBatch``). Indices are prompt positions. Classes that hold
@@ -56,12 +56,12 @@ class ToolSpec:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A model's wish to have a tool run.
+    """A model's request to run a tool.
 
     Attributes:
         id: Ties the tool's result to this call.
         name: Name of a ``ToolSpec``.
-        arguments: As the tool's schema says, where decoding was constrained; else whatever the model wrote.
+        arguments: Valid by the tool's schema where decoding was constrained; else whatever the model wrote.
     """
 
     id: str
@@ -71,12 +71,12 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class InvalidToolCall:
-    """Something that was meant as a tool call and cannot be read as one.
+    """Text that was meant as a tool call and cannot be read as one.
 
     Attributes:
-        id: An id, as a valid call would have.
-        name: The tool's name, where it can be told.
-        arguments: What the model wrote for them.
+        id: An id, as of a valid call.
+        name: The tool's name; None where it cannot be read.
+        arguments: What the model wrote as arguments.
         error: Why it is not a call.
     """
 
@@ -88,14 +88,14 @@ class InvalidToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role, then texts and images in the order in which the model reads them.
+    """One message of a conversation.
 
     Attributes:
         role: Who speaks.
-        content: Texts and images.
-        tool_calls: Of an assistant: what it called after the text.
-        tool_call_id: Of a tool: which call this is the result of.
-        name: Of a tool: its name, where it is known.
+        content: Texts and images, in the order in which the model reads them.
+        tool_calls: Of an assistant: the calls after its text.
+        tool_call_id: Of a tool: id of the call that this is the result of.
+        name: Of a tool: its name; None where it is not known.
     """
 
     role: Role
@@ -113,8 +113,8 @@ class Request:
 
     Attributes:
         messages: The conversation; the last message is the one that is answered.
-        max_new_tokens: Upper limit of answer tokens.
-        temperature: 0 is greedy.
+        max_new_tokens: Answer tokens at most.
+        temperature: 0 always takes the likeliest token.
         top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
         stop: Strings that end the answer; they are not part of it. JSON and tool calls are never cut: inside
             them, and so in an answer that has to be JSON or a call, these strings mean nothing.
@@ -124,12 +124,12 @@ class Request:
         may_escalate: Asked, from the thread that runs the request, right before the large model would be
             called; False keeps the small answer. For budgets that many requests share.
         tools: What the model may call.
-        tool_choice: "auto" leaves it to the model, "any" makes it call at least one, "none" forbids calls.
+        tool_choice: "auto" lets the model decide, "any" makes it call at least one, "none" forbids calls.
         tool_name: The only tool that may be called; None is any of ``tools``.
         parallel_tool_calls: Whether one answer may hold several calls.
         logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
-            any JSON object. With tools, the answer is that or calls. Not together with a forced call.
+            any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
     """
 
     messages: tuple[Message, ...]
@@ -160,7 +160,7 @@ class Request:
         seed: int | None = None,
         deadline: float | None = None,
     ) -> Request:
-        """The common case: one user turn, the images first, then the question."""
+        """Makes a request of one user message: the images first, then the question."""
         content: tuple[str | ImagePart, ...] = (*(ImagePart(image) for image in images), question)
         return cls(
             messages=(Message("user", content),),
@@ -181,17 +181,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answer tokens are chosen, and when to give up. The default is greedy and unhurried.
+    """How answer tokens are chosen, and when to give up. The default is greedy, without a deadline.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 always takes the likeliest token.
         top_p: Nucleus in (0, 1].
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
         cancel: Once set, generation ends within one token with ``RequestCancelledError``.
-        grammar: What the answer is held to (``sgl_engine.chat.grammar``), or None. Log-probabilities do not
-            change: they are the model's own, not those of the choice that was left.
+        grammar: Grammar that the answer follows (``sgl_engine.chat.grammar``), or None. Log-probabilities do
+            not change: they are the model's own, as if it could choose any token.
     """
 
     temperature: float = 0.0
@@ -207,7 +207,7 @@ def check_wanted(wish: Request | Decoding, where: str) -> None:
     """Fails when the answer is not wanted any more.
 
     Args:
-        wish: Whose ``cancel`` and ``deadline`` count.
+        wish: Its ``cancel`` and ``deadline`` count.
         where: How far it got, for the message: "after 3 of 10 answer tokens".
 
     Raises:

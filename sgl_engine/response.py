@@ -1,4 +1,4 @@
-"""What the engine hands back: an answer or scores of given answers, with a report; and stream events."""
+"""Defines what the engine returns: an answer, or scores of given answers, with a report; stream events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Response:
 
     Attributes:
         text: The answer, tool calls left out.
-        finish_reason: Why it ends.
+        finish_reason: Why the answer ends: "stop" or "length".
         report: What it cost and how it was decided; JSON-safe.
         tool_calls: What the model wants to have run, in order.
         invalid_tool_calls: Calls that cannot be read.
@@ -63,12 +63,12 @@ class AnswerScores:
 
     @property
     def probabilities(self) -> tuple[float, ...]:
-        """Of each whole answer, in [0, 1]; what is missing to 1 belongs to answers that were not given."""
+        """Probability of each whole answer, in [0, 1]; the rest, up to 1, is that of answers not given."""
         return tuple(math.exp(logprob) for logprob in self.logprobs)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Probabilities among the given answers alone: they sum to 1."""
+        """Each answer's part of these probabilities: they sum to 1."""
         return answer_shares(self.logprobs)
 
     @property

@@ -1,1 +1,5 @@
-"""What is looked at: attention is recorded while a model runs, and becomes a map of importance."""
+"""Where a model looks: a running model's attention goes in, a map of importance comes out.
+
+``capture`` hooks the model, ``recorder`` adds the rows up (``rows`` keeps them apart, for studies),
+``importance`` makes the map, and ``resampling`` carries it onto another model's visual tokens.
+"""

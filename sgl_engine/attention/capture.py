@@ -1,9 +1,9 @@
-"""Reads the attention that visual tokens receive, while the model runs as always.
+"""Records the attention that visual tokens receive, while the model runs as always.
 
-The text model's attention function is switched, for the time of the context, to one that calls the original
-function for the output and then computes probabilities for the few query rows that count: those from the
-last visual token to the end of the prompt (A^P), and one per generated token that is fed back (A^D). An S x S
-map is never built. (SGL, section 3.2; rows as in its public code.)
+Within the context, the text model's attention function is another one. It calls the original function for the
+output, and then computes probabilities for the few query rows that count: those from the last visual token to
+the end of the prompt (A^P), and one per generated token that is fed back (A^D). An S x S map is never built.
+(SGL, section 3.2; rows as in its public code.)
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def capture_attention(
     original = config._attn_implementation  # noqa: SLF001  # transformers has no public setter for one config
     token = _RECORDER.set(recorder)
     try:
+        # Where one recording stands in another, the model already runs the capturing twin: wrap it only once.
         config._attn_implementation = _register(original.removeprefix(_PREFIX))  # noqa: SLF001
         yield recorder
+        # Rows that still wait hold the cache's keys. Add them now, so that the cache can be freed.
         recorder.catch_up()
     finally:
         config._attn_implementation = original  # noqa: SLF001
@@ -66,10 +68,9 @@ def capture_attention(
 
 @contextmanager
 def keep_rows(vlm: VLM) -> Iterator[RowKeeper]:
-    """Whatever ``capture_attention`` records of ``vlm`` within the context is also kept row by row.
+    """Keeps every row that ``capture_attention`` records of ``vlm`` within the context.
 
-    For studies of one prompt: memory grows with layers x rows x visual tokens. Sums do not change, and where
-    nobody asks, nothing of it is computed.
+    For studies of one prompt: memory grows with layers x rows x visual tokens. The sums do not change.
 
     Args:
         vlm: The model that runs inside the context, on one prompt.
@@ -84,7 +85,10 @@ def keep_rows(vlm: VLM) -> Iterator[RowKeeper]:
 
 @contextmanager
 def capture_hidden(vlm: VLM, layer: int) -> Iterator[list[Tensor]]:
-    """What a decoder layer is given, per forward: (B, N, hidden); for rankers that compare features."""
+    """Collects the hidden states that enter a decoder layer, (B, N, hidden) per forward.
+
+    For rankers that compare features.
+    """
     found: list[Tensor] = []
 
     def look(_: Any, args: tuple[Any, ...], __: dict[str, Any]) -> None:
@@ -98,9 +102,9 @@ def capture_hidden(vlm: VLM, layer: int) -> Iterator[list[Tensor]]:
 
 
 def _register(implementation: str) -> str:
-    """Makes the capturing twin of an attention implementation known to transformers: once, inert by itself.
+    """Makes the capturing twin of an attention implementation known to transformers; returns its name.
 
-    Its mask function is registered too: for an unknown name, transformers builds no mask at all, silently.
+    It is registered once and stays. Without a recorder it does nothing but call the original.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -108,6 +112,7 @@ def _register(implementation: str) -> str:
 
     name = _PREFIX + implementation
     if name not in ALL_ATTENTION_FUNCTIONS:
+        # The mask function goes by the same name: for an unknown one, transformers silently builds no mask.
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
         AttentionInterface.register(name, _CapturingAttention(implementation))
     return name
@@ -130,11 +135,12 @@ class _CapturingAttention:
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
         attend = self._original(module)
+        # The model's output is the original function's, bit for bit; recording only reads what went in.
         output: tuple[Tensor, Tensor | None] = attend(
             module, query, key, value, attention_mask, scaling=scaling, **settings
         )
         recorder = _RECORDER.get()
-        if recorder is not None:
+        if recorder is not None:  # None where another thread runs the model meanwhile
             recorder.record(module.layer_idx, query, key, value, attention_mask, scaling)
         return output
 

@@ -1,4 +1,4 @@
-"""Attention sums -> importance of visual tokens (SGL, section 3.2, A = A^P + A^D). Pure."""
+"""Turns sums of attention into the importance of visual tokens (SGL, section 3.2, A = A^P + A^D). Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ImportanceMap:
     num_queries: int
 
     def grids(self) -> tuple[Tensor, ...]:
-        """The mass per span, float32 (rows, cols)."""
+        """Returns the mass of each span, float32 (rows, cols)."""
         grids, first = [], 0
         for span in self.spans:
             grids.append(self.mass[first : first + len(span)].reshape(span.grid))
@@ -36,13 +36,13 @@ class ImportanceMap:
         return tuple(grids)
 
     def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
-        """The same map on another prompt's visual tokens: other tiles, grids, model or family.
+        """Carries the map onto another prompt's visual tokens: other tiles, grids, model or family.
 
-        Mass goes where it lies in the picture (``sgl_engine.attention.resampling``); where spans agree, it
-        is the map itself. Mass that none of the new tokens see, as behind a crop, is left out.
+        Mass goes where it lies in the picture (``sgl_engine.attention.resampling``); where the spans are
+        equal, it does not change. Mass that none of the new tokens see, as behind a crop, is left out.
 
         Args:
-            spans: The other prompt's, of the same images.
+            spans: Visual spans of the other prompt, which has the same images.
 
         Raises:
             IncompatiblePairError: Other images, or boxes that are needed and unknown.
@@ -52,7 +52,7 @@ class ImportanceMap:
 
 @dataclass(frozen=True, eq=False)
 class AttentionSums:
-    """Attention that each visual token received, summed over heads and query rows, kept apart per layer.
+    """Attention that each visual token received, summed over heads and query rows, but not over layers.
 
     Attributes:
         prefill: float32 (L, V), on the CPU; rows of the prompt (A^P).
@@ -82,6 +82,7 @@ def importance_map(
         layers: Only these layers, for studies; None is all of them, as in the paper.
         rows: Only prompt rows or only generated rows, for studies.
     """
+    # Rows that are left out do not count as queries either.
     prefill = sums.prefill_queries if rows != "decode" else 0
     decode = sums.decode_queries if rows != "prefill" else 0
     wanted = {"all": (sums.prefill, sums.decode), "prefill": (sums.prefill,), "decode": (sums.decode,)}[rows]

@@ -1,4 +1,4 @@
-"""Attention rows -> what each visual token received, for prompts that run side by side (SGL, section 3.2)."""
+"""Adds up the attention that visual tokens receive, for prompts that run side by side (SGL, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _ROWS_AT_ONCE = 64  # bounds the probabilities in memory to heads x 64 x keys, w
 
 class AttentionRecorder:
     """Adds attention rows up, in float32, per layer and prompt.
+
+    Columns are those of the padded batch (``PromptBatch``): the prompts take the first S, generated tokens
+    follow.
 
     Args:
         layers: L.
@@ -40,23 +43,23 @@ class AttentionRecorder:
         self._first_rows = tuple(first_rows)
         self._visual_tokens = [prompt.num_visual_tokens for prompt in batch.prompts]
         self._decode_rows = [[0] * layers for _ in batch.prompts]
-        self._seen = [cached_tokens] * layers
+        self._seen = [cached_tokens] * layers  # columns that each layer has run on
         # Sums stay on the device that computed them: copying each one would wait for each layer.
         self._prefill: list[Tensor | float] = [0.0] * layers
         self._decode: list[Tensor | float] = [0.0] * layers
         self._waiting: list[_Waiting | None] = [None] * layers
         self._running = list(range(len(batch)))
-        self._targets = _Targets.of(batch, self._first_rows, self._running)
+        self._starts = _FirstRows.of(batch, self._first_rows, self._running)
 
     def select(self, rows: Sequence[int]) -> None:
-        """From now on only these prompts run; numbers as at the beginning, ascending."""
+        """Tells which prompts run from now on, by their first numbers, ascending."""
         if list(rows) != self._running:
-            self.catch_up()
+            self.catch_up()  # what waits was recorded of the prompts that ran until now
             self._running = list(rows)
-            self._targets = _Targets.of(self._batch, self._first_rows, rows)
+            self._starts = _FirstRows.of(self._batch, self._first_rows, rows)
 
     def sums(self, row: int = 0) -> AttentionSums:
-        """What was recorded so far, of one prompt."""
+        """Returns what was recorded of one prompt so far."""
         self.catch_up()
         return AttentionSums(
             prefill=self._stack(self._prefill, row),
@@ -68,45 +71,51 @@ class AttentionRecorder:
     def record(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
-        """Adds one call of one layer.
+        """Adds the attention of one call of one layer, now or together with later calls.
 
         Args:
             layer: Decoder layer.
             query: (B, H, Q, D), after rotation.
-            key: (B, H_kv, N, D), after rotation, what the cache holds included.
-            value: (B, H_kv, N, D); looked at only where rows are kept apart.
+            key: (B, H_kv, N, D), after rotation; all that the cache holds, new ones last.
+            value: (B, H_kv, N, D); used only where rows are kept apart.
             mask: Boolean (True = visible) or additive, (1 or B, 1, Q, N); None is causal.
-            scaling: Factor on the products.
+            scaling: Factor on the products of queries and keys.
         """
         if not any(self._visual_tokens):
-            return
+            return  # no visual token receives anything
         rows, keys = query.shape[2], key.shape[2]
-        # A sliding window's cache holds the last keys only, so the keys' own number says nothing.
+        # The column of the first row. A sliding window's cache holds the last keys only, so their number may
+        # be too small, and columns are counted here.
         before = max(self._seen[layer], keys - rows)
         self._seen[layer] = before + rows
         waiting = self._waiting[layer]
-        if waiting is not None and not waiting.goes_on(keys):
+        if waiting is not None and not waiting.is_followed_by(keys):
+            # Waiting rows share the newest keys, so each has to see exactly one key more than the last one.
             self._add_waiting(layer)
             waiting = None
-        alone = len(query) == rows == 1 and mask is None
-        if not alone or before < self._batch.tokens or before + rows != keys:
+        is_one_row = len(query) == rows == 1 and mask is None
+        if not is_one_row or before < self._batch.tokens or before + rows != keys:
+            # Prompt rows, several prompts or tokens, a mask, or a window that has dropped keys: the newest
+            # keys of a later call would not do for these rows, so they are added at once.
             self._add_waiting(layer)
             self._add(layer, query, key, value, mask, scaling, before)
         elif waiting is None:
+            # The usual step of one answer. It waits: most of the cost of one row is the calls.
             self._waiting[layer] = _Waiting([query], key, value, scaling)
         else:
             waiting.queries.append(query)
-            waiting.key, waiting.value = key, value
+            waiting.key, waiting.value = key, value  # these begin with all earlier ones
 
     def catch_up(self) -> None:
-        """Adds the rows that wait; ``sums`` does it too."""
+        """Adds the rows that wait. ``sums`` does it by itself."""
         for layer in range(len(self._waiting)):
             self._add_waiting(layer)
 
     def _add_waiting(self, layer: int) -> None:
-        """Adds the rows of tokens that were fed one by one, together: most of their cost is calls."""
+        """Adds the rows of tokens that were fed one by one, in one computation."""
         waiting, self._waiting[layer] = self._waiting[layer], None
         if waiting is not None:
+            # The rows are the last of the columns, and a causal mask hides from each what came after it.
             query, before = torch.cat(waiting.queries, dim=2), waiting.key.shape[2] - len(waiting.queries)
             self._add(layer, query, waiting.key, waiting.value, None, waiting.scaling, before)
 
@@ -120,51 +129,65 @@ class AttentionRecorder:
         scaling: float,
         before: int,
     ) -> None:
-        """As ``record``, of rows from column ``before`` on."""
+        """Adds the attention of rows whose first one stands in column ``before``; shapes as in ``record``."""
         rows, keys = query.shape[2], key.shape[2]
-        prefill = before < self._batch.tokens
-        targets = self._targets
-        start = max(0, targets.first_row - before) if prefill else 0
+        is_prompt = before < self._batch.tokens
+        first_key = before + rows - keys  # its column: 0, or how many keys a window has dropped
+        # Prompt rows before the last visual token do not count, so they are not computed at all.
+        start = max(0, self._starts.earliest - before) if is_prompt else 0
         if self._keeper is not None:
             self._keeper.see_keys(layer, key, self._batch.tokens)
         received: Tensor | float = 0.0
+        # Few rows at a time: all those of a long prompt together would need too much memory.
         at_once = max(1, _ROWS_AT_ONCE // len(query))
         for first in range(start, rows, at_once):
             last = min(first + at_once, rows)
-            paid = _attention_rows(query, key, mask, scaling, first, last)
-            if prefill and targets.is_uneven:
-                paid = targets.counted(paid, before + first, before + last)
-            received = received + paid.sum(dim=1)
+            paid = _attention_rows(query, key, mask, scaling, first, last)  # (B, H * (last - first), N)
+            if is_prompt and self._starts.differ:
+                # In prompts side by side, the last visual token stands in different columns.
+                paid = self._starts.hide_earlier(paid, before + first, before + last)
+            received = received + paid.sum(dim=1)  # (B, N)
             if self._keeper is not None:
                 columns = torch.tensor([self._batch.prompts[0].visual_positions], device=paid.device)
-                columns -= before + rows - keys
+                columns -= first_key
                 picked = paid.take_along_dim(columns.clamp(min=0)[:, None], dim=2)
-                self._keeper.add(layer, picked, last - first, value, columns, is_prompt=prefill)
-        if isinstance(received, Tensor):
-            totals = self._prefill if prefill else self._decode
-            totals[layer] = totals[layer] + self._placed(received, before + rows - keys)
-        if not prefill:
+                self._keeper.add(layer, picked, last - first, value, columns, is_prompt=is_prompt)
+        if isinstance(received, Tensor):  # else all rows come before the first that counts
+            totals = self._prefill if is_prompt else self._decode
+            totals[layer] = totals[layer] + self._in_columns(received, first_key)
+        if not is_prompt:
             for row in self._running:
                 self._decode_rows[row][layer] += rows
 
-    def _placed(self, received: Tensor, first: int) -> Tensor:
-        """What keys from column ``first`` on received in prompts that run, as (B, S): of all prompts."""
+    def _in_columns(self, received: Tensor, first_key: int) -> Tensor:
+        """Puts what keys received into the prompts' columns.
+
+        Args:
+            received: Of prompts that run, (running, N).
+            first_key: Column of the first key.
+
+        Returns:
+            Of all prompts, (B, S); 0 for those that do not run, and for columns without a key.
+        """
         tokens = self._batch.tokens
-        if first or received.shape[1] < tokens:  # what a window has left behind, and what is to come: nothing
+        if first_key or received.shape[1] < tokens:
+            # Left: what a window has dropped. Right: prompt columns that are not run yet.
             received = F.pad(
-                received[:, : tokens - first], (first, max(0, tokens - first - received.shape[1]))
+                received[:, : tokens - first_key],
+                (first_key, max(0, tokens - first_key - received.shape[1])),
             )
-        received = received[:, :tokens]
+        received = received[:, :tokens]  # what generated tokens received is not counted
         if len(received) < len(self._batch):
+            # Some answers have ended, and left the batch.
             everyone = received.new_zeros(len(self._batch), tokens)
             received = everyone.index_copy(0, torch.tensor(self._running, device=received.device), received)
         return received
 
     def _stack(self, per_layer: list[Tensor | float], row: int) -> Tensor:
-        """Of one prompt's visual tokens, (L, V), on the CPU."""
+        """Returns the totals of one prompt's visual tokens, (L, V), on the CPU."""
         prompt, padding = self._batch.prompts[row], self._batch.padding[row]
         columns = torch.tensor(prompt.visual_positions, dtype=torch.int64) + padding
-        nothing = torch.zeros(len(columns))
+        nothing = torch.zeros(len(columns))  # of layers that have recorded no row, as recurrent ones
         return torch.stack(
             [
                 nothing + (total[row].cpu()[columns] if isinstance(total, Tensor) else total)
@@ -175,13 +198,13 @@ class AttentionRecorder:
 
 @dataclass(eq=False)
 class _Waiting:
-    """Rows of one layer that are added up later: of one prompt, whose tokens are fed one by one.
+    """Rows of one layer that wait to be added: of one prompt, whose tokens are fed one by one.
 
     Attributes:
         queries: (1, H, 1, D), of consecutive tokens.
-        key: (1, H_kv, N, D), as the last of them saw it; the others saw all but its last ones.
-        value: Likewise.
-        scaling: Factor on the products.
+        key: (1, H_kv, N, D), all keys that the last of these tokens saw; each token before saw one key less.
+        value: (1, H_kv, N, D), of the same columns.
+        scaling: Factor on the products of queries and keys.
     """
 
     queries: list[Tensor]
@@ -189,57 +212,67 @@ class _Waiting:
     value: Tensor
     scaling: float
 
-    def goes_on(self, keys: int) -> bool:
-        """Whether a row that sees so many keys is the next one, and there is room for it."""
+    def is_followed_by(self, keys: int) -> bool:
+        """Tells whether a row that sees ``keys`` keys may be added to these, and there is room for it."""
         return keys == self.key.shape[2] + 1 and len(self.queries) < _ROWS_AT_ONCE
 
 
 @dataclass(frozen=True, eq=False)
-class _Targets:
-    """From which rows on prompts that run are counted.
+class _FirstRows:
+    """From which column on the rows of each running prompt count.
 
     Attributes:
-        first_rows: int64 (B,), columns.
-        first_row: The first of them.
-        is_uneven: Whether they differ.
+        columns: int64 (running,).
+        earliest: The smallest of them.
+        differ: Whether they are not all the same.
     """
 
-    first_rows: Tensor
-    first_row: int
-    is_uneven: bool
+    columns: Tensor
+    earliest: int
+    differ: bool
 
     @classmethod
-    def of(cls, batch: PromptBatch, first_rows: Sequence[int], rows: Sequence[int]) -> _Targets:
+    def of(cls, batch: PromptBatch, first_rows: Sequence[int], rows: Sequence[int]) -> _FirstRows:
+        """Finds the columns for the prompts that run; ``first_rows`` are positions in each prompt."""
+        # No prompt row counts where there is no visual token: the first column after the prompts is too late.
         first = [
             first_rows[row] + batch.padding[row] if batch.prompts[row].num_visual_tokens else batch.tokens
             for row in rows
         ]
         return cls(torch.tensor(first), min(first, default=0), len(set(first)) > 1)
 
-    def counted(self, paid: Tensor, first: int, last: int) -> Tensor:
-        """Of probabilities (B, H * rows, N), heads outermost, those of rows that count; 0 elsewhere."""
-        counts = torch.arange(first, last) >= self.first_rows[:, None]
-        counts = counts.repeat(1, paid.shape[1] // (last - first)).to(paid.device)
+    def hide_earlier(self, paid: Tensor, first: int, last: int) -> Tensor:
+        """Sets the probabilities of rows that do not count to 0.
+
+        Args:
+            paid: (running, H * rows, N), heads outermost.
+            first: Column of the first row.
+            last: Column behind the last one.
+        """
+        counts = torch.arange(first, last) >= self.columns[:, None]  # (running, rows)
+        counts = counts.repeat(1, paid.shape[1] // (last - first)).to(paid.device)  # the same for each head
         return paid.masked_fill(~counts[:, :, None], 0.0)
 
 
 def _attention_rows(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first: int, last: int
 ) -> Tensor:
-    """Probabilities of query rows [first, last), float32 (B, H * rows, N), heads outermost."""
+    """Computes the probabilities of query rows [first, last), float32 (B, H * rows, N), heads outermost."""
     batch, heads, keys = len(query), query.shape[1], key.shape[2]
     groups = heads // key.shape[1]
     # Query heads of one group share a key head, so the keys need not be repeated.
     rows = query[:, :, first:last].float().reshape(batch, key.shape[1], groups * (last - first), -1)
     scores = (rows * scaling @ key.float().transpose(2, 3)).reshape(batch, heads, last - first, keys)
     if mask is None and last - first == 1 and first + 1 == query.shape[2]:
-        pass  # the last row sees everything
+        pass  # causal, but the last row sees everything
     elif mask is None:
-        seen = keys - query.shape[2] + first + 1  # by every one of the rows
+        # Causal: all of the rows see the first `seen` keys, and each row one key more than the row before.
+        seen = keys - query.shape[2] + first + 1
         late = torch.ones(last - first, keys - seen, dtype=torch.bool, device=query.device).triu()
         scores[..., seen:].masked_fill_(late, float("-inf"))
     elif mask.dtype == torch.bool:
-        scores.masked_fill_(~mask[:, :, first:last], float("-inf"))
+        scores.masked_fill_(~mask[:, :, first:last], float("-inf"))  # as for SDPA: True is visible
     else:
+        # As for eager attention: 0 or a large negative number.
         scores = scores + mask[:, :, first:last].float()
     return scores.softmax(dim=-1).reshape(batch, -1, keys)

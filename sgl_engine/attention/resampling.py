@@ -1,9 +1,9 @@
-"""A map of the picture, carried from one model's visual tokens onto another's. Pure.
+"""Carries a map of the picture from one model's visual tokens onto another's. Pure.
 
 Both sides are grids over boxes of the image. The source says how dense importance is at each point: the sum,
-over the grids that show the point, of a cell's mass by its area. The target's tokens share what is there:
-where several of them see a point (a tile and the thumbnail), each takes a share in proportion to its
-resolution, one by the area of its cell. So mass is never invented, all of it arrives where the target shows
+over the grids that show the point, of a cell's mass divided by its area. The target's tokens share what is
+there. Where several of them see a point (a tile and the thumbnail), each takes a share in proportion to its
+resolution, which is 1 / area of its cell. So mass is never invented, all of it arrives where the target shows
 the whole image, and evenly spread importance gives every token the same mass, however coarse or fine it is.
 """
 
@@ -35,14 +35,14 @@ class Cells(Protocol):
 
 
 def resample(mass: Tensor, source: Sequence[Cells], target: Sequence[Cells]) -> Tensor:
-    """Mass per cell of ``target``.
+    """Returns the mass of each cell of ``target``.
 
     Images that both sides cut alike keep their mass as it is, bit for bit.
 
     Args:
         mass: float32 (V,), per cell of ``source``, in order.
         source: Grids that the mass belongs to.
-        target: Grids that want it; of the same images.
+        target: Grids that it is carried onto; of the same images.
 
     Returns:
         float32 (V',), in order of ``target``.
@@ -63,7 +63,7 @@ def resample(mass: Tensor, source: Sequence[Cells], target: Sequence[Cells]) -> 
         old = [index for index, cells in enumerate(source) if cells.image == image]
         new = [index for index, cells in enumerate(target) if cells.image == image]
         if [(source[i].grid, source[i].box) for i in old] == [(target[i].grid, target[i].box) for i in new]:
-            carried = [masses[index] for index in old]
+            carried = [masses[index] for index in old]  # cut alike: nothing moves, so nothing is rounded
         else:
             boxes = _Boxes([source[index] for index in old], [target[index] for index in new])
             carried = boxes.carry([masses[index] for index in old])
@@ -72,9 +72,9 @@ def resample(mass: Tensor, source: Sequence[Cells], target: Sequence[Cells]) -> 
 
 
 class _Boxes:
-    """The image of one request, cut along every edge of every cell of both sides.
+    """One image, cut along every edge of every cell of both sides.
 
-    Within each of the rectangles between the cuts, all grids are constant.
+    So each rectangle between the cuts lies in one cell of every grid, or outside of it.
     """
 
     def __init__(self, source: Sequence[Cells], target: Sequence[Cells]) -> None:
@@ -86,15 +86,17 @@ class _Boxes:
         self._area = torch.outer(edges[1].diff(), edges[0].diff())  # (Y, X)
 
     def carry(self, masses: Sequence[Tensor]) -> list[Tensor]:
-        """Masses of the source's grids -> those of the target's, each float32 (rows * cols,)."""
+        """Carries the masses of the source's grids to the target's; each is float32 (rows * cols,)."""
         import torch
 
+        # Both (Y, X), float64: mass per area, and how finely the target's tokens see it, all together.
         density, resolution = torch.zeros_like(self._area), torch.zeros_like(self._area)
         for cells, mass in zip(self._source, masses, strict=True):
             cell, inside = self._cells(cells)
             density += torch.where(inside, mass.double()[cell] / _cell_area(cells), 0.0)
         for cells in self._target:
             resolution += self._cells(cells)[1] / _cell_area(cells)
+        # What a token of resolution 1 gets of each rectangle; 0 / tiny is 0 where no target token looks.
         shared = self._area * density / resolution.clamp_min(torch.finfo(torch.float64).tiny)
         carried = []
         for cells in self._target:
@@ -105,18 +107,19 @@ class _Boxes:
         return carried
 
     def _cells(self, cells: Cells) -> tuple[Tensor, Tensor]:
-        """The cell in which each rectangle lies, int64 (Y, X), and whether it lies in one at all, bool."""
+        """Finds the cell in which each rectangle lies, int64 (Y, X), and whether it lies in one, bool."""
         import torch
 
         (rows, cols), (left, top, right, bottom) = cells.grid, _box(cells)
         col = ((self._centres[0] - left) / (right - left) * cols).floor().long()
         row = ((self._centres[1] - top) / (bottom - top) * rows).floor().long()
         inside = torch.logical_and(((row >= 0) & (row < rows))[:, None], ((col >= 0) & (col < cols))[None])
+        # Clamped so that they can be used as indices; what is outside is not read, or masked.
         return row.clamp(0, rows - 1)[:, None] * cols + col.clamp(0, cols - 1)[None], inside
 
 
 def _edges(cells: Cells, axis: int) -> Tensor:
-    """Where cells begin and end: along x for axis 0, along y for axis 1; float64."""
+    """Returns the edges of a grid's cells, float64: along x for axis 0, along y for axis 1."""
     import torch
 
     box, count = _box(cells), cells.grid[1 - axis]
@@ -124,6 +127,7 @@ def _edges(cells: Cells, axis: int) -> Tensor:
 
 
 def _cell_area(cells: Cells) -> float:
+    """Returns the area of one cell, as a fraction of the image."""
     (rows, cols), (left, top, right, bottom) = cells.grid, _box(cells)
     return (right - left) * (bottom - top) / (rows * cols)
 

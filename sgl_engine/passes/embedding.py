@@ -1,7 +1,7 @@
-"""Pictures of a prompt -> its embeddings; a picture that was seen before does not run the vision tower again.
+"""Embeds a prompt's pictures; a picture that was seen before does not go through the vision tower again.
 
-A picture's features are kept under the digest of what the processor made of it, so whatever the picture came
-from, and however it was scaled, the same pixels have the same features, and others do not.
+A picture's features are kept under the digest of what the processor made of it. So the same pixels have the
+same features, whatever file they came from and however it was scaled, and other pixels have others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from sgl_engine.prompt.encoded import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sgl_engine.model.vlm import VLM
 
 
@@ -36,10 +34,10 @@ class Reused:
 
     Attributes:
         pictures: Pictures that did not go through the vision tower.
-        tokens: Prompt tokens whose keys and values were known: in all layers, or in a pruned large model in
-            those below K.
-        tower_patches: Patches in each pass of the vision tower that was made; None where nothing was looked
-            up, so that each of the prompt's was.
+        tokens: Prompt tokens whose keys and values were known: in all layers, or, where the large model is
+            pruned, in those below K.
+        tower_patches: Patches in each pass of the vision tower that was made. None where nothing was looked
+            up: then all of the prompt's patches went through it.
     """
 
     pictures: int = 0
@@ -59,7 +57,7 @@ class EmbeddedPrompt:
     Attributes:
         embeddings: (1, S, width), the visual features in place.
         tower_patches: Patches in each pass of the vision tower that was made for it.
-        known_pictures: Pictures that needed none: seen before, or twice in this prompt.
+        known_pictures: Pictures that needed no pass: seen before, or twice in this prompt.
     """
 
     embeddings: Tensor
@@ -67,7 +65,7 @@ class EmbeddedPrompt:
     known_pictures: int = 0
 
     def reused(self, tokens: int) -> Reused:
-        """What a pass on it did not have to compute: pictures, and so many tokens."""
+        """Reports what a pass on this prompt did not compute: its known pictures, and ``tokens`` tokens."""
         return Reused(self.known_pictures, tokens, self.tower_patches)
 
 
@@ -78,14 +76,14 @@ def embed_pictures(
     *,
     computed: Mapping[bytes, Tensor] = MappingProxyType({}),
 ) -> EmbeddedPrompt:
-    """``vlm.embed``, with what is known; pictures that are not run through the vision tower once, together.
+    """Embeds a prompt as ``vlm.embed`` does, from known features; unknown pictures are run in one pass.
 
     Args:
         vlm: The model.
         prompt: Encoded by it.
         reuse: What may be kept.
-        computed: Digest -> features of pictures that were run through the tower for this call
-            (``run_towers``); where there are not those of all that are missing, the tower runs.
+        computed: Digest -> features of pictures that ``run_towers`` has run for this call. They are used if
+            they are all that is missing; else the tower runs on everything that is.
 
     Raises:
         InvalidRequestError: The images do not give one feature for each image token.
@@ -96,6 +94,7 @@ def embed_pictures(
         # The digests tell pictures apart; what they become also depends on how the model computes.
         keys = [(digest, vlm.model.dtype, vlm.device) for digest in prompt.picture_digests]
         known = {key: vlm.store.get("features", key) for key in keys}
+        # A picture that stands in the prompt twice is one key, so it is run once.
         missing = [keys.index(key) for key, features in known.items() if features is None]
         inputs = _inputs_of(prompt, missing) if missing else {}
         digests = [prompt.picture_digests[number] for number in missing]
@@ -107,6 +106,7 @@ def embed_pictures(
             vlm.store.put("features", keys[number], features, [features], max_bytes=reuse.max_bytes)
         vlm.store.count("features", hits=len(keys) - len(missing), misses=len(missing))
         embeddings = vlm.merge(prompt, torch.cat([known[key] for key in keys]))
+    # Some processors make one input of all pictures, with one digest: then all of them are known, or none.
     pictures = len({span.image for span in prompt.spans})
     return EmbeddedPrompt(
         embeddings,
@@ -117,15 +117,15 @@ def embed_pictures(
 
 @torch.inference_mode()
 def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[bytes, Tensor]:
-    """Pictures of several prompts side by side, in few passes of the vision tower.
+    """Runs pictures of several prompts through the vision tower together, in few passes.
 
-    Only prompts of one unknown picture each take part, and only with others of the same shape; what is left
+    Only prompts of one unknown picture each take part, and only with others of the same shape. What is left
     out here, or fails, is left to ``embed_pictures``.
 
     Args:
         vlm: The model.
         prompts: Encoded by it.
-        reuse: What may be kept; without features, nothing is run here.
+        reuse: What may be kept; where features are not, nothing is run here.
 
     Returns:
         Digest -> features (V, width) of each picture that was run.
@@ -134,7 +134,7 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
     for prompt in prompts:
         axes = prompt.picture_axes
         if not (reuse.keeps_features and prompt.spans and axes and len(prompt.picture_digests) == 1):
-            continue
+            continue  # no picture, several of them, or inputs that cannot be joined
         [digest] = prompt.picture_digests
         if not vlm.store.holds("features", (digest, vlm.model.dtype, vlm.device)):
             shapes = tuple(
@@ -144,15 +144,16 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
     found: dict[bytes, Tensor] = {}
     for of_shape in alike.values():
         left = list(of_shape.items())
-        while len(left) > 1:
+        while len(left) > 1:  # a single one gains nothing from being run here
             together, left = left[:_MOST_TOGETHER], left[_MOST_TOGETHER:]
-            with suppress(Exception):  # whose fault it is shows when each is run by itself
+            # If this fails, some picture may be at fault: which one shows when each is run by itself.
+            with suppress(Exception):
                 found |= _run_together(vlm, dict(together))
     return found
 
 
 def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[bytes, Tensor]:
-    """Features of pictures of one shape, each alone in its prompt."""
+    """Runs the tower once on pictures of one shape, each the only one of its prompt; digest -> features."""
     token, axes = vlm.family.image_token_id(vlm.config), next(iter(prompts.values())).picture_axes
     assert axes is not None
     inputs = join_pictures([prompt.inputs for prompt in prompts.values()], axes)
@@ -161,11 +162,12 @@ def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[byte
         features = vlm.family.image_features(vlm.model, inputs)
     vlm.check_features(features, sum(rows))
     assert features is not None
+    # Copies, so that each picture's features can be dropped by themselves.
     return {digest: part.clone() for digest, part in zip(prompts, features.split(rows), strict=True)}
 
 
 def _inputs_of(prompt: EncodedPrompt, chosen: Sequence[int]) -> Mapping[str, Tensor]:
-    """The vision inputs of some of the pictures."""
+    """Returns the vision inputs of the pictures ``chosen``, by number."""
     parts = split_pictures(prompt.inputs, prompt.picture_axes)
     if prompt.picture_axes is None or len(chosen) == len(parts):
         return {name: value for name, value in prompt.inputs.items() if name not in TOKEN_INPUTS}
@@ -176,9 +178,10 @@ def _inputs_of(prompt: EncodedPrompt, chosen: Sequence[int]) -> Mapping[str, Ten
 def _run_tower(
     vlm: VLM, prompt: EncodedPrompt, inputs: Mapping[str, Tensor], chosen: Sequence[int]
 ) -> Sequence[Tensor]:
-    """Features of each of the chosen pictures, in one pass."""
+    """Runs the tower once on the pictures ``chosen``, whose inputs are given; returns each one's features."""
     if not chosen:
         return ()
+    # How many features belong to each picture: as many as it has image tokens.
     image = (prompt.input_ids[0] == vlm.family.image_token_id(vlm.config)).nonzero()[:, 0].tolist()
     rows = [len(image)]
     if prompt.picture_axes is not None:
@@ -189,5 +192,5 @@ def _run_tower(
     wanted = [rows[number] for number in chosen]
     vlm.check_features(features, sum(wanted))
     assert features is not None
-    # Copies, so that each of them can be let go by itself.
+    # Copies, so that each picture's features can be dropped by themselves.
     return [part.clone() if len(wanted) > 1 else part for part in features.split(wanted)]

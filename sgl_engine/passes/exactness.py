@@ -1,9 +1,9 @@
-"""Is a model without a family of its own captured and pruned exactly? Shown on the loaded model, before use.
+"""Checks, before its first use, that a model without a family of its own is captured and pruned exactly.
 
-On a small picture, the model's own forward over whole sequences, with attention that hides positions from
-the layers that are to be pruned, is held against what the engine does: embedding, reading an answer with the
-prompt, as a draft is, and going back behind it, decoding on a ragged cache in steps of one token and of
-several, pruning at three depths, and the attention sums.
+On a small picture, what the engine does is compared with the model's own forward over whole sequences, whose
+attention hides positions from the layers that are to be pruned. The engine embeds; reads an answer with the
+prompt, as a draft is read, and goes back behind it; decodes on a ragged cache, in steps of one token and of
+several; prunes at three depths; and adds attention up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIDE_PIXELS = 64
 
 _STEPS = (1, 3)  # answer tokens per forward
 
-# Mean difference by standard deviation; a wrong row or position makes a tenth or more.
+# Mean difference, divided by the standard deviation; a wrong row or position makes a tenth or more.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 _COARSE_TOLERANCE = 0.03  # in half precision
@@ -41,7 +41,7 @@ _TOKEN_KINDS = ("attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 def check_exactness(vlm: VLM) -> None:
-    """Runs the model on a small picture, a dozen times, unless this was done or is not needed.
+    """Runs the model on a small picture, a dozen times, unless it is checked already, or needs no check.
 
     Raises:
         UnsupportedModelError: The engine and the model's own forward differ, or the model fails.
@@ -59,7 +59,7 @@ def check_exactness(vlm: VLM) -> None:
         TypeError,
         ValueError,
         AssertionError,
-    ) as error:
+    ) as error:  # an unknown architecture may fail anywhere, in code that expects something else of it
         raise _unsupported(vlm, f"it fails with {type(error).__name__}: {error}") from error
     if fault is not None:
         raise _unsupported(vlm, fault)
@@ -67,12 +67,15 @@ def check_exactness(vlm: VLM) -> None:
 
 
 def _first_fault(vlm: VLM) -> str | None:
+    """Compares step by step; returns what is wrong first, as the end of a sentence, or None."""
     prompt = vlm.encode(Request.ask("What is it?", _picture()))
     if prompt.num_visual_tokens < 4:
         return f"a picture becomes {prompt.num_visual_tokens} image tokens"
+    # Any tokens will do as an answer: its logits are compared, not its meaning.
     answer = prompt.input_ids[0, -sum(_STEPS) :]
     dtype = vlm.text_model.dtype
     plain = _own_logits(vlm, prompt, answer)
+    # First of all, the reference itself: does it attend as the model does?
     with reference_attention(vlm):
         if not _equal(_own_logits(vlm, prompt, answer), plain, dtype):
             return "a plain reference of its attention gives other logits"
@@ -93,12 +96,15 @@ def _first_fault(vlm: VLM) -> str | None:
 
 
 def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
-    """Of the last prompt row and of the answer, from the model's own forward over the whole sequence."""
+    """Runs the model's own forward over prompt and answer; returns logits (T + 1, vocab), float32.
+
+    The rows are those of the prompt's last token and of the T answer tokens.
+    """
     inputs = dict(prompt.inputs)
     inputs["input_ids"] = torch.cat((prompt.input_ids, answer[None]), dim=1)
     for name in _TOKEN_KINDS:
         if name in inputs:
-            value = int(name == "attention_mask")
+            value = int(name == "attention_mask")  # the answer is text, of kind 0, and is seen
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(answer)), value=value)
     with torch.inference_mode():
         logits: Tensor = vlm.model(**inputs, use_cache=False).logits
@@ -106,7 +112,11 @@ def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
 
 
 def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: PruningPlan | None) -> Tensor:
-    """The same twice: read at once with the prompt, and in steps of several sizes after going back."""
+    """Runs the engine's forwards; returns two versions of the logits, (2, T + 1, vocab).
+
+    In the first, the answer is read at once with the prompt; in the second, in steps of several sizes, after
+    the cache has gone back to the prompt's end.
+    """
     plan, cache = plan or _half(prompt, 0, keep_ratio=1.0), vlm.new_cache()
     rewinding = Rewinding(cache, enabled=True)
 
@@ -123,6 +133,7 @@ def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: Prunin
 
 
 def _sums_agree(vlm: VLM, prompt: EncodedPrompt) -> bool:
+    """Compares the recorder's sums with whole maps of probabilities, added up."""
     visual = list(prompt.visual_positions)
     embeddings = vlm.embed(prompt)
     with capture_attention(vlm, prompt) as recorder:
@@ -131,19 +142,20 @@ def _sums_agree(vlm: VLM, prompt: EncodedPrompt) -> bool:
         vlm.forward(embeddings, prompt=prompt, first_position=0, cache=None)
     captured = recorder.sums().prefill
     if sorted(received) != list(range(vlm.num_layers)):
-        return False
+        return False  # some layers attend in another way, which neither the recorder nor the hooks know
     expected = torch.stack([received[layer][visual].float().cpu() for layer in range(vlm.num_layers)])
     return _equal(captured, expected, vlm.text_model.dtype)
 
 
 def _half(prompt: EncodedPrompt, layer: int, keep_ratio: float = 0.5) -> PruningPlan:
+    """Plans to keep a random half of the visual tokens, always the same one."""
     mass = torch.rand(prompt.num_visual_tokens, generator=torch.Generator().manual_seed(0))
     importance = ImportanceMap(mass, prompt.spans, 1)
     return plan_pruning(prompt, importance, layer=layer, keep_ratio=keep_ratio)
 
 
 def _equal(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Within a small part of how much the expected values vary."""
+    """Tells whether the mean difference is a small part of how much the expected values vary."""
     tolerance = _TOLERANCE.get(dtype, _COARSE_TOLERANCE) * max(float(expected.std()), 1e-6)
     return float((got - expected).abs().mean()) <= tolerance
 
@@ -168,19 +180,19 @@ def _unsupported(vlm: VLM, reason: str) -> UnsupportedModelError:
 def reference_attention(
     vlm: VLM, *, layer: int = 0, hidden: Sequence[int] = (), first_row: int = 0
 ) -> Iterator[dict[int, Tensor]]:
-    """The slow, obvious way, to hold the fast ones against: whole probabilities, eager masks, no cache.
+    """Attends the slow, obvious way, to compare the fast ones with: whole probabilities, no cache.
 
     Within the context the text model runs softmax attention of plain matrix products, in which the layers
-    from ``layer`` on do not see the positions ``hidden``. Rows of these are computed too; nobody reads them.
+    from ``layer`` on do not see the positions ``hidden``. Rows of these are computed too, and never read.
 
     Args:
         vlm: The model; it must be run on whole sequences.
         layer: First layer that does not see ``hidden``.
-        hidden: Positions.
+        hidden: Positions that stay invisible.
         first_row: First row whose attention is added up.
 
     Yields:
-        Per layer that has run: attention that each position received, summed over heads and rows, (N,).
+        Layer -> attention that each position received, summed over heads and rows, (N,); filled as it runs.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
@@ -191,13 +203,14 @@ def reference_attention(
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        groups = query.shape[1] // key.shape[1]
+        groups = query.shape[1] // key.shape[1]  # query heads that share a key head
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         scores = query.float() @ key.float().transpose(2, 3) * scaling + mask
         if columns and module.layer_idx >= layer:
             own = scores.diagonal(dim1=-2, dim2=-1).clone()
             scores[..., columns] = torch.finfo(scores.dtype).min
-            scores.diagonal(dim1=-2, dim2=-1).copy_(own)  # hidden rows need something to look at
+            # A hidden row still sees itself: softmax over nothing would be NaN.
+            scores.diagonal(dim1=-2, dim2=-1).copy_(own)
         probabilities = scores.softmax(dim=-1)
         received[module.layer_idx] = probabilities[0, :, first_row:].sum(dim=(0, 1))
         return (probabilities.to(value.dtype) @ value).transpose(1, 2).contiguous(), probabilities
@@ -211,9 +224,10 @@ def reference_attention(
         yield received
     finally:
         config._attn_implementation = original  # noqa: SLF001
+        # Registered names stay; without this one, the name would hold on to what was received.
         AttentionInterface.register("sgl_reference", _left_behind)
 
 
 def _left_behind(*_: Any, **__: Any) -> Any:
-    """Keeps the reference's name from holding on to a finished one."""
+    """Stands in for the reference once its context has ended."""
     raise RuntimeError("reference_attention has ended")

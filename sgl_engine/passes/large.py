@@ -1,4 +1,4 @@
-"""The large model's turn, on what the small one thought worth seeing (SGL, section 3.2, SGP)."""
+"""Answers with the large model, on what the small one thought worth seeing (SGL, section 3.2, SGP)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class LargePassResult:
     Attributes:
         generation: The large answer.
         plan: What was pruned.
-        cache_tokens: Columns of the cache per decoder layer (L,) when the answer ended; shorter from
-            plan.layer on, 0 in recurrent layers. Side by side, padding and others' tokens included.
+        cache_tokens: Columns of the cache per decoder layer (L,) when the answer ended; fewer from
+            plan.layer on, 0 in recurrent layers. In a batch, padding and the others' tokens are included.
         stage_ms: Milliseconds: "vision", "generate".
-        fed: For each forward, how many answer tokens the cache held before it, and how many were fed, those
-            of a draft that turned out wrong included; the first took the prompt too. What a batch adds,
-            padding and waiting for others, is not in it.
-        drafted_tokens: Of the draft, as many as the answer may have.
-        accepted_tokens: Of these, how many the answer took over, in order: up to the first that differs, and
-            where it came back to the draft after that.
+        fed: For each forward, how many answer tokens the cache held before it, and how many were fed,
+            including wrong ones of a draft. The first forward took the prompt, too. What a batch adds,
+            padding and waiting for others, is left out.
+        drafted_tokens: Tokens of the draft, up to the answer's limit.
+        accepted_tokens: How many of these the answer took over, in order: up to the first that differs, and
+            again where it came back to the draft after that.
         reused: What was known before.
     """
 
@@ -57,13 +57,13 @@ class LargePassResult:
 def run_large_pass(
     vlm: VLM, task: AnswerTask, plan: PruningPlan, *, reuse: ReuseConfig = NO_REUSE
 ) -> LargePassResult:
-    """Answers on the pruned prompt; a batch of one.
+    """Answers on the pruned prompt, in a batch of one.
 
-    A draft is fed in the same forward as the prompt. Its longest beginning that the model would have written
-    itself is taken at once; from there the model goes on, and where its answer comes back to the draft, so
-    does the checking. A draft that is right to its end leaves nothing to do but that one forward. (Recurrent
-    layers cannot take tokens back: a model that has some reads its prompt first, the draft in a second
-    forward, and does not come back to it.)
+    A draft is fed in the same forward as the prompt. As much of its beginning as the model would have written
+    itself is taken at once. From there the model writes on, and where its answer comes back to the draft, the
+    draft is checked again. A draft that is right to its end takes that one forward alone. (Recurrent layers
+    cannot take tokens back. A model that has some reads its prompt first and the draft in a second forward,
+    and does not come back to it.)
 
     Args:
         vlm: The large model.
@@ -90,9 +90,10 @@ def run_large_batch(
     max_rows: int = MAX_ROWS,
     reuse: ReuseConfig = NO_REUSE,
 ) -> list[LargePassResult | RequestError]:
-    """``run_large_pass`` for several prompts side by side, which may keep different numbers of tokens.
+    """Answers several prompts side by side, each as ``run_large_pass`` does.
 
-    Prompts that are pruned from different layers on, or not at all, run after each other.
+    They may keep different numbers of tokens. Prompts that are pruned from different layers on, or not at
+    all, run after each other.
 
     Args:
         vlm: The large model.
@@ -102,8 +103,8 @@ def run_large_batch(
         reuse: What may be kept for, or known from, another request.
 
     Returns:
-        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal shares
-        of the steps in which it took part.
+        In order, results, or errors of single tasks. The milliseconds of a result are its equal shares of
+        the steps in which it took part.
 
     Raises:
         ConfigError: The model cannot be pruned at a plan's layer.
@@ -116,20 +117,20 @@ def run_large_batch(
             found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
         return [found[row] for row in range(len(rows))]
 
-    opened = shares_prefix(vlm, [task.prompt for task in tasks], plans, reuse)
-    kinds = [(pruned_from(plan), known) for plan, known in zip(plans, opened, strict=True)]
+    shared = shares_prefix(vlm, [task.prompt for task in tasks], plans, reuse)
+    kinds = list(zip(map(pruned_from, plans), shared, strict=True))
     return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
 
 
 def pruned_from(plan: PruningPlan) -> int | None:
-    """What has to be equal in plans that run side by side: the first pruned layer; None prunes nothing."""
+    """Returns the first pruned layer, which has to be the same in a batch; None prunes nothing."""
     return plan.layer if plan.prunes else None
 
 
 def stream_large_batch(
     vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan], *, reuse: ReuseConfig = NO_REUSE
 ) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
-    """``run_large_batch``, step by step: all prompts side by side, so of one kind (``pruned_from``).
+    """Answers prompts side by side, step by step; all are pruned from the same layer on (``pruned_from``).
 
     The model is held only while it computes, never while the caller does something else.
 
@@ -140,43 +141,45 @@ def stream_large_batch(
         reuse: What may be kept for, or known from, another request.
 
     Yields:
-        After every step, what is new: number of the task, and newly final text or, last and once, its result
-        or what is wrong with it. An answer that has ended is not kept back for the others. The milliseconds
-        of a result are its equal shares of the steps in which it took part.
+        After every step, what is new, each with the number of its task: newly final text or, once and last,
+        the task's result or error. An answer that has ended does not wait for the others. The milliseconds of
+        a result are its equal shares of the steps in which it took part.
 
     Raises:
         ConfigError: The model cannot be pruned at a plan's layer.
     """
-    group = _Group(vlm, tasks, plans)
+    batch = _AnswerBatch(vlm, tasks, plans)
     ready = None
-    with suppress(NobodyWaitsError), exclusive_for(vlm, group.answers, "before the large model began"):
-        ready = group.prefill(Prefiller(vlm, reuse))
+    with suppress(NobodyWaitsError), exclusive_for(vlm, batch.answers, "before the large model began"):
+        ready = batch.prefill(Prefiller(vlm, reuse))
     if ready is not None:
-        rows, prefix = group.rows, ready.prefix
+        # Only some of the tasks may have come to be rows: the prompts that nothing is wrong with.
+        rows, prefix = batch.rows, ready.prefix
         chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
         steps = decode(
             vlm,
             ready.batch,
             ready.embeddings,
-            [group.answers[row] for row in rows],
+            [batch.answers[row] for row in rows],
             cache=prefix.cache,
             cached_tokens=prefix.tokens,
             patch=lambda running: prune_visual_tokens(vlm, *chosen(tuple(running))),
         )
         for texts in steps:
-            group.cache_tokens = vlm.cache_tokens(prefix.cache)
-            group.spend("generate")
+            batch.cache_tokens = vlm.cache_tokens(prefix.cache)
+            batch.spend("generate")
             said = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
-            yield [*said, *group.end(only_over=True)]
-            group.resume()  # what the reader did in between is nobody's
-    yield group.end()
+            yield [*said, *batch.end(only_over=True)]
+            batch.resume()  # no answer pays for what the reader did in between
+    yield batch.end()
 
 
 def _chosen(
     kept: KeptColumns, lower: LayerInputs | None
 ) -> Callable[[tuple[int, ...]], tuple[KeptColumns, LayerInputs | None]]:
-    """What of a group is left for the rows that run: made when rows leave, not for every token."""
+    """Makes a function: rows that still run -> what is kept of them, and what enters layer K of them."""
 
+    # The same rows run for many tokens, so the last selection is kept.
     @lru_cache(maxsize=1)
     def select(running: tuple[int, ...]) -> tuple[KeptColumns, LayerInputs | None]:
         if len(running) == len(kept.columns):
@@ -186,14 +189,14 @@ def _chosen(
     return select
 
 
-class _Group:
+class _AnswerBatch:
     """Answers that are generated side by side, and what each has cost so far.
 
     Attributes:
         answers: One per task.
-        embedded: Their prompts, as the decoder takes them; None where something is wrong.
-        rows: Numbers of those that are decoded.
-        known: Prompt tokens of each that need not be computed.
+        embedded: Their prompts, as the decoder takes them; None for an answer that has an error.
+        rows: Numbers of the answers that are decoded.
+        known: Prompt tokens of each that were known.
         cache_tokens: Columns of the cache per decoder layer (L,) after the last step.
     """
 
@@ -209,7 +212,7 @@ class _Group:
         self._since = time.perf_counter()
 
     def prefill(self, prefiller: Prefiller) -> Prefilled | None:
-        """Prepares the prompts that nothing is wrong with; None where there are none."""
+        """Prepares the prompts of answers without an error; returns None where there are none."""
         self.embedded = prefiller.see(self.answers)
         self.spend("vision")
         seen = {row: embedded for row, embedded in enumerate(self.embedded) if embedded is not None}
@@ -223,23 +226,24 @@ class _Group:
         return ready
 
     def resume(self) -> None:
-        """Counts from here on."""
+        """Begins to count milliseconds here."""
         self._since = time.perf_counter()
 
     def spend(self, stage: str) -> None:
-        """Shares out what has passed among the answers that are left."""
+        """Shares the milliseconds since the last count out, equally, among the answers that are left."""
         passed_ms = 1e3 * (time.perf_counter() - self._since)
         for row in self._left:
             self._stage_ms[row][stage] += passed_ms / len(self._left)
         self.resume()
 
     def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
-        """Number and outcome of the answers that are left; or of those that are over."""
+        """Ends the answers that are left, or only those that are over; returns their numbers and outcomes."""
         ended = [row for row in self._left if self.answers[row].over or not only_over]
         self._left = [row for row in self._left if row not in ended]
         return [(row, self._outcome(row)) for row in ended]
 
     def _outcome(self, row: int) -> LargePassResult | RequestError:
+        """Makes an answer's result, or returns its error."""
         answer, plan, embedded = self.answers[row], self._plans[row], self.embedded[row]
         if answer.error is not None:
             return answer.error

@@ -1,4 +1,4 @@
-"""Log-probabilities of an answer -> measurements of how sure the model was (SGL, section 3.3). Pure.
+"""Measures how sure a model was of an answer, from log-probabilities (SGL, section 3.3). Pure.
 
 Everything is computed in log space and float64: the product of 500 token probabilities is far below what
 float32 can hold.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def geometric_mean(logprobs: Sequence[float]) -> float:
-    """Computes the geometric mean probability of tokens, from the natural logs of theirs; in [0, 1]."""
+    """Computes the geometric mean of tokens' probabilities, from their natural logs; in [0, 1]."""
     return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
@@ -27,7 +27,7 @@ def measure_answer(
 
     Args:
         answer: Natural log-probability of each answer token (T,) as generated, the end-of-sequence one too.
-        entropies: Of the distribution that each was chosen from, in nats (T,).
+        entropies: Entropy of the distribution that each token was chosen from, in nats (T,).
         consistency: The same tokens' log-probabilities when only the most important visual tokens are seen;
             None when the prompt holds no image.
 

@@ -1,7 +1,7 @@
-"""What every pass begins with: pictures seen, prompts side by side, and what is known of them.
+"""Prepares prompts for the first forward of a pass, and decides which of them run side by side.
 
-Also which prompts run side by side at all. A pass is ``Prefiller`` and then the token loop
-(``sgl_engine.decoding.loop``), or forwards of its own.
+Every pass begins with a ``Prefiller``: it embeds pictures, lays prompts side by side, and looks up what is
+known of them. Then comes the token loop (``sgl_engine.decoding.loop``), or forwards of the pass's own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Prefilled:
-    """Prompts side by side, ready for the first forward that counts.
+    """Prompts side by side, ready for the first forward of a pass.
 
     Attributes:
         batch: The prompts.
-        embeddings: Of the columns after the known ones, (B, S - P, width), visual features in place.
-        prefix: What is known of the columns before: keys and values, and what enters the first pruned layer.
+        embeddings: (B, S - P, width), visual features in place; of the columns after the P known ones.
+        prefix: What is known of the P columns before.
     """
 
     batch: PromptBatch
@@ -53,9 +53,11 @@ class Prefiller:
     reuse: ReuseConfig
 
     def see(self, answers: Sequence[Answer]) -> list[EmbeddedPrompt | None]:
-        """Runs the vision tower on what is not known; returns each answer's prompt as the decoder takes it.
+        """Runs the vision tower on pictures that are not known, and embeds each answer's prompt.
 
-        None where something is wrong, which the answer then knows, or where nobody wants it any more.
+        Returns:
+            In order, the embedded prompts. None for an answer that has an error, now or before, or that is
+            not wanted any more.
         """
         computed = run_towers(self.vlm, [answer.prompt for answer in answers if answer.goes_on()], self.reuse)
         return [
@@ -73,8 +75,8 @@ class Prefiller:
 
         Args:
             prompts: Encoded by the model.
-            embedded: The same, seen.
-            plans: How they will be pruned, all from the same layer on; None is not at all.
+            embedded: The same prompts, embedded.
+            plans: How they will be pruned, all from the same layer on; None prunes none of them.
         """
         batch = self.vlm.batch(prompts)
         parts = [each.embeddings for each in embedded]
@@ -85,17 +87,20 @@ class Prefiller:
 def group_rows(
     lengths: Sequence[int], kinds: Sequence[Hashable], *, max_rows: int = MAX_ROWS
 ) -> list[list[int]]:
-    """Numbers of rows that run together: of one kind, of neighbouring lengths, within limits.
+    """Sorts rows into groups that run together: of one kind, of similar lengths, within limits.
 
     Args:
         lengths: Tokens of each row.
         kinds: What has to be equal in a group.
         max_rows: Rows of a group at most.
+
+    Returns:
+        For each group, the numbers of its rows.
     """
     groups: dict[Hashable, list[list[int]]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         of_kind = groups.setdefault(kinds[row], [[]])
-        # Ascending, so this row is the longest.
+        # Rows come in ascending order, so this one would be the longest of its group.
         if of_kind[-1] and len(of_kind[-1]) >= most_rows(lengths[row], max_rows):
             of_kind.append([])
         of_kind[-1].append(row)
@@ -103,7 +108,7 @@ def group_rows(
 
 
 def sharing(vlm: VLM, kind: Hashable) -> Hashable | None:
-    """What has to be equal in a group; None where prompts cannot run side by side at all."""
+    """Returns ``kind``, or None if the model cannot be given padded prompts, so that each runs alone."""
     return kind if takes_padding(vlm) else None
 
 

@@ -1,9 +1,9 @@
-"""The prefix of a prompt, up to its last picture, as a model's layers have computed it before.
+"""Keeps what a model has computed of a prompt's prefix, up to its last picture, for other prompts.
 
 No token sees a later one, so keys and values of a prompt's prefix are the same whatever is asked after it.
-It ends before the last visual token, whose row is the first that the importance map counts (SGL, section
-3.2): all rows that count are computed anew, on the very keys that a first run has left. A first run computes
-prefix and rest apart as well, so that a later one repeats its rest bit for bit.
+The prefix ends before the last visual token, whose row is the first that the importance map counts (SGL,
+section 3.2). So all rows that count are computed anew, on the very keys that a first run has left. A first
+run computes prefix and rest apart as well, so that a later one repeats its rest bit for bit.
 
 A model that is pruned from layer K on reuses what the layers below K have computed: their keys and values,
 and what they handed to layer K.
@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -35,17 +35,20 @@ if TYPE_CHECKING:
 
     from sgl_engine.model.vlm import VLM
 
+_Key: TypeAlias = tuple[int, torch.dtype, torch.device, bytes]
+"""Layers that see the whole prefix, how and where they compute, and a digest of pictures and tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class KnownPrefix:
-    """Where the first forward of a batch begins, and what it begins on.
+    """The columns of a batch that need not be run any more, so that the first forward begins after them.
 
     Attributes:
-        cache: Keys and values of the columns before; the caller's own.
-        tokens: How many columns that are; the first forward is given the embeddings from there on.
-        lower: What enters layer K of them, for ``prune_visual_tokens``; None where layers from K on have
-            keys and values of them too, or where there are none.
-        known: Of each row, prompt tokens that need not be computed now.
+        cache: Keys and values of these columns. The caller may write to it.
+        tokens: How many columns they are; the first forward is given the embeddings of all others.
+        lower: What enters layer K of them, for ``prune_visual_tokens``. None where the cache holds keys and
+            values for all layers, or where nothing is known.
+        known: Of each row, how many of its prompt tokens were not computed for this batch.
     """
 
     cache: DynamicCache
@@ -56,14 +59,14 @@ class KnownPrefix:
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
-    """An entry of the store.
+    """A prefix of P tokens, as the store keeps it.
 
     Attributes:
         input_ids: int64 (P,), on the CPU.
         positions: int64 (axes, P), on the CPU; None where tokens are simply numbered.
         pictures: Digests of the prompt's pictures; they all begin before P.
-        layers: The cache's layers, K of them, or all.
-        lower: What enters layer K; None where these are all layers.
+        layers: The cache's layers: the first K, or all.
+        lower: What enters layer K; None where ``layers`` are all.
     """
 
     input_ids: Tensor
@@ -77,23 +80,25 @@ class _Prefix:
         return len(self.input_ids)
 
     def common_tokens(self, prompt: EncodedPrompt, limit: int) -> int:
-        """How many of the first ``limit`` tokens of a prompt can be taken from here."""
+        """Counts how many of the first ``limit`` tokens of a prompt can be taken from here."""
         count = min(len(self), limit)
+        # Tokens are the same where both their ids and their rotary positions are.
         same = self.input_ids[:count] == prompt.input_ids[0, :count].cpu()
         if (self.positions is None) != (prompt.positions is None):
             return 0
         if self.positions is not None and prompt.positions is not None:
             same &= (self.positions[:, :count] == prompt.positions[:, 0, :count].cpu()).all(dim=0)
         common = count if bool(same.all()) else int(same.int().argmin())
+        # All image tokens have one id, so pictures are compared by their digests.
         starts = _picture_starts(prompt)
         for start, ours, theirs in zip(starts, self.pictures, prompt.picture_digests, strict=False):
             if ours != theirs:
                 common = min(common, start)
-        # A window that has moved on, or a recurrent state, cannot be taken back.
+        # A window that has moved on, or a recurrent state, cannot be taken back: all of it fits, or nothing.
         return common if common == len(self) or _can_be_cut(self.layers) else 0
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
+        """Yields all tensors that the entry holds, for the store to count their bytes."""
         for part in (*self.layers, *(() if self.lower is None else (self.lower,))):
             for value in vars(part).values():
                 found = value.values() if isinstance(value, dict) else (value,)
@@ -109,14 +114,14 @@ def find_prefixes(
 ) -> KnownPrefix:
     """Looks up what is known of prompts, and computes what is worth keeping of them.
 
-    Prompts side by side begin together: where the one with most after its prefix does. Those that are not
-    ``shares_prefix`` side by side run whole, and leave nothing.
+    Prompts side by side have one first column to run: that of the prompt with most tokens after its prefix.
+    A prompt alone always leaves its prefix for others; several do only if ``shares_prefix`` holds for each.
 
     Args:
         vlm: The model.
         batch: The prompts.
-        embeddings: Of each, (1, S_b, width).
-        plans: How they will be pruned, all from the same layer on; None is not at all.
+        embeddings: One per prompt, (1, S_b, width).
+        plans: How they will be pruned, all from the same layer on; None prunes none of them.
         reuse: What may be kept.
     """
     layers = _layers(vlm, None if plans is None else plans[0])
@@ -128,13 +133,13 @@ def find_prefixes(
     )
     if not all(worth):
         return KnownPrefix(vlm.new_cache(), 0, None, (0,) * len(batch))
-    found: dict[Hashable, _Prefix] = {}
+    found: dict[_Key, _Prefix] = {}
     rows, known = [], []
     with vlm.exclusive():
         for prompt, embedded in zip(batch.prompts, embeddings, strict=True):
             end = _end(vlm, prompt, layers, reuse)
             key = _key(vlm, prompt, layers, end)
-            before = end
+            before = end  # known in full where a prompt of this very batch has just computed it
             if key not in found:
                 found[key], before = _find_or_compute(vlm, prompt, embedded, key, end, reuse)
             rows.append(found[key])
@@ -147,9 +152,9 @@ def find_prefixes(
 def shares_prefix(
     vlm: VLM, prompts: Sequence[EncodedPrompt], plans: Sequence[PruningPlan] | None, reuse: ReuseConfig
 ) -> list[bool]:
-    """Of prompts that may run side by side, those whose prefix is known, or the prefix of another too.
+    """Tells which prompts are worth running on their prefixes side by side.
 
-    None where a layer's cache cannot be cut to length (sliding windows, recurrent layers).
+    These are prompts whose prefix is known already, or is that of another of them as well.
 
     Args:
         vlm: The model.
@@ -157,9 +162,10 @@ def shares_prefix(
         plans: One per prompt; None prunes none of them.
         reuse: What may be kept.
     """
+    # Prefixes of different lengths are cut to one length, which windows and recurrent states cannot be.
     if not reuse.keeps_prefixes or not _can_be_cut(vlm.new_cache().layers):
         return [False] * len(prompts)
-    keys: list[Hashable | None] = []
+    keys: list[_Key | None] = []
     for row, prompt in enumerate(prompts):
         layers = _layers(vlm, None if plans is None else plans[row])
         end = _end(vlm, prompt, layers, reuse)
@@ -169,23 +175,24 @@ def shares_prefix(
 
 
 def _layers(vlm: VLM, plan: PruningPlan | None) -> int:
-    """How many layers see a prompt's whole prefix."""
+    """Counts the layers that see a prompt's whole prefix."""
     return plan.layer if plan is not None and plan.prunes else vlm.num_layers
 
 
 def _end(vlm: VLM, prompt: EncodedPrompt, layers: int, reuse: ReuseConfig) -> int:
-    """P, where a prompt's prefix ends; 0 where it is not to be kept."""
+    """Returns P, where a prompt's prefix ends; 0 where the prefix is not to be kept."""
     family = vlm.family
     if not reuse.keeps_prefixes or not prompt.spans or not family.looks_back_only:
-        return 0
+        return 0  # switched off; nothing worth keeping; or image tokens see what comes after them
     if layers < vlm.num_layers and layers < max(1, family.first_plain_layer(vlm.config)):
+        # Pruned so early that no layer would be spared, or one that is given visual features once more.
         return 0
-    end = max(prompt.visual_positions)
+    end = max(prompt.visual_positions)  # the last visual token's row is computed anew
     return end if end >= reuse.min_prefix_tokens else 0
 
 
-def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> Hashable:
-    """What the prefix of a prompt is found by, if it is found whole."""
+def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> _Key:
+    """Makes the key of a prompt's whole prefix; parts of it may be found under other digests."""
     found = hashlib.sha256(b"".join(prompt.picture_digests))
     found.update(prompt.input_ids[0, :end].cpu().numpy().tobytes())
     if prompt.positions is not None:
@@ -194,23 +201,31 @@ def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> Hashable:
 
 
 def _find_or_compute(
-    vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, key: Hashable, end: int, reuse: ReuseConfig
+    vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, key: _Key, end: int, reuse: ReuseConfig
 ) -> tuple[_Prefix, int]:
-    """A prompt's prefix, and how much of it was known."""
-    assert isinstance(key, tuple)
-    layers = key[0]
+    """Finds a prompt's prefix of ``end`` tokens, or computes what is missing of it.
+
+    Returns:
+        The prefix, and how many of its tokens were known.
+    """
     best, common = None, 0
+    # Every entry is tried, not only the one under this key: prompts may share a beginning, as those of one
+    # conversation do, and differ after that.
     for other, entry in vlm.store.items("prefix"):
+        # Only of the same layers, dtype and device; else the same tokens have other keys and values.
         if isinstance(other, tuple) and other[:3] == key[:3]:
             tokens = entry.common_tokens(prompt, end)
+            # The longest; what is too short is not worth the copy.
             if tokens > common and tokens >= reuse.min_prefix_tokens:
                 best, common = other, tokens
+    # `get` marks the entry as used just now; looking at all of them does not.
     prefix: _Prefix | None = None if best is None else vlm.store.get("prefix", best)
     common = 0 if prefix is None else common
     vlm.store.count("prefix", hits=int(common > 0), misses=int(common == 0))
     if prefix is not None and common == len(prefix) == end:
-        return prefix, common
-    prefix = _compute(vlm, prompt, embeddings[:, common:end], layers, prefix, common)
+        return prefix, common  # exactly this prefix: nothing to compute, nothing new to keep
+    # A shorter one is gone on from; a longer one is cut. Either way the result is an entry of its own.
+    prefix = _compute(vlm, prompt, embeddings[:, common:end], key[0], prefix, common)
     vlm.store.put("prefix", key, prefix, prefix.tensors(), max_bytes=reuse.max_bytes)
     return prefix, common
 
@@ -218,16 +233,18 @@ def _find_or_compute(
 def _compute(
     vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, layers: int, known: _Prefix | None, first: int
 ) -> _Prefix:
-    """Runs ``embeddings``, which stand in the prompt from ``first`` on, after what is known before them."""
+    """Runs the layers on ``embeddings``, which stand in the prompt from ``first`` on, after ``known``."""
     cache = vlm.new_cache() if known is None else _cache(vlm, known.layers, first)
     lower = None
     if layers == vlm.num_layers:
+        # Nothing is pruned: all layers run, for their keys and values alone.
         vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=0)
     else:
         lower = run_lower_layers(
             vlm, embeddings, prompt=prompt, first_position=first, cache=cache, layer=layers
         )
         if known is not None and known.lower is not None:
+            # Layer K is given the whole prompt later, so what enters it is kept of the known part, too.
             lower = known.lower.cut(first).followed_by(lower)
     end = first + embeddings.shape[1]
     return _Prefix(
@@ -240,7 +257,7 @@ def _compute(
 
 
 def _cache(vlm: VLM, layers: Sequence[Any], tokens: int | None = None) -> DynamicCache:
-    """A cache that begins with copies of layers, the first ``tokens`` of them where they are to be cut."""
+    """Makes a cache that begins with copies of ``layers``, cut to ``tokens``; None cuts nothing."""
     cache = vlm.new_cache()
     for index, layer in enumerate(layers):
         # Keys and values are never written to, so they are shared; a recurrent state is updated in place.
@@ -254,11 +271,15 @@ def _cache(vlm: VLM, layers: Sequence[Any], tokens: int | None = None) -> Dynami
 def _side_by_side(
     vlm: VLM, batch: PromptBatch, prefixes: Sequence[_Prefix], known: Sequence[int]
 ) -> KnownPrefix:
-    """Prefixes as a padded batch has them: columns before a prompt hold nothing, and nobody sees them."""
+    """Joins prefixes to that of a padded batch; columns before a prompt hold zeros, which no token sees."""
+    # In a left-padded batch a prefix ends in column padding + P. All rows run from the first such end on, so
+    # rows whose prefix goes further compute some of it again.
     columns = min(padding + len(prefix) for padding, prefix in zip(batch.padding, prefixes, strict=True))
+    # Of each prefix; 0 of a prompt that begins later.
     taken = [max(0, columns - padding) for padding in batch.padding]
 
     def join(parts: Sequence[Tensor]) -> Tensor:
+        """Joins keys or values (1, H_kv, P, D) to (B, H_kv, columns, D)."""
         return torch.cat(
             [
                 F.pad(part[:, :, :count], (0, 0, columns - count, 0))
@@ -285,10 +306,11 @@ def _side_by_side(
 
 
 def _can_be_cut(layers: Sequence[Any]) -> bool:
+    """Tells whether caches of all layers can be cut to fewer tokens: no windows, no recurrent states."""
     return all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _picture_starts(prompt: EncodedPrompt) -> list[int]:
-    """Where each picture's first visual token stands; where the first one does, if they are one."""
+    """Lists where each picture's first visual token stands, ascending."""
     starts = {span.image: span.start for span in reversed(prompt.spans)}
     return sorted(starts.values())

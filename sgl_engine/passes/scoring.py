@@ -1,8 +1,8 @@
-"""How likely given answers are: one prefill, then every answer teacher-forced on its cache.
+"""Scores given answers: one prefill, then every answer teacher-forced on its cache.
 
 Nothing is generated and nothing is masked: a score is the probability that the model, asked freely, would say
 exactly this answer and stop. The cache is cropped back to the prompt between answers, so that they do not see
-each other; under a pruning plan it is ragged, and is cropped by the same number of tokens in every layer.
+each other. Under a pruning plan it is ragged, and is cropped by the same number of tokens in every layer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run_scoring_pass(
     decoding: Decoding | None = None,
     reuse: ReuseConfig = NO_REUSE,
 ) -> ScoringPassResult:
-    """Scores answers to a prompt: ``stream_scoring_pass`` to its end."""
+    """Scores answers to a prompt, as ``stream_scoring_pass`` does, but in one go."""
     steps = stream_scoring_pass(vlm, prompt, answers, plan=plan, guide=guide, decoding=decoding, reuse=reuse)
     return finish(steps)
 
@@ -107,17 +107,11 @@ def stream_scoring_pass(
 
 
 class _Scoring:
-    """The state of one scoring pass between its steps.
-
-    Args:
-        vlm: The model.
-        prompt: Encoded by it.
-        plan: What of the prompt is seen.
-        decoding: Whose deadline and cancellation count.
+    """The state of one scoring pass between its steps; arguments as of ``stream_scoring_pass``.
 
     Attributes:
-        plan: The same.
-        logprobs: Of the answers so far, token by token.
+        plan: What of the prompt is seen.
+        logprobs: Log-probabilities of the answers so far, token by token.
     """
 
     def __init__(self, vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan, decoding: Decoding) -> None:
@@ -130,13 +124,14 @@ class _Scoring:
 
     @contextmanager
     def held(self, where: str) -> Iterator[None]:
-        """Holds the model for one step: tokenizers have state, and hooks must see this request alone."""
+        """Holds the model for one step, as long as the scores are wanted."""
+        # Alone, for two reasons: tokenizers have state, and hooks must see this request only.
         check_wanted(self._decoding, where)
         with self._vlm.exclusive(partial(check_wanted, self._decoding, where)):
             yield
 
     def prefill(self, prefiller: Prefiller, *, guide: bool) -> None:
-        """Sees the pictures and reads the prompt; recording attention, where it is to guide."""
+        """Embeds the pictures and runs the prompt; with ``guide``, records attention."""
         vlm, prompt = self._vlm, self._prompt
         started = time.perf_counter()
         self._embedded = embed_pictures(vlm, prompt, prefiller.reuse)
@@ -147,6 +142,7 @@ class _Scoring:
             prune_visual_tokens(vlm, self.plan, ready.prefix.lower),
             capture_attention(vlm, prompt, cached_tokens=known) if guide else nullcontext() as self._recorder,
         ):
+            # (1, vocab): from the prompt's last token follows the first token of every answer.
             self._first = vlm.forward(
                 ready.embeddings, prompt=prompt, first_position=known, cache=ready.prefix.cache
             )
@@ -154,7 +150,7 @@ class _Scoring:
         self._stage_ms["prefill"] = 1e3 * (time.perf_counter() - seen)
 
     def score(self, ids: Sequence[int]) -> None:
-        """Feeds one answer whole, and notes how likely its tokens and its end are."""
+        """Feeds one answer whole, and notes the log-probabilities of its tokens and of its end."""
         started = time.perf_counter()
         with prune_visual_tokens(self._vlm, self.plan):
             rows = torch.cat((self._first, _force(self._vlm, self._prompt, self._prefix.cache, ids)))
@@ -162,7 +158,7 @@ class _Scoring:
         self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
 
     def result(self, tokens: Sequence[Sequence[int]]) -> ScoringPassResult:
-        """Ends the pass; the map, where there is one, is completed by the best answer's rows."""
+        """Makes the result; an importance map gets the rows of the best answer as well."""
         started = time.perf_counter()
         best = max(range(len(self.logprobs)), key=lambda index: math.fsum(self.logprobs[index]))
         importance = None
@@ -180,7 +176,7 @@ class _Scoring:
 
 
 def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[int]) -> Tensor:
-    """Logits (T, vocab) after each of T answer tokens; the cache is left as it was."""
+    """Feeds T answer tokens; returns logits (T, vocab) after each of them. The cache stays as it was."""
     embeddings = vlm.embed_tokens(torch.tensor(ids, dtype=torch.int64))
     # A recurrent state, or a window that has moved on, cannot be taken back: those work on a copy.
     can_be_cropped = all(type(layer) is DynamicLayer for layer in cache.layers)
@@ -194,7 +190,7 @@ def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[i
 
 
 def _logprobs(vlm: VLM, rows: Tensor, ids: Sequence[int]) -> tuple[float, ...]:
-    """Natural logs of the probabilities of T tokens and of the end after them, from logits (T + 1, vocab)."""
+    """Computes natural logs of the probabilities of T tokens and of the end, from logits (T + 1, vocab)."""
     logs = rows.log_softmax(dim=-1).cpu()
     chosen = logs[range(len(ids)), ids].tolist()
     # Whichever end token comes: all of them end the answer. Rounding must not make it likelier than certain.
@@ -204,7 +200,7 @@ def _logprobs(vlm: VLM, rows: Tensor, ids: Sequence[int]) -> tuple[float, ...]:
 def _importance(
     vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, prefill: AttentionRecorder, best: Sequence[int]
 ) -> ImportanceMap:
-    """The map that a generation of the best answer would have left: its tokens are fed again, recorded."""
+    """Makes the map that generating the best answer would have left: its tokens are fed again, recorded."""
     with capture_attention(vlm, prompt, cached_tokens=len(prompt)) as recorder:
         _force(vlm, prompt, cache, best)
     before, after = prefill.sums(), recorder.sums()
@@ -213,7 +209,7 @@ def _importance(
 
 
 def check_answers(answers: Sequence[str]) -> Sequence[str]:
-    """Returns answers that can be scored.
+    """Returns the answers, if they can be scored.
 
     Raises:
         InvalidRequestError: There are none, or one is empty, or they are one text.
@@ -227,9 +223,10 @@ def check_answers(answers: Sequence[str]) -> Sequence[str]:
 
 
 def _tokenize(vlm: VLM, answer: str) -> list[int]:
-    """The tokens as which the model itself would write ``answer``, at the start of its turn."""
+    """Splits ``answer`` into tokens as the model itself would write it, at the beginning of its message."""
     tokenizer = vlm.processor.tokenizer
     ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    # A control token would end the answer, or begin another message, instead of being read as text.
     added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     control = {*tokenizer.all_special_ids, *added}.intersection(ids)
     if control:
@@ -242,6 +239,7 @@ def _tokenize(vlm: VLM, answer: str) -> list[int]:
 
 
 def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]]) -> None:
+    """Fails where the model names no end of an answer, or its context is too short for one of them."""
     if not vlm.eos_token_ids:
         raise UnsupportedModelError(
             f"{vlm.name} names no end-of-sequence token, so its answers have no end and no probability.",
@@ -258,7 +256,7 @@ def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class ScoringPassResult:
-    """One model's scores.
+    """How likely one model finds each of the answers.
 
     Attributes:
         token_logprobs: Per answer, the natural log of each of its tokens' probability, its end last.
@@ -282,7 +280,7 @@ class ScoringPassResult:
 
     @property
     def forced_tokens(self) -> tuple[int, ...]:
-        """Tokens of each answer that was fed, its end not counted; the best one's twice, if recorded."""
+        """Tokens of each answer that was fed, without its end; with a map, the best answer was fed twice."""
         fed = tuple(len(tokens) - 1 for tokens in self.token_logprobs)
         return fed if self.importance is None else (*fed, fed[self.best])
 

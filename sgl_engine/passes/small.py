@@ -1,4 +1,9 @@
-"""The small model's turn: answer, map of importance, confidence (SGL, sections 3.2 and 3.3)."""
+"""Answers with the small model, finds what is important, and measures how sure it is (SGL, 3.2 and 3.3).
+
+    vision tower -> answer, attention recorded -> importance map -> consistency pass
+
+The consistency pass asks how likely the same answer is when only the most important visual tokens are seen.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,6 @@ from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan, plan_pruning
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sgl_engine.model.vlm import VLM
 
 
@@ -55,6 +58,7 @@ class SmallPassResult:
 
 
 CONSISTENCY_KEEP_RATIO = 0.05
+"""Fraction of the visual tokens that the consistency pass sees."""
 
 
 def run_small_pass(
@@ -64,15 +68,15 @@ def run_small_pass(
     consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
     reuse: ReuseConfig = NO_REUSE,
 ) -> SmallPassResult:
-    """Answers, recording attention, then asks how likely the answer is when little of the image is seen.
+    """Answers, recording attention, then measures how likely the answer is when little of the image is seen.
 
     A batch of one. The vision tower runs once, or not at all where the pictures are known. Without visual
-    tokens nothing is recorded.
+    tokens nothing is recorded, and there is no consistency pass.
 
     Args:
         vlm: The small model.
         task: The prompt, encoded by it, and what the answer is to be like.
-        consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
         reuse: What may be kept for, or known from, another request.
 
     Raises:
@@ -93,18 +97,18 @@ def run_small_batch(
     max_rows: int = MAX_ROWS,
     reuse: ReuseConfig = NO_REUSE,
 ) -> list[SmallPassResult | RequestError]:
-    """``run_small_pass`` for several prompts side by side.
+    """Answers several prompts side by side, each as ``run_small_pass`` does.
 
     Args:
         vlm: The small model.
         tasks: The prompts, and what their answers are to be like.
-        consistency_keep_ratio: Visual tokens that the consistency pass sees.
+        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
         max_rows: Prompts side by side at most.
         reuse: What may be kept for, or known from, another request.
 
     Returns:
-        In order, a result, or what is wrong with this one. The milliseconds of a result are its equal share
-        of those of its group.
+        In order, results, or errors of single tasks. The milliseconds of a result are its equal share of
+        those of its group.
     """
 
     def run(rows: list[int]) -> list[SmallPassResult | RequestError]:
@@ -127,23 +131,25 @@ class _Row:
 
     @property
     def prompt(self) -> EncodedPrompt:
+        """What the answer is an answer to."""
         return self.answer.prompt
 
 
 def _run_group(
     vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
+    """Runs tasks side by side; returns results or errors, in order."""
     rows = [_Row(Answer(vlm, task)) for task in tasks]
     stage_ms: dict[str, float] = {}
     answers = [row.answer for row in rows]
-    # Held from the first layer to the last token: what is recorded must be these prompts' attention.
+    # The model is held from the first layer to the last token: what is recorded must be these prompts' alone.
     with suppress(NobodyWaitsError), exclusive_for(vlm, answers, "before the small model began"):
         stage_ms = _run_stages(Prefiller(vlm, reuse), rows, keep_ratio)
     return [row.answer.error or _result(row, stage_ms) for row in rows]
 
 
 def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
-    """Fills the rows; returns each one's share of the milliseconds."""
+    """Runs the stages, filling the rows; returns the milliseconds of each stage, shared out equally."""
     started = time.perf_counter()
     for row, embedded in zip(rows, prefiller.see([row.answer for row in rows]), strict=True):
         row.embedded = embedded
@@ -168,6 +174,7 @@ def _answer(prefiller: Prefiller, rows: Sequence[_Row]) -> None:
     with capture_attention(vlm, ready.batch, cached_tokens=ready.prefix.tokens) as recorder:
 
         def only(running: Sequence[int]) -> AbstractContextManager[None]:
+            """Tells the recorder which rows run in the next forward; patches nothing."""
             recorder.select(running)
             return nullcontext()
 
@@ -180,7 +187,7 @@ def _answer(prefiller: Prefiller, rows: Sequence[_Row]) -> None:
             cached_tokens=ready.prefix.tokens,
             patch=only,
         )
-        for _ in steps:  # nobody reads along: whether the answer is kept is not decided yet
+        for _ in steps:  # the text is not shown: whether the answer is kept is not decided yet
             pass
     for number, row in enumerate(rows):
         row.known_tokens = ready.prefix.known[number]
@@ -189,7 +196,8 @@ def _answer(prefiller: Prefiller, rows: Sequence[_Row]) -> None:
 
 
 def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> None:
-    """How likely the answers are when little of the pictures is seen."""
+    """Measures how likely the answers are when little of the pictures is seen."""
+    # Without visual tokens there is nothing to hide.
     rows = [row for row in rows if row.importance is not None]
     for row in rows:
         row.answer.check_wanted("before the consistency pass")
@@ -199,6 +207,7 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
         row.plan = plan_pruning(
             row.prompt, row.importance, layer=vlm.family.first_prunable_layer, keep_ratio=keep_ratio
         )
+    # Logits are needed for every answer token, so their memory limits how many rows run side by side.
     longest = max((len(row.answer.ids) for row in rows), default=1)
     groups = group_rows(
         [len(row.prompt) + len(row.answer.ids) for row in rows],
@@ -220,6 +229,7 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
 
 
 def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
+    """Lays the rows' prompts, already embedded, side by side: the batch, and embeddings (B, S, width)."""
     batch = vlm.batch([row.prompt for row in rows])
     return batch, batch.join([row.embedded.embeddings for row in rows if row.embedded is not None])
 
@@ -239,12 +249,12 @@ def _result(row: _Row, stage_ms: Mapping[str, float]) -> SmallPassResult:
 def answer_logprobs(
     vlm: VLM, prompt: EncodedPrompt, embeddings: Tensor, generation: Generation, plan: PruningPlan
 ) -> Tensor:
-    """How likely an answer is on a pruned prompt: one teacher-forced pass.
+    """Computes how likely an answer is on a pruned prompt, in one teacher-forced pass.
 
     Args:
         vlm: The model.
         prompt: The prompt.
-        embeddings: ``vlm.embed(prompt)``: of the unpruned prompt, vision features included.
+        embeddings: ``vlm.embed(prompt)``, (1, S, width): unpruned, visual features included.
         generation: The answer, T tokens.
         plan: What of the prompt is seen.
 
@@ -261,9 +271,10 @@ def answers_logprobs(
     generations: Sequence[Generation],
     plans: Sequence[PruningPlan],
 ) -> list[Tensor]:
-    """``answer_logprobs`` of several answers side by side; ``plans`` as ``KeptColumns.of`` takes them."""
+    """Computes ``answer_logprobs`` for several answers side by side; plans as for ``KeptColumns.of``."""
     longest = max(map(len, generations))
-    # What fills up shorter answers comes after them, where none of their tokens sees it.
+    # All tokens but the last are fed: logits behind one are those of the next. What fills up shorter answers
+    # comes after them, where none of their tokens sees it.
     fed = [F.pad(each.token_ids, (0, longest - len(each)))[:-1] for each in generations]
     forced = vlm.append_tokens(embeddings, torch.stack(fed))
     with prune_visual_tokens(vlm, KeptColumns.of(plans)):

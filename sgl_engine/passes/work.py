@@ -1,4 +1,7 @@
-"""Passes as work: what the worker runs, and which requests may run side by side."""
+"""Wraps passes as ``Work``: what the worker runs, and which requests may run side by side.
+
+Work of one kind shares a batch; so a kind holds all that has to be equal in it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A request as the small model reads it.
+    """A request, as it is given to what runs the small model.
 
     Attributes:
-        request: Its images are loaded.
-        task: What the small model is given.
+        request: The request, its images loaded.
+        task: What the small model makes of it.
     """
 
     request: Request
@@ -36,7 +39,7 @@ class Asked:
 
 
 class SmallPass(Protocol):
-    """What runs the small model on several requests side by side; scripted engines bring their own."""
+    """Runs the small model on several requests side by side; scripted engines bring their own."""
 
     def __call__(
         self, vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float, reuse: ReuseConfig
@@ -46,11 +49,11 @@ class SmallPass(Protocol):
         Args:
             vlm: The small model.
             asked: What it is asked.
-            consistency_keep_ratio: Visual tokens that the consistency pass sees.
+            consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
             reuse: What may be kept for, or known from, another request.
 
         Returns:
-            In order, a result, or what is wrong with this one.
+            In order, results, or errors of single requests.
         """
 
 
@@ -89,10 +92,7 @@ class ScoringTask:
 def small_work(
     vlm: VLM, asked: Asked, small_pass: SmallPass, *, consistency_keep_ratio: float, reuse: ReuseConfig
 ) -> Work:
-    """Makes work of a small pass, in one step; arguments as of ``SmallPass``.
-
-    Requests that differ in nothing of the kind share the model's turn.
-    """
+    """Makes work of a small pass, in one step; arguments as of ``SmallPass``."""
 
     def run(given: Sequence[Any]) -> StepResults:
         results = small_pass(vlm, given, consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
@@ -105,7 +105,8 @@ def small_work(
 def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig) -> Work:
     """Makes work of a large pass, with a step per forward.
 
-    Plans that prune from one layer on share the model's turn; so do prompts with a known prefix, or without.
+    Plans that prune from the same layer on share a batch. Prompts with a known prefix run apart from those
+    without one, which would make them run whole.
     """
     known = shares_prefix(vlm, [task.prompt], [plan], reuse)
     kind = sharing(vlm, ("pruned from", pruned_from(plan), reuse, *known))
@@ -118,7 +119,7 @@ def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig
 
 
 def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, reuse: ReuseConfig) -> Work:
-    """Makes work of a scoring pass, with a step per answer: between two of them others have their turn."""
+    """Makes work of a scoring pass, with a step per answer: between two of them, others may run."""
 
     def run(given: Sequence[Any]) -> StepResults:
         [asked] = given
@@ -138,7 +139,7 @@ def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, 
 
 
 def _silent(steps: Generator[None, None, Result]) -> Generator[list[tuple[int, Any]], None, Result]:
-    """Passes steps on that have nothing to tell."""
+    """Takes a generator's steps, and yields an empty list for each: there is nothing to tell yet."""
     while True:
         try:
             next(steps)

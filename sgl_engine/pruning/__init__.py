@@ -1,1 +1,5 @@
-"""What is left out: a plan, and the hooks that carry it out in a running decoder."""
+"""What the large model does not see: ``plan`` decides it, and ``patch`` carries it out in a running decoder.
+
+A prompt and an importance map go in, and a plan comes out. ``layer_inputs`` holds what the layers below the
+first pruned one have made of a prompt, for the next prompt that begins in the same way.
+"""

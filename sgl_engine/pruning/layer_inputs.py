@@ -1,4 +1,4 @@
-"""What layers below K hand to layer K, kept for the next prompt that begins in the same way. Pure."""
+"""Holds what the layers below K hand to layer K, for the next prompt that begins in the same way. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What enters layer K of the first columns of prompts: the layers below K need not be run on them again.
+    """What enters layer K for the first P columns of prompts, so that the layers below need not run on them.
 
     Attributes:
         hidden: Hidden states (B, P, hidden).
-        cos: Of their rotary positions, (..., B or 1, P, width).
-        sin: Likewise.
+        cos: Cosines of their rotary positions, (..., B or 1, P, width).
+        sin: Sines, of the same shape.
         position_ids: As layers are given them, (B or 1, P), or None.
     """
 
@@ -28,12 +28,12 @@ class LayerInputs:
 
     @classmethod
     def entering(cls, hidden: Tensor, kwargs: Mapping[str, Any]) -> LayerInputs:
-        """What a layer is given."""
+        """Takes them from the arguments of a decoder layer's call."""
         cos, sin = kwargs["position_embeddings"]
         return cls(hidden, cos, sin, kwargs.get("position_ids"))
 
     def cut(self, tokens: int) -> LayerInputs:
-        """The first of them."""
+        """Returns those of the first ``tokens`` columns."""
         ids = self.position_ids
         return LayerInputs(
             self.hidden[:, :tokens],
@@ -43,7 +43,7 @@ class LayerInputs:
         )
 
     def padded(self, tokens: int) -> LayerInputs:
-        """As many columns, those in front without meaning."""
+        """Puts meaningless columns in front, so that there are ``tokens``: a batch is padded on the left."""
         before = tokens - self.hidden.shape[1]
         ids = self.position_ids
         pad = torch.nn.functional.pad
@@ -55,7 +55,10 @@ class LayerInputs:
         )
 
     def followed_by(self, after: LayerInputs, *, with_hidden: bool = True) -> LayerInputs:
-        """One after the other; the hidden states are those of ``after`` alone where others are not wanted."""
+        """Appends the columns of ``after``; without ``with_hidden``, its hidden states replace these.
+
+        Above layer K, the hidden states of all columns come from the layer below; only positions are missing.
+        """
         rows, more = self.position_ids, after.position_ids
         return LayerInputs(
             torch.cat((self.hidden, after.hidden), dim=1) if with_hidden else after.hidden,
@@ -66,7 +69,7 @@ class LayerInputs:
 
     @classmethod
     def join(cls, parts: Sequence[LayerInputs]) -> LayerInputs:
-        """Prompts side by side."""
+        """Puts prompts of equally many columns side by side."""
         ids = [part.position_ids for part in parts if part.position_ids is not None]
         return cls(
             torch.cat([part.hidden for part in parts]),
@@ -76,7 +79,7 @@ class LayerInputs:
         )
 
     def select(self, rows: Sequence[int]) -> LayerInputs:
-        """Some of the prompts."""
+        """Returns those of some of the prompts."""
         chosen = torch.tensor(rows, device=self.hidden.device)
         ids = self.position_ids
         return LayerInputs(
@@ -89,7 +92,16 @@ class LayerInputs:
     def complete(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, with_hidden: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a layer would have been given if the forward had begun at the first column; no mask yet."""
+        """Completes a layer's arguments, as if the forward had begun at the first column.
+
+        Args:
+            args: Positional arguments of the layer's call, which began after these columns.
+            kwargs: Its other arguments.
+            with_hidden: Whether the hidden states of these columns are missing, as they are in layer K alone.
+
+        Returns:
+            The same arguments for all columns, without a mask, which depends on what is pruned.
+        """
         hidden, *rest = args
         own = LayerInputs.entering(hidden, kwargs)
         whole = self.followed_by(own, with_hidden=with_hidden)

@@ -1,10 +1,17 @@
 """Drops visual tokens from layer K of the large model on (SGL, section 3.2, SGP).
 
-Planning is pure. ``prune_visual_tokens`` hooks the decoder layers from K on: on the first forward, layer K
-gathers the kept rows, and every layer from K on gathers its positions and its mask, so that kept tokens keep
-their original positions. Later steps run on a ragged cache (shorter from K on); the model builds its masks
-for the first layers, so the layers from K on get their own. Recurrent layers read the kept rows as if the
-others had never been there.
+``prune_visual_tokens`` hooks the decoder layers from K on:
+
+    layer     first forward                              later forwards
+    0 .. K-1  S rows, S keys                             new rows, S + t keys
+    K         S rows -> M kept ones, with their own      new rows, M + t keys; its own mask
+              rotary positions and their part of
+              the mask
+    K+1 ..    M rows; positions and mask as in K         new rows, M + t keys; its own mask
+
+So kept tokens keep their original positions, and the cache is ragged: shorter from K on. The model builds its
+masks for the first layers, which is why the layers from K on get their own. Recurrent layers read the kept
+rows as if the others had never been there.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _LayerReachedError(Exception):
-    """Ends a forward pass; what comes after it is not needed."""
+    """Ends a forward pass whose remaining layers are not needed."""
 
 
 def run_lower_layers(
@@ -41,7 +48,7 @@ def run_lower_layers(
     cache: DynamicCache,
     layer: int,
 ) -> LayerInputs:
-    """A forward pass that ends before ``layer``; arguments as of ``VLM.forward``.
+    """Runs a forward pass that ends before ``layer``; arguments as of ``VLM.forward``.
 
     Returns:
         What would have entered that layer.
@@ -66,16 +73,16 @@ def run_lower_layers(
 def prune_visual_tokens(
     vlm: VLM, plan: PruningPlan | KeptColumns, lower: LayerInputs | None = None
 ) -> Iterator[None]:
-    """Within the context, ``vlm`` runs as ``plan`` says; on leaving, also by an exception, no hook remains.
+    """Makes ``vlm`` drop what ``plan`` drops, within the context; no hook remains, also after an exception.
 
-    What is pruned follows from each layer's cache, not from state of the context: it may be entered anew for
-    every step of one generation. Positions are the caller's: decoding goes on at S, the unpruned length.
-    A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
+    Whether a layer prunes follows from its cache, not from state of the context; so it may be entered
+    anew for every step of one generation. Positions are the caller's: decoding goes on at S, the unpruned
+    length. A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
 
     Args:
         vlm: The model.
         plan: What is kept.
-        lower: Where the first forward begins after the prompts' first columns: what enters layer K of these.
+        lower: What enters layer K for the prompts' first columns, where the first forward begins after these.
             The cache then holds their keys and values for the layers below K.
 
     Raises:
@@ -87,7 +94,7 @@ def prune_visual_tokens(
     kept = plan if isinstance(plan, KeptColumns) else KeptColumns.of([plan])
     layers = vlm.family.decoder_layers(vlm.model)
     implementation = _check_prunable(vlm, kept, len(layers))
-    if not kept.is_even:
+    if not kept.is_even:  # only fillers have to be hidden from recurrent layers
         recurrent = enumerate(vlm.new_cache().is_linear)
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
@@ -96,6 +103,7 @@ def prune_visual_tokens(
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
+            # Such a decoder adds visual features between layers, also where some image tokens are gone.
             decoder = vlm.text_model
             setattr(decoder, adder, _pruned_adder(kept, getattr(decoder, adder)))
             hooks.callback(delattr, decoder, adder)  # the class's own method shows again
@@ -103,7 +111,7 @@ def prune_visual_tokens(
 
 
 def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
-    """The attention implementation, where the plan can be carried out with it."""
+    """Returns the attention implementation, if the plan can be carried out with it; else raises."""
     first = vlm.family.first_prunable_layer
     if not first <= plan.layer < layers:
         raise ConfigError(
@@ -113,6 +121,7 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
     config = vlm.text_model.config
     implementation: str = config._attn_implementation  # noqa: SLF001  # transformers has no public getter
     flash = "flash" in implementation
+    # Flash attention takes no mask, and its window counts the keys that are left, not original positions.
     if not (flash or implementation.endswith(("sdpa", "eager"))) or (flash and vlm.has_sliding_layers):
         raise ConfigError(
             f"{vlm.name} runs {implementation} attention{' in a sliding window' if flash else ''}, "
@@ -125,27 +134,34 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 def _layer_hook(
     kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    """Makes the hook that changes what decoder layer ``index``, K or later, is given."""
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("cache")
         if cache is None or not _has_seen(cache, index):
+            # The first forward: the prompt arrives, and the kept rows of it go on.
             if lower is not None:
+                # The forward began after a known prefix. This layer has no keys of it yet: put it in front.
                 args, kwargs = lower.complete(args, kwargs, with_hidden=index == kept.layer)
             columns = kwargs["position_embeddings"][0].shape[-2]
             args, kwargs = _prune_first_forward(kept, index, args, kwargs)
             if lower is not None and cache is not None and not flash and not cache.is_linear[index]:
+                # The model's mask is one of the columns after the prefix, so it was taken away.
                 mask, layer = kwargs["attention_mask"], cache.layers[index]
-                if additive or layer.is_sliding or mask is not None:  # else None, which means causal
+                if additive or layer.is_sliding or mask is not None:  # SDPA without a mask is causal anyway
                     mask = _completed_mask(kept, columns, mask, layer)
                 kwargs["attention_mask"] = _as_mask(mask, args[0], additive=additive)
-            # Flash attention takes gaps between positions for several packed prompts; rotation is done
-            # already.
+            # Flash attention takes a gap between positions for the beginning of another prompt. It needs no
+            # positions: queries and keys are rotated already.
             return args, {**kwargs, "position_ids": None} if flash else kwargs
+        # A later forward, on the kept rows' cache.
         if cache.is_linear[index]:
-            return args, kwargs  # a recurrent state has no columns
-        if flash:  # causal from the last key backwards, whatever the cache's length
+            return args, kwargs  # a recurrent state has no columns, so nothing is to be hidden
+        if flash:
+            # Causal from the last key backwards, however many keys there are: right without a mask.
             return args, {**kwargs, "attention_mask": None}
+        # The model's mask has a column for every key of the unpruned layers: too many for this one.
         visible = _visible(kept, cache.layers[index], args[0].shape[1])
         visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
@@ -154,7 +170,7 @@ def _layer_hook(
 
 
 def _has_seen(cache: Any, index: int) -> bool:
-    """Whether a layer's cache holds anything."""
+    """Tells whether a layer's cache holds anything."""
     if cache.is_linear[index]:
         return bool(cache.has_previous_state(index))
     return bool(cache.get_seq_length(index))
@@ -163,19 +179,21 @@ def _has_seen(cache: Any, index: int) -> bool:
 def _prune_first_forward(
     kept: KeptColumns, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Gathers the kept rows; tokens after the prompt (a teacher-forced answer) are all kept."""
+    """Picks the kept rows of a layer's arguments; tokens after the prompt (a forced answer) are all kept."""
     hidden, *rest = args
-    cos, sin = kwargs["position_embeddings"]
+    cos, sin = kwargs["position_embeddings"]  # (..., B or 1, N, width)
     rows = _seen(kept, cos.shape[-2], cos.device)
     mask, position_ids = kwargs["attention_mask"], kwargs.get("position_ids")
     if mask is not None:  # None means causal, and rows in ascending order stay causal
-        if mask.ndim == 4:  # else (B, S), of a recurrent layer
+        if mask.ndim == 4:
+            # (B, 1, Q, N), of an attention layer: both queries and keys are left out.
             mask = mask.take_along_dim(rows[:, None, :, None], dim=-2).take_along_dim(
                 rows[:, None, None], dim=-1
             )
         else:
-            mask = mask.take_along_dim(rows, dim=-1)
+            mask = mask.take_along_dim(rows, dim=-1)  # (B, N), of a recurrent layer
     if not kept.is_even:
+        # Prompts that keep fewer tokens begin with fillers, which no token may see.
         exist = kept.exist(rows.shape[1], cos.device)
         hide = _without_fillers if index in kept.recurrent else _hiding_fillers
         mask = hide(mask, exist)
@@ -186,18 +204,19 @@ def _prune_first_forward(
         "attention_mask": mask,
     }
     if index == kept.layer:
+        # Later layers are given what this one returns, so their hidden states have M rows already.
         hidden = hidden.take_along_dim(rows.to(hidden.device)[..., None], dim=1)
     return (hidden, *rest), pruned
 
 
 def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer: Any) -> Tensor:
-    """Which of the kept of the first ``columns`` each of them sees, bool (B or 1, 1, M, M).
+    """Makes the mask of the kept columns for a first forward, bool (B or 1, 1, M, M); True = visible.
 
     Args:
         kept: What is kept.
-        columns: How many there were.
-        mask: The same without a sliding window, where there are fillers; None without them.
-        layer: The layer's cache.
+        columns: How many columns there were before pruning.
+        mask: A causal one that hides fillers, where there are any; None where there are none.
+        layer: The layer's cache, which knows its window.
     """
     seen = _seen(kept, columns, torch.device("cpu") if mask is None else mask.device)
     if mask is None:
@@ -205,49 +224,54 @@ def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer:
             None, None
         ]
     if layer.is_sliding:
+        # A window goes by original columns: fewer tokens are left in it, not older ones.
         mask = mask & (seen[:, None, None] > seen[:, None, :, None] - layer.sliding_window)
     return mask
 
 
 def _without_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
-    """A recurrent layer's mask (B, M), 1 = read, in which fillers are not read."""
+    """Hides fillers in a recurrent layer's mask (B, M); 1 = read."""
     return exist.long() if mask is None else mask * exist
 
 
 def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
-    """An attention layer's mask (B, 1, M, M) in which fillers see themselves, and nobody else does."""
+    """Hides fillers in an attention layer's mask (B, 1, M, M)."""
+    # A filler sees itself: a row that sees nothing would become NaN, and spread.
     own = torch.eye(exist.shape[1], dtype=torch.bool, device=exist.device)
     if mask is None:
         mask = torch.ones_like(own).tril()
     fillers = ~exist[:, None, None]
-    if mask.dtype == torch.bool:
+    if mask.dtype == torch.bool:  # for SDPA; else added to the scores, by eager attention
         return (mask & ~fillers) | (own & fillers)
     mask = mask.masked_fill(fillers, torch.finfo(mask.dtype).min)
     return mask.masked_fill(own & fillers, 0.0)
 
 
 def _visible(kept: KeptColumns, layer: Any, steps: int) -> Tensor | None:
-    """Which keys of a pruned layer's cache each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
+    """Tells which keys of a pruned layer each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
 
-    Sliding windows go by original positions: fewer tokens are left in them, not older ones.
+    Sliding windows go by original columns: fewer tokens are left in them, not older ones.
     """
     length = layer.get_seq_length()  # what is left of the prompt, and all tokens since
     window = layer.sliding_window if layer.is_sliding else None
     if steps == 1 and window is None and kept.is_even:
-        return None
+        return None  # the usual step: one token, which sees everything
+    # The original column of the first new token.
     first = kept.tokens + length - kept.columns.shape[1]
+    # A window's cache holds the last window - 1 tokens only. The new ones come after what is stored.
     stored = length if window is None else min(length, window - 1)
     keys = _seen(kept, first + steps, torch.device("cpu"))[:, None, length - stored :]
     queries = torch.arange(first, first + steps)[:, None]
-    visible = keys <= queries
+    visible = keys <= queries  # causal among the new tokens; each sees all older ones
     if window is not None:
         visible &= keys > queries - window
+    # Fillers stand in front, with the column of another token.
     visible &= kept.exist(length + steps, visible.device)[:, None, length - stored :]
     return None if bool(visible.all()) else visible
 
 
 def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tensor | None:
-    """As attention takes it, (B, 1, Q, N): boolean for SDPA, added to the scores by eager attention."""
+    """Makes a mask of what is visible, (B, 1, Q, N): boolean for SDPA, 0 or very negative for eager."""
     if visible is None:
         return None
     visible = visible.to(hidden.device)
@@ -260,14 +284,17 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
 def _pruned_adder(
     kept: KeptColumns, original: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Adds a plane of visual features to what is left of the image tokens."""
+    """Makes a function that adds a plane of visual features to the image tokens that are left."""
 
     def add(hidden: Tensor, is_image: Tensor, plane: Tensor) -> Tensor:
-        """Hidden states (B, N, hidden), which of the padded prompts are visual (B, S), (V, hidden)."""
-        if hidden.shape[1] == is_image.shape[1]:  # every plan drops something, so these are not pruned
+        """Adds ``plane`` (V, hidden) to hidden states (B, N, hidden); ``is_image`` (B, S) is unpruned."""
+        if hidden.shape[1] == is_image.shape[1]:
+            # Every plan drops something, so as many rows as columns means: a layer below K, not pruned.
             return original(hidden, is_image, plane)
         rows = _seen(kept, is_image.shape[1], is_image.device)
         left = is_image.take_along_dim(rows, dim=1) & kept.exist(rows.shape[1], is_image.device)
+        # The plane has a row for each image token of all prompts, one after the other: number these, and take
+        # the numbers of those that are left.
         planes = (is_image.flatten().cumsum(dim=0) - 1).reshape(is_image.shape)
         planes = planes.take_along_dim(rows, dim=1)[left]
         return original(hidden, left, plane[planes.to(plane.device)])
@@ -276,6 +303,6 @@ def _pruned_adder(
 
 
 def _seen(kept: KeptColumns, tokens: int, device: torch.device) -> Tensor:
-    """Which of the first ``tokens`` columns a pruned layer sees, int64 (B, N); fillers, then ascending."""
+    """Lists the columns below ``tokens`` that a pruned layer sees, int64 (B, N); fillers, then ascending."""
     after = torch.arange(kept.tokens, tokens).expand(len(kept.columns), -1)
     return torch.cat((kept.columns, after), dim=1).to(device)

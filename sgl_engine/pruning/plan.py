@@ -1,4 +1,4 @@
-"""Map and ratio -> which prompt tokens layers from K on see (SGL, section 3.2, SGP). Pure."""
+"""Decides which prompt tokens the layers from K on see, by importance (SGL, section 3.2, SGP). Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from torch import Tensor
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.encoded import EncodedPrompt, VisualSpan
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +24,7 @@ class PruningPlan:
         layer: K, the first decoder layer that sees only ``keep``; 0 prunes before the first layer.
         prompt_tokens: S.
         visual_tokens: V.
-        kept_visual_tokens: Of the V.
+        kept_visual_tokens: How many of the V are in ``keep``.
         keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
         spans: The prompt's visual spans, to show what is kept in the picture.
     """
@@ -43,23 +39,26 @@ class PruningPlan:
 
     @property
     def prunes(self) -> bool:
-        """False when every token is kept: then nothing is patched at all."""
+        """Whether any token is dropped; where none is, the model is not patched at all."""
         return self.kept_visual_tokens < self.visual_tokens
 
     def kept_of(self, prompt_tokens: int) -> int:
-        """How many of the first ``prompt_tokens`` positions the pruned layers see; those past S are kept."""
+        """Counts which of the first ``prompt_tokens`` positions, at least S, the pruned layers see.
+
+        Positions after the prompt are all kept.
+        """
         return prompt_tokens - (self.visual_tokens - self.kept_visual_tokens)
 
 
 def plan_pruning(
     prompt: EncodedPrompt, importance: ImportanceMap, *, layer: int, keep_ratio: float
 ) -> PruningPlan:
-    """Keeps all text and the most important visual tokens. Pure.
+    """Plans to keep all text and the most important visual tokens. Pure.
 
     Args:
         prompt: The prompt that will be pruned; it need not be the one that the map was taken from.
-        importance: Higher = more important; carried onto the prompt's visual tokens where it was taken from
-            others. Ties go to the lower index.
+        importance: Higher = more important; of equals, the first is kept. A map of another prompt's visual
+            tokens is carried onto this one's.
         layer: K, the first layer that sees only the kept tokens.
         keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept.
 
@@ -75,6 +74,7 @@ def plan_pruning(
     mass = importance.resample(prompt.spans).mass
     total = prompt.num_visual_tokens
     kept = min(total, max(1, math.floor(total * keep_ratio)))
+    # A stable sort: of equal tokens the first is kept, on every machine.
     ranking = torch.sort(mass, descending=True, stable=True).indices
     mask = torch.ones(len(prompt), dtype=torch.bool)
     mask[torch.tensor(prompt.visual_positions, dtype=torch.int64)[ranking[kept:]]] = False
@@ -90,7 +90,7 @@ def plan_pruning(
 
 
 def keep_everything(prompt: EncodedPrompt) -> PruningPlan:
-    """The plan that prunes nothing: a prompt without images, or the model on its own. Pure."""
+    """Plans to keep every token: of a prompt without images, or for the model on its own. Pure."""
     return PruningPlan(
         keep=torch.arange(len(prompt)),
         layer=0,
@@ -104,17 +104,22 @@ def keep_everything(prompt: EncodedPrompt) -> PruningPlan:
 
 @dataclass(frozen=True, eq=False)
 class KeptColumns:
-    """Plans of several prompts side by side: what the layers from K on see of the padded batch.
+    """Plans of several prompts side by side: which columns of the padded batch the layers from K on see.
 
-    Rows keep different numbers of tokens, so the shorter ones begin with fillers, which nobody sees.
+    Rows keep different numbers of tokens. Those that keep fewer begin with fillers, which no token sees:
+
+        positions that are kept    columns (S = 6, M = 4)    fillers
+        0 2 3 5 (of 6)             0 2 3 5                   0
+        1 3     (of 4)             0 0 3 5                   2
 
     Attributes:
         layer: K, of all plans.
         tokens: S, columns that the padded prompts take (``PromptBatch``).
-        columns: int64 (B, M), on the CPU: M that of the plan which keeps most; ascending after the fillers.
-        fillers: int64 (B, 1), on the CPU: how many of them come first.
-        prunes: False when every token is kept: then nothing is patched at all.
-        recurrent: Layers that read their rows one after the other, and so have no columns to mask.
+        columns: int64 (B, M), on the CPU; M is that of the plan that keeps most. Fillers, then ascending.
+        fillers: int64 (B, 1), on the CPU: how many fillers a row begins with.
+        prunes: Whether any token is dropped; where none is, the model is not patched at all.
+        recurrent: Layers that read tokens one after the other. They have no columns, so a mask tells them
+            which tokens not to read.
     """
 
     layer: int
@@ -126,7 +131,7 @@ class KeptColumns:
 
     @classmethod
     def of(cls, plans: Sequence[PruningPlan]) -> KeptColumns:
-        """Of prompts that are padded to the longest of them.
+        """Puts plans side by side, for prompts that are padded to the longest of them.
 
         Args:
             plans: One per row; all of them prune from the same layer on, or none of them prunes.
@@ -134,6 +139,7 @@ class KeptColumns:
         assert len({(plan.prunes, plan.prunes and plan.layer) for plan in plans}) == 1, "one kind at a time"
         tokens = max(plan.prompt_tokens for plan in plans)
         most = max(len(plan.keep) for plan in plans)
+        # A position p stands in column p + padding. Any column will do as a filler: it is never seen.
         columns = [
             torch.nn.functional.pad(plan.keep + tokens - plan.prompt_tokens, (most - len(plan.keep), 0))
             for plan in plans
@@ -147,7 +153,7 @@ class KeptColumns:
         )
 
     def select(self, rows: Sequence[int]) -> KeptColumns:
-        """Some of the rows, as wide as before."""
+        """Returns some of the rows, with as many columns as before."""
         chosen = torch.tensor(rows)
         return replace(self, columns=self.columns[chosen], fillers=self.fillers[chosen])
 
@@ -157,5 +163,5 @@ class KeptColumns:
         return not bool(self.fillers.any())
 
     def exist(self, count: int, device: torch.device) -> Tensor:
-        """Which of the first ``count`` columns that a pruned layer sees are no fillers, bool (B, count)."""
+        """Tells which of the first ``count`` columns of a pruned layer are no fillers, bool (B, count)."""
         return (torch.arange(count) >= self.fillers).to(device)

@@ -1,1 +1,5 @@
-"""What it cost: operations, milliseconds, and the report of a run."""
+"""Counts what a request has cost, and reports it.
+
+Results of passes go in. ``cost`` counts their operations from shapes, ``make`` collects these and the
+milliseconds, and a ``RunReport`` comes out.
+"""

@@ -1,4 +1,4 @@
-"""Floating-point operations of a pass, from shapes alone. Pure.
+"""Counts the floating-point operations of a pass, from shapes alone. Pure.
 
 One multiply-add counts as two operations. Matrix products, convolutions and attention are counted (attention
 as the full rectangle of queries times keys, as ``torch.utils.flop_counter`` counts it); norms, activations
@@ -17,7 +17,7 @@ from sgl_engine.pruning.plan import PruningPlan
 
 
 def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:
-    """Prompt positions that each decoder layer sees (L,); ``plan`` None is unpruned."""
+    """Returns how many of the positions each decoder layer sees (L,); ``plan`` None is unpruned."""
     if plan is None:
         return (prompt_tokens,) * layers
     pruned = plan.kept_of(prompt_tokens)
@@ -25,7 +25,7 @@ def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) 
 
 
 def average_retention(plan: PruningPlan, layers: int) -> float:
-    """Fraction of visual tokens seen, averaged over ``layers`` decoder layers; 1 without visual tokens."""
+    """Computes the fraction of visual tokens seen, averaged over ``layers`` layers; 1 if there are none."""
     if plan.visual_tokens == 0:
         return 1.0
     kept = plan.kept_visual_tokens / plan.visual_tokens
@@ -41,10 +41,11 @@ def forward_flops(
     known_tokens: int = 0,
     known_layers: int = 0,
 ) -> int:
-    """One forward over sequences of ``layer_tokens`` (L,) positions, ``logit_rows`` of them with logits.
+    """Counts one forward over ``layer_tokens`` (L,) positions per layer, ``logit_rows`` of them with logits.
 
     The first ``known_layers`` layers have keys and values of the first ``known_tokens`` positions already.
     """
+    # Known positions have no rows to compute, but are still attended to.
     run = [n - known_tokens if layer < known_layers else n for layer, n in enumerate(layer_tokens)]
     layers = sum(
         shape.layer_flops(layer, rows, rows * n)
@@ -60,15 +61,17 @@ def prefill_flops(
     known_tokens: int,
     logit_rows: int = 1,
 ) -> int:
-    """A prompt's forward, of which ``known_tokens`` are known to all layers that see the whole prompt."""
+    """Counts a prompt's forward; ``known_tokens`` are known to all layers that see the whole prompt."""
     whole = plan.layer if plan is not None and plan.prunes else shape.layers
     return forward_flops(shape, layer_tokens, logit_rows, known_tokens=known_tokens, known_layers=whole)
 
 
 def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int, output_tokens: int) -> int:
-    """What reading attention rows adds: one more query-key product per recorded row, in attention layers."""
-    steps = max(0, output_tokens - 1)
+    """Counts what reading attention adds: one more query-key product per row that is recorded."""
+    steps = max(0, output_tokens - 1)  # the last token is not fed back
+    # The prompt's rows are computed against all its keys; step t sees the prompt and t tokens after it.
     pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
+    # A pair costs two products, with the key and with the value; reading repeats the first.
     return (shape.layers - len(shape.recurrent_layers)) * pairs * shape.pair_flops // 2
 
 
@@ -81,7 +84,7 @@ def answer_flops(
     plan: PruningPlan | None = None,
     known_tokens: int = 0,
 ) -> int:
-    """A whole answer that is written token by token: vision tower, prefill and decoding.
+    """Counts a whole answer that is written token by token: vision tower, prefill and decoding.
 
     Args:
         shape: The model.
@@ -111,14 +114,14 @@ def pass_flops(
     plan: PruningPlan | None = None,
     known_tokens: int = 0,
 ) -> int:
-    """``answer_flops`` of a pass as it ran.
+    """Counts a whole answer, forward by forward as it ran.
 
     Args:
         shape: The model.
         patches: Patches of each image or tile that goes through the vision tower.
         prompt_tokens: S, before pruning.
-        fed: Per forward, answer tokens in the cache before it, and answer tokens fed, with the prompt in the
-            first (``LargePassResult.fed``). Every one of them has logits.
+        fed: Per forward, answer tokens in the cache before it, and answer tokens fed; the first forward takes
+            the prompt, too (``LargePassResult.fed``). Every answer token that is fed has logits.
         plan: What is pruned; None is nothing.
         known_tokens: As in ``answer_flops``.
     """
@@ -126,6 +129,8 @@ def pass_flops(
     layer_tokens = tokens_per_layer(prompt_tokens, plan, decoder.layers)
     (_, drafted), *steps = fed
     prefill = prefill_flops(decoder, [n + drafted for n in layer_tokens], plan, known_tokens, 1 + drafted)
+    # All steps at once: every token sees the n prompt keys of its layer, and the `before + count` answer keys
+    # that are there after its step.
     tokens = sum(count for _, count in steps)
     keys_beyond_prompt = sum(count * (before + count) for before, count in steps)
     layers = sum(
@@ -136,7 +141,7 @@ def pass_flops(
 
 
 def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:
-    """The teacher-forced pass over the pruned prompt and all but the last answer token."""
+    """Counts the teacher-forced pass over the pruned prompt and all but the last answer token."""
     sequence = plan.prompt_tokens + output_tokens - 1
     return forward_flops(shape, tokens_per_layer(sequence, plan, shape.layers), logit_rows=output_tokens)
 
@@ -144,7 +149,7 @@ def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: 
 def small_pass_flops(
     shape: ModelShape, *, patches: Sequence[int], prompt: EncodedPrompt, result: SmallPassResult
 ) -> int:
-    """A whole small pass: answer, attention capture and consistency pass."""
+    """Counts a whole small pass: answer, attention capture and consistency pass."""
     output = len(result.generation)
     answer = answer_flops(
         shape,
@@ -154,7 +159,7 @@ def small_pass_flops(
         known_tokens=result.reused.tokens,
     )
     if result.importance is None or result.consistency_plan is None:
-        return answer
+        return answer  # no visual tokens: nothing was recorded, and there was no consistency pass
     prefill_queries = result.importance.num_queries - (output - 1)
     capture = capture_flops(shape.decoder, len(prompt), prefill_queries, output)
     return (
@@ -174,15 +179,15 @@ def scoring_flops(
     importance: ImportanceMap | None = None,
     known_tokens: int = 0,
 ) -> int:
-    """One prefill, then several answers that are each fed whole onto its cache.
+    """Counts one prefill, then several answers that are each fed whole onto its cache.
 
     Args:
         shape: The model.
         patches: Patches of each image or tile that goes through the vision tower.
         prompt: The prompt, before pruning.
-        answer_tokens: Tokens of each answer that is fed, the end of the answer not counted.
+        answer_tokens: Tokens of each answer that is fed, without the one that ends it.
         plan: What is pruned; None is nothing.
-        importance: The map, where attention was recorded, during the prefill and the last of the answers.
+        importance: The map, where attention was recorded: during the prefill and the last of these answers.
         known_tokens: As in ``answer_flops``.
     """
     decoder = shape.decoder

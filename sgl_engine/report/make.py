@@ -1,4 +1,4 @@
-"""What a run has used, stage by stage, and the report that callers get of it."""
+"""Measures what a run has used, stage by stage, and makes the report that callers get."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Clock:
     """Milliseconds per stage of one request.
 
-    What lies between stages is "queue": waiting for the models, for the others in a batch, or for whoever
-    reads the stream. So the stages add up to the total, but for what comes after the last one.
+    The time between stages is "queue": waiting for the models, for the others in a batch, or for the reader
+    of a stream. So the stages add up to the total, except for what comes after the last one.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Clock:
         self._stages: dict[str, float] = {}
 
     def resume(self) -> None:
-        """Begins a stage here: what came between was waiting."""
+        """Begins a stage here; the time since the last one was waiting."""
         self._wait(0.0)
 
     def lap(self, stage: str) -> None:
@@ -45,16 +45,16 @@ class Clock:
         self._last = now
 
     def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself; what it took beyond them was waiting."""
+        """Takes over the stages that a pass has measured itself; the rest of the time was waiting."""
         self._wait(sum(stages.values()))
         self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
 
     def stage_ms(self) -> dict[str, float]:
-        """All stages so far, and "total" since the beginning."""
+        """Returns all stages so far, and "total" since the beginning."""
         return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
 
     def _wait(self, worked_ms: float) -> None:
-        """Ends a wait here, during which work was done for this request, too."""
+        """Adds the time since the last stage to "queue", except ``worked_ms`` of work for this request."""
         now = time.perf_counter()
         waited_ms = max(0.0, 1e3 * (now - self._last) - worked_ms)
         self._stages["queue"] = self._stages.get("queue", 0.0) + waited_ms
@@ -66,13 +66,13 @@ class PassCost:
     """What one model's pass has used.
 
     Attributes:
-        prompt: What it was given.
+        prompt: The prompt that it ran on.
         output_tokens: Tokens that it generated, or scored.
         flops: Floating-point operations as it ran; what was known is not among them.
         reused: What was known before.
         plan: What was pruned; None where nothing could be.
-        drafted_tokens: Of the draft; None where answers were scored.
-        accepted_tokens: Of these, those that were taken over.
+        drafted_tokens: Tokens of the draft; None where answers were scored.
+        accepted_tokens: How many of them were taken over; None where answers were scored.
     """
 
     prompt: EncodedPrompt
@@ -93,10 +93,10 @@ class Outcome:
         confidence: The small model's, before any calibration.
         scorer: What computed it.
         small: The small model's pass.
-        large: The large model's; None where it was not called.
+        large: The large model's pass; None where it was not called.
         alone_flops: Operations of the alternative: the large model alone, for an answer of this length.
         small_answer: The small model's answer.
-        large_agreed: Whether the large model gave the same; None where it was not called.
+        large_agreed: Whether the large model gave the same answer; None where it was not called.
     """
 
     decision: ExitDecision
@@ -110,13 +110,13 @@ class Outcome:
 
 
 def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapping[str, float]) -> RunReport:
-    """Writes the report of a request that is answered.
+    """Makes the report of a request that is answered.
 
     Args:
-        outcome: What became of it.
+        outcome: What became of the request.
         small_vlm: The small model.
         large_vlm: The large model.
-        stage_ms: Of its clock.
+        stage_ms: Milliseconds per stage, from the request's clock.
     """
     decision, parts = outcome.decision, outcome.confidence.parts
     small, large = outcome.small, outcome.large
@@ -230,7 +230,7 @@ def alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, output_tokens: int)
         large: The large model.
         vlm: The model that the prompt was encoded by; where the large one was not called, the small one.
         prompt: The prompt.
-        output_tokens: Of the answer.
+        output_tokens: Tokens of the answer.
     """
     patches = vlm.tower_patches(prompt)
     return cost.answer_flops(
@@ -239,20 +239,20 @@ def alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, output_tokens: int)
 
 
 def scoring_alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, result: ScoringPassResult) -> int:
-    """Counts as ``alone_flops`` does, where the answers of ``result`` are scored."""
+    """Counts the same alternative where answers are scored: those of ``result``, by the large model alone."""
     fed = [len(tokens) - 1 for tokens in result.token_logprobs]
     patches = vlm.tower_patches(prompt)
     return cost.scoring_flops(large.shape, patches=patches, prompt=prompt, answer_tokens=fed)
 
 
 def _run_patches(vlm: VLM, prompt: EncodedPrompt, reused: Reused) -> tuple[int, ...]:
-    """Of the prompt's, those that went through the vision tower."""
+    """Returns the patches in each pass of the vision tower that was made."""
     return vlm.tower_patches(prompt) if reused.tower_patches is None else reused.tower_patches
 
 
 @cache
 def engine_version() -> str:
-    """The installed version of this package."""
+    """Returns the installed version of this package."""
     try:
         return importlib.metadata.version("langchain-sgl")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree

@@ -1,4 +1,4 @@
-"""What callers, and agents that reason about cost, are told about one run.
+"""Defines the report that callers, and agents that reason about cost, get of one run.
 
 The schema is versioned: a field is never renamed or given another meaning under the same ``schema_version``;
 new fields may appear. ``RunReport.model_dump(mode="json")`` is plain JSON.
@@ -41,9 +41,9 @@ class RunReport(BaseModel):
             ``sgl_engine.exit.scorers.SCORERS``; "answer_share" where given answers were scored.
         score_parts: What scores and calibrated probabilities are made of (``Confidence.parts``).
         calibration: Id of the calibration that was used; None without one.
-        calibrated_probability: That keeping the small answer is harmless, in the sense of the calibration's
-            risk; None without one, or where it does not cover the request.
-        uncovered: Why it does not; such a request always goes to the large model.
+        calibrated_probability: Probability that keeping the small answer is harmless, in the sense of the
+            calibration's risk; None without a calibration, or where it does not cover the request.
+        uncovered: Why the calibration does not cover the request, which then always goes to the large model.
         threshold: What the score was compared with; not used when ``forced``.
         forced: True when the configuration, a budget or a calibration that does not cover the request, and
             not the score, chose the route.
@@ -52,29 +52,31 @@ class RunReport(BaseModel):
             when the request holds no image, or given answers were scored.
         visual_tokens: Visual tokens of the prompt, as the model of ``route`` sees it; the two may see other
             grids.
-        kept_visual_tokens: Of those, how many the large model saw from ``prune_layer`` on.
+        kept_visual_tokens: How many of those the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.
-        keep_ratio: Fraction that was asked to be kept.
+        keep_ratio: Fraction of the visual tokens that it was to keep.
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
-        small_tflops: Small model, consistency pass included; 1e12 floating-point operations. What was known
-            from another request was not computed, and is not counted.
-        large_tflops: Large model, as it ran; 0 when it was not called. Counted likewise.
+        small_tflops: 1e12 floating-point operations of the small model, consistency pass included. What was
+            known from another request was not computed, and is not counted.
+        large_tflops: The same of the large model, as it ran; 0 when it was not called.
         large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
             answer of this length.
         saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
-        stage_ms: Milliseconds per stage; "queue" is waiting, "total" covers the whole run. Work that requests
-            share is shared out equally; while others' shares are worked on, a request waits.
+        stage_ms: Milliseconds per stage; "queue" is waiting, "total" is the whole run. Time of work that
+            requests do together is divided equally among them; the others' parts count as waiting.
         small_input_tokens: Prompt tokens of the small model.
         small_output_tokens: Tokens that it generated.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
-        drafted_tokens: Tokens of the small answer that it was given to check, instead of writing them itself;
-            as its own tokenizer counts them, without the one that ends an answer. 0 where that is switched
-            off; None where given answers were scored, too.
-        accepted_tokens: Of these, how many it would have written itself, and so took over.
-        small_known_tokens: Of its prompt tokens, those whose keys and values were known from another request.
-        small_known_pictures: Pictures that its vision tower did not have to run on, as they were known.
-        large_known_tokens: The same of the large model; below ``prune_layer``, where it was pruned.
+        drafted_tokens: Tokens of the small answer that the large model was given to check, instead of writing
+            them itself; as its own tokenizer counts them, without the one that ends an answer. 0 where that
+            is switched off; None also where given answers were scored.
+        accepted_tokens: How many of these it would have written itself, and so took over.
+        small_known_tokens: Prompt tokens of the small model whose keys and values were known from another
+            request.
+        small_known_pictures: Pictures that its vision tower did not run on, as they were known.
+        large_known_tokens: The same of the large model; where it was pruned, of its layers below
+            ``prune_layer``.
         large_known_pictures: The same of the large model.
         small_answer: The small model's answer, when the large model was called.
         large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.

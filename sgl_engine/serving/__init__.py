@@ -1,1 +1,5 @@
-"""Who runs when: requests are let in, and their passes run in one thread, side by side. Knows no model."""
+"""Lets requests in, and runs their passes in one thread, side by side. Knows no model.
+
+Roads go in, and results come out: ``driving`` takes requests along their roads, ``scheduler`` lets them in,
+``job`` is one pass of one request, ``lane`` holds the jobs of one model, and ``worker`` is the thread.
+"""

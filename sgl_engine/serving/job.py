@@ -1,4 +1,4 @@
-"""One pass of one request: what the worker is given to run, and the way back to whoever waits for it."""
+"""Describes one pass of one request: what the worker runs, and how whoever waits gets the outcome."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from sgl_engine.request import Request, check_wanted
 
 Result = TypeVar("Result")
 
-_LOOK_UP_S = 0.05  # how soon somebody who waits notices that the answer is not wanted any more
-_WORD_S = 0.5  # how long the worker may take to say how far it came
+_LOOK_UP_S = 0.05  # how often a waiting thread looks whether the answer is still wanted
+_WORD_S = 0.5  # how long the worker may take to end a job that is not wanted, with its own, better message
 
 
 StepResults: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
-"""After every step, what is new: number of a job, and a piece of text or, once and last, its outcome."""
+"""Yields after every step what is new: a job's number, and a piece of text or, once and last, its outcome."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is to be run, by one of the models.
+    """A pass that one of the models is to run.
 
     Attributes:
-        model: Which one.
+        model: Which model.
         given: What ``run`` takes for this job.
         run: Runs several jobs of one kind side by side, from what each of them is given. An outcome is
-            anything but text; an exception is raised where it is waited for.
+            anything but text; one that is an exception is raised where the outcome is waited for.
         kind: What has to be equal in jobs that run side by side; None runs alone.
         tokens: Length of the prompt.
-        is_brief: Whether it takes one step, so that it need not wait until others have come to their end.
+        is_brief: Whether it takes a single step, so that it may run between the steps of long jobs.
     """
 
     model: Literal["small", "large"]
@@ -47,16 +47,18 @@ class Work:
 class Job:
     """Work that is under way; it has exactly one outcome.
 
+    The worker's thread puts text and the outcome into its mail; the thread that waits takes them out.
+
     Args:
         work: What is to be run.
-        request: Whose ``cancel`` and ``deadline`` count.
+        request: Its ``cancel`` and ``deadline`` count.
         limits: Those of the request's engine.
-        withdraw: Takes the job out of its queue; False when it is not in one.
-        ended: Called with the outcome, before anybody is told.
+        withdraw: Takes the job out of its queue; returns False when it is not in one.
+        ended: Called with the outcome, before it is put into the mail.
 
     Attributes:
-        over: Whether there is an outcome, or nobody wants one.
-        has_company: Whether it runs beside others, whose end the worker may wait for before it says anything.
+        over: True once the job has an outcome or is dropped. The worker then leaves it alone.
+        has_company: Whether it runs beside others, so that the worker may tell nothing until all have ended.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Job:
         self._withdraw = withdraw
         self._ended = ended
         self._alone = False
-        self._said = self._sent = ""
+        self._said = self._sent = ""  # text of the current run, and text that was put into the mail
         self._mail: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @property
@@ -86,8 +88,8 @@ class Job:
         return self.work.kind is not None and not self._alone
 
     def again(self) -> Job:
-        """The same job, to be run from its beginning and by itself; what was said is not said again."""
-        self._alone, self._said = True, ""
+        """Prepares the job to be run once more, from its beginning and by itself; returns the job."""
+        self._alone, self._said = True, ""  # `_sent` stays: text that was sent is not sent again
         return self
 
     def take(self, piece: Any) -> None:
@@ -96,6 +98,7 @@ class Job:
             self.end(piece)
             return
         self._said += piece
+        # In a second run, text that was sent before comes again first; it has to be the same.
         if not self._said.startswith(self._sent[: len(self._said)]):
             problem = (
                 "The models failed in the middle of an answer, and it came out differently when repeated."
@@ -106,7 +109,7 @@ class Job:
             self._sent = self._said
 
     def end(self, outcome: Any) -> None:
-        """Tells the outcome: a result, or an exception. Only the first counts."""
+        """Ends the job with a result or an exception; only the first outcome counts."""
         if self.over:
             return
         self.over = True
@@ -114,7 +117,7 @@ class Job:
         self._mail.put(outcome)
 
     def drop(self) -> None:
-        """Not wanted any more; whoever still waits is told so at once."""
+        """Gives the job up, as nobody wants its outcome; a thread that still waits is told so at once."""
         if self.over:
             return
         self.over = True
@@ -128,20 +131,21 @@ class Job:
         """Waits for the outcome.
 
         Raises:
-            DeadlineError: The deadline passed, waiting included.
+            DeadlineError: The deadline passed, perhaps while it waited.
             RequestCancelledError: It is not wanted any more.
             EngineError: The engine was closed, or has failed.
-            BaseException: What the models raised, when it was this job's own fault.
+            BaseException: What the models raised while they ran this job alone.
         """
         return finish(self.pieces())
 
     def pieces(self) -> Generator[str, None, Any]:
-        """Waits for the outcome, and yields text as it comes; errors as those of ``result``."""
+        """Yields text as it comes, and returns the outcome; raises what ``result`` raises."""
         noticed: float | None = None
         while True:
             try:
                 piece = self._mail.get(timeout=_LOOK_UP_S)
             except queue.Empty:
+                # Nothing new: time to look whether the answer is wanted at all.
                 noticed = self._look_up(noticed)
                 continue
             if isinstance(piece, str):
@@ -150,20 +154,29 @@ class Job:
                 try:
                     raise piece
                 finally:
-                    del piece  # whose traceback holds this frame
+                    del piece  # its traceback holds this frame, which holds it: a cycle
             else:
                 return piece
 
     def _look_up(self, noticed: float | None) -> float | None:
-        """Gives up when the answer is not wanted; returns since when it is not."""
+        """Raises when the answer is not wanted any more and the worker does not say so itself.
+
+        Args:
+            noticed: When it was first seen that the answer is not wanted; None if it is.
+
+        Returns:
+            The same, as of now.
+        """
         if self.over:
-            return noticed  # its outcome lies in the mail
+            return noticed  # the outcome lies in the mail
         where = f"while it waited for the {self._model} model"
         if self.has_company:
             where = f"while the {self._model} model answered several requests"
         try:
             check_wanted(self._request, where)
         except RequestError:
+            # In the queue, nobody else can tell: raise now. A job that runs is given time, as the worker's
+            # error says how far the answer came; but not in company, where it may wait for the others.
             now = time.perf_counter()
             patience_s = 0.0 if self.has_company else _WORD_S
             if self._withdraw(self) or (noticed is not None and now - noticed > patience_s):
@@ -174,7 +187,7 @@ class Job:
 
 
 def finish(steps: Generator[Any, None, Result]) -> Result:
-    """Runs a generator to its end, for its result alone."""
+    """Runs a generator to its end, and returns its result."""
     while True:
         try:
             next(steps)

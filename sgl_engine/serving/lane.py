@@ -1,4 +1,4 @@
-"""Jobs that wait for one of the models, and the batches of them that run. Guarded by the worker's lock."""
+"""Holds the jobs that wait for one of the models, and the batches that run, and picks what runs next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from sgl_engine.prompt.batch import most_rows
 from sgl_engine.serving.job import Job, StepResults
 
-_LARGE_GROUPS = 2  # so that a long answer does not keep all later escalations waiting
+LARGE_BATCHES = 2
+"""Batches of the large model at once: with one, a long answer would keep all later escalations waiting."""
 
 
 class JobBatch:
@@ -29,12 +30,13 @@ class JobBatch:
         """Runs one step, and tells those who wait what is new.
 
         Returns:
-            Jobs that have to run again, each by itself: what failed was the group, so somebody else's fault
-            may have been the reason. Of one job alone, it was its own.
+            Jobs that have to run again, each by itself, because the batch has failed: whose fault it was
+            shows then. A job that was alone ends with the error.
         """
         try:
             if self._steps is None:
                 self._steps = self.jobs[0].work.run([job.work.given for job in self.jobs])
+            # Nothing is run for jobs that are all dropped.
             for number, piece in next(self._steps) if self.left else ():
                 self.jobs[number].take(piece)
         except BaseException as error:  # noqa: BLE001  # whatever a model raises is its caller's to see
@@ -45,11 +47,11 @@ class JobBatch:
 
     @property
     def left(self) -> list[Job]:
-        """Jobs without an outcome."""
+        """Jobs that are not over."""
         return [job for job in self.jobs if not job.over]
 
     def close(self) -> None:
-        """Gives back what the group holds, such as caches."""
+        """Frees what the batch holds, such as caches."""
         if self._steps is not None:
             self._steps.close()
 
@@ -58,41 +60,39 @@ class Lane:
     """Holds the jobs for one of the models. Everything here is guarded by the worker's lock.
 
     Args:
-        groups: Batches that run at once at most, in turns. Brief work need not wait for a place among them:
-            its batch is over after one step, and holds nothing afterwards.
+        max_batches: Batches that run at once at most, a step of each in turn. Brief work need not wait for a
+            place among them: its batch is over after one step, and holds nothing afterwards.
 
     Attributes:
         waiting: Jobs, in the order in which they came.
         running: Batches; the first one is next.
-        coming: Requests that are expected to put a job here.
-        used_s: Seconds of work, in a time of its own: what was idle does not save up for later.
+        coming: How many requests are expected to put a job here.
+        used_s: Seconds of work, to compare lanes by. A lane that was idle begins at the other one's value, so
+            idle time does not count as credit.
     """
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, max_batches: int) -> None:
         self.waiting: deque[Job] = deque()
         self.running: deque[JobBatch] = deque()
         self.coming = 0
         self.used_s = 0.0
-        self._groups = groups
-        self._passed = False  # whether brief work has just gone before batches that were running
+        self._max_batches = max_batches
+        self._passed = False  # whether brief work has just run before batches that were there already
         self._last_put = 0.0
 
     def put(self, jobs: Iterable[Job]) -> None:
-        """At the end of the queue."""
+        """Puts jobs at the end of the queue."""
         self.waiting.extend(jobs)
         self._last_put = time.perf_counter()
 
     def wait_s(self) -> float | None:
-        """Seconds until there is something to run, if nothing changes; None is never.
-
-        While others are on their way, and were so a moment ago, those who are there wait for them.
-        """
+        """Returns the seconds until there is something to run, if nothing changes; None is never."""
         if self.running:
             return 0.0
         return self._gathers_s() if self.waiting else None
 
     def next_batch(self) -> JobBatch:
-        """Picks the batch whose turn it is; it stays ``running`` until it is taken out."""
+        """Picks the batch that runs its next step; it stays in ``running`` until it is taken out."""
         first = self._next_job()
         if first is not None:
             self._passed = bool(self.running)
@@ -104,16 +104,17 @@ class Lane:
     def _next_job(self) -> Job | None:
         """Picks the waiting job that begins now; None where a running batch is next."""
         if not self.waiting or (self.running and self._gathers_s()):
-            return None
-        if len(self.running) < self._groups:
+            return None  # nothing waits, or more are coming, and there is something to run meanwhile
+        if len(self.running) < self._max_batches:
             return self.waiting[0]
         # All places are taken. Brief work may pass, but not twice in a row, so that nobody is starved.
         return None if self._passed else next((job for job in self.waiting if job.work.is_brief), None)
 
     def _gathers_s(self) -> float:
+        """Returns how long those who wait still wait for others to run beside; there is at least one."""
         limits = self.waiting[0].limits
         if not self.coming or len(self.waiting) >= limits.max_batch_size:
-            return 0.0
+            return 0.0  # nobody else comes, or there is no room for more
         return max(0.0, self._last_put + 1e-3 * limits.max_wait_ms - time.perf_counter())
 
     def _take(self, first: Job) -> list[Job]:
@@ -131,7 +132,7 @@ class Lane:
 
 
 def _fit(jobs: Sequence[Job]) -> bool:
-    """Whether jobs can run side by side, and are worth it: padding is less than half of what is computed."""
+    """Tells whether the last of ``jobs`` can run beside the others, and whether that is worth it."""
     first, last = jobs[0], jobs[-1]
     lengths = [job.work.tokens for job in jobs]
     longest = max(lengths)
@@ -140,5 +141,5 @@ def _fit(jobs: Sequence[Job]) -> bool:
         and last.shares
         and first.work.kind == last.work.kind
         and len(jobs) <= most_rows(longest, first.limits.max_batch_size)
-        and len(jobs) * longest <= 2 * sum(lengths)
+        and len(jobs) * longest <= 2 * sum(lengths)  # at most half of what is computed is padding
     )

@@ -1,11 +1,11 @@
-"""Many requests at once: who is let in, and what they share.
+"""Lets requests in, and hands their work to one worker for all of them.
 
     with scheduler.admit([request], limits)[0] as ticket:
         small = scheduler.put([ticket], [work])[0].result()
 
-A ticket is a request's place, from when it is let in until it is answered, and goes wherever the request is
-run from: ``run`` and ``stream`` in the caller's thread, ``submit`` in a thread of the scheduler. The models
-run in the worker's thread alone (``sgl_engine.serving.worker``), which is started by the first job.
+A ticket is a request's place, from when it is let in until it is answered. It is used in the thread that
+drives the request: the caller's for ``run`` and ``stream``, one of the scheduler's for ``submit``. Models run
+in the worker's thread alone (``sgl_engine.serving.worker``), which is started by the first job.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_MAX_THREADS = 2**12  # started as needed; how many are is limited by who is let in
+_MAX_THREADS = 2**12  # started as needed; the real limit is how many requests are let in
 
 
 class _Cancellation(threading.Event):
-    """Set when it is, or when the caller's own event is."""
+    """An event that is also set when the caller's own event is."""
 
     def __init__(self, callers: threading.Event | None) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class _Cancellation(threading.Event):
 
 
 class Ticket:
-    """A request's place in the engine; a context manager, which leaves and drops what is not wanted any more.
+    """A request's place in the engine. As a context manager, it is left at the end.
 
     Attributes:
-        request: The request; its ``cancel`` is set when the ticket is left, too.
-        limits: Of the engine that it was given to.
+        request: The request; its ``cancel`` is also set when the ticket is left.
+        limits: Limits of the engine that the request was given to.
     """
 
     def __init__(self, worker: Worker, request: Request, limits: SchedulerConfig) -> None:
@@ -58,8 +58,8 @@ class Ticket:
         self.request = replace(request, cancel=self._cancel)
         self.limits = limits
         self._worker = worker
-        self._expected: Lane | None = worker.small
-        self._inside = True
+        self._expected: Lane | None = worker.small  # where its next job is expected
+        self._inside = True  # whether it takes up a place
         self._job: Job | None = None
 
     def __enter__(self) -> Self:
@@ -69,7 +69,7 @@ class Ticket:
         self.leave()
 
     def leave(self) -> None:
-        """Gives the place up at once, whatever is under way for it."""
+        """Gives the place up, and drops what is under way for the request."""
         self._cancel.set()
         job, self._job = self._job, None
         if job is not None:
@@ -77,22 +77,23 @@ class Ticket:
         self._go()
 
     def done(self) -> None:
-        """Gives the place up: no model is needed any more."""
+        """Gives the place up, when no model is needed any more; nothing is dropped."""
         self._go()
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
-        """While the caller does something else with what it got; its place is free for as long."""
+        """Frees the place while the caller does something with what it got, and takes it again after that."""
         was_inside, expected = self._inside, self._expected
         self._go()
         yield
         with self._worker.changed:
             if was_inside:
+                # Let in without asking for room: a stream that has begun is never refused.
                 self._inside, self._expected = True, expected
                 self._worker.enter(expected)
 
     def job(self, lane: Lane, work: Work) -> Job:
-        """The work as a job of this request."""
+        """Makes a job of work for this request."""
         self._job = Job(
             work,
             self.request,
@@ -103,7 +104,7 @@ class Ticket:
         return self._job
 
     def expect(self, lane: Lane | None) -> None:
-        """Where the request is expected next; None is nowhere."""
+        """Tells where the request is expected to put its next job; None is nowhere."""
         with self._worker.changed:
             if self._inside:
                 self._worker.expect(self._expected, lane)
@@ -111,6 +112,7 @@ class Ticket:
 
     def _has_ended(self, lane: Lane, outcome: object) -> None:
         self._job = None  # no cycle: what the job holds is freed as soon as nobody needs it
+        # The large model may be called next. Escalations that wait there wait for this one, for a moment.
         if not isinstance(outcome, BaseException) and lane is self._worker.small:
             self.expect(self._worker.large)
 
@@ -122,7 +124,10 @@ class Ticket:
 
 
 class Scheduler:
-    """What engines on one pair of models share. Dropped, it stops its threads; nothing starts before use."""
+    """What engines on one pair of models share: a worker, and threads for requests in the background.
+
+    Threads start with the first use, and end when the scheduler is closed or garbage-collected.
+    """
 
     def __init__(self) -> None:
         self._worker = Worker()
@@ -135,7 +140,7 @@ class Scheduler:
         return self._worker.is_idle
 
     def admit(self, requests: Sequence[Request], limits: SchedulerConfig) -> list[Ticket]:
-        """Lets the first of the requests in, as many as there is room for.
+        """Lets requests in, in order, as many as there is room for; returns their tickets.
 
         Raises:
             OverloadedError: There is room for none.
@@ -146,7 +151,7 @@ class Scheduler:
         return [Ticket(self._worker, request, limits) for request in requests[:admitted]]
 
     def put(self, tickets: Sequence[Ticket], works: Sequence[Work]) -> list[Job]:
-        """Hands over what one of the models has to do; all at once, so that it can run side by side."""
+        """Hands over work for one of the models, all at once, so that it can run side by side."""
         if not works:
             return []
         lane = self._worker.small if works[0].model == "small" else self._worker.large
@@ -154,16 +159,16 @@ class Scheduler:
         jobs = [ticket.job(lane, work) for ticket, work in zip(tickets, works, strict=True)]
         with self._worker.changed:
             for ticket in tickets:
-                ticket.expect(None)
+                ticket.expect(None)  # it has come
             self._worker.put(lane, jobs)
         return jobs
 
     def in_background(self, ticket: Ticket, answer: Callable[[], Result]) -> Future[Result]:
-        """Answers in another thread, with the caller's context variables.
+        """Runs ``answer`` in another thread, with the caller's context variables.
 
         Args:
-            ticket: Of what is answered. Left when the future is cancelled, which it can be until the end.
-            answer: Run there.
+            ticket: Its request's. Left when the future is cancelled, which is possible until the end.
+            answer: What is run.
         """
         future: Future[Result] = Future()
         future.add_done_callback(lambda ended: ticket.leave() if ended.cancelled() else None)
@@ -172,7 +177,8 @@ class Scheduler:
             outcome: Result | BaseException
             try:
                 outcome = answer()
-            except BaseException as error:  # noqa: BLE001  # whatever it is, it is the future's
+            except BaseException as error:  # noqa: BLE001  # whatever it is, the future has to end with it
+                # The future stays pending until here, as a running one cannot be cancelled.
                 if future.set_running_or_notify_cancel():
                     future.set_exception(error)
             else:
@@ -194,7 +200,7 @@ class Scheduler:
         """Lets nobody in any more, answers those who are inside, and ends the threads.
 
         Args:
-            wait: Until that is done.
+            wait: Whether to return only when that is done.
         """
         self._worker.close()
         if self._threads is not None:

@@ -1,11 +1,11 @@
-"""The thread that runs a pair of models for everybody who asks: two lanes of jobs, in turns.
+"""Runs a pair of models in one thread, for everybody who asks: two lanes of jobs, step by step.
 
-A job is one pass of one request. Jobs of one kind run as a group, step by step; a group of the small lane is
-one step, one of the large lane has a step per token. Between two steps the lane goes on that has used less
-time while both had work, so one slow escalation does not hold up early exits, nor the other way round.
+A job is one pass of one request. Jobs of one kind run as a batch. A batch of the small lane is one step; one
+of the large lane has a step per token. Each step is taken in the lane that has used less time while both had
+work. So a slow escalation does not hold up early exits, nor the other way round.
 
-Nothing of a caller runs here: requests are read, decided on and answered in their callers' threads. Nothing
-of a model is known here either: a job brings the function that runs it and its like.
+No code of a caller runs here: requests are read, decided on and answered in their callers' threads. Nor does
+the worker know any model: a job brings the function that runs it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Callable, Sequence
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
 from sgl_engine.serving.job import Job
-from sgl_engine.serving.lane import _LARGE_GROUPS, Lane
+from sgl_engine.serving.lane import LARGE_BATCHES, Lane
 
 _EXIT_S = 10.0  # how long the interpreter's exit waits for a step to end
 
 
 class Worker:
-    """A lazily started thread, and what it has to do.
+    """The thread, started by the first job, and what it has to do.
 
-    It belongs to a process: after a fork the child's worker starts anew, without the jobs of the parent.
-    Do not fork while requests are under way: locks of the models stay as they are at that moment.
+    It belongs to a process: after a fork, the child's worker starts anew, without the jobs of the parent.
+    Do not fork while requests are under way: locks of the models would stay locked in the child.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class Worker:
         self._begin()
 
     def _begin(self) -> None:
-        self.small, self.large = Lane(1), Lane(_LARGE_GROUPS)
-        self._active = 0
+        self.small, self.large = Lane(1), Lane(LARGE_BATCHES)
+        self._active = 0  # requests that are inside
         self._closed = self._ended = False
         self._process = os.getpid()
 
     def admit(self, count: int, limits: SchedulerConfig) -> int:
-        """Lets requests in; as many of ``count`` as there is room for.
+        """Lets requests in, as many of ``count`` as there is room for; returns how many.
 
         Raises:
             OverloadedError: There is room for none.
@@ -61,6 +61,7 @@ class Worker:
         with self.changed:
             if self._closed:
                 raise closed_error()
+            # `handed_over` requests come back without asking, so there may be more inside than max_queue.
             admitted = min(count, limits.max_queue - self._active)
             if admitted < 1 <= count:
                 raise OverloadedError(
@@ -72,19 +73,19 @@ class Worker:
             return admitted
 
     def enter(self, lane: Lane | None) -> None:
-        """Somebody who had left goes on, and is expected at ``lane``."""
+        """Counts a request as inside again, and as expected at ``lane``."""
         with self.changed:
             self._active += 1
             self.expect(None, lane)
 
     def leave(self, lane: Lane | None) -> None:
-        """Somebody who was expected at ``lane`` needs nothing for now."""
+        """Counts a request as inside no longer, and as expected at ``lane`` no longer."""
         with self.changed:
             self._active -= 1
             self.expect(lane, None)
 
     def expect(self, here: Lane | None, there: Lane | None) -> None:
-        """Somebody is expected ``there``, and not ``here`` any longer."""
+        """Counts a request as expected ``there``, and not ``here`` any longer; None is no lane."""
         with self.changed:
             if here is not None:
                 here.coming -= 1
@@ -103,6 +104,7 @@ class Worker:
                 raise closed_error()
             other = self.large if lane is self.small else self.small
             if lane.wait_s() is None:
+                # The lane was idle. It must not have the thread to itself until it has caught up.
                 lane.used_s = max(lane.used_s, other.used_s)
             lane.put(jobs)
             self.changed.notify_all()
@@ -110,7 +112,7 @@ class Worker:
                 self._start()
 
     def withdraw(self, job: Job) -> bool:
-        """Takes a job out of its queue; False when it is not in one."""
+        """Takes a job out of its queue; returns False when it is not in one."""
         with self.changed:
             for lane in (self.small, self.large):
                 if job in lane.waiting:
@@ -126,13 +128,14 @@ class Worker:
             self.changed.notify_all()
 
     def abandon(self) -> None:
-        """Ends the thread after the step that is under way; who waits gets an error."""
+        """Ends the thread after the step that is under way; jobs that are left end with an error."""
         with self.changed:
             self._closed = self._ended = True
             self.changed.notify_all()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Waits for the thread's end."""
+        """Waits for the thread's end, ``timeout_s`` at most."""
+        # The thread itself may come here, when it drops the last reference to an engine.
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
@@ -147,12 +150,13 @@ class Worker:
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sgl-engine", daemon=True)
-        if not _started:
+        if not _started:  # none yet, so nothing is registered
             atexit.register(_stop_all)
         _started.add(self)
         self._thread.start()
 
     def _forget_parent(self) -> None:
+        """Begins anew in a forked child, which has no thread, and may have inherited a locked lock."""
         self.changed, self._thread = threading.Condition(), None
         self._begin()
 
@@ -162,13 +166,13 @@ class Worker:
                 lane = self._next_lane()
                 if lane is None:
                     break
-                self._turn(lane)
+                self._run_step(lane)
             except BaseException as error:  # noqa: BLE001  # a fault of ours; those who wait must know
                 self._fail(_broken(error))
         self._fail(closed_error)
 
     def _next_lane(self) -> Lane | None:
-        """Waits until there is work; None when there will be none."""
+        """Waits for work, and picks the lane for the next step; returns None when there will be no more."""
         with self.changed:
             while not self._ended:
                 waits = {lane: lane.wait_s() for lane in (self.small, self.large)}
@@ -178,29 +182,31 @@ class Worker:
                 if self._closed and not self._active and not self._has_work():
                     self._ended = True
                     break
+                # Until something changes, or a lane has waited long enough for others to come.
                 self.changed.wait(min((wait for wait in waits.values() if wait is not None), default=None))
         return None
 
-    def _turn(self, lane: Lane) -> None:
-        """One step of one group."""
+    def _run_step(self, lane: Lane) -> None:
+        """Runs one step of one batch."""
         with self.changed:
-            group = lane.next_batch()
+            batch = lane.next_batch()
         started = time.perf_counter()
-        again = group.step()
+        again = batch.step()  # without the lock: others come and go meanwhile
         with self.changed:
             lane.used_s += time.perf_counter() - started
             lane.running.popleft()
+            # Jobs of a batch that has failed wait no longer than they already have: they come first.
             lane.waiting.extendleft(reversed(again))
-            if group.left and not again:
-                lane.running.append(group)
+            if batch.left and not again:
+                lane.running.append(batch)  # behind the others, which have their steps first
                 return
-        group.close()
+        batch.close()
 
     def _fail(self, error: Callable[[], EngineError]) -> None:
         """Ends every job with an error of its own."""
         with self.changed:
             for lane in (self.small, self.large):
-                jobs = [*lane.waiting, *(job for group in lane.running for job in group.left)]
+                jobs = [*lane.waiting, *(job for batch in lane.running for job in batch.left)]
                 lane.waiting.clear()
                 lane.running.clear()
                 for job in jobs:
@@ -211,7 +217,8 @@ _started: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 def _stop_all() -> None:
-    """Before the interpreter ends: a thread inside torch at that moment would take the process down."""
+    """Stops all workers before the interpreter ends."""
+    # A thread that is inside torch at that moment would take the process down.
     workers = list(_started)
     for worker in workers:
         worker.abandon()
@@ -220,11 +227,13 @@ def _stop_all() -> None:
 
 
 def closed_error() -> EngineClosedError:
-    """For requests that come too late."""
+    """Makes the error for requests that come too late."""
     return EngineClosedError("The engine is closed.", remedy="Make another engine on the same models.")
 
 
 def _broken(cause: BaseException) -> Callable[[], EngineError]:
+    """Makes a function that makes errors: one for each job, as a shared one would collect tracebacks."""
+
     def make() -> EngineError:
         error = EngineError(f"The engine's worker failed: {cause!r}.", remedy="Ask again, and report this.")
         error.__cause__ = cause

@@ -399,7 +399,7 @@ def test_who_is_inside_when_the_interpreter_ends_gets_an_error(small: VLM, large
 def test_a_fault_of_ours_reaches_all_who_wait_and_the_worker_goes_on(
     engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, broken = Worker._turn, [True]
+    turn, broken = Worker._run_step, [True]
 
     def break_once(worker: Worker, lane: Any) -> None:
         if broken:
@@ -408,7 +408,7 @@ def test_a_fault_of_ours_reaches_all_who_wait_and_the_worker_goes_on(
             raise ZeroDivisionError("ours")
         turn(worker, lane)
 
-    monkeypatch.setattr(Worker, "_turn", break_once)
+    monkeypatch.setattr(Worker, "_run_step", break_once)
     for future in [engine.submit(ask(index)) for index in range(3)]:
         with pytest.raises(EngineError, match=r"ZeroDivisionError\('ours'\)"):
             future.result(HANG_S)
