@@ -43,9 +43,7 @@ class MuonAdamW:
                 self.groups[(vision, *matrix)].append((name, parameter))
             else:
                 rest.append(parameter)
-        self.adamw = torch.optim.AdamW(
-            rest, betas=(0.9, 0.98), weight_decay=0.0
-        )
+        self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
         self.buffers = {name: torch.zeros_like(p) for group in self.groups.values() for name, p in group}
 
     @torch.no_grad()

@@ -181,10 +181,8 @@ def _pixels(pages: list[Page]) -> torch.Tensor:
     return torch.from_numpy((flat / 255 - MEAN[0]) / STD[0])
 
 
-def _thinned(
-    pages: list[Page], asked: list[list[Turn]], tiles: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Which tokens are left, int64 (pages, kept): all of the evidence, 6 to 50 % in all, the rest at random."""
+def _thinned(pages: list[Page], asked: list[list[Turn]], tiles: int, rng: np.random.Generator) -> np.ndarray:
+    """Which tokens are left, int64 (pages, kept): all evidence, and others at random up to 6 to 50 %."""
     needed = []
     for page, turns in zip(pages, asked, strict=True):
         boxes = [box for turn in turns for box in turn.asked.evidence]

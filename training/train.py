@@ -197,7 +197,9 @@ def begin(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, InternV
     model = InternVLForConditionalGeneration.from_pretrained(options.start, dtype=torch.float32)
     old = PreTrainedTokenizerFast.from_pretrained(options.start)
     folder = options.run / "tokenizer"
-    new = PreTrainedTokenizerFast.from_pretrained(folder) if folder.exists() else extend(options.start, folder)
+    new = (
+        PreTrainedTokenizerFast.from_pretrained(folder) if folder.exists() else extend(options.start, folder)
+    )
     if len(new) > len(old):
         widen_embedding(model, old, new)
     return new, deepen(model) if options.deepen else model

@@ -1,4 +1,4 @@
-"""Questions that no part can ask by itself: where something is, whether it is there, which document says it."""
+"""Questions that no part can ask by itself: where a thing is, whether it is there, which document says it."""
 
 from __future__ import annotations
 

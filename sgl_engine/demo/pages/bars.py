@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, choose, phrase, random_typeface
-from sgl_engine.demo.glyphs import Typeface, draw_text
+from sgl_engine.demo.glyphs import CELL_WIDTH, Typeface, draw_text
 from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around, contrast
 from sgl_engine.demo.pages.stock import Stock
 from sgl_engine.demo.vocabulary import COLORS, NONE
@@ -80,9 +80,7 @@ def sample_bars(stock: Stock, rng: np.random.Generator, frame: Frame) -> BarChar
     if style == "plain":
         colors = choose(rng, COLORS, len(labels))
         values = [int(value) for value in rng.integers(1, HIGHEST + 1, len(labels))]
-        return BarChart(
-            style, tuple((Bar(*bar),) for bar in zip(labels, colors, values, strict=True))
-        )
+        return BarChart(style, tuple((Bar(*bar),) for bar in zip(labels, colors, values, strict=True)))
     # A part of a stack is at least as high as its number.
     series, lowest = choose(rng, COLORS, 2), 3 if style == "stacked" else 1
     return BarChart(
@@ -100,7 +98,7 @@ def draw_bars(chart: BarChart, frame: Frame, sheet: PageSheet, rng: np.random.Ge
     total = HIGHEST * (2 if chart.style == "stacked" else 1)
     large = frame.rows > TILE or frame.columns > TILE
     printed = chart.style != "plain" or large or rng.random() < 0.35
-    deepest = frame.rows * PATCH - 2 * PATCH
+    deepest = frame.rows * PATCH - 2 * PATCH - 1  # a number stands above the highest bar
     unit = int(rng.integers(int(0.75 * deepest / total), deepest // total + 1))
     foot = frame.row + frame.rows - 1  # the labels' row
     base = foot * PATCH - 1
@@ -186,7 +184,9 @@ def _axis(
             sheet.canvas[y, axis : x1 - 2] -= 35
         sheet.rule((axis - 4, y, axis, y + 1))
         if unit * step >= 13:
-            draw_text(sheet.canvas, axis - 14, y - face.height // 2, str(value)[-1:], face, sheet.ink)
+            text = str(value)
+            left = axis - 6 - CELL_WIDTH * len(text)
+            draw_text(sheet.canvas, left, y - face.height // 2, text, face, sheet.ink)
     sheet.rule((axis, base - unit * highest, axis + 1, base + 1))
     sheet.rule((axis, base, x1 - 2, base + 1))
 
@@ -208,7 +208,9 @@ def _plain(chart: BarChart, boxes: dict[Bar, Box], rng: np.random.Generator) -> 
     for highest, word in ((True, "highest"), (False, "lowest")):
         found = unique_extreme(chart.bars, highest=highest)
         if found is not None:
-            yield Question(phrase(rng, _EXTREME, word=word), found.label, "chart extreme", tuple(boxes.values()))
+            yield Question(
+                phrase(rng, _EXTREME, word=word), found.label, "chart extreme", tuple(boxes.values())
+            )
     unused = [color for color in COLORS if color not in [bar.color for bar in chart.bars]]
     if unused:
         yield Question(phrase(rng, _BY_COLOR, color=choose(rng, unused, 1)[0]), NONE, "none")

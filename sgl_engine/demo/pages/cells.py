@@ -14,7 +14,9 @@ TOKENS = TILE * TILE
 """Visual tokens of a tile."""
 
 
-def evidence_tokens(boxes: Iterable[Box], rows: int, columns: int, *, least: float = 0.05) -> NDArray[np.int64]:
+def evidence_tokens(
+    boxes: Iterable[Box], rows: int, columns: int, *, least: float = 0.05
+) -> NDArray[np.int64]:
     """Tokens of a page of rows x columns tiles of which a box covers at least that fraction, ascending."""
     covered = np.zeros((rows * TILE, columns * TILE), bool)
     for x0, y0, x1, y1 in boxes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgl_engine.demo.drawing import Box, Question, phrase, random_typeface
+from sgl_engine.demo.drawing import PATCH, Box, Question, phrase, random_typeface
 from sgl_engine.demo.glyphs import Typeface
 from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around
 from sgl_engine.demo.pages.stock import FILLERS, RECEIPTS, Stock
@@ -17,6 +17,8 @@ LINES = 20
 """At most so many lines."""
 LABEL, VALUE = 3, 2
 """Squares that the longest label and the longest value take."""
+HEADING, DATE = 4, 7
+"""Squares of the longest heading and of a date's line."""
 PRICE = ("what is the price of {label}", "how much is the {label}", "{label} price")
 FIELD = ("what is the {label}", "which {label} is it", "{label} value")
 _LABEL = ("what has the value {value}", "which line says {value}", "what is {value}")
@@ -69,7 +71,7 @@ def sample_document(
         repeat: Labels of another receipt on the page; some of them are this one's too.
     """
     dated = bool(rng.random() < 0.4)
-    columns = 2 if frame.columns >= 2 * TILE and rng.random() < 0.5 else 1
+    columns = 2 if frame.columns == 2 * TILE and rng.random() < 0.5 else 1
     room = min(LINES, (frame.rows - 1 - dated) * columns)
     count = int(rng.integers(3, room + 1))
     receipt = bool(repeat) or rng.random() < 0.6
@@ -104,8 +106,9 @@ class _Look:
 def _look(document: Document, frame: Frame, rng: np.random.Generator) -> _Look:
     width = frame.columns // document.columns
     need = (max(len(label) for label, _ in document.lines) + 2) // 2
-    start = int(rng.integers(0, min(width - need - VALUE, TILE - LABEL) + 1))
-    ends = [at for at in range(start + need, width - VALUE + 1) if at % TILE <= TILE - VALUE]
+    # A square stays free at the right: a page's text is shifted by up to two pixels.
+    start = int(rng.integers(0, min(width - need - VALUE - 1, TILE - LABEL) + 1))
+    ends = [at for at in range(start + need, width - VALUE) if at % TILE <= TILE - VALUE]
     end = ends[int(rng.integers(len(ends)))]
     firsts = [frame.column + width * column for column in range(document.columns)]
     return _Look(
@@ -136,7 +139,7 @@ def draw_document(
     """Draw it; ``qualified`` questions name the document, as where there is another one on the page."""
     look = _look(document, frame, rng)
     top, rows = _rows(document, frame, rng)
-    heading = sheet.write(2 * look.labels[0], top, document.name.upper(), look.face)
+    heading = sheet.write(2 * _inside(look.labels[0], HEADING), top, document.name.upper(), look.face)
     date = _draw_date(document, look, top + 1, sheet)
     boxes = []
     for index, (label, value) in enumerate(document.lines):
@@ -145,7 +148,7 @@ def draw_document(
         leader = look.leader * (2 * (end - start) - len(label) - 2)
         name = sheet.write(2 * start, rows[row], look.case(f"{label} {leader}"), look.face)
         boxes.append(around(name, sheet.write(2 * end, rows[row], look.case(value), look.face)))
-    _decorate(frame, rows, sheet, rng, look.face)
+    _decorate(frame, top, rows, sheet, rng, look.face)
     suffix = f" on the {document.name}" if qualified else ""
     extra = (heading,) if qualified else ()
     questions = [*_questions(document, boxes, rng, suffix, extra)]
@@ -156,11 +159,16 @@ def draw_document(
     return Part(document.name, tuple(questions), mentions, heading)
 
 
+def _inside(column: int, squares: int) -> int:
+    """That column, or the last one left of it from which so many squares do not leave its tile."""
+    return column - max(0, column % TILE + squares - TILE)
+
+
 def _draw_date(document: Document, look: _Look, row: int, sheet: PageSheet) -> Box | None:
     if document.date is None:
         return None
     day, month = document.date
-    column = 2 * look.labels[0]
+    column = 2 * _inside(look.labels[0], DATE)
     # Month and day on squares of their own: the tower reads them as it reads labels and values.
     first = sheet.write(column, row, look.case("date"), look.face)
     return around(
@@ -171,17 +179,19 @@ def _draw_date(document: Document, look: _Look, row: int, sheet: PageSheet) -> B
 
 
 def _decorate(
-    frame: Frame, rows: list[int], sheet: PageSheet, rng: np.random.Generator, face: Typeface
+    frame: Frame, top: int, rows: list[int], sheet: PageSheet, rng: np.random.Generator, face: Typeface
 ) -> None:
-    """Rules and a footer: things that no question is about."""
+    """A rule, and words above the heading: things that no question is about.
+
+    Nothing is written under the last line, because what is below that is asked for.
+    """
     x0, _, x1, _ = frame.box
-    below = frame.row + frame.rows - rows[-1] - 1
     if rng.random() < 0.4:
-        y = rows[0] * 16 - 1
+        y = rows[0] * PATCH - 1
         sheet.rule((x0 + 6, y, x1 - 6, y + 1))
-    if below >= 2 and rng.random() < 0.5:
+    if top > frame.row and rng.random() < 0.5:
         text = FILLERS[int(rng.integers(len(FILLERS)))]
-        sheet.write(2 * frame.column + 2, rows[-1] + int(rng.integers(2, below + 1)), text, face)
+        sheet.write(2 * frame.column + 2, int(rng.integers(frame.row, top)), text, face)
 
 
 def _questions(

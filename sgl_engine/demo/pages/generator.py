@@ -9,12 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgl_engine.demo.drawing import Question
+from sgl_engine.demo.drawing import SIZE, Question, random_typeface
 from sgl_engine.demo.pages.across import across_parts
 from sgl_engine.demo.pages.bars import BarChart, draw_bars, sample_bars
 from sgl_engine.demo.pages.documents import Document, draw_document, sample_document
@@ -28,6 +29,7 @@ from sgl_engine.errors import SGLError
 
 Split = Literal["train", "heldout"]
 Content = Document | Table | Form | Scene | BarChart | LineChart
+TEXTS = (Document, Table, Form)
 HELDOUT_SHARE = 1 / 16
 SAMPLERS: dict[str, tuple[float, Callable[[Stock, np.random.Generator, Frame], Content | None]]] = {
     "document": (0.3, sample_document),
@@ -84,9 +86,11 @@ def draw_page(seed: int, *, split: Split = "heldout", tiles: int | None = None) 
     drawn = int(rng.choice(list(SHARES), p=list(SHARES.values())))
     rows, columns = SHAPES[tiles or drawn]
     placed = _furnish(rows, columns, split, rng)
-    dark = bool(rng.random() < 0.06)
+    # Dark paper under text only: colours would not be told from it.
+    dark = all(isinstance(content, TEXTS) for _, content in placed) and bool(rng.random() < 0.12)
     sheet = PageSheet(rng, rows, columns, clean=bool(rng.random() < 0.5), dark=dark)
     names = [content.name for _, content in placed if isinstance(content, Document)]
+    _fill_in(sheet, [frame for frame, _ in placed], rng)
     parts = [_draw(content, frame, sheet, rng, qualified=len(names) > 1) for frame, content in placed]
     questions = [question for part in parts for question in part.questions]
     questions += across_parts([content for _, content in placed], parts, rows, columns, rng)
@@ -109,6 +113,19 @@ def _furnish(rows: int, columns: int, split: Split, rng: np.random.Generator) ->
                 if content is not None:
                     placed.append((part, content))
     return placed
+
+
+def _fill_in(sheet: PageSheet, taken: list[Frame], rng: np.random.Generator) -> None:
+    """Write a paragraph, about which nothing is asked, into some of the tiles that are left over."""
+    height, width = (size // SIZE for size in sheet.canvas.shape[:2])
+    for row, column in product(range(height), range(width)):
+        tile = Frame(row * TILE, column * TILE, TILE, TILE)
+        if any(tile.overlaps(frame) for frame in taken) or rng.random() < 0.4:
+            continue
+        face, first = random_typeface(rng), int(rng.integers(0, 7))
+        for line in range(int(rng.integers(2, 6))):
+            text = FILLERS[int(rng.integers(len(FILLERS)))]
+            sheet.write(2 * tile.column + 2, tile.row + first + line, text, face)
 
 
 def _choose(
@@ -141,7 +158,9 @@ def _choose(
     return None, stock
 
 
-def _draw(content: Content, frame: Frame, sheet: PageSheet, rng: np.random.Generator, *, qualified: bool) -> Part:
+def _draw(
+    content: Content, frame: Frame, sheet: PageSheet, rng: np.random.Generator, *, qualified: bool
+) -> Part:
     if isinstance(content, Document):
         return draw_document(content, frame, sheet, rng, qualified=qualified)
     if isinstance(content, Table):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -75,7 +76,10 @@ def draw_lines(chart: LineChart, frame: Frame, sheet: PageSheet, rng: np.random.
     ]
     boxes: list[list[Box]] = []
     for color, values in chart.lines:
-        points = [(square * PATCH + PATCH // 2, base - value * unit) for square, value in zip(squares, values, strict=True)]
+        points = [
+            (square * PATCH + PATCH // 2, base - value * unit)
+            for square, value in zip(squares, values, strict=True)
+        ]
         _trace(points, sheet.paint(color), sheet)
         boxes.append([])
         for index, ((x, y), value) in enumerate(zip(points, values, strict=True)):
@@ -89,7 +93,7 @@ def draw_lines(chart: LineChart, frame: Frame, sheet: PageSheet, rng: np.random.
 
 def _trace(points: list[tuple[int, int]], paint: Color, sheet: PageSheet) -> None:
     """A line two pixels thick through the points, and a square mark at each."""
-    for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+    for (ax, ay), (bx, by) in pairwise(points):
         for x in range(ax, bx + 1):
             y = ay + (by - ay) * (x - ax) / (bx - ax)
             steep = int(abs(by - ay) / (bx - ax)) + 1

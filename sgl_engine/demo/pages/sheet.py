@@ -34,6 +34,11 @@ class Frame:
         x, y = self.column * PATCH, self.row * PATCH
         return (x, y, x + self.columns * PATCH, y + self.rows * PATCH)
 
+    def overlaps(self, other: Frame) -> bool:
+        """Whether a square is in both."""
+        across = self.column < other.column + other.columns and other.column < self.column + self.columns
+        return across and self.row < other.row + other.rows and other.row < self.row + self.rows
+
 
 @dataclass(frozen=True)
 class Mention:
@@ -88,9 +93,12 @@ class PageSheet:
         """Write in row ``row`` from half-square ``column`` on; return the text's box in pixels."""
         x = column * CELL_WIDTH + self.shift[0]
         y = row * PATCH + self.shift[1] * (PATCH - face.height) // 3
+        box = (x, y, x + text_width(text, face), y + face.height)
+        height, width = self.canvas.shape[:2]
+        assert x >= 0 <= y and box[2] <= width and box[3] <= height, f"{text!r} leaves the page: {box}"
         draw_text(self.canvas, x, y, text, face, self.ink if color is None else color)
         self.written.append((column, row, text))
-        return (x, y, x + text_width(text, face), y + face.height)
+        return box
 
     def rule(self, box: Box, *, color: Color | None = None) -> None:
         """Fill a box, one pixel high or wide for a line, with ink."""

@@ -87,10 +87,7 @@ def draw_table(table: Table, frame: Frame, sheet: PageSheet, rng: np.random.Gene
         row = top + 1 + index
         names.append(sheet.write(2 * left, row, name.upper() if upper else name, face))
         cells.append(
-            [
-                sheet.write(2 * start, row, value, face)
-                for start, value in zip(starts, values, strict=True)
-            ]
+            [sheet.write(2 * start, row, value, face) for start, value in zip(starts, values, strict=True)]
         )
     _rules(around(*names, *heads, *cells[-1]), top, left + LABEL, sheet, rng)
     questions = tuple(_table_questions(table, heads, names, cells, rng))
@@ -127,14 +124,10 @@ def _table_questions(
             if int(rival) != int(value):
                 text = phrase(rng, _COMPARE, row=name, other=table.rows[other], column=head)
                 answer = "yes" if int(value) > int(rival) else "no"
-                yield Question(
-                    text, answer, "table compare", (*here, names[other], cells[other][column])
-                )
+                yield Question(text, answer, "table compare", (*here, names[other], cells[other][column]))
         if table.small:
             first, second = (int(i) for i in rng.permutation(len(table.columns))[:2])
-            text = phrase(
-                rng, _SUM, row=name, column=table.columns[first], other=table.columns[second]
-            )
+            text = phrase(rng, _SUM, row=name, column=table.columns[first], other=table.columns[second])
             answer = str(int(table.values[row][first]) + int(table.values[row][second]))
             here = (names[row], *(box for i in (first, second) for box in (heads[i], cells[row][i])))
             yield Question(text, answer, "sum", here)
