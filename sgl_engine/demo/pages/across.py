@@ -92,11 +92,11 @@ def _presence(
     for document, part in documents:
         labels = [label for label, _ in document.lines]
         absent = [word for word in (ITEMS if document.is_receipt else FIELDS) if word not in labels]
-        missing = choose(rng, absent, len(labels))
-        for mention in part.mentions[: len(missing)]:
+        others = choose(rng, absent, len(labels))
+        for mention in part.mentions[: len(others)]:
             text = phrase(rng, _LISTED, name=mention.name, document=document.name)
             yield Question(text, "yes", "yes or no", (mention.box,))
-        for name in missing:
+        for name in others:
             yield Question(phrase(rng, _LISTED, name=name, document=document.name), "no", "yes or no")
 
 

@@ -95,7 +95,8 @@ class PageSheet:
         y = row * PATCH + self.shift[1] * (PATCH - face.height) // 3
         box = (x, y, x + text_width(text, face), y + face.height)
         height, width = self.canvas.shape[:2]
-        assert x >= 0 <= y and box[2] <= width and box[3] <= height, f"{text!r} leaves the page: {box}"
+        inside = min(x, y) >= 0 and box[2] <= width and box[3] <= height
+        assert inside, f"{text!r} leaves the page: {box}"
         draw_text(self.canvas, x, y, text, face, self.ink if color is None else color)
         self.written.append((column, row, text))
         return box

@@ -117,8 +117,8 @@ def _table_questions(
             here = (names[row], heads[column], cells[row][column])
             yield Question(phrase(rng, _CELL, row=name, column=head), value, "table cell", here)
             if not table.small:
-                yield Question(phrase(rng, _ROW, value=value), name, "table look-up", here)
-                yield Question(phrase(rng, _COLUMN, value=value), head, "table look-up", here)
+                yield Question(phrase(rng, _ROW, value=value), name, "table look-up", (here[0], here[2]))
+                yield Question(phrase(rng, _COLUMN, value=value), head, "table look-up", here[1:])
             other = int(rng.integers(len(table.rows)))
             rival = table.values[other][column]
             if int(rival) != int(value):
@@ -129,8 +129,8 @@ def _table_questions(
             first, second = (int(i) for i in rng.permutation(len(table.columns))[:2])
             text = phrase(rng, _SUM, row=name, column=table.columns[first], other=table.columns[second])
             answer = str(int(table.values[row][first]) + int(table.values[row][second]))
-            here = (names[row], *(box for i in (first, second) for box in (heads[i], cells[row][i])))
-            yield Question(text, answer, "sum", here)
+            both = (names[row], *(box for i in (first, second) for box in (heads[i], cells[row][i])))
+            yield Question(text, answer, "sum", both)
     boxes = (*heads, *names, *(box for row in cells for box in row))
     yield Question("transcribe the table", table.transcription, "transcribe", boxes)
 
