@@ -29,4 +29,5 @@ def evidence_tokens(
 def _overlap(start: int, stop: int, count: int) -> NDArray[np.int64]:
     """Pixels of each of ``count`` squares in a row that lie in start..stop."""
     edges = np.arange(count) * PATCH
-    return np.clip(np.minimum(edges + PATCH, stop) - np.maximum(edges, start), 0, None)
+    shared: NDArray[np.int64] = np.minimum(edges + PATCH, stop) - np.maximum(edges, start)
+    return shared.clip(min=0)

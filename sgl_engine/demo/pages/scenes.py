@@ -124,9 +124,9 @@ def _questions(scene: Scene, boxes: dict[Thing, Box], rng: np.random.Generator) 
     groups = {PLURALS[shape]: [t for t in scene.things if t.shape == shape] for shape in SHAPES}
     groups |= {f"{color} shapes": [t for t in scene.things if t.color == color] for color in COLORS}
     for plural, things in groups.items():
-        text, here = phrase(rng, _COUNT, plural=plural), tuple(boxes[thing] for thing in things)
+        text, found = phrase(rng, _COUNT, plural=plural), tuple(boxes[thing] for thing in things)
         if things or rng.random() < 0.2:
-            yield Question(text, str(len(things)), "scene count", here)
+            yield Question(text, str(len(things)), "scene count", found)
     everything = tuple(boxes.values())
     yield Question(phrase(rng, _COUNT, plural="shapes"), str(len(scene.things)), "scene count", everything)
     yield Question("transcribe the scene", scene.transcription, "transcribe", everything)
