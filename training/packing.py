@@ -33,7 +33,7 @@ SHORT, LONG, WHOLE = LAYOUTS = (Layout(48, 10, 0.55), Layout(32, 15, 0.37), Layo
 """Short questions, long ones first, and transcriptions."""
 THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
-PAGES = {1: 12, 2: 7, 3: 5, 4: 4, 6: 3}
+PAGES = {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
 """Pages of a batch, by their number of tiles: about as many tokens whatever the size."""
 
 
@@ -133,7 +133,7 @@ class Packer:
         return self._lay_out(pages, asked, torch.from_numpy(kept), layout, tiles)
 
     def _turns(self, page: Page, rng: np.random.Generator, layout: Layout) -> list[Turn]:
-        picked = pick_questions(page, rng, 3 * layout.slots)
+        picked = pick_questions(page.questions, rng, 3 * layout.slots)
         turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
         if layout is WHOLE:  # transcriptions first: no other layout has room for them
             turns.sort(key=lambda turn: turn.asked.kind != "transcribe")

@@ -202,7 +202,9 @@ def begin(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, InternV
     )
     if len(new) > len(old):
         widen_embedding(model, old, new)
-    return new, deepen(model) if options.deepen else model
+    model = deepen(model) if options.deepen else model
+    model.config.save_pretrained(options.run)
+    return new, model
 
 
 def main() -> None:

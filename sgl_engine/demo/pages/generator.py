@@ -7,7 +7,7 @@ held-out page says was ever seen in training, whatever the seeds.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -32,14 +32,16 @@ Content = Document | Table | Form | Scene | BarChart | LineChart
 TEXTS = (Document, Table, Form)
 HELDOUT_SHARE = 1 / 16
 SAMPLERS: dict[str, tuple[float, Callable[[Stock, np.random.Generator, Frame], Content | None]]] = {
-    "document": (0.3, sample_document),
-    "table": (0.12, sample_table),
-    "form": (0.08, sample_form),
-    "scene": (0.2, sample_scene),
-    "bars": (0.18, sample_bars),
-    "lines": (0.12, sample_lines),
+    "document": (0.24, sample_document),
+    "table": (0.16, sample_table),
+    "form": (0.12, sample_form),
+    "scene": (0.16, sample_scene),
+    "bars": (0.17, sample_bars),
+    "lines": (0.15, sample_lines),
 }
 """What may stand on a page: how often, and what draws its words and numbers."""
+TRANSCRIPTION = "transcribe"
+"""Kind of the questions whose answer is all that a part says."""
 EMPTY = 0.08
 """Share of the rectangles of a larger page that hold nothing that is asked about."""
 
@@ -194,11 +196,11 @@ def _punctuate(question: Question, rng: np.random.Generator) -> Question:
     return replace(question, text=question.text[0].upper() + question.text[1:] + "?")
 
 
-def pick_questions(page: Page, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions about the page, every kind equally likely at each draw."""
+def pick_questions(questions: Sequence[Question], rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to ``count`` different ones of the questions, every kind equally likely at each draw."""
     pools: dict[str, list[Question]] = {}
-    for index in rng.permutation(len(page.questions)):
-        question = page.questions[int(index)]
+    for index in rng.permutation(len(questions)):
+        question = questions[int(index)]
         pools.setdefault(question.kind, []).append(question)
     picked: list[Question] = []
     while pools and len(picked) < count:
@@ -209,8 +211,15 @@ def pick_questions(page: Page, rng: np.random.Generator, count: int) -> list[Que
     return picked
 
 
-def heldout_pages(count: int, *, start: int = 0, tiles: int | None = None) -> Iterator[tuple[Page, Question]]:
-    """``count`` held-out (page, question) pairs: one per page, kinds equally likely on each page."""
+def heldout_pages(
+    count: int, *, start: int = 0, tiles: int | None = None, transcriptions: bool = False
+) -> Iterator[tuple[Page, Question]]:
+    """``count`` held-out (page, question) pairs, one per page; kinds are equally likely on each page.
+
+    Transcriptions, which need all of a part and not the little that other questions need, are asked for
+    apart: only they, or all but they.
+    """
     for seed in range(start, start + count):
         page = draw_page(seed, split="heldout", tiles=tiles)
-        yield page, pick_questions(page, np.random.default_rng((seed, 11)), 1)[0]
+        asked = [q for q in page.questions if (q.kind == TRANSCRIPTION) == transcriptions]
+        yield page, pick_questions(asked, np.random.default_rng((seed, 11)), 1)[0]
