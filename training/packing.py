@@ -120,9 +120,8 @@ class Packer:
         drawn = int(rng.choice(list(SHARES), p=list(SHARES.values())))
         tiles = tiles or drawn
         shares = [each.share for each in LAYOUTS]
-        layout = layout or LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares))]
-        if thin:
-            layout = THIN
+        chosen = LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares))]
+        layout = THIN if thin else layout or chosen
         pages = [draw_page(seed * 16 + i, split=split, tiles=tiles) for i in range(PAGES[tiles])]
         asked = [self._turns(page, rng, layout) for page in pages]
         kept = (

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, InternVLProces
 from sgl_engine.demo.drawing import SIZE
 from sgl_engine.demo.pages.cells import TOKENS
 from sgl_engine.demo.pages.layout import SHAPES
-from sgl_engine.families.processors import image_only
+from sgl_engine.families.processors import image_only, obey_thumbnail_switch
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 IMAGE, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -57,13 +57,21 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
         use_thumbnail=False,
     )
     processor = image_only(InternVLProcessor)
-    return processor(images, tokenizer, None, image_seq_length=TOKENS, chat_template=CHAT_TEMPLATE)
+    return obey_thumbnail_switch(
+        processor(images, tokenizer, None, image_seq_length=TOKENS, chat_template=CHAT_TEMPLATE)
+    )
+
+
+def with_names(folder: Path) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer, with the names that the processor asks it for."""
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, extra_special_tokens=NAMES)
+    loaded.padding_side = "left"
+    return loaded
 
 
 def save_processor(tokenizer_folder: Path, folder: Path) -> None:
     """Write tokenizer, chat template and processor beside the weights in ``folder``."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, extra_special_tokens=NAMES)
-    tokenizer.padding_side = "left"
+    tokenizer = with_names(tokenizer_folder)
     processor = build_processor(tokenizer)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
