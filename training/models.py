@@ -41,16 +41,20 @@ def deepen(model: InternVLForConditionalGeneration) -> InternVLForConditionalGen
 
 
 def visual_tokens(model: InternVLForConditionalGeneration, batch: Batch) -> torch.Tensor:
-    """What tower and projector make of the tokens that are kept, float (pages, kept, width)."""
+    """What tower and projector make of all tokens of each page, float (pages, tokens, width)."""
     features = model.model.get_image_features(batch.pixels, return_dict=True).pooler_output
-    pages = features.reshape(len(batch.kept), -1, features.shape[-1])
-    return pages.take_along_dim(batch.kept[..., None], dim=1)
+    pages: torch.Tensor = features.reshape(len(batch.kept), -1, features.shape[-1])
+    return pages
 
 
 def answer_logits(
     model: InternVLForConditionalGeneration, batch: Batch, features: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (answer tokens, vocabulary) and labels (answer tokens,) of every answer of a batch."""
+    """Logits (answer tokens, vocabulary) and labels (answer tokens,) of every answer of a batch.
+
+    Of the visual tokens ``features`` (pages, tokens, width) the decoder sees those that the batch keeps.
+    """
+    features = features.take_along_dim(batch.kept[..., None], dim=1)
     embedded = model.get_input_embeddings()(batch.ids)
     behind = embedded[:, batch.prefix - 1 :]
     rows = torch.cat([embedded[:, :2], features.to(embedded.dtype), behind], dim=1)

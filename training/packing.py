@@ -18,6 +18,7 @@ from sgl_engine.demo.pages import Page, draw_page, pick_questions
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.generator import Split
 from sgl_engine.demo.pages.layout import SHARES
+from training.dense import batch_facts
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
 
 
@@ -48,6 +49,7 @@ class Batch:
         positions: int64 (B, 3 + V + N * L); those of tokens that are left do not change.
         labels: int64 (B, N * L): the token that should come next, -100 where none is asked.
         slots: N.
+        facts: int64 (B, T * 144, sorts): what each visual token holds, those that are left out included.
         kinds: Kind of the question to which each answer belongs, in the order of ``answers``.
         answers: (row, first, stop) of every answer within ``labels``.
     """
@@ -58,6 +60,7 @@ class Batch:
     positions: torch.Tensor
     labels: torch.Tensor
     slots: int
+    facts: torch.Tensor
     kinds: list[str]
     answers: list[tuple[int, int, int]]
 
@@ -153,7 +156,7 @@ class Packer:
             [edges[0].expand(len(pages), -1), kept + 2, edges[1].expand(len(pages), -1)], dim=1
         )
         labels = torch.full((len(pages), layout.slots * layout.length), -100)
-        batch = Batch(_pixels(pages), kept, ids, positions, labels, layout.slots, [], [])
+        batch = Batch(_pixels(pages), kept, ids, positions, labels, layout.slots, batch_facts(pages), [], [])
         for row, turns in enumerate(asked):
             for slot, turn in enumerate(turns):
                 self._fill(batch, row, slot * layout.length, turn)

@@ -29,6 +29,7 @@ from torch import nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from training.attention import use_packed_attention
+from training.dense import DenseHeads
 from training.evaluate import exact_matches, heldout_batches
 from training.models import answer_logits, deepen, towers, visual_tokens
 from training.optimizer import MuonAdamW
@@ -69,6 +70,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--muon", type=float, default=0.005)
     parser.add_argument("--adamw", type=float, default=1e-3)
     parser.add_argument("--tower", type=float, default=0.0, help="the tower's rate, as a share; 0: frozen")
+    parser.add_argument(
+        "--dense", type=float, default=0.3, help="weight of the dense loss, where the tower learns"
+    )
     parser.add_argument("--thin", type=float, default=0.0, help="share of batches with tokens missing")
     parser.add_argument("--thin-from", type=float, default=0.67, help="share of the minutes")
     parser.add_argument("--evaluate-every", type=float, default=5, help="minutes")
@@ -91,6 +95,8 @@ class Trainer:
         for parameter in towers(self.model):
             parameter.requires_grad_(options.tower > 0)
         self.optimizer = MuonAdamW(self.model)
+        self.heads = DenseHeads(self.model.config.text_config.hidden_size, self.tokenizer)
+        self.heads_optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
         source = self.checkpoint if self.checkpoint.exists() else None
         if source is None and options.branch is not None:
             source = options.branch / "checkpoint.pt"
@@ -99,6 +105,9 @@ class Trainer:
             self.progress = Progress(**saved["progress"])
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
+            if "heads" in saved:
+                self.heads.load_state_dict(saved["heads"])
+                self.heads_optimizer.load_state_dict(saved["heads_optimizer"])
 
     @property
     def checkpoint(self) -> Path:
@@ -111,30 +120,42 @@ class Trainer:
         """Share of the minutes that have passed."""
         return self.progress.seconds / (60 * self.options.minutes)
 
-    def features(self, batch: Batch) -> torch.Tensor:
-        """Visual tokens, with a gradient only where the tower learns."""
-        with torch.set_grad_enabled(self.options.tower > 0 and torch.is_grad_enabled()):
-            return visual_tokens(self.model, batch)
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of the answers, and of what the visual tokens hold where the tower learns."""
+        learns = self.options.tower > 0
+        with torch.set_grad_enabled(learns):
+            features = visual_tokens(self.model, batch)
+        logits, labels = answer_logits(self.model, batch, features)
+        answer = nn.functional.cross_entropy(logits.float(), labels)
+        if not learns:
+            return answer, {"loss": answer.item()}
+        embeddings = self.model.get_input_embeddings().weight
+        dense, read = self.heads(features.flatten(0, 1), batch.facts.flatten(0, 1), embeddings)
+        log = {"loss": answer.item(), "dense": dense.item(), "read": read.mean().item()}
+        return answer + self.options.dense * dense, log
 
-    def step(self) -> float:
-        """One step; returns its loss."""
+    def step(self) -> dict[str, float]:
+        """One step; returns its losses."""
         seed, progress = self.options.seed * 10_000_000 + self.progress.step, self.progress
         late = self.done >= self.options.thin_from
         thin = late and np.random.default_rng((seed, 1)).random() < self.options.thin
         batch = self.packer.batch(seed, thin=bool(thin))
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.options.float32):
-            logits, labels = answer_logits(self.model, batch, self.features(batch))
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss, log = self.loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 2.0)
         rate = self.rate()
         muon = self.options.muon * rate
         self.optimizer.step(muon, self.options.tower * muon, self.options.adamw * rate)
+        for group in self.heads_optimizer.param_groups:
+            group["lr"] = 2 * self.options.adamw * rate
+        self.heads_optimizer.step()
+        self.heads_optimizer.zero_grad()
         self.model.zero_grad(set_to_none=True)
         progress.step += 1
         progress.pages += len(batch.kept)
         progress.answers += len(batch.answers)
-        return loss.item()
+        return log
 
     def rate(self) -> float:
         """Factor on the learning rates."""
@@ -145,7 +166,7 @@ class Trainer:
         """Steps until the minutes are over, or until SIGTERM."""
         if self.progress.step == 0:
             self.evaluate()
-        window: list[float] = []
+        window: list[dict[str, float]] = []
         logged = saved = self.progress.seconds
         while self.done < 1 and not self.stopping:
             start = time.process_time()
@@ -153,7 +174,8 @@ class Trainer:
             self.progress.seconds += time.process_time() - start
             if self.progress.seconds - logged > LOG_EVERY:
                 logged = self.progress.seconds
-                self.record({"loss": round(float(np.mean(window)), 4), "rate": round(self.rate(), 3)})
+                means = {name: round(float(np.mean([log[name] for log in window])), 4) for name in window[0]}
+                self.record({**means, "rate": round(self.rate(), 3)})
                 window.clear()
             if self.progress.seconds - self.progress.evaluated > 60 * self.options.evaluate_every:
                 self.progress.evaluated = self.progress.seconds
@@ -175,7 +197,8 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         temporary = self.checkpoint.with_suffix(".tmp")
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        names = ("model", "optimizer", "heads", "heads_optimizer")
+        parts = {name: getattr(self, name).state_dict() for name in names}
         torch.save({**parts, "progress": vars(self.progress)}, temporary)
         temporary.replace(self.checkpoint)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, choose, phrase, random_typeface
 from sgl_engine.demo.glyphs import CELL_WIDTH, Typeface, draw_text
-from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around, contrast
+from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, Mention, PageSheet, Part, around, contrast
 from sgl_engine.demo.pages.stock import Stock
 from sgl_engine.demo.vocabulary import COLORS, NONE
 
@@ -104,6 +104,7 @@ def draw_bars(chart: BarChart, frame: Frame, sheet: PageSheet, rng: np.random.Ge
     base = foot * PATCH - 1
     _axis(frame, sheet, rng, face, unit=unit, base=base, highest=total)
     boxes: dict[Bar, Box] = {}
+    facts = []
     upper = bool(rng.random() < 0.5)
     for index, group in enumerate(chart.groups):
         middle = _middle(frame, len(chart.groups), index)
@@ -113,10 +114,16 @@ def draw_bars(chart: BarChart, frame: Frame, sheet: PageSheet, rng: np.random.Ge
         label = sheet.write(2 * square, foot, text, face)
         spans = _spans(chart.style, group, middle, unit, base, rng, frame, len(chart.groups))
         for bar, span in zip(group, spans, strict=True):
-            boxes[bar] = around(label, _draw_bar(bar, span, chart.style, sheet, face, printed=printed))
+            body = _draw_bar(bar, span, chart.style, sheet, face, printed=printed)
+            boxes[bar] = around(label, body)
+            says = {"label": bar.label, "color": bar.color, "value": str(bar.value)}
+            facts.append(Fact(body, says, (body, label)))
+        facts.append(Fact(label, {"label": group[0].label}))
+        if len(group) == 1:
+            facts.append(Fact(label, says, (body, label)))
     questions = tuple(_plain(chart, boxes, rng) if chart.style == "plain" else _series(chart, boxes, rng))
     mentions = tuple(Mention(group[0].label, boxes[group[0]]) for group in chart.groups)
-    return Part("bar chart", questions, mentions)
+    return Part("bar chart", questions, mentions, tuple(facts))
 
 
 def _middle(frame: Frame, count: int, index: int) -> int:

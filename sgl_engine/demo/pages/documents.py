@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, phrase, random_typeface
-from sgl_engine.demo.glyphs import Typeface
-from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around
+from sgl_engine.demo.glyphs import CELL_WIDTH, Typeface
+from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, Mention, PageSheet, Part, around
 from sgl_engine.demo.pages.stock import FILLERS, RECEIPTS, Stock
 from sgl_engine.demo.vocabulary import NONE
 
@@ -140,14 +140,19 @@ def draw_document(
     look = _look(document, frame, rng)
     top, rows = _rows(document, frame, rng)
     heading = sheet.write(2 * _inside(look.labels[0], HEADING), top, document.name.upper(), look.face)
-    date = _draw_date(document, look, top + 1, sheet)
+    facts = [Fact(heading, {"label": document.name})]
+    date = _draw_date(document, look, top + 1, sheet, facts)
     boxes = []
     for index, (label, value) in enumerate(document.lines):
         column, row = divmod(index, len(rows))
         start, end = look.labels[column], look.values[column]
         leader = look.leader * (2 * (end - start) - len(label) - 2)
-        name = sheet.write(2 * start, rows[row], look.case(f"{label} {leader}"), look.face)
-        boxes.append(around(name, sheet.write(2 * end, rows[row], look.case(value), look.face)))
+        line = sheet.write(2 * start, rows[row], look.case(f"{label} {leader}"), look.face)
+        name = (line[0], line[1], line[0] + CELL_WIDTH * len(label), line[3])
+        number = sheet.write(2 * end, rows[row], look.case(value), look.face)
+        boxes.append(around(line, number))
+        facts += [Fact(box, {"label": label, "value": value}, (name, number)) for box in (name, number)]
+        facts.append(Fact(name, {"label": label}))
     _decorate(frame, top, rows, sheet, rng, look.face)
     suffix = f" on the {document.name}" if qualified else ""
     extra = (heading,) if qualified else ()
@@ -156,7 +161,7 @@ def draw_document(
         text = phrase(rng, _DATE) + suffix
         questions.append(Question(text, " ".join(document.date), "document date", (date, *extra)))
     mentions = tuple(Mention(label, box) for (label, _), box in zip(document.lines, boxes, strict=True))
-    return Part(document.name, tuple(questions), mentions, heading)
+    return Part(document.name, tuple(questions), mentions, tuple(facts), heading)
 
 
 def _inside(column: int, squares: int) -> int:
@@ -164,18 +169,18 @@ def _inside(column: int, squares: int) -> int:
     return column - max(0, column % TILE + squares - TILE)
 
 
-def _draw_date(document: Document, look: _Look, row: int, sheet: PageSheet) -> Box | None:
+def _draw_date(document: Document, look: _Look, row: int, sheet: PageSheet, facts: list[Fact]) -> Box | None:
     if document.date is None:
         return None
     day, month = document.date
     column = 2 * _inside(look.labels[0], DATE)
     # Month and day on squares of their own: the tower reads them as it reads labels and values.
-    first = sheet.write(column, row, look.case("date"), look.face)
-    return around(
-        first,
-        sheet.write(column + 6, row, day, look.face),
-        sheet.write(column + 10, row, look.case(month), look.face),
-    )
+    word = sheet.write(column, row, look.case("date"), look.face)
+    number = sheet.write(column + 6, row, day, look.face)
+    name = sheet.write(column + 10, row, look.case(month), look.face)
+    facts += [Fact(word, {"label": "date", "value": day}), Fact(number, {"label": "date", "value": day})]
+    facts.append(Fact(name, {"label": month}))
+    return around(word, number, name)
 
 
 def _decorate(

@@ -22,7 +22,7 @@ from sgl_engine.demo.pages.documents import Document, draw_document, sample_docu
 from sgl_engine.demo.pages.layout import SHAPES, SHARES, divide, halve
 from sgl_engine.demo.pages.lines import LineChart, draw_lines, sample_lines
 from sgl_engine.demo.pages.scenes import Scene, draw_scene, sample_scene
-from sgl_engine.demo.pages.sheet import TILE, Frame, PageSheet, Part
+from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, PageSheet, Part
 from sgl_engine.demo.pages.stock import FILLERS, Stock
 from sgl_engine.demo.pages.tables import Form, Table, draw_form, draw_table, sample_form, sample_table
 from sgl_engine.errors import SGLError
@@ -57,6 +57,7 @@ class Page:
         contents: What it says, part by part.
         pixels: uint8 (192 * rows, 192 * columns, 3).
         questions: Every question about it; their boxes are in pixels of the page.
+        facts: What its boxes say.
     """
 
     seed: int
@@ -65,6 +66,7 @@ class Page:
     contents: tuple[Content, ...]
     pixels: NDArray[np.uint8]
     questions: tuple[Question, ...]
+    facts: tuple[Fact, ...]
 
 
 def split_of(content: Content) -> Split:
@@ -98,7 +100,8 @@ def draw_page(seed: int, *, split: Split = "heldout", tiles: int | None = None) 
     questions += across_parts([content for _, content in placed], parts, rows, columns, rng)
     questions = [_punctuate(question, rng) for question in _unambiguous(questions)]
     contents = tuple(content for _, content in placed)
-    return Page(seed, rows, columns, contents, sheet.finish(), tuple(questions))
+    facts = tuple(fact for part in parts for fact in part.facts)
+    return Page(seed, rows, columns, contents, sheet.finish(), tuple(questions), facts)
 
 
 def _furnish(rows: int, columns: int, split: Split, rng: np.random.Generator) -> list[tuple[Frame, Content]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, choose, phrase, random_typeface
 from sgl_engine.demo.glyphs import Color
-from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around
+from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, Mention, PageSheet, Part, around
 from sgl_engine.demo.pages.stock import Stock
 from sgl_engine.demo.vocabulary import COLORS, NONE
 
@@ -75,6 +75,7 @@ def draw_lines(chart: LineChart, frame: Frame, sheet: PageSheet, rng: np.random.
         for square, label in zip(squares, chart.labels, strict=True)
     ]
     boxes: list[list[Box]] = []
+    facts = [Fact(box, {"label": label}) for box, label in zip(labels, chart.labels, strict=True)]
     for color, values in chart.lines:
         points = [
             (square * PATCH + PATCH // 2, base - value * unit)
@@ -86,9 +87,13 @@ def draw_lines(chart: LineChart, frame: Frame, sheet: PageSheet, rng: np.random.
             upper_line = all(value >= other[index] for _, other in chart.lines)
             row = y // PATCH - 1 if upper_line else y // PATCH + 1
             number = sheet.write(2 * squares[index], min(row, foot - 1), str(value), face)
-            boxes[-1].append(around(labels[index], (x - 4, y - 4, x + 5, y + 5), number))
+            mark = (x - 4, y - 4, x + 5, y + 5)
+            boxes[-1].append(around(labels[index], mark, number))
+            says = {"label": chart.labels[index], "color": color, "value": str(value)}
+            shown = (mark, number) if len(chart.lines) > 1 else (mark, number, labels[index])
+            facts += [Fact(box, says, (mark, number, labels[index])) for box in shown]
     mentions = tuple(Mention(label, box) for label, box in zip(chart.labels, labels, strict=True))
-    return Part("line chart", tuple(_questions(chart, boxes, rng)), mentions)
+    return Part("line chart", tuple(_questions(chart, boxes, rng)), mentions, tuple(facts))
 
 
 def _trace(points: list[tuple[int, int]], paint: Color, sheet: PageSheet) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, phrase, random_typeface
-from sgl_engine.demo.pages.sheet import Frame, Mention, PageSheet, Part, contrast
+from sgl_engine.demo.pages.sheet import Fact, Frame, Mention, PageSheet, Part, contrast
 from sgl_engine.demo.pages.stock import Stock
 from sgl_engine.demo.scenes import PITCH, stencil
 from sgl_engine.demo.vocabulary import COLORS, NONE, SHAPES, SIDES
@@ -94,7 +94,13 @@ def draw_scene(scene: Scene, frame: Frame, sheet: PageSheet, rng: np.random.Gene
     """Draw it."""
     boxes = {thing: _draw_thing(thing, frame, sheet, rng) for thing in scene.things}
     mentions = tuple(Mention(thing.name, boxes[thing]) for thing in scene.things)
-    return Part("scene", tuple(_questions(scene, boxes, rng)), mentions)
+    facts = tuple(
+        Fact(
+            boxes[thing], {"shape": thing.shape, "color": thing.color, "value": thing.number}, (boxes[thing],)
+        )
+        for thing in scene.things
+    )
+    return Part("scene", tuple(_questions(scene, boxes, rng)), mentions, facts)
 
 
 def _draw_thing(thing: Thing, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Box:

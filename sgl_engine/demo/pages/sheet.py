@@ -7,6 +7,7 @@ upright border, because a vision tower that sees tile by tile could not read it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,22 @@ class Mention:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """What a box says, for the part of the training that asks the vision tower directly.
+
+    Attributes:
+        box: Where, in pixels.
+        says: Word by sort: "label", "column", "color", "shape", "value".
+        needs: Boxes from which that follows; a tower that sees tile by tile cannot know it where one of
+            them lies in another tile.
+    """
+
+    box: Box
+    says: Mapping[str, str]
+    needs: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
 class Part:
     """What drawing one part of a page hands on.
 
@@ -56,12 +73,14 @@ class Part:
         name: What the part is called in questions: "receipt", "scene", "bar chart", ...
         questions: Everything that can be asked about it.
         mentions: What it holds.
+        facts: What its boxes say.
         heading: Box of the word that names it; None where it has none.
     """
 
     name: str
     questions: tuple[Question, ...]
     mentions: tuple[Mention, ...]
+    facts: tuple[Fact, ...]
     heading: Box | None = None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, phrase, random_typeface
 from sgl_engine.demo.pages.documents import FIELD
-from sgl_engine.demo.pages.sheet import TILE, Frame, Mention, PageSheet, Part, around
+from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, Mention, PageSheet, Part, around
 from sgl_engine.demo.pages.stock import Stock
 
 LABEL, CELL = 4, 3
@@ -92,7 +92,19 @@ def draw_table(table: Table, frame: Frame, sheet: PageSheet, rng: np.random.Gene
     _rules(around(*names, *heads, *cells[-1]), top, left + LABEL, sheet, rng)
     questions = tuple(_table_questions(table, heads, names, cells, rng))
     mentions = tuple(Mention(name, box) for name, box in zip(table.rows, names, strict=True))
-    return Part("table", questions, mentions)
+    facts = tuple(_table_facts(table, heads, names, cells))
+    return Part("table", questions, mentions, facts)
+
+
+def _table_facts(table: Table, heads: list[Box], names: list[Box], cells: list[list[Box]]) -> Iterator[Fact]:
+    for box, column in zip(heads, table.columns, strict=True):
+        yield Fact(box, {"label": column, "column": column})
+    for name, row, values, boxes in zip(names, table.rows, table.values, cells, strict=True):
+        yield Fact(name, {"label": row})
+        for box, value, column, head in zip(boxes, values, table.columns, heads, strict=True):
+            yield Fact(box, {"value": value})
+            yield Fact(box, {"label": row}, (name,))
+            yield Fact(box, {"column": column}, (head,))
 
 
 def _clear(column: int) -> int:
@@ -152,13 +164,13 @@ def draw_form(form: Form, frame: Frame, sheet: PageSheet, rng: np.random.Generat
     deep = -(-len(form.fields) // form.across)
     top = frame.row + int(rng.integers(0, frame.rows - 3 * deep))
     heading = sheet.write(2 * frame.column, top, "FORM", face)
-    boxes = []
+    boxes, facts = [], [Fact(heading, {"label": "form"})]
     for index, (label, value) in enumerate(form.fields):
         row, column = top + 1 + index // form.across * 3, frame.column + index % form.across * pitch
-        box = around(
-            sheet.write(2 * column, row, label.upper() if upper else label, face),
-            sheet.write(2 * column, row + 1, value, face),
-        )
+        name = sheet.write(2 * column, row, label.upper() if upper else label, face)
+        number = sheet.write(2 * column, row + 1, value, face)
+        box = around(name, number)
+        facts += [Fact(one, {"label": label, "value": value}, (name, number)) for one in (name, number)]
         boxes.append(box)
         if boxed:
             x, y = column * PATCH, (row + 2) * PATCH + 5
@@ -168,4 +180,4 @@ def draw_form(form: Form, frame: Frame, sheet: PageSheet, rng: np.random.Generat
         questions.append(Question(phrase(rng, FIELD, label=label), value, "form field", (box,)))
     questions.append(Question("transcribe the form", form.transcription, "transcribe", tuple(boxes)))
     mentions = tuple(Mention(label, box) for (label, _), box in zip(form.fields, boxes, strict=True))
-    return Part("form", tuple(questions), mentions, heading)
+    return Part("form", tuple(questions), mentions, tuple(facts), heading)
