@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from sgl_engine.demo.drawing import SIZE, Box
+from sgl_engine.demo.drawing import PATCH, SIZE, Box
 from sgl_engine.demo.pages import Page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.stock import NOTES, RECEIPTS
@@ -40,13 +40,21 @@ def dense_facts(page: Page) -> np.ndarray:
     classes = np.zeros((page.rows * page.columns * TOKENS, len(WORDS)), np.int64)
     columns = list(WORDS)
     for fact in page.facts:
-        tokens = evidence_tokens([fact.box], page.rows, page.columns, least=0.3)
-        known = tokens
+        known = shown(fact.box, page)
         for box in fact.needs:
             known = known[np.isin(known // TOKENS, _whole_tiles(box, page.columns))]
         for sort, word in _sorts(fact.says):
             classes[known, columns.index(sort)] = CLASSES[sort][word]
     return classes
+
+
+def shown(box: Box, page: Page) -> np.ndarray:
+    """Tokens of which the box covers a good part, or the one of its centre where it is small."""
+    tokens = evidence_tokens([box], page.rows, page.columns, least=0.3)
+    if len(tokens):
+        return tokens
+    x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+    return evidence_tokens([(x, y, x + 1, y + 1)], page.rows, page.columns, least=1 / PATCH**2)
 
 
 def _whole_tiles(box: Box, columns: int) -> list[int]:

@@ -58,7 +58,7 @@ def test_packed_rows_equal_separate_conversations(
     """Also where visual tokens are missing: positions stay, and the rest is attended to as before."""
     batch = packer.batch(3, tiles=2, layout=SHORT, thin=thin)
     rows = model.get_input_embeddings()(batch.ids)
-    rows[:, 2 : batch.prefix - 1] = visual_tokens(model, batch)
+    rows[:, 2 : batch.prefix - 1] = visual_tokens(model, batch).take_along_dim(batch.kept[..., None], dim=1)
     decoder = model.model.language_model
     plain = decoder.config._attn_implementation
     expected = []

@@ -117,7 +117,7 @@ def draw_bars(chart: BarChart, frame: Frame, sheet: PageSheet, rng: np.random.Ge
             body = _draw_bar(bar, span, chart.style, sheet, face, printed=printed)
             boxes[bar] = around(label, body)
             says = {"label": bar.label, "color": bar.color, "value": str(bar.value)}
-            facts.append(Fact(body, says, (body, label)))
+            facts += [Fact(body, {"color": bar.color}), Fact(body, says, (body, label))]
         facts.append(Fact(label, {"label": group[0].label}))
         if len(group) == 1:
             facts.append(Fact(label, says, (body, label)))

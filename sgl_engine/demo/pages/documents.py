@@ -152,7 +152,7 @@ def draw_document(
         number = sheet.write(2 * end, rows[row], look.case(value), look.face)
         boxes.append(around(line, number))
         facts += [Fact(box, {"label": label, "value": value}, (name, number)) for box in (name, number)]
-        facts.append(Fact(name, {"label": label}))
+        facts += [Fact(name, {"label": label}), Fact(number, {"value": value})]
     _decorate(frame, top, rows, sheet, rng, look.face)
     suffix = f" on the {document.name}" if qualified else ""
     extra = (heading,) if qualified else ()

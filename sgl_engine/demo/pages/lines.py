@@ -91,6 +91,7 @@ def draw_lines(chart: LineChart, frame: Frame, sheet: PageSheet, rng: np.random.
             boxes[-1].append(around(labels[index], mark, number))
             says = {"label": chart.labels[index], "color": color, "value": str(value)}
             shown = (mark, number) if len(chart.lines) > 1 else (mark, number, labels[index])
+            facts += [Fact(mark, {"color": color}), Fact(number, {"value": str(value)})]
             facts += [Fact(box, says, (mark, number, labels[index])) for box in shown]
     mentions = tuple(Mention(label, box) for label, box in zip(chart.labels, labels, strict=True))
     return Part("line chart", tuple(_questions(chart, boxes, rng)), mentions, tuple(facts))
