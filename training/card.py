@@ -90,16 +90,12 @@ def main() -> None:
     lines = [HEAD.format(thinned=options.thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
     lines += ["", "Counts start where training on pages did. Curves: `docs/training.png`.", ""]
-    lines.append(
-        f"Exact match in % (95 % interval) on {len(rows)} held-out questions, one to a page, without"
-    )
     lines += [
-        "transcriptions: `python -m benchmarks.pages`. Guided: the large model, pruned by the small",
+        f"Exact match in % (95 % interval) on {len(rows)} held-out questions, one to a page, without",
+        "transcriptions (`python -m benchmarks.pages`). Guided: the large model, pruned by the small one's map",
+        "to that average retention. AUROC: does the small model's score tell its right answers from wrong ones?",
         "",
     ]
-    lines[-2] += (
-        " one's map to that average retention. AUROC: does the small model's score tell right from wrong?"
-    )
     lines += results(rows, lambda row: str(row["kind"]), "kind")
     lines += ["", *results(rows, lambda row: f"{row['tiles']} tiles", "page")]
     print("\n".join(lines))
