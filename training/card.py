@@ -92,8 +92,8 @@ def main() -> None:
     lines += ["", "Counts start where training on pages did. Curves: `docs/training.png`.", ""]
     lines += [
         f"Exact match in % (95 % interval) on {len(rows)} held-out questions, one to a page, without",
-        "transcriptions (`python -m benchmarks.pages`). Guided: the large model, pruned by the small one's map",
-        "to that average retention. AUROC: does the small model's score tell its right answers from wrong ones?",
+        "transcriptions (`python -m benchmarks.pages`). Guided: the large model, pruned by the small one's",
+        "map to that average retention. AUROC: does the small model's score tell right answers from wrong?",
         "",
     ]
     lines += results(rows, lambda row: str(row["kind"]), "kind")

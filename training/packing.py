@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from sgl_engine.demo.drawing import SIZE, Question
 from sgl_engine.demo.pages import Page, draw_page, pick_questions
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
-from sgl_engine.demo.pages.generator import Split
+from sgl_engine.demo.pages.generator import TRANSCRIPTION, Split
 from sgl_engine.demo.pages.layout import SHARES
 from training.dense import batch_facts
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     share: float
 
 
-SHORT, LONG, WHOLE = LAYOUTS = (Layout(48, 10, 0.55), Layout(32, 15, 0.37), Layout(4, 124, 0.08))
+SHORT, LONG, WHOLE = LAYOUTS = (Layout(48, 10, 0.55), Layout(32, 15, 0.37), Layout(4, 160, 0.08))
 """Short questions, long ones first, and transcriptions."""
 THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
@@ -127,6 +127,9 @@ class Packer:
         layout = THIN if thin else layout or chosen
         pages = [draw_page(seed * 16 + i, split=split, tiles=tiles) for i in range(PAGES[tiles])]
         asked = [self._turns(page, rng, layout) for page in pages]
+        # No wider than what is asked: half of the slots' tokens would be empty else.
+        longest = max(turn.size for turns in asked for turn in turns)
+        layout = layout._replace(slots=max(map(len, asked)), length=longest)
         kept = (
             _thinned(pages, asked, tiles, rng)
             if thin
@@ -135,10 +138,10 @@ class Packer:
         return self._lay_out(pages, asked, torch.from_numpy(kept), layout, tiles)
 
     def _turns(self, page: Page, rng: np.random.Generator, layout: Layout) -> list[Turn]:
-        picked = pick_questions(page.questions, rng, 3 * layout.slots)
+        # Transcriptions have a layout of their own: no other has room for them.
+        asked = [q for q in page.questions if (q.kind == TRANSCRIPTION) == (layout is WHOLE)]
+        picked = pick_questions(asked, rng, 3 * layout.slots)
         turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
-        if layout is WHOLE:  # transcriptions first: no other layout has room for them
-            turns.sort(key=lambda turn: turn.asked.kind != "transcribe")
         if layout is LONG:  # the other layout has no room for the longer ones
             turns.sort(key=lambda turn: turn.size <= SHORT.length)
         return [turn for turn in turns if turn.size <= layout.length][: layout.slots]
