@@ -11,7 +11,6 @@ from sgl_engine.demo.vocabulary import BARS, FIELDS, ITEMS
 
 RECEIPTS = ("receipt", "invoice", "bill")
 NOTES = ("note", "memo", "ticket", "list")
-COLUMNS = ("size", "cost", "sold", "left", "week", "goal")
 FILLERS = (
     "thank you",
     "open daily",
@@ -64,10 +63,10 @@ class Stock:
         """What rooms and seats are called: "b4", "k27", "231"."""
         return self._draw(lambda: _tag(rng), count)
 
-    def date(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A day, which nothing else on the page is, and one of the twelve months, which others may be."""
-        (day,) = self._draw(lambda: str(int(rng.integers(1, 29))), 1)
-        return day, BARS[int(rng.integers(12))]
+    def date(self, rng: np.random.Generator) -> tuple[str, str] | None:
+        """A day and a month; None where no month is left."""
+        months = self.words("months", 1, rng)
+        return (self._draw(lambda: str(int(rng.integers(1, 29))), 1)[0], months[0]) if months else None
 
     def _draw(self, one: Callable[[], str], count: int) -> tuple[str, ...]:
         drawn: list[str] = []
