@@ -1,4 +1,4 @@
-"""Draw the curves of one or more runs: losses and held-out exact match against minutes of training.
+"""Draw the curves of one or more runs: losses and held-out exact match against processor minutes.
 
 python -m training.curves runs/small runs/large -o docs/training.png
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -27,32 +28,48 @@ def load(run: Path) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
+def families(scores: dict[str, float]) -> dict[str, list[str]]:
+    """Kinds of questions by what they are about: their first word."""
+    found: dict[str, list[str]] = {}
+    for kind in scores:
+        if kind not in ("n", "all", "mean of kinds") and not kind.endswith("tiles"):
+            found.setdefault(kind if kind == "yes or no" else kind.split()[0], []).append(kind)
+    return found
+
+
 def draw(runs: list[Path], output: Path) -> None:
-    """One row of axes per run: losses on the left, exact match per kind on the right."""
+    """One row of axes per run: losses on the left, exact match per family of kinds on the right."""
     figure, axes = plt.subplots(len(runs), 2, figsize=(13, 4.2 * len(runs)), squeeze=False)
     for (losses, matches), run in zip(axes, runs, strict=True):
         entries = load(run)
-        for name, colour in (("dense", "tab:orange"), ("answer", "tab:blue")):
+        for name, colour in (("dense", "tab:orange"), ("loss", "tab:blue")):  # "loss" is that of the answers
             points = [(e["minutes"], e[name]) for e in entries if name in e]
-            losses.plot(*zip(*points, strict=True), label=f"{name} loss", color=colour, linewidth=1)
+            losses.plot(
+                *zip(*points, strict=True),
+                label="answers" if name == "loss" else "what tokens hold",
+                color=colour,
+                linewidth=1,
+            )
         losses.set(
-            xlabel="minutes of training", ylabel="loss (nats)", title=f"{run.name}: losses", yscale="log"
+            xlabel="processor minutes of training",
+            ylabel="loss (nats)",
+            title=f"{run.name}: losses",
+            yscale="log",
         )
         scored = [e for e in entries if "dev" in e]
-        for index, kind in enumerate(sorted({kind for e in scored for kind in e["dev"]})):
-            style = {"color": "black", "linewidth": 2.5} if kind == "mean of kinds" else {"linewidth": 1}
-            style["linestyle"] = ("-", "--", ":")[index // 10]
-            points = [(e["minutes"], 100 * e["dev"][kind]) for e in scored if kind in e["dev"]]
-            matches.plot(*zip(*points, strict=True), label=kind, **style)
-        for entry in entries:
-            if "grown" in entry:
-                for axis in (losses, matches):
-                    axis.axvline(entry["minutes"], color="grey", linewidth=0.8)
-                matches.annotate(f" grown to {entry['grown']} layers", (entry["minutes"], 2), fontsize=8)
+        for index, (family, kinds) in enumerate(families(scored[-1]["dev"]).items()):
+            style: dict[str, Any] = {"linewidth": 1, "linestyle": ("-", "--")[index // 10]}
+            points = [
+                (e["minutes"], 100 * fmean(e["dev"][kind] for kind in kinds if kind in e["dev"]))
+                for e in scored
+            ]
+            matches.plot(*zip(*points, strict=True), label=family, **style)
+        points = [(e["minutes"], 100 * e["dev"]["all"]) for e in scored]
+        matches.plot(*zip(*points, strict=True), label="all questions", color="black", linewidth=2.5)
         matches.set(
-            xlabel="minutes of training",
+            xlabel="processor minutes of training",
             ylabel="exact match, %",
-            title=f"{run.name}: held-out pictures",
+            title=f"{run.name}: held-out pages",
             ylim=(0, 101),
         )
         matches.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -29,11 +29,11 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
 class MuonAdamW:
     """Both optimizers behind one ``step``; matrices are grouped by shape."""
 
-    def __init__(self, model: nn.Module, heads: nn.Module, *, momentum: float = 0.95) -> None:
-        """Sort the parameters: hidden matrices go to Muon, embeddings, norms, biases and heads to AdamW."""
+    def __init__(self, model: nn.Module, *, momentum: float = 0.95) -> None:
+        """Sort the parameters: hidden matrices go to Muon, embeddings, norms and biases to AdamW."""
         self.momentum = momentum
         self.groups: dict[tuple, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-        rest, dense = [], list(heads.parameters())
+        rest = []
         for name, parameter in model.named_parameters():
             if (
                 parameter.ndim >= 2 and "embed" not in name and "lm_head" not in name
@@ -43,9 +43,7 @@ class MuonAdamW:
                 self.groups[(vision, *matrix)].append((name, parameter))
             else:
                 rest.append(parameter)
-        self.adamw = torch.optim.AdamW(
-            [{"params": rest}, {"params": dense}], betas=(0.9, 0.98), weight_decay=0.0
-        )
+        self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
         self.buffers = {name: torch.zeros_like(p) for group in self.groups.values() for name, p in group}
 
     @torch.no_grad()

@@ -1,8 +1,7 @@
-"""Batches: pictures, dense facts, and slots of question-answer turns packed behind each picture.
+"""Batches: pages, and slots of a question and its answer packed behind each page.
 
-Slots stand side by side behind the picture; each sees the picture and itself only, and its positions start
-where the picture ends, so that a packed row equals that many separate conversations while the picture is
-encoded once.
+Slots stand side by side behind the page; each sees the page and itself only, and its positions start where
+the page ends, so that a packed row equals that many separate conversations while the page is encoded once.
 """
 
 from __future__ import annotations
@@ -14,44 +13,61 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sgl_engine.demo.drawing import GRID, PATCH, SIZE, Question
-from sgl_engine.demo.generator import Sample, Split, draw_sample, pick_questions
-from sgl_engine.demo.vocabulary import CHARACTER_CLASSES, FACTS, TRANSCRIBE
+from sgl_engine.demo.drawing import SIZE, Question
+from sgl_engine.demo.pages import Page, draw_page, pick_questions
+from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
+from sgl_engine.demo.pages.generator import TRANSCRIPTION, Split
+from sgl_engine.demo.pages.layout import SHARES
+from training.dense import batch_facts
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
 
-FACT_INDEX = {name: index for index, name in enumerate(FACTS)}
-# (slots, tokens per slot, share of batches): short questions, longer ones, two turns, transcriptions with
-# conversations of several turns.
-LAYOUTS = ((21, 12, 0.40), (16, 16, 0.36), (8, 32, 0.09), (3, 80, 0.15))
-SINGLE = 16
-"""Slots of at most so many tokens hold one question each."""
+
+class Layout(NamedTuple):
+    """Slots behind a page, tokens in each, and how often a batch is laid out so."""
+
+    slots: int
+    length: int
+    share: float
+
+
+SHORT, LONG, WHOLE = LAYOUTS = (Layout(48, 10, 0.55), Layout(32, 15, 0.37), Layout(4, 160, 0.08))
+"""Short questions, long ones first, and transcriptions."""
+THIN = Layout(12, 15, 0.0)
+"""Where tokens are missing, few questions, so that their evidence is a small part of a page."""
+PAGES = {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
+"""Pages of a batch, by their number of tiles: about as many tokens whatever the size."""
 
 
 @dataclass
 class Batch:
-    """One step's material. P: tokens before the slots; N: slots; T: tokens in a slot; V: visual tokens.
+    """One step's material. T: tiles of a page; V: visual tokens kept; N: slots; L: tokens in a slot.
 
     Attributes:
-        pixels: float32 (B, 3, 192, 192), normalised as the processor does.
-        ids: int64 (B, P + N * T).
-        positions: int64 (1, P + N * T).
-        labels: int64 (B, N * T): the token that should come next, -100 where none is asked.
-        facts: int64 (B, V, facts).
-        prefix: P.
+        pixels: float32 (B * T, 3, 192, 192), normalised as the processor does.
+        kept: int64 (B, V): which of a page's T * 144 visual tokens are there, ascending.
+        ids: int64 (B, 3 + V + N * L).
+        positions: int64 (B, 3 + V + N * L); those of tokens that are left do not change.
+        labels: int64 (B, N * L): the token that should come next, -100 where none is asked.
         slots: N.
+        facts: int64 (B, T * 144, sorts): what each visual token holds, those that are left out included.
         kinds: Kind of the question to which each answer belongs, in the order of ``answers``.
         answers: (row, first, stop) of every answer within ``labels``.
     """
 
     pixels: torch.Tensor
+    kept: torch.Tensor
     ids: torch.Tensor
     positions: torch.Tensor
     labels: torch.Tensor
-    facts: torch.Tensor
-    prefix: int
     slots: int
+    facts: torch.Tensor
     kinds: list[str]
     answers: list[tuple[int, int, int]]
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the slots."""
+        return self.kept.shape[1] + 3
 
 
 class Turn(NamedTuple):
@@ -68,13 +84,13 @@ class Turn(NamedTuple):
 
 
 class Packer:
-    """Draws pictures and packs them."""
+    """Draws pages and packs them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, patch: int = PATCH) -> None:
-        """Keep the tokenizer, the ids of its special tokens, and how many patches a picture has."""
-        self.tokenizer, self.grid = tokenizer, SIZE // patch
-        self.id = {name: tokenizer.convert_tokens_to_ids(name) for name in (PAD, END, USER, ASSISTANT)}
-        self.head = tokenizer.convert_tokens_to_ids([USER, IMAGE_START, *[IMAGE] * self.grid**2, IMAGE_END])
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Keep the tokenizer and the ids of its special tokens."""
+        self.tokenizer = tokenizer
+        names = (PAD, END, USER, ASSISTANT, IMAGE, IMAGE_START, IMAGE_END)
+        self.id = {name: tokenizer.convert_tokens_to_ids(name) for name in names}
         self.cache: dict[str, list[int]] = {}
 
     def tokens(self, text: str) -> list[int]:
@@ -85,85 +101,102 @@ class Packer:
             self.cache[text] = self.tokenizer(text).input_ids
         return self.cache[text]
 
-    def batch(self, seed: int, size: int, *, split: Split = "train", layout: int | None = None) -> Batch:
-        """The batch of this seed: ``size`` pictures in one of the layouts."""
+    def batch(
+        self,
+        seed: int,
+        *,
+        split: Split = "train",
+        layout: Layout | None = None,
+        tiles: int | None = None,
+        thin: bool = False,
+    ) -> Batch:
+        """The batch of this seed.
+
+        Args:
+            seed: Any non-negative integer.
+            split: Where its pages come from.
+            layout: None draws one.
+            tiles: Of every page; None draws how many.
+            thin: Leave out most visual tokens, but none that the questions' evidence covers.
+        """
         rng = np.random.default_rng((seed, 5))
-        if layout is None:
-            layout = int(rng.choice(len(LAYOUTS), p=[share for *_, share in LAYOUTS]))
-        slots, length, _ = LAYOUTS[layout]
-        samples = [draw_sample(seed * size + i, split=split) for i in range(size)]
-        prefix = len(self.head)
-        ids = torch.full((size, prefix + slots * length), self.id[PAD])
-        ids[:, :prefix] = torch.tensor(self.head)
-        pixels = np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2)
-        positions = [torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(slots)]
-        batch = Batch(
-            pixels=torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN[0]) / STD[0]),
-            ids=ids,
-            positions=torch.cat(positions)[None],
-            labels=torch.full((size, slots * length), -100),
-            facts=torch.from_numpy(np.stack([dense_facts(sample, self.grid) for sample in samples])),
-            prefix=prefix,
-            slots=slots,
-            kinds=[],
-            answers=[],
+        drawn = int(rng.choice(list(SHARES), p=list(SHARES.values())))
+        tiles = tiles or drawn
+        shares = [each.share for each in LAYOUTS]
+        chosen = LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares))]
+        layout = THIN if thin else layout or chosen
+        pages = [draw_page(seed * 16 + i, split=split, tiles=tiles) for i in range(PAGES[tiles])]
+        asked = [self._turns(page, rng, layout) for page in pages]
+        # No wider than what is asked: half of the slots' tokens would be empty else.
+        longest = max(turn.size for turns in asked for turn in turns)
+        layout = layout._replace(slots=max(map(len, asked)), length=longest)
+        kept = (
+            _thinned(pages, asked, tiles, rng)
+            if thin
+            else np.tile(np.arange(tiles * TOKENS), (len(pages), 1))
         )
-        for row, sample in enumerate(samples):
-            turns = self._turns(sample, rng, slots, length)
-            for slot in range(slots):
-                self._fill(batch, row, slot, length, turns)
+        return self._lay_out(pages, asked, torch.from_numpy(kept), layout, tiles)
+
+    def _turns(self, page: Page, rng: np.random.Generator, layout: Layout) -> list[Turn]:
+        # Transcriptions have a layout of their own: no other has room for them.
+        asked = [q for q in page.questions if (q.kind == TRANSCRIPTION) == (layout is WHOLE)]
+        picked = pick_questions(asked, rng, 3 * layout.slots)
+        turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
+        if layout is LONG:  # the other layout has no room for the longer ones
+            turns.sort(key=lambda turn: turn.size <= SHORT.length)
+        return [turn for turn in turns if turn.size <= layout.length][: layout.slots]
+
+    def _lay_out(
+        self, pages: list[Page], asked: list[list[Turn]], kept: torch.Tensor, layout: Layout, tiles: int
+    ) -> Batch:
+        prefix, full = kept.shape[1] + 3, tiles * TOKENS + 3
+        ids = torch.full((len(pages), prefix + layout.slots * layout.length), self.id[PAD])
+        ids[:, 0], ids[:, 1] = self.id[USER], self.id[IMAGE_START]
+        ids[:, 2 : prefix - 1], ids[:, prefix - 1] = self.id[IMAGE], self.id[IMAGE_END]
+        behind = torch.arange(full, full + layout.length).repeat(layout.slots)
+        edges = [torch.tensor([0, 1]), torch.cat([torch.tensor([full - 1]), behind])]
+        positions = torch.cat(
+            [edges[0].expand(len(pages), -1), kept + 2, edges[1].expand(len(pages), -1)], dim=1
+        )
+        labels = torch.full((len(pages), layout.slots * layout.length), -100)
+        batch = Batch(_pixels(pages), kept, ids, positions, labels, layout.slots, batch_facts(pages), [], [])
+        for row, turns in enumerate(asked):
+            for slot, turn in enumerate(turns):
+                self._fill(batch, row, slot * layout.length, turn)
         return batch
 
-    def _turns(self, sample: Sample, rng: np.random.Generator, slots: int, length: int) -> list[Turn]:
-        picked = pick_questions(sample, rng, 4 * slots)
-        turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
-        if length == LAYOUTS[-1][1]:  # the transcription first: it needs a slot of its own
-            turns.sort(key=lambda turn: turn.asked.text.lower() != TRANSCRIBE)
-        if length == SINGLE:  # the other layout of single questions has no room for long ones
-            turns.sort(key=lambda turn: turn.size <= LAYOUTS[0][1])
-        return [turn for turn in turns if turn.size <= length]
-
-    def _fill(self, batch: Batch, row: int, slot: int, length: int, turns: list[Turn]) -> None:
-        """Write turns into one slot until the next does not fit; single questions where slots are short."""
-        labels, start = batch.labels[row], slot * length
-        at = start
-        while turns:
-            turn = turns[0]
-            opening = [] if at == start else [self.id[END], self.id[USER]]
-            text = [*opening, *turn.question, self.id[ASSISTANT], *turn.answer]
-            if at + len(text) > start + length:
-                break
-            turns.pop(0)
-            batch.ids[row, batch.prefix + at : batch.prefix + at + len(text)] = torch.tensor(text)
-            at += len(text)
-            first = at - len(turn.answer) - 1
-            labels[first:at] = torch.tensor([*turn.answer, self.id[END]])
-            batch.kinds.append(turn.asked.kind)
-            batch.answers.append((row, first, at))
-            if length <= SINGLE:
-                break
+    def _fill(self, batch: Batch, row: int, at: int, turn: Turn) -> None:
+        """Write a turn into the slot that starts ``at`` tokens behind the page."""
+        text = [*turn.question, self.id[ASSISTANT], *turn.answer]
+        start = batch.prefix + at
+        batch.ids[row, start : start + len(text)] = torch.tensor(text)
+        stop = at + len(text)
+        first = stop - len(turn.answer) - 1
+        batch.labels[row, first:stop] = torch.tensor([*turn.answer, self.id[END]])
+        batch.kinds.append(turn.asked.kind)
+        batch.answers.append((row, first, stop))
 
 
-def nearest_cells(grid: int, other: int) -> np.ndarray:
-    """For each cell of grid x grid that of other x other in which its centre lies, int64 (grid * grid,)."""
-    nearest = ((np.arange(grid) + 0.5) * other / grid).astype(np.int64)
-    return (nearest[:, None] * other + nearest).ravel()
+def _pixels(pages: list[Page]) -> torch.Tensor:
+    """All tiles of all pages, row by row within a page, normalised."""
+    stacked = np.stack([page.pixels for page in pages]).astype(np.float32)
+    rows, columns = pages[0].rows, pages[0].columns
+    tiles = stacked.reshape(len(pages), rows, SIZE, columns, SIZE, 3).transpose(0, 1, 3, 5, 2, 4)
+    flat = np.ascontiguousarray(tiles.reshape(-1, 3, SIZE, SIZE))
+    return torch.from_numpy((flat / 255 - MEAN[0]) / STD[0])
 
 
-def dense_facts(sample: Sample, grid: int = GRID) -> np.ndarray:
-    """What each patch holds, int64 (patches, facts); 0 where nothing.
-
-    Regions are known on GRID x GRID; on another grid, a patch takes what holds at its centre.
-    """
-    facts = np.zeros((GRID * GRID, len(FACTS)), np.int64)
-    for region in sample.regions:
-        for name, value in region.facts.items():
-            facts[list(region.cells), FACT_INDEX[name]] = value
-    facts = facts[nearest_cells(grid, GRID)]
-    for mark in sorted(sample.glyphs, key=lambda mark: mark.x):
-        if not (0 <= mark.x < SIZE and 0 <= mark.y < SIZE):
-            continue
-        cell = int(mark.y * grid // SIZE) * grid + int(mark.x * grid // SIZE)
-        slot = FACT_INDEX["glyph0"] if facts[cell, FACT_INDEX["glyph0"]] == 0 else FACT_INDEX["glyph1"]
-        facts[cell, slot] = CHARACTER_CLASSES[mark.character.lower()]
-    return facts
+def _thinned(pages: list[Page], asked: list[list[Turn]], tiles: int, rng: np.random.Generator) -> np.ndarray:
+    """Which tokens are left, int64 (pages, kept): all evidence, and others at random up to 6 to 50 %."""
+    needed = []
+    for page, turns in zip(pages, asked, strict=True):
+        boxes = [box for turn in turns for box in turn.asked.evidence]
+        needed.append(evidence_tokens(boxes, page.rows, page.columns))
+    count = max(int(TOKENS * tiles * rng.uniform(0.06, 0.5)), *(len(need) for need in needed), 1)
+    rows = []
+    for need in needed:
+        # Some tiles go nearly whole, as a small model's map leaves them out.
+        weight = rng.random(TOKENS * tiles) * np.repeat(rng.choice([0.3, 1.0], tiles), TOKENS)
+        weight[need] = 2.0
+        rows.append(np.sort(np.argsort(-weight)[:count]))
+    return np.stack(rows)

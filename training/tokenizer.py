@@ -1,24 +1,31 @@
-"""The tokenizer and processor of the bundled pair: a small byte-level BPE, uncased, digits single.
+"""Special tokens, chat template and processor of the bundled pair.
 
-Uncased, because pictures show a word in either case and people type either; byte-level, so that any text
-can be read and written.
+The tokenizer is a small byte-level BPE, uncased, digits single: pictures show a word in either case and
+people type either, and any text can be read and written.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, InternVLProcessor, PreTrainedTokenizerFast
 
-from sgl_engine.demo.drawing import PATCH, SIZE
-from sgl_engine.demo.generator import draw_sample
-from sgl_engine.demo.vocabulary import BARS, COLORS, FIELDS, ITEMS, SHAPES
+from sgl_engine.demo.drawing import SIZE
+from sgl_engine.demo.pages.cells import TOKENS
+from sgl_engine.demo.pages.layout import SHAPES
+from sgl_engine.families.processors import image_only, obey_thumbnail_switch
 
-VOCABULARY = 768
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 IMAGE, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
-SPECIAL = (PAD, END, USER, ASSISTANT, "<|system|>", "<|tool|>", IMAGE_START, IMAGE_END, IMAGE)
+NAMES = {
+    "start_image_token": IMAGE_START,
+    "end_image_token": IMAGE_END,
+    "context_image_token": IMAGE,
+    "video_token": "<|tool|>",
+}
+"""What InternVLProcessor asks its tokenizer for; the pair has no videos, so an unused token stands in."""
 # Mean and deviation of the generated pictures, so that paper is near zero and ink far from it.
 MEAN, STD = (0.85, 0.85, 0.85), (0.25, 0.25, 0.25)
 # The pair learnt with pictures before the text of a turn, so the template puts them there.
@@ -26,74 +33,52 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}"
-    "{{ '<img><IMG_CONTEXT></img>' }}{% endfor %}"
+    "{{ '<IMG_CONTEXT>' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Learn the merges from generated training questions; deterministic."""
-    tokenizer = Tokenizer(models.BPE())
-    # A space before every text makes a word one token wherever it stands: what is learnt by answering "milk"
-    # then helps to look for "milk". A digit takes the space before it along, for the same reason.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend(" ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[token for token in SPECIAL if token not in (PAD, END)],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=4096,
-        clean_up_tokenization_spaces=False,
-    )
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """An InternVLProcessor that cuts a picture into 1 to 6 tiles of 192 x 192 and adds no thumbnail.
 
-
-def _corpus() -> list[str]:
-    lines = []
-    for seed in range(600):
-        for question in draw_sample(seed, split="train").questions:
-            lines += [question.text, question.answer]
-    # Every word of the world becomes one token.
-    return lines + [*ITEMS, *FIELDS, *BARS, *COLORS, *SHAPES, "none", "yes", "no"] * 300
-
-
-def build_processor(tokenizer: PreTrainedTokenizerFast, *, patch: int = PATCH) -> LlavaProcessor:
-    """A processor for 192 x 192 pictures, one visual token a patch; loads with or without torchvision."""
-    image_processor = CLIPImageProcessorPil(
+    At 8 pixels to a visual token's side a thumbnail of such a page could not be read.
+    """
+    images = GotOcr2ImageProcessorPil(
         do_resize=True,
         size={"height": SIZE, "width": SIZE},
-        do_center_crop=False,
         do_normalize=True,
         image_mean=list(MEAN),
         image_std=list(STD),
+        crop_to_patches=True,
+        min_patches=min(SHAPES),
+        max_patches=max(SHAPES),
+        use_thumbnail=False,
     )
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        image_token=IMAGE,
-        chat_template=CHAT_TEMPLATE,
+    processor = image_only(InternVLProcessor)
+    return obey_thumbnail_switch(
+        processor(images, tokenizer, None, image_seq_length=TOKENS, chat_template=CHAT_TEMPLATE)
     )
 
 
-def load_or_train(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in ``folder``, learnt and saved there if it is missing."""
-    if not (folder / "tokenizer.json").exists():
-        train_tokenizer().save_pretrained(folder)
-    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+def with_names(folder: Path) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer, with the names that the processor asks it for."""
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, extra_special_tokens=NAMES)
+    loaded.padding_side = "left"
     return loaded
+
+
+def save_processor(tokenizer_folder: Path, folder: Path) -> None:
+    """Write tokenizer, chat template and processor beside the weights in ``folder``."""
+    tokenizer = with_names(tokenizer_folder)
+    processor = build_processor(tokenizer)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    # save_pretrained of a processor without its video half fails, so its one file is written here.
+    settings = {
+        "processor_class": "InternVLProcessor",
+        "image_seq_length": TOKENS,
+        "image_processor": json.loads(processor.image_processor.to_json_string()),
+    }
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=1) + "\n")

@@ -110,7 +110,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 @lru_cache(maxsize=256)
-def _stencil(shape: str, size: int) -> Canvas:
+def stencil(shape: str, size: int) -> Canvas:
     """Coverage of a shape in a size x size box: float32 (size, size, 1) in 0..1, with soft edges."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     x, y = axis[None, :], axis[:, None]
@@ -167,7 +167,7 @@ def _draw_thing(thing: Thing, sheet: Sheet, rng: np.random.Generator) -> Box:
     x0, y0 = (int(v) for v in np.clip(middle - size // 2, 0, SIZE - size))
     paint = np.asarray(PALETTE[thing.color], np.float32) + rng.uniform(-14, 14, 3).astype(np.float32)
     part = sheet.canvas[y0 : y0 + size, x0 : x0 + size]
-    part += _stencil(thing.shape, size) * (paint - part)
+    part += stencil(thing.shape, size) * (paint - part)
     luminance = float(paint @ np.array([0.3, 0.59, 0.11]))
     ink = (255.0, 255.0, 255.0) if luminance < 140 else (10.0, 10.0, 10.0)
     sheet.write(2 * column, row, thing.number, random_typeface(rng), ink)

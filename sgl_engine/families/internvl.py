@@ -1,7 +1,8 @@
 """InternVL in transformers format (InternVL3-1B-hf, InternVL3-8B-hf, ...), with a Qwen2 or Qwen3 decoder.
 
-An image is one tile, or a grid of tiles in row-major order followed by a thumbnail of the whole image; every
-tile becomes the same square of visual tokens, row-major after the pixel shuffle.
+An image is one tile, or a grid of tiles in row-major order followed by a thumbnail of the whole image (by
+none where the image processor says ``use_thumbnail=False``); every tile becomes the same square of visual
+tokens, row-major after the pixel shuffle.
 """
 
 from __future__ import annotations
@@ -77,12 +78,15 @@ class InternVL(BaseFamily):
 
 
 def _attributes(image_processor: Any) -> dict[str, Any]:
-    names = ("crop_to_patches", "min_patches", "max_patches", "do_center_crop", "size")
+    names = ("crop_to_patches", "min_patches", "max_patches", "do_center_crop", "size", "use_thumbnail")
     return {name: getattr(image_processor, name, None) for name in names}
 
 
 def _tiled(settings: Mapping[str, Any], width: int, height: int) -> tuple[Box, ...]:
-    """Boxes of the tiles that the processor cuts: row-major, then the thumbnail when there are several."""
+    """Boxes of the tiles that the processor cuts: row-major, then the thumbnail when there are several.
+
+    A processor that does not mention ``use_thumbnail`` makes one, as transformers does.
+    """
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     size = settings["size"]
@@ -94,4 +98,5 @@ def _tiled(settings: Mapping[str, Any], width: int, height: int) -> tuple[Box, .
         for row in range(rows)
         for col in range(cols)
     )
-    return tiles if len(tiles) == 1 else (*tiles, WHOLE)
+    thumbnail = len(tiles) > 1 and settings.get("use_thumbnail") is not False
+    return (*tiles, WHOLE) if thumbnail else tiles

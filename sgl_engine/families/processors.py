@@ -46,6 +46,29 @@ def image_only(cls: Any) -> Any:
     return ImageOnly
 
 
+def obey_thumbnail_switch(processor: Any) -> Any:
+    """Let ``use_thumbnail=False`` in a tiling image processor's file mean what it says; return the processor.
+
+    transformers stores the switch with the image processor, but does not hand it to the method that cuts
+    tiles, which then adds a thumbnail whatever the file says.
+    """
+    cutter = getattr(processor, "image_processor", None)
+    if getattr(cutter, "use_thumbnail", None) is False and hasattr(cutter, "crop_image_to_patches"):
+        cutter.__class__ = _without_thumbnail(type(cutter))
+    return processor
+
+
+def _without_thumbnail(cls: Any) -> Any:
+    class Tiles(cls):  # type: ignore[misc]  # a base class known at run time only
+        __doc__ = cls.__doc__
+
+        def crop_image_to_patches(self, *args: Any, **settings: Any) -> Any:
+            return super().crop_image_to_patches(*args, **{**settings, "use_thumbnail": False})
+
+    Tiles.__name__ = cls.__name__  # what save_pretrained writes
+    return Tiles
+
+
 def _smolvlm() -> Any:
     """SmolVLM's class wants num2words, for videos. Idefics3's writes the same tokens for images."""
     from transformers import Idefics3Processor

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sgl_engine.chat.template import render
 from sgl_engine.errors import ProcessorError, UnsupportedImageError
-from sgl_engine.families.processors import image_only_class
+from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         if is_torchvision_available():
-            return auto.from_pretrained(name, **hub)
+            return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
         settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
         cls = image_only_class(settings.get("processor_class") or "")
         if cls is None:
-            return auto.from_pretrained(name, **hub)
-        return _load_image_only(cls, settings, name, hub)
+            return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
+        return obey_thumbnail_switch(_load_image_only(cls, settings, name, hub))
     except MemoryError:
         raise
     except Exception as error:  # its files may hold anything; tokenizers raises plain Exception

@@ -160,7 +160,7 @@ def test_smolvlm_is_idefics3_to_the_bit(request_: str, implementation: str) -> N
         vlm, prompt = model(family), encoded(family, request_)
         with attention_of(vlm, implementation):
             logits = stepwise_logits(vlm, prompt, random_plan(prompt, 1), STEPS["several at once"])
-            result = run_small_pass(vlm, prompt, max_new_tokens=5, stop_at_eos=False)
+            result = run_small_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False))
         assert result.importance is not None
         found.append((prompt, logits, result.importance.mass, result.generation.logprobs))
     (prompt, *ours), (other, *theirs) = found

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,42 @@ def test_the_thumbnail_is_no_tile(folder: Path) -> None:
     boxes = [span.box for span in prompt.spans]
     assert len(set(boxes)) == 5
     assert boxes[:4] == [(0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5), (0, 0.5, 0.5, 1), (0.5, 0.5, 1, 1)]
+
+
+@pytest.fixture(scope="module")
+def folder_without_thumbnail(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, with an image processor that says that it makes no thumbnail."""
+    path = tmp_path_factory.mktemp("models") / "tiles only"
+    shutil.copytree(folder, path)
+    settings = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").write_text(json.dumps({**settings, "use_thumbnail": False}))
+    return path
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2)])
+def test_tiles_without_a_thumbnail(
+    rows: int, cols: int, folder: Path, folder_without_thumbnail: Path
+) -> None:
+    """Processor and boxes agree, and the tiles are those of the processor that adds a thumbnail to them."""
+    request = Request.ask("?", mosaic(rows, cols))
+    plain = VLM.from_pretrained(folder_without_thumbnail).encode(request)
+    stock = VLM.from_pretrained(folder).encode(request)
+    tiles = plain.inputs["pixel_values"]
+    assert len(tiles) == len(plain.spans) == rows * cols
+    assert torch.equal(tiles, stock.inputs["pixel_values"][: rows * cols])
+    assert plain.spans == stock.spans[: rows * cols]
+    assert plain.num_visual_tokens == sum(len(span) for span in plain.spans)
+    # The control: where the stock processor cuts tiles, it has one more picture, of everything.
+    assert len(stock.spans) == rows * cols + (rows * cols > 1)
+
+
+def test_the_thumbnail_switch_survives_saving(folder_without_thumbnail: Path, tmp_path: Path) -> None:
+    cutter = load_processor(str(folder_without_thumbnail)).image_processor
+    cutter.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    before = json.loads((folder_without_thumbnail / "preprocessor_config.json").read_text())
+    assert written["use_thumbnail"] is False
+    assert written["image_processor_type"] == before["image_processor_type"]
 
 
 def test_a_missing_processor(tmp_path: Path) -> None:
