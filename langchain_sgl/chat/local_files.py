@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from langchain_sgl.errors import shorten
-from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
+from sgl_engine import ConfigError, MissingImageError, UnsafePathError
 
 _MAX_LISTED = 1000  # looked through for a near name: a folder of millions must not stall an error
 

@@ -15,8 +15,7 @@ from typing import TypeAlias, TypeGuard, cast
 from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents.base import Blob
 
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import ConfigError, CorruptImageError, ImageLimitError
+from sgl_engine import ConfigError, CorruptImageError, ImageLimitError, LimitsConfig
 
 PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
 """A path, a LangChain blob, or an id with the picture's bytes."""
@@ -133,7 +132,7 @@ def read_picture(blob: Blob, limits: LimitsConfig) -> bytes:
         ImageLimitError: It is too large; such a file is not read at all.
         CorruptImageError: It is empty.
     """
-    from sgl_engine.prompt.images import read_file
+    from sgl_engine.prompt import read_file
 
     data = read_file(Path(blob.path), limits) if blob.data is None and blob.path else blob.as_bytes()
     if len(data) > limits.max_image_bytes:
@@ -159,7 +158,7 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
     """
     from PIL import Image
 
-    from sgl_engine.prompt.images import FORMATS, load_image
+    from sgl_engine.prompt import FORMATS, load_image
 
     width, height = load_image(data, limits).size
     with Image.open(io.BytesIO(data), formats=FORMATS) as header:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from langchain_sgl.chat.image_blocks import mime_type_of
 from langchain_sgl.chat.local_files import file_names, find_under, folder_label, near_names
 from langchain_sgl.errors import shorten
-from sgl_engine.errors import MissingImageError
+from sgl_engine import MissingImageError
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
-    from sgl_engine.request import ImageSource
+    from sgl_engine import ImageSource
 
 _MAX_NAME_CHARACTERS = 512  # longer references are no ids and no paths
 _MAX_URL_CHARACTERS = 4096

@@ -11,8 +11,10 @@ import torch
 from samples import REQUESTS
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sgl_engine import VLM, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import VLM
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 NAME = "flash_stand_in"

@@ -14,12 +14,13 @@ from samples import noise
 from scheduling import until
 from test_cost import counted
 
-from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine, run_small_pass
+from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.model.vlm import VLM
+from sgl_engine.passes import run_small_pass
 from sgl_engine.passes.embedding import embed_pictures
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.report.cost import small_pass_flops

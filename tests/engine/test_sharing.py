@@ -13,9 +13,10 @@ import torch
 from oracles import traces
 from samples import noise
 
-from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta, run_small_pass
+from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import DeadlineError, RequestCancelledError
+from sgl_engine.passes import run_small_pass
 from sgl_engine.testing import tiny_vlm
 
 

@@ -12,7 +12,15 @@ from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DEFAULT_DECODER", "DEFAULT_FAMILY", "TINY_FAMILIES", "TINY_SIZES", "TinyDecoder", "build_tiny"]
+__all__ = [
+    "DEFAULT_DECODER",
+    "DEFAULT_FAMILY",
+    "TINY_FAMILIES",
+    "TINY_SIZES",
+    "TinyDecoder",
+    "TinyOptions",
+    "build_tiny",
+]
 
 DEFAULT_FAMILY = "internvl"
 _BUILDERS: Mapping[str, Callable[[TinyOptions], tuple[Any, Any]]] = {
