@@ -1,8 +1,11 @@
-from .budget.middleware import EscalationBudgetMiddleware as EscalationBudgetMiddleware
+from .budget.middleware import (
+    EscalationBudgetMiddleware as EscalationBudgetMiddleware,
+    EscalationBudgetState as EscalationBudgetState,
+)
 from .chat.image_blocks import image_block as image_block
 from .chat.pair import forget_engines as forget_engines
 from .chat_models import ChatSGL as ChatSGL
-from .evidence import Evidence as Evidence
+from .evidence import Evidence as Evidence, EvidenceSpan as EvidenceSpan
 from .indexing.files import PictureFailure as PictureFailure
 from .indexing.indexer import SGLImageBlobParser as SGLImageBlobParser, SGLImageIndexer as SGLImageIndexer
 from .indexing.manifest import RemovedDocument as RemovedDocument
@@ -13,6 +16,7 @@ from .tools.picture_store import (
     PictureStore as PictureStore,
     as_picture_store as as_picture_store,
 )
+from .tools.picture_tool import PictureAnswer as PictureAnswer, ShownPicture as ShownPicture
 from .tools.toolkit import (
     SGLToolkit as SGLToolkit,
     TranscribeTool as TranscribeTool,

@@ -31,6 +31,8 @@ from sgl_engine.families.tiny import (
 )
 from sgl_engine.passes import Asked, SmallPassResult, measure_answer
 
+__all__ = ["FakeEngine", "tiny_vlm"]
+
 
 def tiny_vlm(
     family: str = DEFAULT_FAMILY,

@@ -1,3 +1,4 @@
+from .layer_inputs import LayerInputs as LayerInputs
 from .patch import prune_visual_tokens as prune_visual_tokens
 from .plan import (
     KeptColumns as KeptColumns,

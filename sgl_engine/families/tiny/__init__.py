@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.tiny import internvl, llava, others, qwen
 from sgl_engine.families.tiny.internvl import DEFAULT_DECODER, TinyDecoder
-from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions
+from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, TinySize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ __all__ = [
     "TINY_SIZES",
     "TinyDecoder",
     "TinyOptions",
+    "TinySize",
     "build_tiny",
 ]
 
