@@ -73,8 +73,8 @@ def shapes(model: str) -> Callable[[], object]:
 
     from benchmarks.bench_pair import Timed, Weights
     from benchmarks.latency_passes import random_plan
-    from sgl_engine import run_large_pass, run_small_pass
     from sgl_engine.decoding.answer import AnswerTask
+    from sgl_engine.passes import run_large_pass, run_small_pass
 
     timed = Timed(Weights("cpu", torch.bfloat16, "cpu"), tokens=1024, answer_tokens=4, repeats=1)
     vlm = timed.small if model == "small" else timed.large

@@ -10,12 +10,14 @@ import torch
 
 from benchmarks.bench_pair import Timed
 from benchmarks.timing import Comparison, Side, speed_up_bound
-from sgl_engine import VLM, plan_pruning, run_small_pass
+from sgl_engine import VLM
 from sgl_engine.attention.capture import capture_attention
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import PRESETS
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report import cost

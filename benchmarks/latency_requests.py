@@ -12,10 +12,11 @@ from PIL import Image
 
 from benchmarks.bench_pair import QUESTIONS, Timed, plain_generate
 from benchmarks.timing import Comparison, take_turns
-from sgl_engine import Request, Response, run_large_pass, run_small_pass
+from sgl_engine import Request, Response
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.passes import run_large_pass, run_small_pass
 
 BATCH = 32
 _MOST_CHECKS = 10

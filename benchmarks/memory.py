@@ -63,10 +63,12 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float
     import torch
     from PIL import Image
 
-    from sgl_engine import Request, plan_pruning, run_large_pass, run_small_pass
+    from sgl_engine import Request
     from sgl_engine.attention.importance import ImportanceMap
     from sgl_engine.config import LimitsConfig
     from sgl_engine.decoding.answer import AnswerTask
+    from sgl_engine.passes import run_large_pass, run_small_pass
+    from sgl_engine.pruning import plan_pruning
 
     torch.set_num_threads(1)
     vlm = build(tokens)

@@ -41,9 +41,7 @@ from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.schemas import convert_tools
 from langchain_sgl.chat.structured_output import Method, structured
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine.exit.decision import ExitDecision
-from sgl_engine.request import Message, Request
-from sgl_engine.response import Response, StreamEvent
+from sgl_engine import ExitDecision, Message, Request, Response, StreamEvent
 
 _ANY_QUESTION = Message("user", ("?",))
 """Stands for a question where tokens are counted of messages that cannot be answered by themselves."""

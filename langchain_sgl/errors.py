@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_core import exceptions as core
 
-from sgl_engine import errors as ours
+import sgl_engine as ours
 
 _KINDS: tuple[tuple[type[ours.SGLError], type[core.ModelError]], ...] = (
     # The first match counts, so subclasses come before their base.

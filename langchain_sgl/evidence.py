@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from PIL.Image import Image
 
-    from sgl_engine.attention.importance import ImportanceMap
-    from sgl_engine.prompt.encoded import Box
-    from sgl_engine.request import ImageSource
+    from sgl_engine import ImageSource
+    from sgl_engine.attention import ImportanceMap
+    from sgl_engine.prompt import Box
 
 EVIDENCE_KEY = "sgl_evidence"
 """Where it stands in ``response_metadata``."""
@@ -139,8 +139,8 @@ class Evidence(BaseModel):
         """Builds the engine's map. Prompt positions are lost: spans follow each other from 0."""
         import torch
 
-        from sgl_engine.attention.importance import ImportanceMap
-        from sgl_engine.prompt.encoded import VisualSpan
+        from sgl_engine.attention import ImportanceMap
+        from sgl_engine.prompt import VisualSpan
 
         spans, start = [], 0
         for span in self.spans:
@@ -165,7 +165,7 @@ class Evidence(BaseModel):
         Returns:
             (x0, y0, x1, y1), fractions of the picture; the whole picture where no token stands out.
         """
-        from sgl_engine.explain.focus_box import focus_box
+        from sgl_engine.explain import focus_box
 
         return focus_box(self.importance(), image=image, share=share, margin=margin)
 
@@ -204,7 +204,7 @@ class Evidence(BaseModel):
             ImageError: A picture cannot be used.
             InvalidRequestError: A picture is missing, or it is unknown where its tokens lie.
         """
-        from sgl_engine.explain.heatmap import draw_importance
+        from sgl_engine.explain import draw_importance
 
         given: Sequence[ImageSource] = pictures if isinstance(pictures, list | tuple) else [pictures]
         loaded = [_load(picture) for picture in given]
@@ -235,7 +235,7 @@ def crop_box(picture: Image, box: Box) -> Image:
 
 
 def _load(picture: ImageSource) -> Image:
-    from sgl_engine.config import LimitsConfig
-    from sgl_engine.prompt.images import load_image
+    from sgl_engine import LimitsConfig
+    from sgl_engine.prompt import load_image
 
     return load_image(picture, LimitsConfig())

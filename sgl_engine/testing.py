@@ -17,25 +17,21 @@ from typing import Literal
 
 import torch
 
-from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.config import EngineConfig
-from sgl_engine.decoding.answer import Generation
-from sgl_engine.engine import SGLEngine
-from sgl_engine.errors import ConfigError
+from sgl_engine import VLM, ConfigError, EngineConfig, Request, SGLEngine
+from sgl_engine.attention import ImportanceMap
+from sgl_engine.decoding import Generation
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
     DEFAULT_FAMILY,
     TINY_FAMILIES,
     TINY_SIZES,
     TinyDecoder,
+    TinyOptions,
     build_tiny,
 )
-from sgl_engine.families.tiny.sizes import TinyOptions
-from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.measurements import measure_answer
-from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import Asked
-from sgl_engine.request import Request
+from sgl_engine.passes import Asked, SmallPassResult, measure_answer
+
+__all__ = ["FakeEngine", "tiny_vlm"]
 
 
 def tiny_vlm(

@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: import direction, single owners, cheap imports, names.
+"""The house rules that can be read off the source: import direction, owners, sizes, cheap imports, names.
 
 Every checker is also run on a small tree that breaks its rule: a checker that never complains proves nothing.
 """
@@ -14,16 +14,31 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks import structure
+from benchmarks.source import (
+    PACKAGES,
+    body_lines,
+    classes_with_one_name,
+    deep_imports,
+    door_files,
+    file_lines,
+    files_by_folder,
+    import_graph,
+    imports,
+    longest_chain,
+    read_modules,
+)
+
 ROOT = Path(__file__).parents[1]
 
-# A folder imports only from those left of it; inside a folder, in any direction without a cycle.
+# A folder imports only from those left of it; inside a folder, in any direction without a cycle. `__init__`
+# is `sgl_engine` itself: its names load on first use, for whoever stands above the engine.
 ORDER = (
     "errors config request chat prompt serving families model attention pruning decoding passes exit report "
-    "response cascade engine explain testing rankers demo evaluation calibration cli"
+    "response cascade engine __init__ explain testing rankers demo evaluation calibration cli"
 ).split()
-LAYERS = {f"sgl_engine.{name}": number for number, name in enumerate(ORDER)}
-LAYERS["sgl_engine"] = len(ORDER)  # re-exports, lazily; nothing inside it may import from there
-LAYERS["langchain_sgl"] = len(ORDER) + 1
+LAYERS = {f"sgl_engine.{name}".removesuffix(".__init__"): number for number, name in enumerate(ORDER)}
+LAYERS["langchain_sgl"] = len(ORDER)
 OWNERS_OF_HOOKS = {
     "sgl_engine.attention.capture",
     "sgl_engine.pruning.patch",
@@ -42,34 +57,6 @@ ARCHITECTURES = re.compile(
 )
 
 
-def modules(root: Path) -> dict[str, ast.Module]:
-    """Dotted name -> parsed source, of both packages under `root`."""
-    found = {}
-    for package in ("sgl_engine", "langchain_sgl"):
-        for path in sorted((root / package).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
-    return found
-
-
-def imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
-    """The project's modules that `name` imports, inside functions and under TYPE_CHECKING as well."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                found.add(f"{name}: relative import")  # never used here; unknown, hence reported
-                continue
-            source = node.module or ""
-            # `from package import module` imports the module, not the package's names. The version is free.
-            names = [alias.name for alias in node.names if alias.name != "__version__"]
-            found |= {full if (full := f"{source}.{name}") in known else source for name in names}
-    ours = re.compile(r"(sgl_engine|langchain_sgl)\b")
-    return {target for target in found if ours.match(target)}
-
-
 def owner(module: str) -> str:
     """The entry of LAYERS that a module belongs to; KeyError where nobody assigned one."""
     package, _, rest = module.partition(".")
@@ -81,10 +68,10 @@ def owner(module: str) -> str:
 
 def direction_faults(root: Path) -> list[str]:
     """Modules without a number, and imports that point upwards."""
-    trees = modules(root)
+    trees = read_modules(root, stubs=True)
     faults = []
     for name, tree in trees.items():
-        for target in {name} | imports(name, tree, set(trees)):
+        for target in {name} | imports(name, tree, trees):
             try:
                 low, high = owner(target), owner(name)
             except KeyError:
@@ -97,8 +84,8 @@ def direction_faults(root: Path) -> list[str]:
 
 def cycles(root: Path) -> list[str]:
     """Modules that import themselves by way of others. A package's parts may import its __init__."""
-    trees = modules(root)
-    graph = {name: imports(name, tree, set(trees)) & set(trees) - {name} for name, tree in trees.items()}
+    trees = read_modules(root, stubs=True)
+    graph = import_graph(trees, annotations=True)
 
     def reachable(start: str) -> set[str]:
         seen: set[str] = set()
@@ -131,7 +118,7 @@ def mentions(root: Path, pattern: re.Pattern[str], owners: set[str]) -> list[str
     """Words that match `pattern` in modules that none of `owners` contains."""
     return [
         f"{name}: {word}"
-        for name, tree in modules(root).items()
+        for name, tree in read_modules(root).items()
         if not any(name == owner or name.startswith(f"{owner}.") for owner in owners)
         for word in sorted(set(words(tree)))
         if pattern.search(word)
@@ -144,7 +131,11 @@ def bad_tree(tmp_path: Path) -> Path:
     sources = {
         "sgl_engine/__init__.py": "",
         "sgl_engine/request.py": "def late():\n    from sgl_engine.engine import SGLEngine\n",
+        "sgl_engine/cascade.py": "",
         "sgl_engine/engine.py": "import langchain_sgl\n",
+        "sgl_engine/exit/__init__.py": "",
+        "sgl_engine/exit/__init__.pyi": "from .decision import ExitDecision as ExitDecision\n",
+        "sgl_engine/exit/decision.py": "from sgl_engine import ConfigError\n",
         "sgl_engine/report/cost.py": "from sgl_engine.report import make\n",
         "sgl_engine/report/make.py": "import sgl_engine.report.cost\n",
         "sgl_engine/utils.py": "",
@@ -164,6 +155,7 @@ def test_imports_point_downwards() -> None:
 def test_upward_imports_and_unnumbered_modules_are_reported(bad_tree: Path) -> None:
     assert sorted(direction_faults(bad_tree)) == [
         "sgl_engine.engine (16) imports langchain_sgl (25)",
+        "sgl_engine.exit.decision (12) imports sgl_engine (17)",
         "sgl_engine.request (2) imports sgl_engine.engine (16)",
         "sgl_engine.utils: no number in LAYERS for sgl_engine.utils",
     ]
@@ -181,6 +173,49 @@ def test_cycles_are_reported(bad_tree: Path) -> None:
         "sgl_engine.report.make",
         "sgl_engine.request",
     ]
+
+
+def test_folders_and_files_keep_their_sizes() -> None:
+    assert len(door_files(ROOT)) <= structure.MAX_DOOR
+    assert structure.over(files_by_folder(ROOT), structure.MAX_FLAT) == {}
+    assert structure.over(file_lines(ROOT), structure.MAX_FILE_LINES) == {}
+    assert structure.over(body_lines(read_modules(ROOT)), structure.MAX_BODY_LINES) == {}
+
+
+def test_import_chains_are_short() -> None:
+    chain = longest_chain(import_graph(read_modules(ROOT)))
+    assert len(chain) <= structure.MAX_CHAIN, " -> ".join(chain)
+
+
+def test_one_class_for_each_name() -> None:
+    assert classes_with_one_name(read_modules(ROOT)) == []
+
+
+def test_langchain_sgl_imports_what_is_public() -> None:
+    assert deep_imports(read_modules(ROOT)) == []
+
+
+def test_sizes_over_the_limits_are_reported(tmp_path: Path) -> None:
+    lines = structure.MAX_BODY_LINES + 1
+    sources = {f"sgl_engine/chat/file{n}.py": f"from sgl_engine.chat import file{n + 1}\n" for n in range(13)}
+    sources |= {f"sgl_engine/door{n}.py": "class Twice: ...\n" for n in range(2)}
+    sources["sgl_engine/demo/long.py"] = "# more\n" * (structure.MAX_FILE_LINES + 1)
+    sources["langchain_sgl/deep.py"] = 'def f():\n    """Docstring."""\n' + "    print()\n" * lines
+    sources["langchain_sgl/deep.py"] += "from sgl_engine.chat.file1 import x\nfrom sgl_engine.chat import x\n"
+    for path, source in sources.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(source)
+    trees = read_modules(tmp_path)
+    assert door_files(tmp_path) == ["door0.py", "door1.py"]
+    assert structure.over(files_by_folder(tmp_path), structure.MAX_FLAT) == {"sgl_engine/chat": 13}
+    assert structure.over(file_lines(tmp_path), structure.MAX_FILE_LINES) == {"sgl_engine/demo/long.py": 351}
+    assert structure.over(body_lines(trees), structure.MAX_BODY_LINES) == {"langchain_sgl.deep.f": lines}
+    assert longest_chain(import_graph(trees)) == (
+        "langchain_sgl.deep",
+        *(f"sgl_engine.chat.file{n}" for n in range(1, 13)),
+    )
+    assert classes_with_one_name(trees) == ["Twice: sgl_engine.door0, sgl_engine.door1"]
+    assert deep_imports(trees) == ["langchain_sgl.deep: sgl_engine.chat.file1"]
 
 
 def test_only_attention_and_pruning_touch_hooks() -> None:
@@ -235,7 +270,15 @@ def surface_faults(module: ModuleType) -> list[str]:
     return shown + broken
 
 
-@pytest.mark.parametrize("package", ["sgl_engine", "langchain_sgl"])
+STUBS = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("*/**/__init__.pyi"))
+FACADES = [".".join(path.parts) for path in STUBS if path.parts[0] in PACKAGES]
+
+
+def test_both_packages_are_among_those_with_public_names() -> None:
+    assert set(PACKAGES) < set(FACADES)
+
+
+@pytest.mark.parametrize("package", FACADES)
 def test_public_names_are_flat(package: str) -> None:
     assert surface_faults(importlib.import_module(package)) == []
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from typing_extensions import override
 
 from langchain_sgl.usage.callbacks import ReportHandler
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 
 Scope: TypeAlias = Literal["run", "thread"]
 Unit: TypeAlias = Literal["escalations", "tflops", "ms"]

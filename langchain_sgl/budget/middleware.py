@@ -24,7 +24,7 @@ from typing_extensions import override
 from langchain_sgl.budget.gate import limit_escalation
 from langchain_sgl.budget.ledger import Account, Budget, Ledger, Spending, update_record
 from langchain_sgl.usage.callbacks import attached
-from sgl_engine.errors import BudgetSpentError, ConfigError
+from sgl_engine import BudgetSpentError, ConfigError
 
 try:
     from langchain.agents.middleware.types import (

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from langchain_sgl.chat.schemas import to_json_schema
-from sgl_engine.config import Escalate, ExitConfig, Fraction, pruning_preset
-from sgl_engine.errors import InvalidRequestError
-from sgl_engine.request import Message, Request, ToolChoice, ToolSpec
+from sgl_engine import (
+    Escalate,
+    ExitConfig,
+    Fraction,
+    InvalidRequestError,
+    Message,
+    Request,
+    ToolChoice,
+    ToolSpec,
+    pruning_preset,
+)
 
 if TYPE_CHECKING:
     from threading import Event
 
-    from sgl_engine.config import EngineConfig
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import EngineConfig, SGLEngine
 
 
 class CallFields(BaseModel):

@@ -24,7 +24,7 @@ from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
-from sgl_engine.exit.decision import ExitDecision
+from sgl_engine import ExitDecision
 
 EXITED, ESCALATED = "sgl_exit", "sgl_escalated"
 _HANDLER = ("on_custom_event", "ignore_custom_event")

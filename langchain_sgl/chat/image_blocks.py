@@ -13,11 +13,15 @@ from urllib.parse import unquote
 from langchain_core.messages import BaseMessage
 
 from langchain_sgl.chat.local_files import resolve_under
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import CorruptImageError, InvalidRequestError, MissingImageError, UnsafePathError
-from sgl_engine.prompt.signatures import mime_type_of
-from sgl_engine.prompt.sources import decode_base64, decode_data_url, describe_source
-from sgl_engine.request import ImageSource
+from sgl_engine import (
+    CorruptImageError,
+    ImageSource,
+    InvalidRequestError,
+    LimitsConfig,
+    MissingImageError,
+    UnsafePathError,
+)
+from sgl_engine.prompt import decode_base64, decode_data_url, describe_source, mime_type_of
 
 Block: TypeAlias = Mapping[str, Any]
 ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
@@ -206,7 +210,7 @@ def _compressed(picture: Any, limits: LimitsConfig) -> bytes:
     PNG, lossless; a picture that would be over the limit of bytes like that, as large photographs are, JPEG:
     its caller brought pixels, and cannot make them fewer bytes.
     """
-    from sgl_engine.prompt.images import load_image
+    from sgl_engine.prompt import load_image
 
     pixels = load_image(picture, limits)
     buffer = io.BytesIO()

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from sgl_engine.errors import ConfigError, MissingImageError, UnsafePathError
-from sgl_engine.prompt.sources import describe_source, shorten
+from sgl_engine import ConfigError, MissingImageError, UnsafePathError
+from sgl_engine.prompt import describe_source, shorten
 
 _MAX_LISTED = 1000  # looked through for a near name: a folder of millions must not stall an error
 

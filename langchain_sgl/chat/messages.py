@@ -30,12 +30,18 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_sgl.chat.call_options import CallOptions
 from langchain_sgl.chat.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
-from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
-from sgl_engine.decoding.answer import TokenLogprob
-from sgl_engine.errors import InvalidRequestError
-from sgl_engine.report.run_report import RunReport
-from sgl_engine.request import ImagePart, Message, Role, ToolCall
-from sgl_engine.response import Response
+from sgl_engine import (
+    ImagePart,
+    InvalidRequestError,
+    Message,
+    Response,
+    Role,
+    RunReport,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 
 _ROLES: dict[str, Role] = {
     "human": "user",

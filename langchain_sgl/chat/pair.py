@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import ModelProfile
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 
 if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
 
 _CAN = ModelProfile(
     text_inputs=True,
@@ -117,7 +117,7 @@ def _load(pair: Pair) -> SGLEngine:
         from sgl_engine.demo import demo_engine
 
         return demo_engine(device=pair.device, dtype=pair.dtype or "auto")
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
 
     assert pair.small is not None
     assert pair.large is not None

@@ -17,7 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic.errors import PydanticUserError
 
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 _JSON_SCHEMA = frozenset("type properties items prefixItems enum const anyOf oneOf allOf $ref".split())
 _TYPES = frozenset("object array string number integer boolean null".split())

@@ -15,12 +15,10 @@ from typing_extensions import override
 from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.pair import Pair, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine import __version__
-from sgl_engine.config import ExitConfig, Fraction, LimitsConfig
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError, ExitConfig, Fraction, LimitsConfig, __version__
 
 if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
 
 
 def _environment(name: str) -> Callable[[], str | None]:

@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_sgl.chat.schemas import convert_tools, titled, to_json_schema
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

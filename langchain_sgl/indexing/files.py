@@ -14,8 +14,7 @@ from typing import TypeAlias, TypeGuard, cast
 from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents.base import Blob
 
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import ConfigError, CorruptImageError, ImageLimitError
+from sgl_engine import ConfigError, CorruptImageError, ImageLimitError, LimitsConfig
 
 PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
 """A path, a LangChain blob, or an id with the picture's bytes."""
@@ -132,7 +131,7 @@ def read_picture(blob: Blob, limits: LimitsConfig) -> bytes:
         ImageLimitError: It is too large; such a file is not read at all.
         CorruptImageError: It is empty.
     """
-    from sgl_engine.prompt.images import read_file
+    from sgl_engine.prompt import read_file
 
     data = read_file(Path(blob.path), limits) if blob.data is None and blob.path else blob.as_bytes()
     if len(data) > limits.max_image_bytes:
@@ -158,9 +157,7 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
     """
     from PIL import Image
 
-    from sgl_engine.prompt.formats import open_picture
-    from sgl_engine.prompt.images import load_image
-    from sgl_engine.prompt.signatures import sniff
+    from sgl_engine.prompt import load_image, open_picture, sniff
 
     width, height = load_image(data, limits).size
     if sniff(data) == "PDF":

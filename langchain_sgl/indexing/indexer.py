@@ -23,8 +23,7 @@ from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pic
 from langchain_sgl.indexing.manifest import IndexManifest, RemovedDocument
 from langchain_sgl.indexing.progress import IndexProgress
 from langchain_sgl.indexing.run import IndexedPicture, IndexingRun, IndexOptions
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError, LimitsConfig
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel, LanguageModelInput

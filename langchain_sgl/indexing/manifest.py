@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 
 _VERSION = 1
 _TABLES = """

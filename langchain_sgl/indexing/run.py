@@ -35,8 +35,7 @@ from langchain_sgl.indexing.files import (
 )
 from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress, ProgressBar
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import ConfigError, ModelError
+from sgl_engine import ConfigError, LimitsConfig, ModelError
 
 _NAMESPACE = uuid.UUID("5f1f3c1e-6f0a-4d8e-9a53-4e2f6d7c2b10")
 _BROKEN_MODEL = (

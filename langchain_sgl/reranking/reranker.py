@@ -22,8 +22,8 @@ from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.reranking.scored_run import score_picture
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
-from sgl_engine.config import Fraction
-from sgl_engine.errors import (
+from sgl_engine import (
+    Fraction,
     IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
@@ -32,8 +32,7 @@ from sgl_engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
-    from sgl_engine.request import ImageSource
+    from sgl_engine import ImageSource, SGLEngine
 
 YES_OR_NO = 'Can this picture answer the question "{query}"? Answer Yes or No.'
 """What a pair that follows instructions is asked about each picture."""

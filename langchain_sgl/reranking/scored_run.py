@@ -15,11 +15,10 @@ from langchain_core.runnables.config import RunnableConfig, ensure_config
 
 from langchain_sgl.budget.gate import permission
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine.request import ImagePart, ImageSource, Message, Request
+from sgl_engine import ImagePart, ImageSource, Message, Request
 
 if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
-    from sgl_engine.response import AnswerScores
+    from sgl_engine import AnswerScores, SGLEngine
 
 _RUN_PREFIX = "lc_run-"  # so LangChain begins the id of a message that was computed, not read from a cache
 

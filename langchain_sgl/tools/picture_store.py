@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from langchain_core.stores import BaseStore, InvalidKeyException
 
-from sgl_engine.errors import ConfigError, CorruptImageError
+from sgl_engine import ConfigError, CorruptImageError
 
 if TYPE_CHECKING:
-    from sgl_engine.request import ImageSource
+    from sgl_engine import ImageSource
 
 NAMESPACE = ("pictures",)
 """Where pictures are looked for in a LangGraph store."""

@@ -21,14 +21,13 @@ from langchain_sgl.chat.image_blocks import image_block
 from langchain_sgl.evidence import crop_box
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import describe_reference, resolve_picture
-from sgl_engine.config import LimitsConfig
-from sgl_engine.errors import ConfigError, InvalidRequestError, RequestCancelledError, RequestError
-from sgl_engine.prompt.sources import shorten
+from sgl_engine import ConfigError, InvalidRequestError, LimitsConfig, RequestCancelledError, RequestError
+from sgl_engine.prompt import shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sgl_engine.prompt.encoded import Box
+    from sgl_engine.prompt import Box
 
 OptionalStore = Annotated[
     # pydantic cannot check a protocol: as_picture_store does.
@@ -115,7 +114,7 @@ class PictureTool(BaseTool):
             ImageError: There is no such picture, or it cannot be used.
             InvalidRequestError: The region is not part of a picture.
         """
-        from sgl_engine.prompt.images import load_image, read_file
+        from sgl_engine.prompt import load_image, read_file
 
         box = (0.0, 0.0, 1.0, 1.0) if region is None else _as_box(region)
         source = resolve_picture(reference, root=self.root, store=self.store)

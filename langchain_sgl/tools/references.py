@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langchain_sgl.chat.local_files import file_names, find_under, folder_label, near_names
-from sgl_engine.errors import CorruptImageError, MissingImageError
-from sgl_engine.prompt.signatures import mime_type_of
-from sgl_engine.prompt.sources import decode_base64, describe_source
+from sgl_engine import CorruptImageError, MissingImageError
+from sgl_engine.prompt import decode_base64, describe_source, mime_type_of
 
 if TYPE_CHECKING:
     from langchain_sgl.tools.picture_store import PictureStore
-    from sgl_engine.request import ImageSource
+    from sgl_engine import ImageSource
 
 _MAX_NAME_CHARACTERS = 512  # longer references are no ids and no paths
 _MAX_URL_CHARACTERS = 4096

@@ -32,12 +32,12 @@ from langchain_sgl.tools.picture_tool import (
     describe_run,
     told_to_the_agent,
 )
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sgl_engine.prompt.encoded import Box
+    from sgl_engine.prompt import Box
 
 EvidenceForm: TypeAlias = Literal["none", "box", "map", "picture"]
 TRANSCRIBE_PROMPT = (
@@ -214,7 +214,7 @@ class TranscribeTool(PictureTool):
 
     def _question(self) -> str:
         """Chooses the prompt: the tool's own, or the one that the pair understands."""
-        from sgl_engine.demo.vocabulary import TRANSCRIBE
+        from sgl_engine.demo import TRANSCRIBE
 
         engine = self.setting("ready_engine")
         small = self.setting("small") if engine is None else engine.small.name

@@ -21,7 +21,7 @@ from langchain_core.tracers.context import register_configure_hook
 from typing_extensions import override
 
 from langchain_sgl.usage.usage import SGLUsage, usage_table
-from sgl_engine.errors import RequestCancelledError
+from sgl_engine import RequestCancelledError
 
 # What `BaseChatModel` starts the id of a message with that it has just computed, before the run's own id.
 _RUN_PREFIX = "lc_run-"

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sgl_engine import ConfigError
 from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
 from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
-from sgl_engine.errors import ConfigError
-from sgl_engine.exit.calibration_file import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
-from sgl_engine.report.make import engine_version
+from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
+from sgl_engine.report import engine_version
 
 if TYPE_CHECKING:
-    from sgl_engine.exit.binding import Binding, Conditions
-    from sgl_engine.exit.calibrators import Isotonic, Logistic
+    from sgl_engine.exit import Binding, Conditions, Isotonic, Logistic
 
 _FEWEST = 10
 _MAX_SCORES = 512

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.exit.calibration_file import OperatingPoint
+from sgl_engine.exit import OperatingPoint
 
 MAX_THRESHOLDS = 100
 _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice

@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from sgl_engine import ConfigError, ImagePart, Message, Request, Response
 from sgl_engine.calibration.records import CalibrationRecord, Failure, RecordsHeader, read_records
-from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.errors import ConfigError
+from sgl_engine.decoding import AnswerTask
 from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, DataRow
-from sgl_engine.exit.binding import Conditions, bind, digest
-from sgl_engine.exit.calibrated import system_hash
-from sgl_engine.passes.large import run_large_pass
-from sgl_engine.pruning.plan import keep_everything
-from sgl_engine.request import ImagePart, Message, Request
-from sgl_engine.response import Response
+from sgl_engine.exit import Conditions, bind, digest, system_hash
+from sgl_engine.passes import run_large_pass
+from sgl_engine.pruning import keep_everything
 
 if TYPE_CHECKING:
-    from sgl_engine.decoding.answer import Generation
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
+    from sgl_engine.decoding import Generation
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from sgl_engine import ConfigError
 from sgl_engine.calibration.records import CalibrationRecord, is_harmful
-from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.exit.calibration_file import Calibration, OperatingPoint, Reference
+from sgl_engine.exit import Calibration, OperatingPoint, Reference
 
 _ALARM = 0.05
 """How often a calibration that holds is accused, all its operating points together."""

@@ -14,7 +14,7 @@ from sgl_engine.calibration.outcomes import CascadeOutcome, share_interval
 from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, new_figure, styled
 
 if TYPE_CHECKING:
-    from sgl_engine.exit.calibration_file import OperatingPoint
+    from sgl_engine.exit import OperatingPoint
 
 _BINS = 10
 _BLUE, _ORANGE = COLOURS[:2]

@@ -13,9 +13,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.exit.calibrators import ANSWER_TOKENS, SCORE, Feature, Isotonic, Logistic
+from sgl_engine.exit import ANSWER_TOKENS, SCORE, Feature, Isotonic, Logistic
 
 Method: TypeAlias = Literal["isotonic", "logistic"]
 _MAX_KNOTS = 256

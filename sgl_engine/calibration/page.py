@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_engine import ConfigError
 from sgl_engine.calibration import figures
 from sgl_engine.calibration.outcomes import CascadeOutcome, outcome, outcomes_by_kind, share_interval
 from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
-from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.tables import Table
-from sgl_engine.exit.calibration_file import RISKS
+from sgl_engine.exit import RISKS
 
 if TYPE_CHECKING:
-    from sgl_engine.exit.binding import ModelIdentity
-    from sgl_engine.exit.calibration_file import Calibration, OperatingPoint
+    from sgl_engine.exit import Calibration, ModelIdentity, OperatingPoint
 
 PAGE = "report.md"
 

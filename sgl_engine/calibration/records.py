@@ -9,10 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sgl_engine.errors import ConfigError
-from sgl_engine.exit.binding import Binding, Conditions
-from sgl_engine.exit.calibration_file import Agreement, Risk
-from sgl_engine.exit.calibrators import observe
+from sgl_engine import ConfigError
+from sgl_engine.exit import Agreement, Binding, Conditions, Risk, observe
 
 
 class _Line(BaseModel):

@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from sgl_engine import __version__
+from sgl_engine import ConfigError, ModelError, RequestError, __version__
 from sgl_engine.cli import ask, bench, calibrate, explain
-from sgl_engine.errors import ConfigError, ModelError, RequestError
 
 OK: Final = 0
 ENGINE_FAILED: Final = 1

@@ -6,10 +6,8 @@ import argparse
 import json
 import sys
 
-from sgl_engine.chat.tool_stream import TextDelta
+from sgl_engine import Request, Response, TextDelta
 from sgl_engine.cli import options, output
-from sgl_engine.request import Request
-from sgl_engine.response import Response
 
 HELP = "ask a picture"
 DESCRIPTION = "Prints the answer, then how it came about and what it cost."

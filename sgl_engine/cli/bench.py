@@ -18,9 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
 from sgl_engine.cli import options, output
-from sgl_engine.config import PRESETS, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
-from sgl_engine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sgl_engine.evaluation.dataset import Data

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from rich.console import Console
 from rich.progress import track
 
+from sgl_engine import ConfigError, EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.cli import options, output
-from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
-from sgl_engine.errors import ConfigError
-from sgl_engine.exit.calibration_file import Agreement, Risk
+from sgl_engine.exit import Agreement, Risk
 
 if TYPE_CHECKING:
     from sgl_engine.calibration.build import Promise
@@ -123,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sgl_engine.calibration.build import Promise
     from sgl_engine.calibration.collection import Collector
     from sgl_engine.evaluation.optional import check_extra
-    from sgl_engine.exit.calibration_file import load_calibration
+    from sgl_engine.exit import load_calibration
 
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
@@ -220,7 +219,7 @@ def _calibrate(
 ) -> None:
     from sgl_engine.calibration.build import calibrate
     from sgl_engine.calibration.collection import observed_conditions
-    from sgl_engine.exit.calibration_file import save_calibration
+    from sgl_engine.exit import save_calibration
 
     calibration = calibrate(
         records,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from sgl_engine import ConfigError, Request
 from sgl_engine.cli import options, output
-from sgl_engine.errors import ConfigError
-from sgl_engine.request import Request
 
 HELP = "draw where the models look"
 DESCRIPTION = (
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: The drawing cannot be written where it should go.
     """
-    from sgl_engine.explain.heatmap import draw_importance
+    from sgl_engine.explain import draw_importance
 
     config = options.engine_config(arguments)
     check_output(arguments.output, arguments.picture)

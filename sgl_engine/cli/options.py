@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from sgl_engine.config import PRESETS, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
-from sgl_engine.errors import ConfigError
-from sgl_engine.prompt.images import load_image
+from sgl_engine import PRESETS, ConfigError, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
+from sgl_engine.prompt import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -163,8 +162,8 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
 
     logging.disable_progress_bar()  # one line of ours instead of two bars of theirs
     logging.set_verbosity_error()
+    from sgl_engine import SGLEngine
     from sgl_engine.demo import demo_engine
-    from sgl_engine.engine import SGLEngine
 
     settings = {"device": arguments.device, "dtype": arguments.dtype}
     if arguments.small is None:

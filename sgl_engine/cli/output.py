@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgl_engine.report.run_report import RunReport
+from sgl_engine import RunReport
 
 
 @contextmanager

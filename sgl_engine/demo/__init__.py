@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_engine.demo.vocabulary import TRANSCRIBE
+
 if TYPE_CHECKING:
     import torch
 
-    from sgl_engine.config import EngineConfig
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import EngineConfig, SGLEngine
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
@@ -22,7 +23,7 @@ OTHER_GRID = WEIGHTS / "small-16x16"
 SCORER = "answer_probability"
 """What separates this pair's right answers from its wrong ones best (``benchmarks/pair.py``)."""
 
-__all__ = ["OTHER_GRID", "PICTURES", "SCORER", "WEIGHTS", "demo_engine"]
+__all__ = ["OTHER_GRID", "PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
 
 
 def demo_engine(
@@ -38,9 +39,7 @@ def demo_engine(
         device: Where both models go; None is the CPU.
         dtype: What both compute in; "auto" is float32 too, although the weights are stored as float16.
     """
-    from sgl_engine.config import EngineConfig, ExitConfig
-    from sgl_engine.engine import SGLEngine
-    from sgl_engine.model.vlm import VLM
+    from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
 
     config = config or EngineConfig()
     if config.exit.scorer is None:

@@ -12,11 +12,10 @@ from typing import Annotated, Literal, Protocol, Self
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sgl_engine import ConfigError, ImageSource
 from sgl_engine.demo.generator import heldout_questions
-from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import DataRow
-from sgl_engine.request import ImageSource
 
 Filled = Annotated[str, Field(min_length=1)]
 

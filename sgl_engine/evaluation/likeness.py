@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.attention import ImportanceMap
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
 from sgl_engine.evaluation.optional import extra
 from sgl_engine.evaluation.records import BenchOutcome, Json, Scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 
 
 def extra(module: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.intervals import Interval

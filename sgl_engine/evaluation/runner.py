@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sgl_engine.engine import SGLEngine
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError, SGLEngine
 from sgl_engine.evaluation.dataset import Data
 from sgl_engine.evaluation.records import BenchRecord
 from sgl_engine.evaluation.store import BenchModel, Manifest, Store
 from sgl_engine.evaluation.studies import STUDIES
 from sgl_engine.evaluation.systems import Systems, measure
-from sgl_engine.report.make import engine_version
+from sgl_engine.report import engine_version
 
 
 def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sgl_engine.errors import ConfigError
+from sgl_engine import ConfigError
 from sgl_engine.evaluation.records import BenchRecord
 
 if TYPE_CHECKING:
-    from sgl_engine.model.vlm import VLM
+    from sgl_engine import VLM
 
 RUN = "run.json"
 RECORDS = "records.jsonl"

@@ -10,25 +10,28 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.config import EngineConfig, PruningConfig
-from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.decoding.draft import draft_tokens
-from sgl_engine.engine import SGLEngine
-from sgl_engine.errors import RequestError, SGLError
+from sgl_engine import (
+    VLM,
+    Decoding,
+    EngineConfig,
+    PruningConfig,
+    Request,
+    RequestError,
+    Response,
+    SGLEngine,
+    SGLError,
+)
+from sgl_engine.attention import ImportanceMap
+from sgl_engine.decoding import AnswerTask, draft_tokens
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import METRICS
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
-from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.large import LargePassResult, run_large_batch, run_large_pass
-from sgl_engine.prompt.batch import MAX_ROWS
-from sgl_engine.prompt.images import resolve_images
-from sgl_engine.pruning.plan import PruningPlan, keep_everything
+from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass
+from sgl_engine.prompt import MAX_ROWS, resolve_images
+from sgl_engine.pruning import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.report import cost
-from sgl_engine.request import Decoding, Request
-from sgl_engine.response import Response
+from sgl_engine.report import answer_flops, average_retention
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> Be
 
 
 def _tflops(vlm: VLM, task: AnswerTask, result: LargePassResult) -> float:
-    flops = cost.answer_flops(
+    flops = answer_flops(
         vlm.shape,
         patches=vlm.tower_patches(task.prompt),
         prompt_tokens=len(task.prompt),
@@ -212,7 +215,7 @@ def _run(
             value=_value(result.generation.text, row),
             tokens=len(result.generation),
             tflops=_tflops(engine.large, task, result),
-            retention=cost.average_retention(result.plan, engine.large.num_layers),
+            retention=average_retention(result.plan, engine.large.num_layers),
         )
     return [answers[_key(plan)] for plan in plans]
 

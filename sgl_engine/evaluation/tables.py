@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import table as rich_table
 from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
-from sgl_engine.evaluation.summary import Summary, SystemSummary
 from sgl_engine.evaluation.threshold_sweep import NEVER
 from sgl_engine.rankers import DEFAULT_RANKER
+
+if TYPE_CHECKING:
+    from sgl_engine.evaluation.summary import Summary, SystemSummary
 
 
 @dataclass(frozen=True)

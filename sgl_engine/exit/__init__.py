@@ -4,3 +4,7 @@ A calibration file (``calibration_file``), tied to one pair of models and its se
 what the small pass measured into a probability (``calibrators``), and tells which requests that holds for
 (``calibrated``). ``sgl_engine.calibration`` makes such files offline; nothing of it is imported here.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

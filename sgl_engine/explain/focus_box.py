@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
-    from sgl_engine.attention.importance import ImportanceMap
-    from sgl_engine.prompt.encoded import Box
+    from sgl_engine.attention import ImportanceMap
+    from sgl_engine.prompt import Box
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 _Layer: TypeAlias = "tuple[Box, Floats]"  # what a span covers, and a number per token (rows, cols)

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from sgl_engine.errors import InvalidRequestError
+from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sgl_engine.attention.importance import ImportanceMap
-    from sgl_engine.prompt.encoded import Box
-    from sgl_engine.pruning.plan import PruningPlan
+    from sgl_engine.attention import ImportanceMap
+    from sgl_engine.prompt import Box
+    from sgl_engine.pruning import PruningPlan
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]

@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.generic import Generic, why_not_generic
-from sgl_engine.families.shape import ModelShape
+from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+__all__ = [
+    "FAMILIES",
+    "PRUNABLE_LAYERS",
+    "DecoderShape",
+    "Family",
+    "ModelShape",
+    "VisionShape",
+    "find_family",
+]
 
 
 class Family(Protocol):

@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from sgl_engine.attention.capture import capture_attention, capture_hidden, keep_rows
-from sgl_engine.attention.importance import AttentionSums, ImportanceMap
-from sgl_engine.attention.rows import AttentionRows
-from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.errors import InvalidRequestError
-from sgl_engine.passes.large import LargePassResult, run_large_pass
-from sgl_engine.passes.small import SmallPassResult, answer_logprobs, run_small_pass
-from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.plan import keep_everything, plan_pruning
-from sgl_engine.request import Request
+from sgl_engine import InvalidRequestError, Request
+from sgl_engine.attention import (
+    AttentionRows,
+    AttentionSums,
+    ImportanceMap,
+    capture_attention,
+    capture_hidden,
+    keep_rows,
+)
+from sgl_engine.decoding import AnswerTask
+from sgl_engine.passes import (
+    LargePassResult,
+    SmallPassResult,
+    answer_logprobs,
+    run_large_pass,
+    run_small_pass,
+)
+from sgl_engine.prompt import EncodedPrompt
+from sgl_engine.pruning import keep_everything, plan_pruning
 
 if TYPE_CHECKING:
-    from sgl_engine.engine import SGLEngine
+    from sgl_engine import SGLEngine
 
 
 @dataclass(frozen=True, eq=False)

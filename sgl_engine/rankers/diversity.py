@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.attention import ImportanceMap
 from sgl_engine.rankers.case import Ranker, RankingCase
 
 DART_LAYER = 2

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.attention import ImportanceMap
 from sgl_engine.rankers.case import Ranker, RankingCase
 
 DEFAULT_RANKER = "small-guided"

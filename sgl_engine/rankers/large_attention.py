@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgl_engine.attention.importance import ImportanceMap, importance_map
+from sgl_engine.attention import ImportanceMap, importance_map
 from sgl_engine.rankers.case import Ranker, RankingCase
 
 FASTV_LAYER = 1

@@ -8,12 +8,14 @@ and rotations are not: they are far below one percent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.families.shape import DecoderShape, ModelShape
-from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.plan import PruningPlan
+if TYPE_CHECKING:  # these load torch, and counting needs none of it
+    from sgl_engine.attention.importance import ImportanceMap
+    from sgl_engine.families.shape import DecoderShape, ModelShape
+    from sgl_engine.passes.small import SmallPassResult
+    from sgl_engine.prompt.encoded import EncodedPrompt
+    from sgl_engine.pruning.plan import PruningPlan
 
 
 def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.exit.decision import Confidence, ExitDecision
-from sgl_engine.passes.embedding import Reused
-from sgl_engine.passes.large import LargePassResult
-from sgl_engine.passes.scoring import ScoringPassResult
-from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report import cost
 from sgl_engine.report.run_report import ModelInfo, RunReport
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
+    from sgl_engine.exit.decision import Confidence, ExitDecision
     from sgl_engine.model.vlm import VLM
+    from sgl_engine.passes.embedding import Reused
+    from sgl_engine.passes.large import LargePassResult
+    from sgl_engine.passes.scoring import ScoringPassResult
+    from sgl_engine.passes.small import SmallPassResult
+    from sgl_engine.prompt.encoded import EncodedPrompt
+    from sgl_engine.pruning.plan import PruningPlan
 
 
 class Clock:

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sgl_engine import Request, SGLEngine, run_small_pass
+from sgl_engine import Request, SGLEngine
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
 from sgl_engine.demo.drawing import Question, box_cells
 from sgl_engine.demo.generator import heldout_questions
 from sgl_engine.exit.scorers import score_parts
 from sgl_engine.explain.heatmap import draw_importance
+from sgl_engine.passes import run_small_pass
 
 MAX_BYTES = 20_000_000
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine, run_large_pass, run_small_pass
+from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import OTHER_GRID, SCORER, demo_engine
 from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.passes import run_large_pass, run_small_pass
 
 
 @pytest.fixture(scope="module")

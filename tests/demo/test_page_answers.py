@@ -8,10 +8,10 @@ import pytest
 from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.pages import Page, draw_page
 from sgl_engine.demo.pages.bars import BarChart
-from sgl_engine.demo.pages.documents import Document
+from sgl_engine.demo.pages.documents import PageDocument
 from sgl_engine.demo.pages.lines import LineChart
-from sgl_engine.demo.pages.scenes import Scene, Thing
-from sgl_engine.demo.pages.tables import Form, Table
+from sgl_engine.demo.pages.scenes import PageScene, PageThing
+from sgl_engine.demo.pages.tables import Form, PageTable
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def parts(page: Page, sort: type) -> list:  # type: ignore[type-arg]
 def test_document_answers_follow_from_the_lines(pages: list[Page]) -> None:
     seen = Counter[str]()
     for page in pages:
-        documents = {document.name: document for document in parts(page, Document)}
+        documents = {document.name: document for document in parts(page, PageDocument)}
         for words, question in of_kind(page, "document value", "document below", "document date"):
             named = [documents[word] for word in words if word in documents]
             document = named[0] if named else next(iter(documents.values()))
@@ -62,7 +62,7 @@ def test_document_answers_follow_from_the_lines(pages: list[Page]) -> None:
 def test_second_receipts_name_some_of_the_same_goods(pages: list[Page]) -> None:
     shared = 0
     for page in pages:
-        receipts = [document for document in parts(page, Document) if document.is_receipt]
+        receipts = [document for document in parts(page, PageDocument) if document.is_receipt]
         if len(receipts) == 2:
             first, second = ({label for label, _ in receipt.lines} for receipt in receipts)
             shared += bool(first & second)
@@ -72,7 +72,7 @@ def test_second_receipts_name_some_of_the_same_goods(pages: list[Page]) -> None:
 def test_table_and_form_answers_follow_from_the_cells(pages: list[Page]) -> None:
     seen = Counter[str]()
     for page in pages:
-        for table in parts(page, Table):
+        for table in parts(page, PageTable):
             cells = {
                 (row, column): value
                 for row, values in zip(table.rows, table.values, strict=True)
@@ -105,7 +105,7 @@ def test_table_and_form_answers_follow_from_the_cells(pages: list[Page]) -> None
 def test_scene_answers_follow_from_the_things(pages: list[Page]) -> None:
     seen = Counter[str]()
     for page in pages:
-        for scene in parts(page, Scene):
+        for scene in parts(page, PageScene):
             things = {thing.name: thing for thing in scene.things}
             numbers = {thing.number: thing for thing in scene.things}
             assert len(things) == len(numbers) == len(scene.things)
@@ -123,7 +123,7 @@ def test_scene_answers_follow_from_the_things(pages: list[Page]) -> None:
     assert min(seen.values()) > 20
 
 
-def nearest(scene: Scene, thing: Thing, side: str) -> Thing:
+def nearest(scene: PageScene, thing: PageThing, side: str) -> PageThing:
     """By walking from the thing square by square."""
     step = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[side]
     places = {(other.row, other.column): other for other in scene.things}

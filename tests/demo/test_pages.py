@@ -9,7 +9,7 @@ from sgl_engine.demo.drawing import PATCH, SIZE, Question
 from sgl_engine.demo.pages import Page, draw_page, heldout_pages, pick_questions, split_of
 from sgl_engine.demo.pages.across import place_of
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
-from sgl_engine.demo.pages.documents import Document
+from sgl_engine.demo.pages.documents import PageDocument
 from sgl_engine.demo.pages.layout import SHAPES, divide
 from sgl_engine.demo.pages.sheet import TILE, Frame, PageSheet
 from sgl_engine.demo.vocabulary import NONE
@@ -107,7 +107,7 @@ def test_documents_cross_the_borders_of_tiles(pages: list[Page]) -> None:
     """Above and below, and from label to value."""
     down = across = longest = 0
     for page in pages:
-        for document in (content for content in page.contents if isinstance(content, Document)):
+        for document in (content for content in page.contents if isinstance(content, PageDocument)):
             longest = max(longest, len(document.lines))
         for _, question in of_kind(page, "document value", "document below"):
             boxes = question.evidence

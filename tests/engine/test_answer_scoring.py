@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine, plan_pruning
+from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import (
@@ -27,6 +27,7 @@ from sgl_engine.errors import (
 from sgl_engine.exit.scorers import answer_shares, decision_confidence
 from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import scoring_cost
 from sgl_engine.testing import tiny_vlm

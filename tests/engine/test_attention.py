@@ -4,11 +4,13 @@ from oracles import attention_sum, exploding, plain_logits, traces
 from samples import REQUESTS
 from tolerances import CONTROL, gap, of_logits, of_logprobs, relative_gap
 
-from sgl_engine import VLM, capture_attention, run_small_pass
+from sgl_engine import VLM
 from sgl_engine.attention import capture as attention
+from sgl_engine.attention import capture_attention
 from sgl_engine.attention import recorder as recording
 from sgl_engine.attention.importance import importance_map
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
 

@@ -7,12 +7,14 @@ from tolerances import CONTROL, gap, of_hidden, of_logits, of_logprobs, relative
 from torch import Tensor
 from transformers import DynamicCache
 
-from sgl_engine import VLM, capture_attention, run_small_pass
+from sgl_engine import VLM
+from sgl_engine.attention import capture_attention
 from sgl_engine.attention import recorder as recording
 from sgl_engine.attention.capture import capture_hidden, keep_rows
 from sgl_engine.attention.importance import importance_map
 from sgl_engine.attention.rows import AttentionRows
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 
 Case = tuple[VLM, EncodedPrompt]

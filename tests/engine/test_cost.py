@@ -6,10 +6,12 @@ from samples import REQUESTS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgl_engine import PRESETS, VLM, Request, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import PRESETS, VLM, Request
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
 from sgl_engine.report.cost import answer_flops, average_retention, pass_flops, small_pass_flops
 

@@ -11,16 +11,7 @@ import torch
 from samples import REQUESTS, noise
 from tolerances import gap, of_logprobs
 
-from sgl_engine import (
-    VLM,
-    EngineConfig,
-    ExitConfig,
-    GenerationConfig,
-    Request,
-    Response,
-    SGLEngine,
-    run_large_pass,
-)
+from sgl_engine import VLM, EngineConfig, ExitConfig, GenerationConfig, Request, Response, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.chat.tool_stream import TextDelta
 from sgl_engine.decoding.answer import Answer, AnswerTask
@@ -28,6 +19,7 @@ from sgl_engine.decoding.draft import Draft, draft_tokens
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import RequestCancelledError
+from sgl_engine.passes import run_large_pass
 from sgl_engine.passes.large import LargePassResult, stream_large_batch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning

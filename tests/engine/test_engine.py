@@ -20,8 +20,6 @@ from sgl_engine import (
     RunReport,
     SGLEngine,
     TextDelta,
-    run_large_pass,
-    run_small_pass,
 )
 from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.decoding.answer import AnswerTask
@@ -37,6 +35,7 @@ from sgl_engine.errors import (
     SGLError,
 )
 from sgl_engine.exit.scorers import score_parts
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.pruning.plan import keep_everything
 from sgl_engine.request import InvalidToolCall, ToolCall
 from sgl_engine.testing import tiny_vlm

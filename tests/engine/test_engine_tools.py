@@ -13,7 +13,7 @@ from templates import HERMES
 from tolerances import CONTROL, gap, of_logprobs
 from torch import Tensor
 
-from sgl_engine import EngineConfig, Request, Response, SGLEngine, TextDelta, run_large_pass, run_small_pass
+from sgl_engine import EngineConfig, Request, Response, SGLEngine, TextDelta
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.text_stream import TextStream
 from sgl_engine.chat.tool_calls import render_call
@@ -24,6 +24,7 @@ from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.exit.decision import ExitDecision
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.pruning.plan import plan_pruning
 from sgl_engine.request import Decoding, ToolCall, ToolSpec

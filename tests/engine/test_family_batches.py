@@ -20,8 +20,9 @@ from test_family_exactness import (
 )
 from tolerances import CONTROL, gap, of_logits, of_logprobs, relative_gap
 
-from sgl_engine import VLM, Request, run_large_pass, run_small_pass
+from sgl_engine import VLM, Request
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.passes.large import LargePassResult, run_large_batch
 from sgl_engine.passes.prefill import group_rows
 from sgl_engine.passes.small import SmallPassResult, answer_logprobs, answers_logprobs, run_small_batch

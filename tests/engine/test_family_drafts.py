@@ -20,11 +20,12 @@ from test_family_exactness import (
 from tolerances import CONTROL, gap, of_logprobs
 from whole_model import masked_logits
 
-from sgl_engine import VLM, run_large_pass
+from sgl_engine import VLM
 from sgl_engine.decoding import loop as generation
 from sgl_engine.decoding.answer import Answer, AnswerTask
 from sgl_engine.decoding.rewind import Rewinding
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.passes import run_large_pass
 from sgl_engine.passes.large import LargePassResult, run_large_batch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan

@@ -12,13 +12,15 @@ from samples import noise
 from tolerances import CONTROL, gap, of_logits, of_logprobs, relative_gap
 from whole_model import attention_of, attention_sum, masked_logits, visual_positions, whole_logits
 
-from sgl_engine import VLM, Message, Request, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import VLM, Message, Request
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.families.tiny.sizes import randomize
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning import patch as pruning
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.request import ImagePart

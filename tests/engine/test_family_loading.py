@@ -10,12 +10,13 @@ from test_cost import counted
 from test_family_exactness import ANSWER, REQUESTS, STEPS, encoded, gap, model, random_plan, stepwise_logits
 from whole_model import masked_logits, visual_positions
 
-from sgl_engine import VLM, Request, run_large_pass
+from sgl_engine import VLM, Request
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import InvalidRequestError, ProcessorError
 from sgl_engine.families import FAMILIES
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.families.tiny.sizes import randomize
+from sgl_engine.passes import run_large_pass
 from sgl_engine.report.cost import answer_flops
 from sgl_engine.testing import tiny_vlm
 

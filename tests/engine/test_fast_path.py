@@ -6,9 +6,11 @@ import pytest
 import torch
 from samples import REQUESTS, noise
 
-from sgl_engine import Request, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import Request
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 

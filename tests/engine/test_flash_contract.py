@@ -12,8 +12,10 @@ from samples import REQUESTS
 from tolerances import gap, of_logprobs, relative_gap
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sgl_engine import VLM, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import VLM
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 NAME = "flash_stand_in"

@@ -20,7 +20,7 @@ from transformers import (
 )
 from whole_model import attention_sum, masked_logits
 
-from sgl_engine import VLM, EngineConfig, Request, SGLEngine, plan_pruning, run_large_pass, run_small_pass
+from sgl_engine import VLM, EngineConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.decoding.rewind import Rewinding
@@ -28,8 +28,10 @@ from sgl_engine.errors import IncompatiblePairError, UnsupportedModelError
 from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer, chat_template
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.passes.exactness import check_exactness
 from sgl_engine.pruning import patch as pruning
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 EDGE, PATCH = 16, 4

@@ -3,11 +3,13 @@ import torch
 from oracles import traces
 from samples import REQUESTS
 
-from sgl_engine import VLM, plan_pruning, run_large_pass
+from sgl_engine import VLM
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass
 from sgl_engine.passes.large import stream_large_batch
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.testing import tiny_vlm
 

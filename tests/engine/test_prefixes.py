@@ -19,9 +19,10 @@ from test_family_exactness import (
 )
 from tolerances import CONTROL, gap, of_logprobs, relative_gap
 
-from sgl_engine import VLM, Message, Request, run_large_pass, run_small_pass
+from sgl_engine import VLM, Message, Request
 from sgl_engine.config import ReuseConfig
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.passes.large import LargePassResult, run_large_batch
 from sgl_engine.passes.small import SmallPassResult, run_small_batch
 from sgl_engine.prompt.encoded import EncodedPrompt

@@ -8,12 +8,14 @@ from oracles import exploding, masked_logits, traces
 from samples import REQUESTS
 from tolerances import CONTROL, gap, of_logits
 
-from sgl_engine import VLM, plan_pruning, prune_visual_tokens, run_large_pass, run_small_pass
+from sgl_engine import VLM
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import ConfigError, IncompatiblePairError
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt, VisualSpan
 from sgl_engine.pruning import patch as pruning
+from sgl_engine.pruning import plan_pruning, prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
 from sgl_engine.testing import tiny_vlm
 

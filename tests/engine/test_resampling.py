@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import noise
 
-from sgl_engine import EngineConfig, Request, SGLEngine, plan_pruning
+from sgl_engine import EngineConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import IncompatiblePairError
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.prompt.encoded import Box, EncodedPrompt, VisualSpan
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)

@@ -15,12 +15,13 @@ from scheduling import until
 from test_cost import counted
 from tolerances import gap, of_hidden, of_logprobs, relative_gap
 
-from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine, run_small_pass
+from sgl_engine import EngineConfig, Message, Request, Response, SGLEngine
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.model.vlm import VLM
+from sgl_engine.passes import run_small_pass
 from sgl_engine.passes.embedding import embed_pictures
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.report.cost import small_pass_flops

@@ -16,9 +16,10 @@ from samples import noise
 from scheduling import HANG_S, held, only_the_worker_notices, running, until, waiting
 from tolerances import of_logprobs
 
-from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta, run_small_pass
+from sgl_engine import VLM, Request, Response, SGLEngine, TextDelta
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import DeadlineError, RequestCancelledError
+from sgl_engine.passes import run_small_pass
 from sgl_engine.testing import tiny_vlm
 
 WITHIN = of_logprobs(tiny_vlm(size="small"))

@@ -6,10 +6,12 @@ from oracles import masked_logits, plain_logits
 from samples import REQUESTS
 from tolerances import CONTROL, gap, of_logprobs
 
-from sgl_engine import VLM, Request, plan_pruning, run_small_pass
+from sgl_engine import VLM, Request
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.passes import run_small_pass
 from sgl_engine.passes.small import answer_logprobs
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.testing import tiny_vlm
 
 Case = tuple[VLM, EncodedPrompt]

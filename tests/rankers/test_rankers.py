@@ -13,14 +13,16 @@ from PIL import Image
 from tolerances import CONTROL, gap, of_logprobs, relative_gap
 from torch import Tensor
 
-from sgl_engine import Request, SGLEngine, plan_pruning, run_large_pass
+from sgl_engine import Request, SGLEngine
 from sgl_engine import rankers as package
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.attention.rows import AttentionRows
 from sgl_engine.decoding.answer import AnswerTask, Generation
 from sgl_engine.errors import InvalidRequestError
+from sgl_engine.passes import run_large_pass
 from sgl_engine.passes.small import run_small_pass
 from sgl_engine.prompt.encoded import VisualSpan
+from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import keep_everything
 from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided
 from sgl_engine.rankers.baselines import even_spread

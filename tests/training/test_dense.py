@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from sgl_engine.demo import WEIGHTS
 from sgl_engine.demo.pages import Page, draw_page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
-from sgl_engine.demo.pages.documents import Document
+from sgl_engine.demo.pages.documents import PageDocument
 from training.dense import ALIGNED, CLASSES, WORDS, DenseHeads, dense_facts, shown
 from training.vocabulary import extend
 
@@ -28,7 +28,7 @@ def test_tokens_hold_the_words_of_documents() -> None:
     for seed in range(30):
         page = draw_page(seed, tiles=1)
         for document in page.contents:
-            if not isinstance(document, Document):
+            if not isinstance(document, PageDocument):
                 continue
             values = dict(document.lines)
             for question in page.questions:

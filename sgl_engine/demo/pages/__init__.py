@@ -1,5 +1,26 @@
 """Pages of 1 to 6 tiles with documents, tables, forms, scenes and charts, and questions about them."""
 
+from sgl_engine.demo.drawing import Question
+from sgl_engine.demo.pages.bars import BarChart
+from sgl_engine.demo.pages.documents import PageDocument
 from sgl_engine.demo.pages.generator import Page, draw_page, heldout_pages, pick_questions, split_of
+from sgl_engine.demo.pages.lines import LineChart
+from sgl_engine.demo.pages.scenes import PageScene
+from sgl_engine.demo.pages.sheet import Fact
+from sgl_engine.demo.pages.tables import Form, PageTable
 
-__all__ = ["Page", "draw_page", "heldout_pages", "pick_questions", "split_of"]
+__all__ = [
+    "BarChart",
+    "Fact",
+    "Form",
+    "LineChart",
+    "Page",
+    "PageDocument",
+    "PageScene",
+    "PageTable",
+    "Question",
+    "draw_page",
+    "heldout_pages",
+    "pick_questions",
+    "split_of",
+]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sgl_engine.demo.drawing import SIZE, Box, Question, choose, phrase
-from sgl_engine.demo.pages.documents import FIELD, PRICE, Document
-from sgl_engine.demo.pages.scenes import Scene
+from sgl_engine.demo.pages.documents import FIELD, PRICE, PageDocument
+from sgl_engine.demo.pages.scenes import PageScene
 from sgl_engine.demo.pages.sheet import Part
 from sgl_engine.demo.vocabulary import BARS, COLORS, FIELDS, ITEMS, NONE, SHAPES
 
@@ -37,9 +37,9 @@ def across_parts(
     documents = [
         (content, part)
         for content, part in zip(contents, parts, strict=True)
-        if isinstance(content, Document)
+        if isinstance(content, PageDocument)
     ]
-    scenes = [content for content in contents if isinstance(content, Scene)]
+    scenes = [content for content in contents if isinstance(content, PageScene)]
     return [
         *_where(parts, rows, columns, rng),
         *_documents(documents, rng),
@@ -64,7 +64,9 @@ def _where(parts: Sequence[Part], rows: int, columns: int, rng: np.random.Genera
             yield Question(phrase(rng, _WHERE, name=named), place, "where", (box,))
 
 
-def _documents(documents: Sequence[tuple[Document, Part]], rng: np.random.Generator) -> Iterator[Question]:
+def _documents(
+    documents: Sequence[tuple[PageDocument, Part]], rng: np.random.Generator
+) -> Iterator[Question]:
     if len(documents) < 2:
         return
     counts = Counter(label for document, _ in documents for label, _ in document.lines)
@@ -77,8 +79,8 @@ def _documents(documents: Sequence[tuple[Document, Part]], rng: np.random.Genera
 
 
 def _presence(
-    documents: Sequence[tuple[Document, Part]],
-    scenes: Sequence[Scene],
+    documents: Sequence[tuple[PageDocument, Part]],
+    scenes: Sequence[PageScene],
     parts: Sequence[Part],
     rng: np.random.Generator,
 ) -> Iterator[Question]:
@@ -103,7 +105,7 @@ def _presence(
 def _absent(
     contents: Sequence[object],
     parts: Sequence[Part],
-    documents: Sequence[tuple[Document, Part]],
+    documents: Sequence[tuple[PageDocument, Part]],
     rng: np.random.Generator,
 ) -> Iterator[Question]:
     """Questions about what is not on the page, also of a family of which nothing is on it."""

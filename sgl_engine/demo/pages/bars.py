@@ -29,7 +29,7 @@ _SERIES_SUM = ("what is the sum of {color} and {other} in {label}", "sum of {col
 
 
 @dataclass(frozen=True)
-class Bar:
+class PageBar:
     """One bar or part of one: its label, its colour, its height in whole units."""
 
     label: str
@@ -46,7 +46,7 @@ class BarChart:
     """
 
     style: str
-    groups: tuple[tuple[Bar, ...], ...]
+    groups: tuple[tuple[PageBar, ...], ...]
 
     @property
     def transcription(self) -> str:
@@ -57,12 +57,12 @@ class BarChart:
         )
 
     @property
-    def bars(self) -> tuple[Bar, ...]:
+    def bars(self) -> tuple[PageBar, ...]:
         """All of them."""
         return tuple(chain.from_iterable(self.groups))
 
 
-def unique_extreme(bars: tuple[Bar, ...], *, highest: bool) -> Bar | None:
+def unique_extreme(bars: tuple[PageBar, ...], *, highest: bool) -> PageBar | None:
     """The highest (lowest) one, or None where two share that height."""
     edge = (max if highest else min)(bar.value for bar in bars)
     found = [bar for bar in bars if bar.value == edge]
@@ -80,13 +80,13 @@ def sample_bars(stock: Stock, rng: np.random.Generator, frame: Frame) -> BarChar
     if style == "plain":
         colors = choose(rng, COLORS, len(labels))
         values = [int(value) for value in rng.integers(1, HIGHEST + 1, len(labels))]
-        return BarChart(style, tuple((Bar(*bar),) for bar in zip(labels, colors, values, strict=True)))
+        return BarChart(style, tuple((PageBar(*bar),) for bar in zip(labels, colors, values, strict=True)))
     # A part of a stack is at least as high as its number.
     series, lowest = choose(rng, COLORS, 2), 3 if style == "stacked" else 1
     return BarChart(
         style,
         tuple(
-            tuple(Bar(label, color, int(rng.integers(lowest, HIGHEST + 1))) for color in series)
+            tuple(PageBar(label, color, int(rng.integers(lowest, HIGHEST + 1))) for color in series)
             for label in labels
         ),
     )
@@ -103,7 +103,7 @@ def draw_bars(chart: BarChart, frame: Frame, sheet: PageSheet, rng: np.random.Ge
     foot = frame.row + frame.rows - 1  # the labels' row
     base = foot * PATCH - 1
     _axis(frame, sheet, rng, face, unit=unit, base=base, highest=total)
-    boxes: dict[Bar, Box] = {}
+    boxes: dict[PageBar, Box] = {}
     facts = []
     upper = bool(rng.random() < 0.5)
     for index, group in enumerate(chart.groups):
@@ -135,7 +135,7 @@ def _middle(frame: Frame, count: int, index: int) -> int:
 
 def _spans(
     style: str,
-    group: tuple[Bar, ...],
+    group: tuple[PageBar, ...],
     middle: int,
     unit: int,
     base: int,
@@ -159,7 +159,7 @@ def _spans(
     return spans
 
 
-def _draw_bar(bar: Bar, span: Box, style: str, sheet: PageSheet, face: Typeface, *, printed: bool) -> Box:
+def _draw_bar(bar: PageBar, span: Box, style: str, sheet: PageSheet, face: Typeface, *, printed: bool) -> Box:
     x0, y0, x1, y1 = span
     paint = sheet.paint(bar.color)
     sheet.rule(span, color=paint)
@@ -198,7 +198,7 @@ def _axis(
     sheet.rule((axis, base, x1 - 2, base + 1))
 
 
-def _plain(chart: BarChart, boxes: dict[Bar, Box], rng: np.random.Generator) -> Iterator[Question]:
+def _plain(chart: BarChart, boxes: dict[PageBar, Box], rng: np.random.Generator) -> Iterator[Question]:
     values = [bar.value for bar in chart.bars]
     for bar in chart.bars:
         here = (boxes[bar],)
@@ -227,7 +227,7 @@ def _plain(chart: BarChart, boxes: dict[Bar, Box], rng: np.random.Generator) -> 
     yield Question("transcribe the chart", chart.transcription, "transcribe", tuple(boxes.values()))
 
 
-def _series(chart: BarChart, boxes: dict[Bar, Box], rng: np.random.Generator) -> Iterator[Question]:
+def _series(chart: BarChart, boxes: dict[PageBar, Box], rng: np.random.Generator) -> Iterator[Question]:
     for group in chart.groups:
         first, second = (group[int(i)] for i in rng.permutation(2))
         label, both = first.label, (boxes[first], boxes[second])

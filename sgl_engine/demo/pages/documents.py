@@ -27,7 +27,7 @@ _DATE = ("what is the date", "which date is it", "date value")
 
 
 @dataclass(frozen=True)
-class Document:
+class PageDocument:
     """What a receipt or note says.
 
     Attributes:
@@ -61,7 +61,7 @@ class Document:
 
 def sample_document(
     stock: Stock, rng: np.random.Generator, frame: Frame, *, repeat: tuple[str, ...] = ()
-) -> Document | None:
+) -> PageDocument | None:
     """A document that fits into the frame; None where too few words are left.
 
     Args:
@@ -84,7 +84,7 @@ def sample_document(
     if len(labels) < 3:
         return None
     values = (stock.prices if receipt else stock.tags)(len(labels), rng)
-    return Document(
+    return PageDocument(
         name, tuple(zip(labels, values, strict=True)), stock.date(rng) if dated else None, columns
     )
 
@@ -103,7 +103,7 @@ class _Look:
         return text.upper() if self.upper else text
 
 
-def _look(document: Document, frame: Frame, rng: np.random.Generator) -> _Look:
+def _look(document: PageDocument, frame: Frame, rng: np.random.Generator) -> _Look:
     width = frame.columns // document.columns
     need = (max(len(label) for label, _ in document.lines) + 2) // 2
     # A square stays free at the right: a page's text is shifted by up to two pixels.
@@ -120,7 +120,7 @@ def _look(document: Document, frame: Frame, rng: np.random.Generator) -> _Look:
     )
 
 
-def _rows(document: Document, frame: Frame, rng: np.random.Generator) -> tuple[int, list[int]]:
+def _rows(document: PageDocument, frame: Frame, rng: np.random.Generator) -> tuple[int, list[int]]:
     """The heading's row (a date stands in the next one), and the rows of a column's lines."""
     height = -(-len(document.lines) // document.columns)
     above = 1 + (document.date is not None)
@@ -134,7 +134,7 @@ def _rows(document: Document, frame: Frame, rng: np.random.Generator) -> tuple[i
 
 
 def draw_document(
-    document: Document, frame: Frame, sheet: PageSheet, rng: np.random.Generator, *, qualified: bool
+    document: PageDocument, frame: Frame, sheet: PageSheet, rng: np.random.Generator, *, qualified: bool
 ) -> Part:
     """Draw it; ``qualified`` questions name the document, as where there is another one on the page."""
     look = _look(document, frame, rng)
@@ -169,7 +169,9 @@ def _inside(column: int, squares: int) -> int:
     return column - max(0, column % TILE + squares - TILE)
 
 
-def _draw_date(document: Document, look: _Look, row: int, sheet: PageSheet, facts: list[Fact]) -> Box | None:
+def _draw_date(
+    document: PageDocument, look: _Look, row: int, sheet: PageSheet, facts: list[Fact]
+) -> Box | None:
     if document.date is None:
         return None
     day, month = document.date
@@ -200,7 +202,7 @@ def _decorate(
 
 
 def _questions(
-    document: Document, boxes: list[Box], rng: np.random.Generator, suffix: str, extra: tuple[Box, ...]
+    document: PageDocument, boxes: list[Box], rng: np.random.Generator, suffix: str, extra: tuple[Box, ...]
 ) -> Iterator[Question]:
     for index, (label, value) in enumerate(document.lines):
         here = (boxes[index], *extra)

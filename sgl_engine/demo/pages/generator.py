@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from sgl_engine.demo.drawing import SIZE, Question, random_typeface
 from sgl_engine.demo.pages.across import across_parts
 from sgl_engine.demo.pages.bars import BarChart, draw_bars, sample_bars
-from sgl_engine.demo.pages.documents import Document, draw_document, sample_document
+from sgl_engine.demo.pages.documents import PageDocument, draw_document, sample_document
 from sgl_engine.demo.pages.layout import SHAPES, SHARES, divide, halve
 from sgl_engine.demo.pages.lines import LineChart, draw_lines, sample_lines
-from sgl_engine.demo.pages.scenes import Scene, draw_scene, sample_scene
+from sgl_engine.demo.pages.scenes import PageScene, draw_scene, sample_scene
 from sgl_engine.demo.pages.sheet import TILE, Fact, Frame, PageSheet, Part
 from sgl_engine.demo.pages.stock import FILLERS, Stock
-from sgl_engine.demo.pages.tables import Form, Table, draw_form, draw_table, sample_form, sample_table
+from sgl_engine.demo.pages.tables import Form, PageTable, draw_form, draw_table, sample_form, sample_table
 from sgl_engine.errors import SGLError
 
 Split = Literal["train", "heldout"]
-Content = Document | Table | Form | Scene | BarChart | LineChart
-TEXTS = (Document, Table, Form)
+Content = PageDocument | PageTable | Form | PageScene | BarChart | LineChart
+TEXTS = (PageDocument, PageTable, Form)
 HELDOUT_SHARE = 1 / 16
 SAMPLERS: dict[str, tuple[float, Callable[[Stock, np.random.Generator, Frame], Content | None]]] = {
     "document": (0.24, sample_document),
@@ -93,7 +93,7 @@ def draw_page(seed: int, *, split: Split = "heldout", tiles: int | None = None) 
     # Dark paper under text only: colours would not be told from it.
     dark = all(isinstance(content, TEXTS) for _, content in placed) and bool(rng.random() < 0.12)
     sheet = PageSheet(rng, rows, columns, clean=bool(rng.random() < 0.5), dark=dark)
-    names = [content.name for _, content in placed if isinstance(content, Document)]
+    names = [content.name for _, content in placed if isinstance(content, PageDocument)]
     _fill_in(sheet, [frame for frame, _ in placed], rng)
     parts = [_draw(content, frame, sheet, rng, qualified=len(names) > 1) for frame, content in placed]
     questions = [question for part in parts for question in part.questions]
@@ -143,14 +143,14 @@ def _choose(
     documents: bool,
 ) -> tuple[Content | None, Stock]:
     """Something for the frame, and the stock without it; a page has one scene, and one chart of each sort."""
-    single = {Table: "table", Form: "form", Scene: "scene", BarChart: "bars", LineChart: "lines"}
+    single = {PageTable: "table", Form: "form", PageScene: "scene", BarChart: "bars", LineChart: "lines"}
     there = {single.get(type(content), "") for _, content in placed}
     names = [name for name in SAMPLERS if name not in there and (not documents or name == "document")]
     weights = np.array([SAMPLERS[name][0] for name in names])
     name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
     repeat: dict[str, Any] = {}
     if name == "document":
-        receipts = [c for _, c in placed if isinstance(c, Document) and c.is_receipt]
+        receipts = [c for _, c in placed if isinstance(c, PageDocument) and c.is_receipt]
         if len(receipts) == 1 and rng.random() < 0.5:
             repeat["repeat"] = tuple(label for label, _ in receipts[0].lines)
     for _ in range(200):
@@ -166,13 +166,13 @@ def _choose(
 def _draw(
     content: Content, frame: Frame, sheet: PageSheet, rng: np.random.Generator, *, qualified: bool
 ) -> Part:
-    if isinstance(content, Document):
+    if isinstance(content, PageDocument):
         return draw_document(content, frame, sheet, rng, qualified=qualified)
-    if isinstance(content, Table):
+    if isinstance(content, PageTable):
         return draw_table(content, frame, sheet, rng)
     if isinstance(content, Form):
         return draw_form(content, frame, sheet, rng)
-    if isinstance(content, Scene):
+    if isinstance(content, PageScene):
         return draw_scene(content, frame, sheet, rng)
     if isinstance(content, BarChart):
         return draw_bars(content, frame, sheet, rng)

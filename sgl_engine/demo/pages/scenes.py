@@ -29,7 +29,7 @@ _SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "be
 
 
 @dataclass(frozen=True)
-class Thing:
+class PageThing:
     """One object: its row and column in the scene, and what it is."""
 
     row: int
@@ -45,17 +45,17 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
+class PageScene:
     """Objects in reading order; no two share a name or a number."""
 
-    things: tuple[Thing, ...]
+    things: tuple[PageThing, ...]
 
     @property
     def transcription(self) -> str:
         """Name and number of each object in reading order, separated by commas."""
         return ", ".join(f"{thing.name} {thing.number}" for thing in self.things)
 
-    def neighbor(self, thing: Thing, side: str) -> Thing | None:
+    def neighbor(self, thing: PageThing, side: str) -> PageThing | None:
         """The nearest object on that side in the same row (left, right) or column (above, below)."""
         down, across = SIDES[side]
         ahead = [
@@ -69,7 +69,7 @@ class Scene:
         return min(ahead, key=lambda pair: pair[0])[1] if ahead else None
 
 
-def sample_scene(stock: Stock, rng: np.random.Generator, frame: Frame) -> Scene | None:
+def sample_scene(stock: Stock, rng: np.random.Generator, frame: Frame) -> PageScene | None:
     """A scene for the frame. Shapes and colours come from small sets, so that counts above one are common."""
     down, across = frame.rows // PITCH, frame.columns // PITCH
     most = 8 if down * across <= MOST else MOST
@@ -82,15 +82,15 @@ def sample_scene(stock: Stock, rng: np.random.Generator, frame: Frame) -> Scene 
         return None
     picked = [names[int(i)] for i in rng.permutation(len(names))[:count]]
     places = np.sort(rng.permutation(down * across)[:count])
-    return Scene(
+    return PageScene(
         tuple(
-            Thing(int(place) // across, int(place) % across, shape, color, number)
+            PageThing(int(place) // across, int(place) % across, shape, color, number)
             for place, (shape, color), number in zip(places, picked, numbers, strict=True)
         )
     )
 
 
-def draw_scene(scene: Scene, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Part:
+def draw_scene(scene: PageScene, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Part:
     """Draw it."""
     boxes = {thing: _draw_thing(thing, frame, sheet, rng) for thing in scene.things}
     mentions = tuple(Mention(thing.name, boxes[thing]) for thing in scene.things)
@@ -103,7 +103,7 @@ def draw_scene(scene: Scene, frame: Frame, sheet: PageSheet, rng: np.random.Gene
     return Part("scene", tuple(_questions(scene, boxes, rng)), mentions, facts)
 
 
-def _draw_thing(thing: Thing, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Box:
+def _draw_thing(thing: PageThing, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Box:
     size = int(rng.integers(30, 44))
     # The number fills the middle square of its place; the shape stands around it, shifted a little.
     row, column = frame.row + thing.row * PITCH + 1, frame.column + thing.column * PITCH + 1
@@ -120,7 +120,7 @@ def _draw_thing(thing: Thing, frame: Frame, sheet: PageSheet, rng: np.random.Gen
     return (x0, y0, x0 + size, y0 + size)
 
 
-def _questions(scene: Scene, boxes: dict[Thing, Box], rng: np.random.Generator) -> Iterator[Question]:
+def _questions(scene: PageScene, boxes: dict[PageThing, Box], rng: np.random.Generator) -> Iterator[Question]:
     for thing in scene.things:
         here = (boxes[thing],)
         yield Question(phrase(rng, _NUMBER, name=thing.name), thing.number, "scene number", here)
@@ -139,7 +139,7 @@ def _questions(scene: Scene, boxes: dict[Thing, Box], rng: np.random.Generator) 
 
 
 def _neighbors(
-    scene: Scene, thing: Thing, boxes: dict[Thing, Box], rng: np.random.Generator
+    scene: PageScene, thing: PageThing, boxes: dict[PageThing, Box], rng: np.random.Generator
 ) -> Iterator[Question]:
     for side, words in _SIDES.items():
         other = scene.neighbor(thing, side)

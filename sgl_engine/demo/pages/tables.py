@@ -22,7 +22,7 @@ _COMPARE = ("is {row} higher than {other} in {column}",)
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Names of rows and columns, and a number for each pair; ``small`` ones are of one digit."""
 
     rows: tuple[str, ...]
@@ -51,7 +51,7 @@ class Form:
         return ", ".join(f"{label} {value}" for label, value in self.fields)
 
 
-def sample_table(stock: Stock, rng: np.random.Generator, frame: Frame) -> Table | None:
+def sample_table(stock: Stock, rng: np.random.Generator, frame: Frame) -> PageTable | None:
     """A table that fits into the frame; None where too few words are left."""
     most = (frame.columns - LABEL) // CELL
     columns = stock.words("months", int(rng.integers(2, min(most, 6) + 1)), rng)
@@ -65,12 +65,12 @@ def sample_table(stock: Stock, rng: np.random.Generator, frame: Frame) -> Table 
     if len(values) < count:
         return None
     width = len(columns)
-    return Table(
+    return PageTable(
         rows, columns, tuple(values[row * width : (row + 1) * width] for row in range(len(rows))), small
     )
 
 
-def draw_table(table: Table, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Part:
+def draw_table(table: PageTable, frame: Frame, sheet: PageSheet, rng: np.random.Generator) -> Part:
     """Draw it, with or without rules."""
     face, upper = random_typeface(rng), bool(rng.random() < 0.5)
     spare = frame.columns - LABEL - CELL * len(table.columns)
@@ -96,7 +96,9 @@ def draw_table(table: Table, frame: Frame, sheet: PageSheet, rng: np.random.Gene
     return Part("table", questions, mentions, facts)
 
 
-def _table_facts(table: Table, heads: list[Box], names: list[Box], cells: list[list[Box]]) -> Iterator[Fact]:
+def _table_facts(
+    table: PageTable, heads: list[Box], names: list[Box], cells: list[list[Box]]
+) -> Iterator[Fact]:
     for box, column in zip(heads, table.columns, strict=True):
         yield Fact(box, {"label": column, "column": column})
     for name, row, values, boxes in zip(names, table.rows, table.values, cells, strict=True):
@@ -121,7 +123,7 @@ def _rules(box: Box, top: int, first: int, sheet: PageSheet, rng: np.random.Gene
 
 
 def _table_questions(
-    table: Table, heads: list[Box], names: list[Box], cells: list[list[Box]], rng: np.random.Generator
+    table: PageTable, heads: list[Box], names: list[Box], cells: list[list[Box]], rng: np.random.Generator
 ) -> Iterator[Question]:
     for row, name in enumerate(table.rows):
         for column, head in enumerate(table.columns):

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.tiny import internvl, llava, others, qwen
 from sgl_engine.families.tiny.internvl import DEFAULT_DECODER, TinyDecoder
-from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions
+from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, TinySize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DEFAULT_DECODER", "DEFAULT_FAMILY", "TINY_FAMILIES", "TINY_SIZES", "TinyDecoder", "build_tiny"]
+__all__ = [
+    "DEFAULT_DECODER",
+    "DEFAULT_FAMILY",
+    "TINY_FAMILIES",
+    "TINY_SIZES",
+    "TinyDecoder",
+    "TinyOptions",
+    "TinySize",
+    "build_tiny",
+]
 
 DEFAULT_FAMILY = "internvl"
 _BUILDERS: Mapping[str, Callable[[TinyOptions], tuple[Any, Any]]] = {

@@ -1,0 +1,61 @@
+from .chat.tool_stream import TextDelta as TextDelta, ToolCallDelta as ToolCallDelta
+from .config import (
+    PRESETS as PRESETS,
+    EngineConfig as EngineConfig,
+    Escalate as Escalate,
+    ExitConfig as ExitConfig,
+    Fraction as Fraction,
+    GenerationConfig as GenerationConfig,
+    LimitsConfig as LimitsConfig,
+    PruningConfig as PruningConfig,
+    ReuseConfig as ReuseConfig,
+    SchedulerConfig as SchedulerConfig,
+    UrlPolicy as UrlPolicy,
+    pruning_preset as pruning_preset,
+)
+from .decoding.answer import FinishReason as FinishReason, TokenLogprob as TokenLogprob
+from .engine import SGLEngine as SGLEngine
+from .errors import (
+    BudgetSpentError as BudgetSpentError,
+    ConfigError as ConfigError,
+    CorruptImageError as CorruptImageError,
+    DeadlineError as DeadlineError,
+    EngineClosedError as EngineClosedError,
+    EngineError as EngineError,
+    ImageError as ImageError,
+    ImageFetchError as ImageFetchError,
+    ImageLimitError as ImageLimitError,
+    IncompatiblePairError as IncompatiblePairError,
+    InvalidRequestError as InvalidRequestError,
+    MissingImageError as MissingImageError,
+    ModelError as ModelError,
+    ModelNotFoundError as ModelNotFoundError,
+    OverloadedError as OverloadedError,
+    ProcessorError as ProcessorError,
+    PromptTooLongError as PromptTooLongError,
+    RequestCancelledError as RequestCancelledError,
+    RequestError as RequestError,
+    SGLError as SGLError,
+    UnsafePathError as UnsafePathError,
+    UnsafeUrlError as UnsafeUrlError,
+    UnsafeWeightsError as UnsafeWeightsError,
+    UnsupportedModelError as UnsupportedModelError,
+)
+from .exit.decision import ExitDecision as ExitDecision
+from .model.vlm import VLM as VLM
+from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
+from .request import (
+    Decoding as Decoding,
+    ImagePart as ImagePart,
+    ImageSource as ImageSource,
+    InvalidToolCall as InvalidToolCall,
+    Message as Message,
+    Request as Request,
+    Role as Role,
+    ToolCall as ToolCall,
+    ToolChoice as ToolChoice,
+    ToolSpec as ToolSpec,
+)
+from .response import AnswerScores as AnswerScores, Response as Response, StreamEvent as StreamEvent
+
+__version__: str

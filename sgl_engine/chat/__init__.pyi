@@ -1,0 +1,1 @@
+from .tool_stream import TextDelta as TextDelta, ToolCallDelta as ToolCallDelta

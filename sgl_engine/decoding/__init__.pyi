@@ -1,0 +1,7 @@
+from .answer import (
+    AnswerTask as AnswerTask,
+    FinishReason as FinishReason,
+    Generation as Generation,
+    TokenLogprob as TokenLogprob,
+)
+from .draft import Draft as Draft, draft_tokens as draft_tokens

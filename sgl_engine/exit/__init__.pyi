@@ -1,0 +1,40 @@
+from .binding import (
+    Binding as Binding,
+    Conditions as Conditions,
+    ModelIdentity as ModelIdentity,
+    bind as bind,
+    digest as digest,
+)
+from .calibrated import system_hash as system_hash
+from .calibration_file import (
+    RISKS as RISKS,
+    Agreement as Agreement,
+    Calibration as Calibration,
+    OperatingPoint as OperatingPoint,
+    Reference as Reference,
+    Risk as Risk,
+    Samples as Samples,
+    load_calibration as load_calibration,
+    save_calibration as save_calibration,
+)
+from .calibrators import (
+    ANSWER_TOKENS as ANSWER_TOKENS,
+    SCORE as SCORE,
+    Calibrator as Calibrator,
+    Feature as Feature,
+    Isotonic as Isotonic,
+    Logistic as Logistic,
+    observe as observe,
+)
+from .decision import (
+    CalibratedScore as CalibratedScore,
+    Confidence as Confidence,
+    ExitDecision as ExitDecision,
+    decide_exit as decide_exit,
+)
+from .scorers import (
+    DEFAULT_SCORER as DEFAULT_SCORER,
+    SCORERS as SCORERS,
+    Scorer as Scorer,
+    score_parts as score_parts,
+)

@@ -1,0 +1,2 @@
+from .store import StoreInfo as StoreInfo
+from .vlm import VLM as VLM

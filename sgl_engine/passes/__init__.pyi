@@ -1,0 +1,20 @@
+from .embedding import Reused as Reused
+from .exactness import check_exactness as check_exactness
+from .large import (
+    LargePassResult as LargePassResult,
+    run_large_batch as run_large_batch,
+    run_large_pass as run_large_pass,
+)
+from .measurements import (
+    geometric_mean as geometric_mean,
+    measure_answer as measure_answer,
+    product as product,
+)
+from .scoring import ScoringPassResult as ScoringPassResult, run_scoring_pass as run_scoring_pass
+from .small import (
+    SmallPassResult as SmallPassResult,
+    answer_logprobs as answer_logprobs,
+    run_small_batch as run_small_batch,
+    run_small_pass as run_small_pass,
+)
+from .work import Asked as Asked, SmallPass as SmallPass, run_small as run_small

@@ -1,0 +1,16 @@
+from .batch import MAX_ROWS as MAX_ROWS, PromptBatch as PromptBatch
+from .encoded import (
+    Box as Box,
+    EncodedPrompt as EncodedPrompt,
+    PictureAxes as PictureAxes,
+    VisualSpan as VisualSpan,
+)
+from .formats import open_picture as open_picture
+from .images import load_image as load_image, read_file as read_file, resolve_images as resolve_images
+from .signatures import mime_type_of as mime_type_of, sniff as sniff
+from .sources import (
+    decode_base64 as decode_base64,
+    decode_data_url as decode_data_url,
+    describe_source as describe_source,
+    shorten as shorten,
+)
