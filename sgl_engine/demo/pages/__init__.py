@@ -1,11 +1,11 @@
 """Pages of 1 to 6 tiles with documents, tables, forms, scenes and charts, and questions about them."""
 
 from sgl_engine.demo.drawing import Question
-from sgl_engine.demo.pages.bars import BarChart
+from sgl_engine.demo.pages.bars import BarChart, PageBar
 from sgl_engine.demo.pages.documents import PageDocument
 from sgl_engine.demo.pages.generator import Page, draw_page, heldout_pages, pick_questions, split_of
 from sgl_engine.demo.pages.lines import LineChart
-from sgl_engine.demo.pages.scenes import PageScene
+from sgl_engine.demo.pages.scenes import PageScene, PageThing
 from sgl_engine.demo.pages.sheet import Fact
 from sgl_engine.demo.pages.tables import Form, PageTable
 
@@ -15,9 +15,11 @@ __all__ = [
     "Form",
     "LineChart",
     "Page",
+    "PageBar",
     "PageDocument",
     "PageScene",
     "PageTable",
+    "PageThing",
     "Question",
     "draw_page",
     "heldout_pages",
