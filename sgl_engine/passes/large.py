@@ -153,7 +153,7 @@ def stream_large_batch(
     with suppress(NobodyWaitsError), exclusive_for(vlm, batch.answers, "before the large model began"):
         ready = batch.prefill(Prefiller(vlm, reuse))
     if ready is not None:
-        # Only some of the tasks may have come to be rows: the prompts that nothing is wrong with.
+        # Tasks with an error are not decoded, so there may be fewer rows than tasks.
         rows, prefix = batch.rows, ready.prefix
         chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
         steps = decode(
