@@ -171,7 +171,7 @@ class SGLEngine:
                 try:
                     event: StreamEvent = next(events)
                 except StopIteration as end:
-                    event = end.value
+                    event = end.value  # the response, which a for loop would drop
                 with ticket.handed_over():  # a slow reader takes no place in the queue
                     yield event
                 if isinstance(event, Response):
@@ -211,6 +211,7 @@ class SGLEngine:
     def _admit(self, requests: Sequence[Request]) -> list[Ticket]:
         """Lets in as many of the requests as there is room for, in order; at least one, or it raises."""
         for vlm in (self.small, self.large):
+            # The worker could not have the model before this thread gives it back, after the answer.
             if vlm.is_mine:
                 raise EngineError(
                     f"This thread holds {vlm.name} exclusively, and so would wait for itself.",
