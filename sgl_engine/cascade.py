@@ -3,9 +3,9 @@
     read -> small -> decide -+-> answer                     the small answer is kept
                              +-> plan -> large -> answer    the large model answers
 
-``answer`` and ``score`` are generators. They yield events, and ``Work`` for one of the models, and are sent
-the ``Job`` that the work has become; so whoever drives them decides where models run, and how many requests
-run side by side. Everything else happens in the driver's thread. The drivers are ``SGLEngine``'s.
+``answer`` and ``score`` are generators. They yield events, and ``Work`` for one of the models, for which they
+are sent a ``Job`` to wait for. So their driver decides where models run, and how many requests run side by
+side; all else happens in the driver's thread. The drivers are methods of ``SGLEngine``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 AnswerEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta
 
 Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
-"""Yields events, and work, for which it is sent the job; returns its result."""
+"""A generator that yields events, and work, for which it is sent the job; it returns its result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,10 @@ class Pair:
     """Two models, and how they are to work together.
 
     Attributes:
-        small: Answers first, and guides.
-        large: Answers when the small one is not sure.
-        config: The engine's.
-        exit_rule: A calibration's; None compares the score with the configured threshold.
+        small: Model that answers first, and guides.
+        large: Model that answers when the small one is not sure.
+        config: The engine's configuration.
+        exit_rule: Decides by a calibration; None compares the score with the configured threshold.
         small_pass: Runs the small model.
     """
 
@@ -80,65 +80,65 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     """Answers a request.
 
     Args:
-        pair: Who answers.
+        pair: The models, and how they work together.
         request: What is asked.
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; where it escalates, work for the large model; text and tool
-        call deltas.
+        Work for the small model; the decision; after an escalation, work for the large model; then text and
+        tool call deltas.
 
     Raises:
         RequestError: This request is bad.
         IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
-    # read
+    # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
     max_new_tokens, decoding = resolve(request, pair.config.generation)
     decoding = hold_to_form(request, decoding)
     request, prompt = _read(pair, request, clock)
     reader = AnswerReader(pair.small, request, prompt)
     asked = Asked(request, AnswerTask(prompt, max_new_tokens, reader.suited(decoding)))
-    # small
+    # small: answer and importance map
     job = yield from _handed_over(_small_work(pair, asked))
     small: SmallPassResult = job.result()
     clock.add("small", small.stage_ms)
-    # decide
+    # decide: whether the small answer is kept; nothing of it has been shown until now
     confidence = score_parts(small.parts, pair.config.exit.scorer)
     decision = _decide(pair, asked, decoding, confidence, answer_tokens=len(small.generation))
     yield decision
     run = _Run(asked, confidence, decision, small)
     if not decision.exit:
-        # plan
+        # plan: what the large model sees of the picture, and what it is given to check
         large_prompt, plan = _plan(pair, request, small.importance, clock)
         draft = _draft(pair, request, small)
         clock.lap("encode_large")
         reader = AnswerReader(pair.large, request, large_prompt)
         task = AnswerTask(large_prompt, max_new_tokens, reader.suited(decoding), draft=draft)
-        # large
+        # large: its text is passed on while it is written
         job = yield from _handed_over(large_work(pair.large, task, plan, pair.config.reuse))
         large = yield from read_stream(job.pieces(), reader)
         clock.add("large", large.stage_ms)
         run = replace(run, large_prompt=large_prompt, large=large)
     else:
         yield from reader.push(small.generation.text)
-    # answer
+    # answer: what the reader has held back, as a tool call may have followed, and the report
     held_back, parsed = reader.finish(run.generation)
     yield from held_back
     return _response(pair, run, parsed, clock)
 
 
 def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) -> Road[AnswerScores]:
-    """Scores given answers, instead of generating one; the same road, with other work on it.
+    """Scores given answers, instead of generating one: the same steps, with other work.
 
     Args:
-        pair: Who scores.
+        pair: The models, and how they work together.
         request: What is asked.
         answers: What could be said.
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; where it escalates, work for the large model.
+        Work for the small model; the decision; after an escalation, work for the large model.
 
     Raises:
         RequestError: This request, or an answer, is bad.
@@ -149,12 +149,12 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     answers = tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
-    # small
+    # small: attention is recorded only where the large model may need the map
     task = ScoringTask(prompt, answers, decoding, guide=pair.config.exit.escalate != "never")
     job = yield from _handed_over(scoring_work("small", pair.small, task, pair.config.reuse))
     small: ScoringPassResult = job.result()
     clock.add("small", small.stage_ms)
-    # decide
+    # decide: calibrations are made of generated answers, so none covers this
     confidence = decision_confidence(small)
     rule = pair.exit_rule
     calibrated = None if rule is None else rule.uncovered("given answers are scored")
@@ -178,7 +178,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
 def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
     """Yields work, and returns the job that the driver has made of it."""
     job = yield work
-    assert job is not None, "whoever is given work sends the job"
+    assert job is not None, "the driver answers work with a job"
     return job
 
 
@@ -191,6 +191,7 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
 
 
 def _small_work(pair: Pair, asked: Asked) -> Work:
+    """Makes work of the small pass, with the pair's settings."""
     ratio = pair.config.exit.consistency_keep_ratio
     return small_work(
         pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=pair.config.reuse
@@ -200,7 +201,7 @@ def _small_work(pair: Pair, asked: Asked) -> Work:
 def _decide(
     pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, *, answer_tokens: int
 ) -> ExitDecision:
-    """Decides whether the small answer is kept: by the calibration, where there is one that covers it."""
+    """Decides whether the small answer is kept; a calibration, if there is one, sets score and threshold."""
     calibrated = None
     if pair.exit_rule is not None:
         limit = asked.task.max_new_tokens
@@ -211,17 +212,17 @@ def _decide(
 def _plan(
     pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock
 ) -> tuple[EncodedPrompt, PruningPlan]:
-    """Encodes the request for the large model, and plans what it is made to keep."""
+    """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     prompt = pair.large.encode(request, pair.config.limits, pair.config.reuse)
     return prompt, plan_large(pair, prompt, importance)
 
 
 def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-    """Plans what the large model is made to keep of ``prompt``, at the configured operating point.
+    """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.
 
     Args:
-        pair: Whose operating point it is.
+        pair: The models, and their configuration.
         prompt: The prompt that is pruned.
         importance: The small model's map; None, as for a request without images, keeps everything.
 
@@ -231,12 +232,13 @@ def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | No
     if importance is None:
         return keep_everything(prompt)
     pruning = pair.config.pruning
+    # Some families cannot be pruned in their first layers, whatever fraction is configured.
     layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
     return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
 
 
 def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
-    """Writes the small answer in the large model's tokens, for it to check."""
+    """Splits the small answer into the large model's tokens, for it to check."""
     if not pair.config.generation.draft:
         return ()
     waiting = partial(check_wanted, request, "while the large model was busy")
@@ -273,7 +275,7 @@ class _ScoringRun:
 
 
 def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Response:
-    """Puts together what the caller gets of an answered request."""
+    """Makes the response of an answered request."""
     request, prompt = run.asked.request, run.asked.task.prompt
     small, large, large_prompt = run.small, run.large, run.large_prompt
     vlm = pair.small if large is None else pair.large
@@ -304,7 +306,7 @@ def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Resp
 
 
 def _answer_scores(pair: Pair, run: _ScoringRun, clock: Clock) -> AnswerScores:
-    """Puts together what the caller gets of a scored request."""
+    """Makes the result of a scored request."""
     small, large, large_task = run.small, run.large, run.large_task or run.task
     outcome = Outcome(
         decision=run.decision,

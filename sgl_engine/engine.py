@@ -1,4 +1,4 @@
-"""SGLEngine: a pair of models for everybody who asks; it drives requests along the road (``cascade``)."""
+"""Answers requests with a pair of models: ``SGLEngine`` drives each along the road (``cascade``)."""
 
 from __future__ import annotations
 
@@ -41,19 +41,18 @@ if TYPE_CHECKING:
 class SGLEngine:
     """Answers requests with a pair of models; may be shared between threads.
 
-    However a request comes (``run``, ``stream``, ``run_batch``, ``submit``), one worker runs the models for
-    all of them, side by side where they can (``SchedulerConfig``); it starts with the first request. What is
-    asked is read, and answers are decided on, in the callers' threads. Nothing of a request stays in the
-    engine or on the models; a bad request fails alone.
+    One worker runs the models for all requests, side by side where they can (``SchedulerConfig``), whichever
+    method they came by; it starts with the first one. Requests are read, and answers decided on, in the
+    callers' threads. Nothing of a request stays but what ``ReuseConfig`` keeps. A bad request fails alone.
 
     Args:
-        small: Answers first, and guides.
-        large: Answers when the small one is not sure, seeing what the small one thought worth seeing.
-        config: What can be set; None is ``EngineConfig()``.
-        small_pass: What runs the small model; scripted engines have another than ``run_small``.
+        small: Model that answers first, and guides.
+        large: Model that answers when the small one is not sure; it sees what the small one found important.
+        config: The settings; None is ``EngineConfig()``.
+        small_pass: Runs the small model; scripted engines have another than ``run_small``.
 
     Raises:
-        UnsupportedModelError: An architecture without a family, and the model is not run exactly.
+        UnsupportedModelError: A model's architecture has no family, and the engine does not run it exactly.
         ConfigError: The configuration names a scorer that does not exist, or a calibration that is of another
             pair or other settings, or certifies nothing at the risk that is asked for.
     """
@@ -108,7 +107,7 @@ class SGLEngine:
         return cls(models[0], models[1], config)
 
     def with_config(self, config: EngineConfig) -> SGLEngine:
-        """An engine on the same models with another configuration; costs nothing.
+        """Makes an engine on the same models with another configuration; costs nothing.
 
         ``engine.with_config(engine.config.escalating("always")).run(request)`` forces a route for one call.
         Both share one worker, so that their requests run side by side.
@@ -125,11 +124,11 @@ class SGLEngine:
     def close(self, *, wait: bool = True) -> None:
         """Takes no more requests, here and in engines made by ``with_config``; answers those under way.
 
-        An engine that is not needed any more need not be closed. As a context manager, it is closed at the
-        end. A stream that nobody reads is not waited for, and fails when it is read on.
+        Closing is optional: an engine that is dropped ends its threads. As a context manager, it is closed at
+        the end. A stream that nobody reads is not waited for, and fails when it is read on.
 
         Args:
-            wait: Until all is answered. Not from a callback of a future, which would wait for itself.
+            wait: Whether to return only when all is answered. A future's callback would wait for itself.
         """
         self._scheduler.close(wait=wait)
 
@@ -140,7 +139,7 @@ class SGLEngine:
         self.close()
 
     def run(self, request: Request) -> Response:
-        """Answers.
+        """Answers a request, and waits for the answer.
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
@@ -153,11 +152,11 @@ class SGLEngine:
             return finish(self._events(ticket))
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
-        """Answers piece by piece: the ExitDecision, text and tool call deltas, then the Response, last.
+        """Answers piece by piece: yields the ExitDecision, text and tool call deltas, then the Response.
 
         The decision comes first, so text of an overruled small answer is never shown. Closing the iterator,
         or setting the request's ``cancel`` from anywhere, stops generation within one token. The model does
-        not wait for its reader.
+        not wait for the iterator's reader.
 
         Raises:
             RequestError: This request is bad; the engine is unharmed.
@@ -172,14 +171,14 @@ class SGLEngine:
                 try:
                     event: StreamEvent = next(events)
                 except StopIteration as end:
-                    event = end.value
-                with ticket.handed_over():
+                    event = end.value  # the response, which a for loop would drop
+                with ticket.handed_over():  # a slow reader takes no place in the queue
                     yield event
                 if isinstance(event, Response):
                     return
 
     def submit(self, request: Request) -> Future[Response]:
-        """Answers in the background.
+        """Answers a request in the background.
 
         For asyncio: ``await asyncio.wrap_future(engine.submit(request))``.
 
@@ -210,7 +209,9 @@ class SGLEngine:
         return drive(self._scheduler, ticket, self._answer(ticket))
 
     def _admit(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Lets in as many of the requests as there is room for, in order; at least one, or it raises."""
         for vlm in (self.small, self.large):
+            # The worker could not have the model before this thread gives it back, after the answer.
             if vlm.is_mine:
                 raise EngineError(
                     f"This thread holds {vlm.name} exclusively, and so would wait for itself.",
@@ -223,20 +224,21 @@ class SGLEngine:
     ) -> list[Response | Exception]:
         """Answers several requests: the small model all of them at once, then the large one what is left.
 
-        Answers are those of single runs: the same, but for rounding, where two tokens are equally likely.
-        Each request keeps its own limits, deadline, cancellation and form. Models that cannot be given padded
-        prompts (``takes_padding``) answer one after the other. A list for which there is no room at once is
-        answered in parts.
+        Answers are the same as of single runs, but for rounding, where two tokens are equally likely. Each
+        request keeps its own limits, deadline, cancellation and form. Models that cannot be given padded
+        prompts (``takes_padding``) answer one request after the other. A list for which there is no room at
+        once is answered in parts.
 
-        Times in a report: work that requests share is shared out equally, so that stages add up to what the
-        batch took; "total" is how long the request was under way, and "queue" what is between.
+        Times in a report: the time of work that requests do together is divided equally among them, so the
+        stages of all reports add up to what the batch took. "total" is how long the request was under way,
+        and "queue" is the rest of it.
 
         Args:
-            requests: In any mixture.
+            requests: Requests of any kind, together.
             max_batch_size: Prompts that run side by side at most; None is the configuration's.
 
         Returns:
-            In order, a response, or the error that a single run would have raised.
+            In order, responses, or the errors that single runs would have raised.
 
         Raises:
             ConfigError: ``max_batch_size`` is below 1.
@@ -249,46 +251,51 @@ class SGLEngine:
             try:
                 outcomes += engine._run_part(engine._admit(rest))  # noqa: SLF001  # of this class
             except OverloadedError as error:
+                # Others have taken all the room: what is left of the list fails as single runs would.
                 return [*outcomes, *(error for _ in rest)]
         return outcomes
 
     def _with_batch_size(self, max_batch_size: int) -> SGLEngine:
+        """Makes an engine on the same models that runs at most so many prompts side by side."""
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}.", remedy="Use 1 or more.")
         scheduler = self.config.scheduler.model_copy(update={"max_batch_size": max_batch_size})
         return self.with_config(self.config.model_copy(update={"scheduler": scheduler}))
 
     def _run_part(self, tickets: Sequence[Ticket]) -> list[Response | Exception]:
-        """Answers those who were let in together: all of them come to a step before any goes on."""
+        """Answers requests that were let in together; all of them come to a step before any goes on."""
         with ExitStack() as places:
-            rows = [Journey(places.enter_context(ticket), self._answer(ticket)) for ticket in tickets]
-            for row in rows:
-                places.callback(row.road.close)
-                row.advance(Work)
-            run_together(self._scheduler, rows, until=ExitDecision)
-            left = [row for row in rows if isinstance(row.at, ExitDecision) and not row.at.exit]
-            for row in rows:
-                if row not in left:
-                    row.ticket.done()
-            for row in left:
-                row.advance(Work)
+            journeys = [Journey(places.enter_context(ticket), self._answer(ticket)) for ticket in tickets]
+            for journey in journeys:
+                places.callback(journey.road.close)
+                journey.advance(Work)
+            # The small model runs all of them at once; each goes on to its decision.
+            run_together(self._scheduler, journeys, until=ExitDecision)
+            left = [each for each in journeys if isinstance(each.at, ExitDecision) and not each.at.exit]
+            # Those that need no other model make room for other requests, while the large one works.
+            for journey in journeys:
+                if journey not in left:
+                    journey.ticket.done()
+            for journey in left:
+                journey.advance(Work)
             run_together(self._scheduler, left, until=NoneType)
-            for row in rows:
-                if row.outcome is None:
-                    row.advance(NoneType)
-            return [row.outcome for row in rows if row.outcome is not None]
+            # Small answers that were kept are read last, so that no model waits for it.
+            for journey in journeys:
+                if journey.outcome is None:
+                    journey.advance(NoneType)
+            return [journey.outcome for journey in journeys if journey.outcome is not None]
 
     def score_answers(
         self, request: Request, answers: Sequence[str], *, model: Literal["auto", "small", "large"] = "auto"
     ) -> AnswerScores:
-        """How likely each of ``answers`` is, instead of generating one.
+        """Measures how likely each of ``answers`` is, instead of generating one.
 
-        The small model scores first. It is sure enough when its best answer has at least the exit threshold's
-        share among the answers; of a single answer with probability p, when max(p, 1 - p) reaches it. If not,
-        the large model scores them, guided as it is when it answers.
+        The small model scores first. It is sure enough when its best answer's share among the answers reaches
+        the exit threshold; of a single answer with probability p, when max(p, 1 - p) reaches it. If not, the
+        large model scores them, guided as it is when it answers.
 
         Args:
-            request: What is asked. How it wants answers to be generated has no meaning here.
+            request: What is asked. Its settings for generated answers, such as ``stop``, have no effect.
             answers: At least one; none of them empty.
             model: Whose scores are returned; "auto" goes by the exit configuration.
 
@@ -315,11 +322,11 @@ class SGLEngine:
         return self.config.escalating("never" if model == "small" else "always")
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
-        """What each model's store holds and how often it helped, "small" and "large"; ``ReuseConfig``."""
+        """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""
         return {"small": self.small.store.info(), "large": self.large.store.info()}
 
     def count_tokens(self, request: Request) -> int:
-        """Prompt tokens of a request, visual ones included, as the large model reads it.
+        """Counts the prompt tokens of a request, visual ones included, as the large model reads it.
 
         Raises:
             RequestError: This request is bad.
@@ -327,7 +334,7 @@ class SGLEngine:
         return len(self.large.encode(request, self.config.limits, self.config.reuse))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-        """What the large model is made to keep of ``prompt``, at the configured operating point.
+        """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.
 
         Args:
             prompt: The prompt that is pruned.

@@ -145,6 +145,7 @@ class _CapturingAttention:
         return output
 
     def _original(self, module: Any) -> Any:
+        """Returns the function that the model's own attention setting names."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         # Eager attention is not registered anywhere: every modelling file brings its own.

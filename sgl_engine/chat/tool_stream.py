@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from sgl_engine.chat.tool_calls import CLOSE, OPEN, check_call, dump, load_prefix, new_id, read_call
 from sgl_engine.request import InvalidToolCall, ToolCall
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -224,44 +221,50 @@ class _OpenCall:
 
 
 class _ArgumentsScan:
-    """Finds where a JSON object that comes in pieces ends, or where it cannot be one any more.
+    """Finds the end of a JSON object that comes in pieces, or the place from which on it cannot be JSON.
 
     Attributes:
-        ended: Its last bracket was seen.
-        broken: A ``<`` outside strings was seen, which no JSON holds but a tag does.
+        ended: Whether the object's last bracket was seen.
+        broken: Whether a ``<`` was seen outside of strings. JSON has none there, but a tag begins with one.
     """
 
+    # Only these characters change the state; all others are skipped.
     _NEXT = re.compile(r'[{}\[\]"<]')
     _NEXT_IN_STRING = re.compile(r'["\\]')
 
     def __init__(self) -> None:
         self.ended = self.broken = False
-        self._depth = 0
+        # What the next piece begins in: pieces may be cut anywhere, also inside a string or an escape.
+        self._depth = 0  # brackets that are open
         self._in_string = False
-        self._escaped = False
+        self._escaped = False  # a backslash was the last character
 
     def push(self, text: str) -> int:
         """Takes the next piece; returns how many of its characters belong to the object."""
         at = 0
         while at < len(text) and not (self.ended or self.broken):
             if self._escaped:
+                # What follows a backslash means nothing here: above all, a quote does not end the string.
                 self._escaped, at = False, at + 1
                 continue
             found = (self._NEXT_IN_STRING if self._in_string else self._NEXT).search(text, at)
             if found is None:
-                return len(text)
+                return len(text)  # the object goes on in the next piece
+            # A bracket or a quote belongs to the object; the `<` of a tag does not.
             at = found.end() - (found[0] == "<")
             self._see(found[0])
         return at
 
     def _see(self, character: str) -> None:
+        """Follows one of the characters that change the state."""
         if character == "\\":
-            self._escaped = True
+            self._escaped = True  # only found inside strings
         elif character == '"':
             self._in_string = not self._in_string
         elif character == "<":
             self.broken = True
         else:
+            # Which bracket it is does not matter: where they do not match, reading the JSON fails later.
             self._depth += 1 if character in "{[" else -1
             self.ended = self._depth == 0
 

@@ -75,37 +75,45 @@ def decode(
     Yields:
         After every forward, the newly final text of each answer.
     """
+    # `rows`: numbers of the answers that run; `position`: columns in the cache.
     rows, position, begun = list(range(len(answers))), cached_tokens, False
     rewinding = Rewinding(cache, enabled=any(answer.draft.tokens for answer in answers))
     while left := [row for row in rows if answers[row].goes_on()]:
         if left != rows:
+            # Some answers have ended: their rows leave the batch, and the cache, if anything is in it yet.
             stay = [rows.index(row) for row in left]
             rows, batch, embeddings = left, batch.select(stay), embeddings[stay]
             if position:
                 cache.reorder_cache(torch.tensor(stay, device=embeddings.device))  # type: ignore[arg-type]  # it is one
         running, first = [answers[row] for row in rows], not begun
-        fed = max(0, position - batch.tokens)
+        fed = max(0, position - batch.tokens)  # answer tokens of each row in the cache
+        # What each row may be fed next: tokens that are chosen already, then what its draft expects.
         ahead = [answer.ahead(fed, again=rewinding.crops) for answer in running]
         count = _count(ahead, first=first, cropped=rewinding.crops)
+        # All rows are fed equally many: fillers come after the tokens of shorter ones, which do not see them.
         chunks = [(tokens + [0] * count)[:count] for tokens in ahead]
         if count:
+            # (B, count): behind the prompts' embeddings in the first forward, alone in all others.
             ids = torch.tensor(chunks)
             embeddings = vlm.append_tokens(embeddings, ids) if first else vlm.embed_tokens(ids)
         try:
             with exclusive_for(vlm, running), patch(rows):
+                # Guesses are tokens that are not chosen yet; only behind those the cache may have to go back.
                 rewinding.mark(position, guesses=fed + count > min(len(answer.ids) for answer in running))
                 logits = vlm.forward_batch(
                     embeddings, batch=batch, first_position=position, cache=cache, logit_rows=count + first
                 )
         except NobodyWaitsError:
-            return
+            return  # every answer has its error
         position, begun = position + embeddings.shape[1], True
         texts = [""] * len(answers)
         for row, tokens, chunk, of_row in zip(rows, ahead, chunks, logits, strict=True):
             # What is fed again only because others are behind is not this answer's.
             own = max(fed, answers[row].steps - 1) if rewinding.crops else fed
             answers[row].note_forward(own, fed + min(count, len(tokens)))
+            # Chooses tokens from these logits, as far as the chunk foresaw them, and the one behind.
             texts[row] = answers[row].follow(of_row, chunk, fed)
+        # Back to the last column that is right in every row: what was fed after it was foreseen wrongly.
         position = rewinding.back_to(batch.tokens + _valid(running), position)
         yield texts
 

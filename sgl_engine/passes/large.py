@@ -114,6 +114,7 @@ def run_large_batch(
         found: dict[int, LargePassResult | RequestError] = {}
         chosen = [tasks[row] for row in rows], [plans[row] for row in rows]
         for pieces in stream_large_batch(vlm, *chosen, reuse=reuse):
+            # Text that comes early is part of the result, too.
             found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
         return [found[row] for row in range(len(rows))]
 
@@ -153,7 +154,7 @@ def stream_large_batch(
     with suppress(NobodyWaitsError), exclusive_for(vlm, batch.answers, "before the large model began"):
         ready = batch.prefill(Prefiller(vlm, reuse))
     if ready is not None:
-        # Only some of the tasks may have come to be rows: the prompts that nothing is wrong with.
+        # Tasks with an error are not decoded, so there may be fewer rows than tasks.
         rows, prefix = batch.rows, ready.prefix
         chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
         steps = decode(
@@ -218,7 +219,7 @@ class _AnswerBatch:
         seen = {row: embedded for row, embedded in enumerate(self.embedded) if embedded is not None}
         self.rows = list(seen)
         if not seen:
-            return None
+            return None  # all have errors, so there is nothing to decode
         prompts, plans = [self.answers[row].prompt for row in seen], [self._plans[row] for row in seen]
         ready = prefiller.prefill(prompts, list(seen.values()), plans)
         for row, tokens in zip(seen, ready.prefix.known, strict=True):
@@ -238,6 +239,7 @@ class _AnswerBatch:
 
     def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
         """Ends the answers that are left, or only those that are over; returns their numbers and outcomes."""
+        # An answer ends once: the rest of the batch no longer shares its milliseconds with it.
         ended = [row for row in self._left if self.answers[row].over or not only_over]
         self._left = [row for row in self._left if row not in ended]
         return [(row, self._outcome(row)) for row in ended]

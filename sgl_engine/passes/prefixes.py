@@ -126,12 +126,11 @@ def find_prefixes(
     """
     layers = _layers(vlm, None if plans is None else plans[0])
     alone = len(batch) == 1
-    worth = (
-        [bool(_end(vlm, batch.prompts[0], layers, reuse))]
-        if alone
-        else shares_prefix(vlm, batch.prompts, plans, reuse)
-    )
-    if not all(worth):
+    if alone:
+        is_worth_it = _end(vlm, batch.prompts[0], layers, reuse) > 0
+    else:
+        is_worth_it = all(shares_prefix(vlm, batch.prompts, plans, reuse))
+    if not is_worth_it:
         return KnownPrefix(vlm.new_cache(), 0, None, (0,) * len(batch))
     found: dict[_Key, _Prefix] = {}
     rows, known = [], []
@@ -224,7 +223,7 @@ def _find_or_compute(
     vlm.store.count("prefix", hits=int(common > 0), misses=int(common == 0))
     if prefix is not None and common == len(prefix) == end:
         return prefix, common  # exactly this prefix: nothing to compute, nothing new to keep
-    # A shorter one is gone on from; a longer one is cut. Either way the result is an entry of its own.
+    # Begin where the known tokens end; a longer entry is cut there. The result is an entry of its own.
     prefix = _compute(vlm, prompt, embeddings[:, common:end], key[0], prefix, common)
     vlm.store.put("prefix", key, prefix, prefix.tensors(), max_bytes=reuse.max_bytes)
     return prefix, common

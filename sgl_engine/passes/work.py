@@ -98,6 +98,7 @@ def small_work(
         results = small_pass(vlm, given, consistency_keep_ratio=consistency_keep_ratio, reuse=reuse)
         yield list(enumerate(results))
 
+    # Engines on one pair of models share a worker; those with other settings do not share a batch.
     kind = sharing(vlm, (small_pass, consistency_keep_ratio, reuse))
     return Work("small", asked, run, kind, len(asked.task.prompt), is_brief=True)
 
@@ -105,9 +106,9 @@ def small_work(
 def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig) -> Work:
     """Makes work of a large pass, with a step per forward.
 
-    Plans that prune from the same layer on share a batch. Prompts with a known prefix run apart from those
-    without one, which would make them run whole.
+    Plans that prune from the same layer on share a batch.
     """
+    # Beside a prompt without a known prefix, one that has it would have to run whole: they run apart.
     known = shares_prefix(vlm, [task.prompt], [plan], reuse)
     kind = sharing(vlm, ("pruned from", pruned_from(plan), reuse, *known))
 
@@ -135,6 +136,7 @@ def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, 
         result = yield from _silent(steps)
         yield [(0, result)]
 
+    # No kind: answers follow each other on one prompt's cache, so nothing can run beside them.
     return Work(model, task, run, None, len(task.prompt))
 
 

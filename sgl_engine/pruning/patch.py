@@ -75,9 +75,9 @@ def prune_visual_tokens(
 ) -> Iterator[None]:
     """Makes ``vlm`` drop what ``plan`` drops, within the context; no hook remains, also after an exception.
 
-    Whether a layer prunes follows from its cache, not from state of the context; so it may be entered
-    anew for every step of one generation. Positions are the caller's: decoding goes on at S, the unpruned
-    length. A plan that keeps everything hooks nothing, so its output is bit-identical to the plain model's.
+    What a layer has to do follows from its cache, not from state of the context. So the context may be
+    entered anew for every step of one generation. Positions are the caller's: decoding goes on at S, the
+    unpruned length. A plan that keeps everything hooks nothing: the output is the plain model's, bit for bit.
 
     Args:
         vlm: The model.
@@ -147,7 +147,7 @@ def _layer_hook(
             columns = kwargs["position_embeddings"][0].shape[-2]
             args, kwargs = _prune_first_forward(kept, index, args, kwargs)
             if lower is not None and cache is not None and not flash and not cache.is_linear[index]:
-                # The model's mask is one of the columns after the prefix, so it was taken away.
+                # The model's mask was for the columns after the prefix alone, so it is gone: make another.
                 mask, layer = kwargs["attention_mask"], cache.layers[index]
                 if additive or layer.is_sliding or mask is not None:  # SDPA without a mask is causal anyway
                     mask = _completed_mask(kept, columns, mask, layer)
@@ -220,9 +220,8 @@ def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer:
     """
     seen = _seen(kept, columns, torch.device("cpu") if mask is None else mask.device)
     if mask is None:
-        mask = torch.ones(seen.shape[1], seen.shape[1], dtype=torch.bool, device=seen.device).tril()[
-            None, None
-        ]
+        size = seen.shape[1]
+        mask = torch.ones(size, size, dtype=torch.bool, device=seen.device).tril()[None, None]
     if layer.is_sliding:
         # A window goes by original columns: fewer tokens are left in it, not older ones.
         mask = mask & (seen[:, None, None] > seen[:, None, :, None] - layer.sliding_window)
@@ -236,7 +235,7 @@ def _without_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
 
 def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
     """Hides fillers in an attention layer's mask (B, 1, M, M)."""
-    # A filler sees itself: a row that sees nothing would become NaN, and spread.
+    # A filler sees itself: in some kernels, a row that sees nothing becomes NaN.
     own = torch.eye(exist.shape[1], dtype=torch.bool, device=exist.device)
     if mask is None:
         mask = torch.ones_like(own).tril()

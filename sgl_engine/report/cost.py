@@ -194,8 +194,9 @@ def scoring_flops(
     """
     decoder = shape.decoder
     layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
-    prefill = sum(map(shape.vision.pass_flops, patches))
+    prefill = sum(map(shape.vision.pass_flops, patches))  # the vision tower, and then the prompt
     prefill += prefill_flops(decoder, layer_tokens, plan, known_tokens)
+    # Each answer is fed on the prompt's cache alone: in a layer of `before` keys, its rows see before + rows.
     answers = sum(
         decoder.layer_flops(layer, rows, rows * (before + rows))
         for rows in answer_tokens
@@ -204,6 +205,7 @@ def scoring_flops(
     answers += sum(answer_tokens) * decoder.logit_flops
     if importance is None:
         return prefill + answers
+    # All recorded rows see the prompt's keys; those of the last answer see its own keys as well.
     recorded = answer_tokens[-1]
     pairs = importance.num_queries * len(prompt) + recorded * recorded
     attention_layers = decoder.layers - len(decoder.recurrent_layers)

@@ -128,13 +128,14 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         score=decision.score,
         scorer=outcome.scorer,
         threshold=decision.threshold,
-        forced=decision.policy != "threshold",
+        forced=decision.policy != "threshold",  # then the score was not compared with anything
         score_parts=dict(parts),
         calibration=decision.calibration,
         calibrated_probability=decision.calibrated_probability,
         uncovered=decision.uncovered,
         confidence=parts["confidence"],
         consistency=parts.get("consistency_product"),
+        # The two models may cut a picture differently: the count is that of the model whose answer this is.
         visual_tokens=(large or small).prompt.num_visual_tokens,
         small_tflops=small.flops / 1e12,
         large_tflops=large_flops / 1e12,
@@ -145,6 +146,7 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         small_output_tokens=small.output_tokens,
         small_known_tokens=small.reused.tokens,
         small_known_pictures=small.reused.pictures,
+        # Where the small answer was kept, it is the response's text already.
         small_answer=None if large is None else outcome.small_answer,
         large_agreed=outcome.large_agreed,
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),

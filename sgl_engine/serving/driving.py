@@ -38,14 +38,14 @@ def drive(
 
 
 class Journey(Generic[Result]):
-    """One request of several on its road; an error of it does not stop the others.
+    """One request of several on its road; if it fails, the others go on.
 
     Args:
         ticket: The request's place in the engine.
         road: Its road.
 
     Attributes:
-        at: The step that the road has yielded last; None at its end.
+        at: The step that its road has yielded last; None at the end.
         outcome: The road's result or error; None before its end.
     """
 

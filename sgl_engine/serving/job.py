@@ -165,7 +165,7 @@ class Job:
             noticed: When it was first seen that the answer is not wanted; None if it is.
 
         Returns:
-            The same, as of now.
+            When it was first seen, this call included; None while the answer is wanted.
         """
         if self.over:
             return noticed  # the outcome lies in the mail

@@ -111,12 +111,14 @@ class Ticket:
             self._expected = lane
 
     def _has_ended(self, lane: Lane, outcome: object) -> None:
+        """Lets go of the job that has ended in ``lane``, and tells where the next one is expected."""
         self._job = None  # no cycle: what the job holds is freed as soon as nobody needs it
         # The large model may be called next. Escalations that wait there wait for this one, for a moment.
         if not isinstance(outcome, BaseException) and lane is self._worker.small:
             self.expect(self._worker.large)
 
     def _go(self) -> None:
+        """Frees the place, once: leaving twice is allowed."""
         with self._worker.changed:
             if self._inside:
                 self._inside = False

@@ -38,6 +38,7 @@ class Worker:
         self._begin()
 
     def _begin(self) -> None:
+        """Sets the worker up for this process, with nothing to do."""
         self.small, self.large = Lane(1), Lane(LARGE_BATCHES)
         self._active = 0  # requests that are inside
         self._closed = self._ended = False
@@ -161,6 +162,7 @@ class Worker:
         self._begin()
 
     def _run(self) -> None:
+        """Takes step after step, until nothing can come any more; this is all that the thread does."""
         while True:
             try:
                 lane = self._next_lane()
