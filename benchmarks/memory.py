@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 MIB = 2**20
-LAYERS, K = 12, 2
+LAYERS = 12
 SIDE = 32  # visual tokens per side of a tile
 
 
-def build(tokens: int) -> Any:
+def build(tokens: int, layers: int) -> Any:
     """A model with a decoder of 14 heads of 64, and a tower that costs next to nothing."""
     import torch
     from transformers import (
@@ -41,7 +41,7 @@ def build(tokens: int) -> Any:
         vocab_size=tiny.config.text_config.vocab_size,
         hidden_size=896,
         intermediate_size=4864,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=14,
         num_key_value_heads=2,
         max_position_embeddings=tokens + 64,
@@ -58,7 +58,7 @@ def build(tokens: int) -> Any:
     return VLM(InternVLForConditionalGeneration(config).float(), tiny.processor, name="memory")
 
 
-def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float]:
+def measure(tokens: int, keep_ratio: float, *, capture: bool, layers: int = LAYERS) -> dict[str, float]:
     """One pass: as the large model prunes, or, with `capture`, as the small one records attention."""
     import torch
     from PIL import Image
@@ -71,7 +71,7 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float
     from sgl_engine.pruning import plan_pruning
 
     torch.set_num_threads(1)
-    vlm = build(tokens)
+    vlm = build(tokens, layers)
     pictures = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(tokens // SIDE**2)]
     prompt = vlm.encode(Request.ask("What is it?", *pictures), LimitsConfig(max_images=1000))
     importance = ImportanceMap(torch.rand(prompt.num_visual_tokens), prompt.spans, num_queries=1)
@@ -79,9 +79,9 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool) -> dict[str, float
         started = time.perf_counter()
         if capture:
             result: Any = run_small_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False))
-            cached = [len(prompt) + 1] * LAYERS
+            cached = [len(prompt) + 1] * layers
         else:
-            plan = plan_pruning(prompt, importance, layer=K, keep_ratio=keep_ratio)
+            plan = plan_pruning(prompt, importance, layer=max(1, layers // 6), keep_ratio=keep_ratio)
             result = run_large_pass(vlm, AnswerTask(prompt, 2, stop_at_eos=False), plan)
             cached = list(result.cache_tokens)
         seconds = time.perf_counter() - started
@@ -129,9 +129,15 @@ def main() -> None:
     parser.add_argument("--keep-ratio", type=float, nargs="+", default=[1.0, 0.2, 0.05])
     parser.add_argument("--capture", action="store_true", help="with --one: the small pass instead")
     parser.add_argument("--one", action="store_true", help="one row, as JSON, in this process")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="with --one: of the decoder")
     arguments = parser.parse_args()
     if arguments.one:
-        row = measure(arguments.tokens[0], arguments.keep_ratio[0], capture=arguments.capture)
+        row = measure(
+            arguments.tokens[0],
+            arguments.keep_ratio[0],
+            capture=arguments.capture,
+            layers=arguments.layers,
+        )
         print(json.dumps(row))
         return
     print(f"{'S':>7}  {'pass':<22}  {'peak MiB':>8}  {'cache MiB':>9}  {'S x S MiB':>9}  {'seconds':>7}")

@@ -125,13 +125,14 @@ def peak_mib(*arguments: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_peak_memory_stays_within_its_budget() -> None:
     """At 8,000 tokens one S x S map of float32 is 260 MiB, and a layer of this model has 14 heads."""
-    pruned = peak_mib("--tokens", "8192", "--keep-ratio", "0.05")
-    whole = peak_mib("--tokens", "8192", "--keep-ratio", "1")
-    recorded = peak_mib("--tokens", "8192", "--capture")
+    shape = ("--tokens", "8192", "--layers", "4")  # what one layer needs, the next one has again
+    pruned = peak_mib(*shape, "--keep-ratio", "0.05")
+    whole = peak_mib(*shape, "--keep-ratio", "1")
+    recorded = peak_mib(*shape, "--capture")
     assert pruned["tokens"] > 8000
     # Three activations of the MLP, which is 4,864 wide, are 460 MiB; allocators hold on to as much again.
     budget_mib = 1800
     assert budget_mib < 14 * pruned["square_mib"] / 2
     assert max(row["peak_mib"] for row in (pruned, whole, recorded)) < budget_mib
-    assert pruned["cache_mib"] < 0.25 * whole["cache_mib"]
+    assert pruned["cache_mib"] < 0.3 * whole["cache_mib"]  # one layer of four, and 5 % of three
     assert pruned["peak_mib"] < whole["peak_mib"]
