@@ -28,9 +28,8 @@ from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import Clock
 from sgl_engine.request import Request
 from sgl_engine.response import AnswerScores, Response, StreamEvent
-from sgl_engine.serving.driving import Journey, drive, run_together
 from sgl_engine.serving.job import Work, finish
-from sgl_engine.serving.scheduler import Scheduler, Ticket
+from sgl_engine.serving.scheduler import Journey, Scheduler, Ticket, drive, run_together
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,23 +1,24 @@
 """The token loop: prefill, choose, feed back; stops within one token, and can be read as a stream.
 
 Where an answer has a draft, the draft is fed with the prompt; what it foresaw rightly is taken at once, and
-the cache goes back behind the rest (``answer``, ``rewind``). Logits of one forward of many tokens and of
+the cache goes back behind the rest (``Rewinding``). Logits of one forward of many tokens and of
 many forwards of one differ by rounding: in half precision two tokens that are as good
 as equally likely may change places, as they may in a batch.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from sgl_engine.chat.text_stream import HALF
 from sgl_engine.decoding.answer import Answer, Generation, TokenLogprob
-from sgl_engine.decoding.rewind import Rewinding
 from sgl_engine.prompt.batch import PromptBatch
 
 if TYPE_CHECKING:
@@ -152,3 +153,61 @@ def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]
         tokens.append(TokenLogprob(token=final[sent:], logprob=logprob))
         sent = max(sent, len(final))
     return tuple(tokens)
+
+
+class Rewinding:
+    """How the cache of one generation goes back.
+
+    Args:
+        cache: An empty one.
+        enabled: False leaves the cache alone; it then never goes back.
+
+    Attributes:
+        crops: Whether it can go back to any place; else only to where the last forward began.
+    """
+
+    def __init__(self, cache: DynamicCache, *, enabled: bool) -> None:
+        self._layers: Any = cache.layers
+        self._recurrent = [layer for layer, linear in enumerate(cache.is_linear) if linear]
+        self._enabled = enabled
+        self._marked = 0
+        self._copies: dict[int, Any] = {}
+        self.crops = not self._recurrent
+        if enabled:
+            for layer in self._layers:
+                if isinstance(layer, DynamicSlidingWindowLayer):
+                    layer.activate_past_recording()
+
+    def mark(self, position: int, *, guesses: bool) -> None:
+        """Comes before every forward.
+
+        Args:
+            position: Columns in the cache.
+            guesses: Whether the forward may have to be undone.
+        """
+        self._marked = position
+        if self._enabled and guesses:
+            self._copies = {layer: copy.deepcopy(self._layers[layer]) for layer in self._recurrent}
+
+    def back_to(self, wanted: int, position: int) -> int:
+        """Comes after every forward.
+
+        Args:
+            wanted: How many columns are right.
+            position: How many are in the cache.
+
+        Returns:
+            How many are in it now: at most ``wanted``.
+        """
+        if not self._enabled:
+            return position
+        target = min(wanted, position)
+        if target < position and self._recurrent:
+            target = self._marked
+            for layer, before in self._copies.items():
+                self._layers[layer] = before
+        self._copies = {}
+        for index, layer in enumerate(self._layers):
+            if index not in self._recurrent:
+                layer.crop(target - position)  # by 0, too: what has left a window goes
+        return target

@@ -51,6 +51,8 @@ def hold_to_form(request: Request, decoding: Decoding) -> Decoding:
     Raises:
         InvalidRequestError: A schema cannot be enforced.
     """
+    if not request.tools and request.response_schema is None:
+        return decoding  # free text
     whole = request.response_schema is not None or request.tool_choice == "any"
     return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
 

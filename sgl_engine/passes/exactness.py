@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sgl_engine.attention.capture import capture_attention
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.decoding.rewind import Rewinding
+from sgl_engine.decoding.loop import Rewinding
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens

@@ -13,8 +13,14 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused
-from sgl_engine.passes.prefill import Prefilled, Prefiller, run_in_groups
+from sgl_engine.passes.prefill import (
+    NOTHING_REUSED,
+    EmbeddedPrompt,
+    Prefilled,
+    Prefiller,
+    Reused,
+    run_in_groups,
+)
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs

@@ -29,8 +29,7 @@ from sgl_engine.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
-from sgl_engine.passes.embedding import NOTHING_REUSED, Reused, embed_pictures
-from sgl_engine.passes.prefill import Prefiller
+from sgl_engine.passes.prefill import NOTHING_REUSED, Prefiller, Reused, embed_pictures
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything

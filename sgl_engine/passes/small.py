@@ -23,9 +23,15 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.embedding import NOTHING_REUSED, EmbeddedPrompt, Reused
 from sgl_engine.passes.measurements import measure_answer
-from sgl_engine.passes.prefill import Prefiller, group_rows, run_in_groups
+from sgl_engine.passes.prefill import (
+    NOTHING_REUSED,
+    EmbeddedPrompt,
+    Prefiller,
+    Reused,
+    group_rows,
+    run_in_groups,
+)
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt

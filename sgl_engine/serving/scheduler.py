@@ -6,6 +6,10 @@
 A ticket is a request's place, from when it is let in until it is answered. It is used in the thread that
 drives the request: the caller's for ``run`` and ``stream``, one of the scheduler's for ``submit``. Models run
 in the worker's thread alone (``sgl_engine.serving.worker``), which is started by the first job.
+
+A road is a generator. It yields ``Work``, for which it is sent the ``Job``, and events; it returns the
+request's result. Which steps there are, and in which order, only the road knows. ``drive`` takes one request
+along its road, and ``Journey`` and ``run_together`` several.
 """
 
 from __future__ import annotations
@@ -13,14 +17,15 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sgl_engine.config import SchedulerConfig
+from sgl_engine.errors import SGLError
 from sgl_engine.request import Request
 from sgl_engine.serving.job import Job, Work
 from sgl_engine.serving.lane import Lane
@@ -29,6 +34,7 @@ from sgl_engine.serving.worker import Worker, closed_error
 if TYPE_CHECKING:
     from typing import Self
 
+Event = TypeVar("Event")
 Result = TypeVar("Result")
 
 _MAX_THREADS = 2**12  # started as needed; the real limit is how many requests are let in
@@ -209,3 +215,72 @@ class Scheduler:
             self._threads.shutdown(wait=wait)
         if wait:
             self._worker.join()
+
+
+def drive(
+    scheduler: Scheduler, ticket: Ticket, road: Generator[Work | Event, Job | None, Result]
+) -> Generator[Event, None, Result]:
+    """Takes one request along its road: hands its work to the worker, and yields its events."""
+    with closing(road):
+        job: Job | None = None
+        while True:
+            try:
+                step = road.send(job)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            job = None  # sent once, for the work that was yielded; an event is answered with nothing
+            if isinstance(step, Work):
+                [job] = scheduler.put([ticket], [step])
+            else:
+                yield step
+
+
+class Journey(Generic[Result]):
+    """One request of several on its road; if it fails, the others go on.
+
+    Args:
+        ticket: The request's place in the engine.
+        road: Its road.
+
+    Attributes:
+        at: The step that its road has yielded last; None at the end.
+        outcome: The road's result or error; None before its end.
+    """
+
+    def __init__(self, ticket: Ticket, road: Generator[Any, Job | None, Result]) -> None:
+        self.ticket = ticket
+        self.road = road
+        self.at: Any = None
+        self.outcome: Result | Exception | None = None
+
+    def advance(self, until: type, job: Job | None = None) -> None:
+        """Advances to the next step of type ``until``, or to the end; other steps are skipped.
+
+        Args:
+            until: ``NoneType`` means the end.
+            job: The job of the work that the road has yielded.
+        """
+        try:
+            self.at = self.road.send(job)
+            while not isinstance(self.at, until):
+                self.at = next(self.road)
+        except StopIteration as end:
+            self.at, self.outcome = None, end.value
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this request's alone
+            # Errors of ours come without tracebacks, which would keep a whole batch in memory.
+            self.at, self.outcome = None, error.with_traceback(None) if isinstance(error, SGLError) else error
+
+
+def run_together(scheduler: Scheduler, journeys: Sequence[Journey[Any]], *, until: type) -> None:
+    """Hands over the work of several journeys at once, then advances each with its job.
+
+    Args:
+        scheduler: Whose worker runs it.
+        journeys: Those whose last step is no work stay where they are.
+        until: The type of step that each advances to.
+    """
+    working = [(journey, journey.at) for journey in journeys if isinstance(journey.at, Work)]
+    jobs = scheduler.put([journey.ticket for journey, _ in working], [work for _, work in working])
+    for (journey, _), job in zip(working, jobs, strict=True):
+        journey.advance(until, job)

@@ -23,7 +23,7 @@ from whole_model import masked_logits
 from sgl_engine import VLM
 from sgl_engine.decoding import loop as generation
 from sgl_engine.decoding.answer import Answer, AnswerTask
-from sgl_engine.decoding.rewind import Rewinding
+from sgl_engine.decoding.loop import Rewinding
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.passes import run_large_pass
 from sgl_engine.passes.large import LargePassResult, run_large_batch
@@ -140,7 +140,7 @@ def test_a_cache_that_did_not_go_back_is_noticed(
 def test_a_window_that_forgot_what_has_left_it_is_noticed(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgl_engine.decoding.rewind.DynamicSlidingWindowLayer", ())
+    monkeypatch.setattr("sgl_engine.decoding.loop.DynamicSlidingWindowLayer", ())
     with pytest.raises(RuntimeError, match="does not track past states"):
         large_pass(family, "before layer 3", [1, 2, 3])
 

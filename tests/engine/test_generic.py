@@ -23,7 +23,7 @@ from whole_model import attention_sum, masked_logits
 from sgl_engine import VLM, EngineConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.decoding.rewind import Rewinding
+from sgl_engine.decoding.loop import Rewinding
 from sgl_engine.errors import IncompatiblePairError, UnsupportedModelError
 from sgl_engine.families import find_family
 from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, text_settings
