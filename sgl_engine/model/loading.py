@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sgl_engine.errors import ConfigError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.families import find_family
+from sgl_engine.model.processor import load_processor
 from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
@@ -19,6 +22,51 @@ if TYPE_CHECKING:
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model and its processor, as they were read.
+
+    Attributes:
+        model: On its device.
+        processor: Its own.
+        source: The folder, or the hub id.
+        revision: Commit on the hub, where it is known.
+    """
+
+    model: Any
+    processor: Any
+    source: str
+    revision: str | None
+
+
+def load(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    device_map: str | Mapping[str, Any] | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """Loads a model and its processor; arguments and errors are those of ``VLM.from_pretrained``."""
+    if device is not None and device_map is not None:
+        raise ConfigError(
+            f"Both device={str(device)!r} and device_map={device_map!r} are given.",
+            remedy="Use device for the whole model in one place, or device_map to spread it.",
+        )
+    folder = Path(path_or_hub_id).expanduser()
+    source = str(folder) if folder.is_dir() else str(path_or_hub_id)
+    check_folder(source)
+    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    config = load_config(source, hub)
+    find_family(config, source)  # before gigabytes of weights are read
+    processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+    model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
+    if device is not None:
+        move(model, device)
+    return LoadedModel(model, processor, source, getattr(config, "_commit_hash", None) or revision)
 
 
 def check_folder(name: str) -> None:

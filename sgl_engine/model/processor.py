@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sgl_engine.chat.template import render
-from sgl_engine.errors import ProcessorError, UnsupportedImageError
+from sgl_engine.errors import InvalidRequestError, ProcessorError, PromptTooLongError, UnsupportedImageError
 from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
 from sgl_engine.request import Request
 
@@ -117,3 +117,26 @@ def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
 def loaded_sizes(request: Request) -> list[tuple[int, int]]:
     """(width, height) in pixels of each loaded image."""
     return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
+
+
+def check_inputs(inputs: Mapping[str, Tensor], context_tokens: int, name: str) -> None:
+    """Refuses raw inputs that are not one prompt, or leave no room for an answer.
+
+    Raises:
+        InvalidRequestError: A batch, or a padded prompt.
+        PromptTooLongError: The context is full.
+    """
+    ids = inputs["input_ids"]
+    padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
+    if ids.shape[0] != 1 or padded:
+        raise InvalidRequestError(
+            f"The inputs hold {ids.shape[0]} prompts{' with padding' if padded else ''}; "
+            "one unpadded prompt is needed.",
+            remedy="Encode and run one request at a time.",
+        )
+    if ids.shape[1] >= context_tokens:
+        raise PromptTooLongError(
+            f"The prompt has {ids.shape[1]} tokens; the context of {name} is {context_tokens}, "
+            "answer included.",
+            remedy="Shorten the text, or send fewer or smaller images.",
+        )

@@ -6,7 +6,6 @@ is the decoder alone, on embeddings and explicit positions.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,15 +18,14 @@ from transformers import DynamicCache
 
 from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
 from sgl_engine.errors import (
-    ConfigError,
     InvalidRequestError,
-    PromptTooLongError,
 )
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
-from sgl_engine.model.loading import check_folder, load_config, load_model, move
+from sgl_engine.model.loading import load
+from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import load_processor, loaded_sizes, process
+from sgl_engine.model.processor import check_inputs, loaded_sizes, process
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
@@ -36,8 +34,6 @@ from sgl_engine.request import Request, check_wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_LOOK_UP_S = 0.05  # how soon somebody who waits for the model notices that nobody waits for the answer
 
 
 class VLM:
@@ -71,8 +67,7 @@ class VLM:
         self.revision = revision
         self.is_checked = not self.family.needs_check
         self.store = ReuseStore()
-        self._lock, self._processor_lock = threading.RLock(), threading.RLock()
-        self._holder: int | None = None
+        self._lock, self._processor_lock = ModelLock(), ModelLock()
 
     def __repr__(self) -> str:
         return (
@@ -109,24 +104,15 @@ class VLM:
             ProcessorError: The processor cannot be loaded.
             ConfigError: Both ``device`` and ``device_map`` are given, or there is no such device.
         """
-        if device is not None and device_map is not None:
-            raise ConfigError(
-                f"Both device={str(device)!r} and device_map={device_map!r} are given.",
-                remedy="Use device for the whole model in one place, or device_map to spread it.",
-            )
-        folder = Path(path_or_hub_id).expanduser()
-        source = str(folder) if folder.is_dir() else str(path_or_hub_id)
-        check_folder(source)
-        hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-        config = load_config(source, hub)
-        find_family(config, source)  # before gigabytes of weights are read
-        processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
-        model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
-        if device is not None:
-            move(model, device)
-        return cls(
-            model, processor, name=name or source, revision=getattr(config, "_commit_hash", None) or revision
+        loaded = load(
+            path_or_hub_id,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
+        return cls(loaded.model, loaded.processor, name=name or loaded.source, revision=loaded.revision)
 
     @contextmanager
     def exclusive(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -137,27 +123,19 @@ class VLM:
         Args:
             still_wanted: Called now and then while waiting; what it raises ends the wait.
         """
-        _acquire(self._lock, still_wanted)
-        before, self._holder = self._holder, threading.get_ident()
-        try:
+        with self._lock.held(still_wanted):
             yield
-        finally:
-            self._holder = before
-            self._lock.release()
 
     @contextmanager
     def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
         """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
-        _acquire(self._processor_lock, still_wanted)
-        try:
+        with self._processor_lock.held(still_wanted):
             yield
-        finally:
-            self._processor_lock.release()
 
     @property
     def is_mine(self) -> bool:
         """Whether the current thread holds the model (``exclusive``)."""
-        return self._holder == threading.get_ident()
+        return self._lock.is_mine
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -247,20 +225,7 @@ class VLM:
             PromptTooLongError: S leaves no room for an answer.
             ProcessorError: The image tokens do not fit the images.
         """
-        ids = inputs["input_ids"]
-        padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
-        if ids.shape[0] != 1 or padded:
-            raise InvalidRequestError(
-                f"The inputs hold {ids.shape[0]} prompts{' with padding' if padded else ''}; "
-                "one unpadded prompt is needed.",
-                remedy="Encode and run one request at a time.",
-            )
-        if ids.shape[1] >= self.context_tokens:
-            raise PromptTooLongError(
-                f"The prompt has {ids.shape[1]} tokens; the context of {self.name} is {self.context_tokens}, "
-                "answer included.",
-                remedy="Shorten the text, or send fewer or smaller images.",
-            )
+        check_inputs(inputs, self.context_tokens, self.name)
         spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
         moved = {key: value.to(self.device) for key, value in inputs.items()}
         return EncodedPrompt(
@@ -345,16 +310,7 @@ class VLM:
         cache: DynamicCache | None,
         logit_rows: int = 1,
     ) -> Tensor:
-        """One pass of the decoder.
-
-        Args:
-            embeddings: (1, N, width): the prompt from some position on and perhaps tokens after it, or tokens
-                after it.
-            prompt: The prompt that they belong to.
-            first_position: Index of the first of them in prompt and answer. Given explicitly, because the
-                length of a pruned cache is not the position.
-            cache: Extended in place; None for a pass on its own.
-            logit_rows: How many of the last rows go through the LM head; 0 fills the cache only.
+        """One pass of the decoder over one prompt: ``forward_batch`` of a batch of one.
 
         Returns:
             Logits, float32 (logit_rows, vocab).
@@ -377,13 +333,14 @@ class VLM:
         cache: DynamicCache | None,
         logit_rows: int = 1,
     ) -> Tensor:
-        """One pass of the decoder over several prompts; ``forward`` is that of a batch of one.
+        """One pass of the decoder over several prompts.
 
         Args:
             embeddings: (B, N, width): the padded prompts from some column on and perhaps tokens after them,
                 or tokens after them.
             batch: The prompts that they belong to.
-            first_position: Index of the first column.
+            first_position: Index of the first column. Given explicitly, because the length of a pruned cache
+                is not the position.
             cache: Extended in place; None for a pass on its own.
             logit_rows: How many of the last columns go through the LM head; 0 fills the cache only.
 
@@ -407,11 +364,6 @@ class VLM:
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
-
-
-def _acquire(lock: threading.RLock, still_wanted: Callable[[], None]) -> None:
-    while not lock.acquire(timeout=_LOOK_UP_S):
-        still_wanted()
 
 
 def takes_padding(vlm: VLM) -> bool:

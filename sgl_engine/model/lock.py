@@ -1,0 +1,38 @@
+"""A lock that knows its holder, and that can be waited for as long as somebody still wants what it guards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LOOK_UP_S = 0.05  # how soon somebody who waits notices that nobody waits for the answer any more
+
+
+class ModelLock:
+    """A re-entrant lock; one step of a model, or one use of a processor, at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holder: int | None = None
+
+    @contextmanager
+    def held(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the lock within the context.
+
+        Args:
+            still_wanted: Called now and then while waiting; what it raises ends the wait.
+        """
+        while not self._lock.acquire(timeout=_LOOK_UP_S):
+            still_wanted()
+        before, self._holder = self._holder, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = before  # this thread, where it was entered before
+            self._lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread holds the lock."""
+        return self._holder == threading.get_ident()
