@@ -118,12 +118,25 @@ class LimitsConfig(_Config):
         max_image_bytes: Encoded size of one image.
         max_image_pixels: Width times height of one image; larger ones are refused before they are decoded.
         max_images: Images per request.
+        max_schema_chars: All schemas of a request, those of its tools too, written as JSON.
+        max_schema_s: Seconds of computing that compiling them may take; the request's deadline counts too.
+        max_pattern_chars: One ``pattern`` of a schema.
+        max_pattern_size: The same, with every repetition written out as often as it may be: 30 for
+            ``(a{3}){10}``.
+        schema_process: Whether schemas are compiled in a process of their own first. False saves the 0.1 s
+            that a new one costs; then ``max_schema_s`` means nothing, and a schema made for it holds its
+            request up for minutes. For callers who write all schemas themselves.
         urls: The URL policy.
     """
 
     max_image_bytes: Annotated[int, Field(ge=1)] = 20 * 2**20
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     max_images: Annotated[int, Field(ge=0)] = 32
+    max_schema_chars: Annotated[int, Field(ge=1)] = 65_536
+    max_schema_s: Annotated[float, Field(gt=0.0)] = 2.0
+    max_pattern_chars: Annotated[int, Field(ge=0)] = 1_000
+    max_pattern_size: Annotated[int, Field(ge=0)] = 5_000
+    schema_process: bool = True
     urls: UrlPolicy = UrlPolicy()
 
 

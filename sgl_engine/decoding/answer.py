@@ -238,13 +238,15 @@ class Answer:
             )
         if decoding.grammar is None:
             return None
-        with vlm.processing(partial(check_wanted, decoding, "before the answer began")):
+        waiting = partial(check_wanted, decoding, "while the answer was held to its grammar")
+        with vlm.processing(waiting):
             return TokenConstraint(
                 vlm.processor.tokenizer,
-                vocab_size=int(vlm.model.get_output_embeddings().weight.shape[0]),
+                vocab_size=vlm.vocab_size,
                 eos_token_ids=vlm.eos_token_ids,
                 grammar=decoding.grammar,
                 max_new_tokens=self._limit,
+                still_wanted=waiting,
             )
 
 

@@ -201,6 +201,11 @@ class VLM:
         return int(self.text_model.config.max_position_embeddings)
 
     @property
+    def vocab_size(self) -> int:
+        """Width of the logits, which may be padded beyond the tokenizer's tokens."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         ids = self.model.generation_config.eos_token_id
