@@ -126,6 +126,10 @@ class LimitsConfig(_Config):
         schema_process: Whether schemas are compiled in a process of their own first. False saves the 0.1 s
             that a new one costs; then ``max_schema_s`` means nothing, and a schema made for it holds its
             request up for minutes. For callers who write all schemas themselves.
+        max_text_chars: All texts of a request, descriptions of its tools too. What fits the model's context
+            is less, and is looked at besides.
+        max_stop_strings: Strings in ``Request.stop``.
+        max_stop_chars: One of them.
         urls: The URL policy.
     """
 
@@ -137,6 +141,9 @@ class LimitsConfig(_Config):
     max_pattern_chars: Annotated[int, Field(ge=0)] = 1_000
     max_pattern_size: Annotated[int, Field(ge=0)] = 5_000
     schema_process: bool = True
+    max_text_chars: Annotated[int, Field(ge=1)] = 4_000_000
+    max_stop_strings: Annotated[int, Field(ge=0)] = 64
+    max_stop_chars: Annotated[int, Field(ge=1)] = 1_000
     urls: UrlPolicy = UrlPolicy()
 
 

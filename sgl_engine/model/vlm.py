@@ -32,6 +32,7 @@ from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
+from sgl_engine.prompt.texts import check_context, check_texts
 from sgl_engine.request import Request, check_wanted
 
 if TYPE_CHECKING:
@@ -230,7 +231,16 @@ class VLM:
                 was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
-        loaded = resolve_images(request, limits or LimitsConfig())
+        limits = limits or LimitsConfig()
+        check_texts(request, limits)
+        check_context(
+            request,
+            self.processor.tokenizer,
+            context_tokens=self.context_tokens,
+            name=self.name,
+            still_wanted=partial(check_wanted, request, "while its texts were measured"),
+        )
+        loaded = resolve_images(request, limits)
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the processor read another request")
         # Tokenizers keep padding and truncation as state.
