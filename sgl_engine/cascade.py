@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.tool_calls import check_tools
 from sgl_engine.config import GenerationConfig
+from sgl_engine.decoding.penalties import check_bias
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Decoding, Request
 
@@ -32,11 +33,12 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
     except ValidationError as error:
         raise InvalidRequestError(
             f"The request cannot be answered with {_wrong_values(error)}.",
-            remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
+            remedy="Use values in the ranges of GenerationConfig; None is the engine's.",
         ) from error
+    check_bias(request.logit_bias)
     decoding = Decoding(
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
+        **wanted.model_dump(exclude={"max_new_tokens", "draft"}),
+        logit_bias=request.logit_bias,
         seed=request.seed,
         stop=request.stop,
         deadline=request.deadline,

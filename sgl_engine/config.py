@@ -77,10 +77,22 @@ class ExitConfig(_Config):
 class GenerationConfig(_Config):
     """How answers are generated where the request does not say.
 
+    The default is greedy, whatever the ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``min_p`` of
+    a model's generation_config.json say: the same question has the same answer. The rest of that file counts
+    as it does in transformers' ``generate``: penalties, end tokens, shortest length, suppressed tokens, bad
+    words; of what is not done, a warning is logged. An answer that has to satisfy a schema satisfies it all
+    the same. Scores and log-probabilities are those of the model, before anything of this.
+
     Attributes:
         max_new_tokens: Upper limit of answer tokens.
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
+        top_k: Draws from so many of the likeliest tokens, at a temperature above 0; None from all.
+        min_p: Draws from tokens at least so likely as a fraction of the likeliest, at a temperature above 0.
+        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1; None is
+            the model's generation_config.json.
+        presence_penalty: Taken off the logit of a token that the answer has.
+        frequency_penalty: Taken off it for each time that the answer has it.
         draft: Whether the large model checks the small answer in the forward that reads the prompt, and
             writes only what it would not have said itself in the same words. Its answers are the same either
             way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
@@ -90,6 +102,11 @@ class GenerationConfig(_Config):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Fraction = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     draft: bool = True
 
 

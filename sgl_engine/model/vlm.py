@@ -208,13 +208,11 @@ class VLM:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Tokens that end an answer: those of generation_config.json, and the tokenizer's."""
         ids = self.model.generation_config.eos_token_id
-        if ids is None:
-            ids = self.processor.tokenizer.eos_token_id
-        if ids is None:
-            return frozenset()
-        return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
+        several = ids if isinstance(ids, list | tuple) else [ids]
+        own = self.processor.tokenizer.eos_token_id
+        return frozenset(int(token) for token in (*several, own) if token is not None)
 
     def encode(
         self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE

@@ -114,10 +114,11 @@ def test_every_end_token_ends_an_answer(case: Case) -> None:
     vlm, prompt = case
     first, second = 7, 11
     ends = []
-    for end in (first, second, [first, second]):
+    for end in (None, first, second, [first, second]):  # the tokenizer's own is always one
         vlm.model.generation_config.eos_token_id = end
         ends.append(math.exp(run_scoring_pass(vlm, prompt, ["yes"]).token_logprobs[0][-1]))
-    assert ends[2] == pytest.approx(ends[0] + ends[1])
+    assert ends[3] == pytest.approx(ends[1] + ends[2] - ends[0])
+    assert ends[3] > max(ends[1], ends[2]) > ends[0]
 
 
 def test_the_map_is_the_best_answers(case: Case) -> None:
