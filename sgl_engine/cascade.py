@@ -95,7 +95,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
     max_new_tokens, decoding = resolve(request, pair.config.generation)
-    decoding = hold_to_form(request, decoding)
+    decoding = hold_to_form(request, decoding, pair.config.limits)
     request, prompt = _read(pair, request, clock)
     reader = AnswerReader(pair.small, request, prompt)
     asked = Asked(request, AnswerTask(prompt, max_new_tokens, reader.suited(decoding)))

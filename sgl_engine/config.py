@@ -81,10 +81,22 @@ class ExitConfig(_Config):
 class GenerationConfig(_Config):
     """How answers are generated where the request does not say.
 
+    The default is greedy, whatever the ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``min_p`` of
+    a model's generation_config.json say: the same question has the same answer. The rest of that file counts
+    as it does in transformers' ``generate``: penalties, end tokens, shortest length, suppressed tokens, bad
+    words; of what is not done, a warning is logged. An answer that has to satisfy a schema satisfies it all
+    the same. Scores and log-probabilities are those of the model, before anything of this.
+
     Attributes:
         max_new_tokens: Upper limit of answer tokens.
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
+        top_k: Draws from so many of the likeliest tokens, at a temperature above 0; None from all.
+        min_p: Draws from tokens at least so likely as a fraction of the likeliest, at a temperature above 0.
+        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1; None is
+            the model's generation_config.json.
+        presence_penalty: Taken off the logit of a token that the answer has.
+        frequency_penalty: Taken off it for each time that the answer has it.
         draft: Whether the large model checks the small answer in the forward that reads the prompt, and
             writes only what it would not have said itself in the same words. Its answers are the same either
             way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
@@ -94,6 +106,11 @@ class GenerationConfig(_Config):
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Fraction = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     draft: bool = True
 
 
@@ -130,6 +147,18 @@ class LimitsConfig(_Config):
         pages: What becomes of a file that holds several pictures (TIFF, PDF, an animation): "refuse" is an
             error, "first" reads the first page and drops the others, "all" makes every page an image.
         pdf_dpi: Resolution at which pages of a PDF are drawn.
+        max_schema_chars: All schemas of a request, those of its tools too, written as JSON.
+        max_schema_s: Seconds of computing that compiling them may take; the request's deadline counts too.
+        max_pattern_chars: One ``pattern`` of a schema.
+        max_pattern_size: The same, with every repetition written out as often as it may be: 30 for
+            ``(a{3}){10}``.
+        schema_process: Whether schemas are compiled in a process of their own first. False saves the 0.1 s
+            that a new one costs; then ``max_schema_s`` means nothing, and a schema made for it holds its
+            request up for minutes. For callers who write all schemas themselves.
+        max_text_chars: All texts of a request, descriptions of its tools too. What fits the model's context
+            is less, and is looked at besides.
+        max_stop_strings: Strings in ``Request.stop``.
+        max_stop_chars: One of them.
         urls: The URL policy.
     """
 
@@ -143,6 +172,14 @@ class LimitsConfig(_Config):
     )
     pages: Pages = "refuse"
     pdf_dpi: Annotated[float, Field(gt=0.0, le=1200.0)] = 144.0
+    max_schema_chars: Annotated[int, Field(ge=1)] = 65_536
+    max_schema_s: Annotated[float, Field(gt=0.0)] = 2.0
+    max_pattern_chars: Annotated[int, Field(ge=0)] = 1_000
+    max_pattern_size: Annotated[int, Field(ge=0)] = 5_000
+    schema_process: bool = True
+    max_text_chars: Annotated[int, Field(ge=1)] = 4_000_000
+    max_stop_strings: Annotated[int, Field(ge=0)] = 64
+    max_stop_chars: Annotated[int, Field(ge=1)] = 1_000
     urls: UrlPolicy = UrlPolicy()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -118,6 +118,13 @@ class Request:
         top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
         stop: Strings that end the answer; they are not part of it. JSON and tool calls are never cut: inside
             them, and so in an answer that has to be JSON or a call, these strings mean nothing.
+        top_k: Draws from so many of the likeliest tokens; only used when the temperature is above 0.
+        min_p: Draws from tokens at least so likely as a fraction of the likeliest; the same.
+        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1.
+        presence_penalty: Taken off the logit of a token that the answer has, in [-2, 2].
+        frequency_penalty: Taken off it for each time that the answer has it, in [-2, 2].
+        logit_bias: Token id -> what is added to its logit, in [-100, 100]. Both models are given it, so it is
+            for pairs with one vocabulary.
         seed: Makes sampling repeatable.
         deadline: ``time.monotonic()`` value in seconds, after which the request fails with ``DeadlineError``.
         cancel: Once set, the request fails with ``RequestCancelledError`` within one token.
@@ -147,6 +154,12 @@ class Request:
     parallel_tool_calls: bool = True
     logprobs: bool = False
     response_schema: Mapping[str, Any] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def ask(
@@ -186,6 +199,12 @@ class Decoding:
     Attributes:
         temperature: 0 always takes the likeliest token.
         top_p: Nucleus in (0, 1].
+        top_k: Draws from so many of the likeliest tokens; None from all.
+        min_p: Draws from tokens at least so likely as a fraction of the likeliest.
+        repetition_penalty: For tokens of the prompt and the answer; None is the model's own.
+        presence_penalty: Taken off the logit of a token that the answer has.
+        frequency_penalty: Taken off it for each time that the answer has it.
+        logit_bias: Token id -> what is added to its logit.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
@@ -201,6 +220,12 @@ class Decoding:
     deadline: float | None = None
     cancel: threading.Event | None = None
     grammar: str | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 def check_wanted(wish: Request | Decoding, where: str) -> None:

@@ -6,12 +6,16 @@ JSON is compact: at most one space behind a colon or a comma, so that no model c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from sgl_engine.chat.grammar_trial import first_problem
+from sgl_engine.chat.pattern_size import written_out
 from sgl_engine.chat.tool_calls import CLOSE, OPEN, callable_tools, dump
+from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.request import Request, ToolSpec
+from sgl_engine.request import Request, ToolSpec, check_wanted
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # Forcing would allow only the tokens that the tokenizer itself makes of a forced text, and a tokenizer that
@@ -37,7 +41,7 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 
 
-def answer_grammar(request: Request) -> str | None:
+def answer_grammar(request: Request, limits: LimitsConfig | None = None) -> str | None:
     """The grammar of a request's answer.
 
     * ``response_schema``: the whole answer is JSON that satisfies it; with tools, that or calls and no text.
@@ -48,25 +52,34 @@ def answer_grammar(request: Request) -> str | None:
 
     An object that lists its properties gets no others, unless its schema says more about them.
 
+    Args:
+        request: Whose answer it is; its deadline and cancellation end the work too.
+        limits: How much its schemas may be; None is ``LimitsConfig()``.
+
     Returns:
         None where nothing is constrained.
 
     Raises:
-        InvalidRequestError: A schema that is none, or that llguidance cannot enforce.
+        InvalidRequestError: A schema that is none, that is too much, or that llguidance cannot enforce.
+        DeadlineError: The deadline passed meanwhile.
+        RequestCancelledError: The request was cancelled meanwhile.
+        EngineError: No process can be started to compile the schemas in.
     """
     tools, schema = callable_tools(request), request.response_schema
-    answer = None if schema is None else _json(schema, "The response schema")
+    schemas = _Schemas(limits or LimitsConfig())
+    answer = None if schema is None else schemas.json(schema, "The response schema")
+    bodies = [_call(tool, schemas, lenient=request.tool_choice == "auto") for tool in tools]
+    schemas.try_out(partial(check_wanted, request, "while its schemas were compiled"))
     if not tools:
         return None if answer is None else f"{_OPTIONS}start: {answer}\n"
     parallel = request.parallel_tool_calls
     if request.tool_choice == "any" or answer is not None:
-        start = f"start: calls | {answer}" if answer is not None else "start: calls"
+        start = "start: calls" if answer is None else f"start: calls | {answer}"
         rules = ["calls: call (SEPARATOR call)*" if parallel else "calls: call", "SEPARATOR: /\\n?/"]
         rules.append(f'call: "{OPEN}" body')
     else:
         start = "start: call* TEXT" if parallel else "start: TEXT | call"
         rules = ["TEXT: /(.|\\n)*/", f'open[lazy]: TEXT "{OPEN}"', "call: open body"]
-    bodies = [_call(tool, lenient=request.tool_choice == "auto") for tool in tools]
     names = [f"tool_{index}" for index in range(len(bodies))]
     rules = [
         start,
@@ -77,47 +90,127 @@ def answer_grammar(request: Request) -> str | None:
     return _OPTIONS + "\n".join(rules) + "\n"
 
 
-def _call(tool: ToolSpec, *, lenient: bool) -> str:
+def _call(tool: ToolSpec, schemas: _Schemas, *, lenient: bool) -> str:
     """A call's JSON as a rule's right-hand side."""
-    schema = dict(tool.parameters)
-    whose = f"The schema of the tool {tool.name!r}"
-    if schema.setdefault("type", "object") != "object":
+    whose = f"The schema of the tool {tool.name!r:.100}"
+    given: Any = tool.parameters  # whatever its type promises
+    kind = given.get("type", "object") if isinstance(given, Mapping) else None
+    if kind != "object":
+        wrong = f"is {given!r:.100}" if kind is None else f"has the type {kind!r:.100}"
         raise InvalidRequestError(
-            f"{whose} has the type {schema['type']!r}; arguments are an object.",
+            f"{whose} {wrong}; arguments are an object.",
             remedy='Use {"type": "object", "properties": {...}}.',
         )
     head = f'{{"name": {dump(tool.name)}, "arguments": '
-    return f'{dump(head)} {_json(schema, whose, lenient=lenient)} "}}"'
+    schema = {**given, "type": "object"}
+    return f'{dump(head)} {schemas.json(schema, whose, lenient=lenient)} "}}"'
 
 
-def _json(schema: Mapping[str, Any], whose: str, *, lenient: bool = False) -> str:
-    """A schema as a rule's right-hand side, tried out.
+class _Schemas:
+    """The schemas of one request, as right-hand sides of rules.
 
-    Raises:
-        InvalidRequestError: It is no schema, or one that cannot be enforced.
+    Args:
+        limits: How much they may be, all together.
     """
-    from llguidance import LLMatcher
 
-    if not isinstance(schema, Mapping):
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._chars = 0
+        self._rules: list[tuple[str, str]] = []  # whose, and what
+
+    def json(self, schema: Mapping[str, Any], whose: str, *, lenient: bool = False) -> str:
+        """One schema; it is not tried out yet.
+
+        Raises:
+            InvalidRequestError: It is no schema, or too much.
+        """
+        if not isinstance(schema, Mapping):
+            raise InvalidRequestError(
+                f"{whose} is {schema!r:.100}; it must be a JSON object.",
+                remedy="Give the schema as a dictionary.",
+            )
+        try:
+            written = json.dumps(dict(schema))
+            self._check_size(written, whose)
+            prepared = prepare_schema(json.loads(written))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"{whose} is not JSON ({error}).",
+                remedy="Use dictionaries, lists, strings, numbers and None, nested less deeply.",
+            ) from error
+        check_patterns(prepared, whose, self._limits)
+        rule = f"%json {json.dumps(prepared | {'x-guidance': {**_SPACING, 'lenient': lenient}})}"
+        self._rules.append((whose, rule))
+        return rule
+
+    def _check_size(self, written: str, whose: str) -> None:
+        self._chars += len(written)
+        most = self._limits.max_schema_chars
+        if self._chars > most:
+            alone = len(written) == self._chars
+            raise InvalidRequestError(
+                f"{whose} has {len(written)} characters"
+                + ("" if alone else f", with the schemas before it {self._chars}")
+                + f"; {most} are allowed.",
+                remedy="Use smaller schemas or fewer tools, or raise LimitsConfig.max_schema_chars.",
+            )
+
+    def try_out(self, still_wanted: Callable[[], None]) -> None:
+        """Compiles the schemas, each for itself.
+
+        Raises:
+            InvalidRequestError: One cannot be enforced, or is too much work.
+        """
+        grammars = [f"{_OPTIONS}start: {rule}\n" for _, rule in self._rules]
+        problem = first_problem(grammars, self._limits, still_wanted)
+        if problem is None:
+            return
+        whose, rule = self._rules[problem.index]
+        if problem.reason is None:
+            raise InvalidRequestError(
+                f"{whose}, {len(rule)} characters, could not be compiled within "
+                f"{self._limits.max_schema_s:g} s and 1 GiB of memory.",
+                remedy="Use a simpler one: fewer patterns that meet, smaller numbers in multipleOf and in "
+                "repetitions. Or raise LimitsConfig.max_schema_s.",
+            )
         raise InvalidRequestError(
-            f"{whose} is {schema!r:.100}; it must be a JSON object.",
-            remedy="Give the schema as a dictionary.",
-        )
-    try:
-        prepared = json.loads(json.dumps(dict(schema)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(
-            f"{whose} is not JSON ({error}).", remedy="Use dictionaries, lists, strings, numbers and None."
-        ) from error
-    prepared = {**prepare_schema(prepared), "x-guidance": {**_SPACING, "lenient": lenient}}
-    rule = f"%json {json.dumps(prepared)}"
-    problem = LLMatcher.validate_grammar(f"{_OPTIONS}start: {rule}\n")
-    if problem and not problem.startswith("WARNING"):
-        raise InvalidRequestError(
-            f"{whose} cannot be enforced: {_reason(problem)}.",
+            f"{whose} cannot be enforced: {_reason(problem.reason)}.",
             remedy="Leave that part of the schema out, and check it on the answer.",
         )
-    return rule
+
+
+def check_patterns(schema: dict[str, Any], whose: str, limits: LimitsConfig) -> None:
+    """Refuses patterns that are too much, before anybody reads them.
+
+    Raises:
+        InvalidRequestError: One is too long, or too long with its repetitions written out.
+    """
+
+    def look(node: dict[str, Any]) -> dict[str, Any]:
+        named = node.get("patternProperties")
+        patterns = [node.get("pattern"), *(named if isinstance(named, dict) else ())]
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                _check_pattern(pattern, whose, limits)
+        return dict(node)
+
+    _mapped(schema, look)
+
+
+def _check_pattern(pattern: str, whose: str, limits: LimitsConfig) -> None:
+    if len(pattern) > limits.max_pattern_chars:
+        raise InvalidRequestError(
+            f"{whose} has the pattern {pattern!r:.60} of {len(pattern)} characters; "
+            f"{limits.max_pattern_chars} are allowed.",
+            remedy="Use a shorter pattern, or raise LimitsConfig.max_pattern_chars.",
+        )
+    size = min(written_out(pattern), 10**12)
+    if size > limits.max_pattern_size:
+        raise InvalidRequestError(
+            f"{whose} has the pattern {pattern!r:.60}, with its repetitions written out {size:,} "
+            f"characters; {limits.max_pattern_size:,} are allowed.",
+            remedy="Repeat less often, or raise LimitsConfig.max_pattern_size.",
+        )
 
 
 def _reason(problem: str) -> str:
@@ -150,8 +243,9 @@ def prepare_schema(schema: dict[str, Any]) -> dict[str, Any]:
             node.setdefault("additionalProperties", False)
         _narrow_bounds(node)
         tag = node.get("discriminator")
-        if isinstance(tag, dict) and isinstance(tag.get("propertyName"), str) and "oneOf" in node:
-            node["oneOf"] = [_with_required(part, tag["propertyName"]) for part in node["oneOf"]]
+        name, parts = tag.get("propertyName") if isinstance(tag, dict) else None, node.get("oneOf")
+        if isinstance(name, str) and isinstance(parts, list):
+            node["oneOf"] = [_with_required(part, name) for part in parts]
         for key in ("anyOf", "oneOf"):
             if isinstance(node.get(key), list):
                 node[key] = [part for part in node[key] if not _looks_around(part)] or node[key]
@@ -214,8 +308,10 @@ def _is_composed(schema: dict[str, Any]) -> bool:
 def _with_required(part: Any, name: str) -> Any:
     if not isinstance(part, dict):
         return part
-    required: Sequence[str] = part.get("required", ())
-    return {**part, "required": [*required, *([] if name in required else [name])]}
+    required = part.get("required", [])
+    if not isinstance(required, list) or name in required:
+        return part
+    return {**part, "required": [*required, name]}
 
 
 def _looks_around(part: Any) -> bool:

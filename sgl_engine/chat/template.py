@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
+from sgl_engine.chat.interruptible import interruptible
 from sgl_engine.chat.tool_calls import (
     callable_tools,
     dump,
@@ -24,7 +26,7 @@ from sgl_engine.chat.tool_calls import (
     tool_instructions,
 )
 from sgl_engine.errors import InvalidRequestError, ProcessorError
-from sgl_engine.request import ImagePart, Message, Request
+from sgl_engine.request import ImagePart, Message, Request, check_wanted
 
 _PRINTED_LIST = "[{'type': '"
 """How a template that expects strings shows a list of parts."""
@@ -128,8 +130,12 @@ def _apply(processor: Any, request: Request, style: _Style) -> str:
     if style.strings:
         turns = [_as_string(turn) for turn in turns]
     tools = [function_schema(tool) for tool in callable_tools(request)] if style.tools_to_template else None
-    text: str = processor.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
-    return text
+    return interruptible(
+        lambda: str(
+            processor.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=True)
+        ),
+        partial(check_wanted, request, "while the chat template ran"),
+    )
 
 
 def _with_instructions(request: Request, style: _Style) -> Sequence[Message]:

@@ -26,7 +26,8 @@ class TextStream:
     ) -> None:
         self._decode = decode
         self._with_calls = with_calls
-        self._stop = tuple(string for string in stop if string)
+        self._searches = [_Search(string) for string in stop if string]
+        self._searched = ""
         self._sent = 0
         self.text = ""
         self.stopped = False
@@ -34,13 +35,15 @@ class TextStream:
     def push(self, ids: Sequence[int]) -> str:
         """Takes all tokens so far; returns the text that is newly final."""
         self.text = self._decode(ids)
-        free = _CALL.sub(lambda call: "\0" * len(call[0]), self.text) if self._with_calls else self.text
-        ends = [at for at in (free.find(string) for string in self._stop) if at >= 0]
-        if ends:
+        whole = self.text.rstrip(HALF)
+        self._search(_CALL.sub(lambda call: "\0" * len(call[0]), whole) if self._with_calls else whole)
+        found = [search.found for search in self._searches if search.found is not None]
+        if found:
             self.stopped = True
-            self.text = self.text[: min(ends)]
+            self.text = self.text[: min(found)]
             return self.flush()
-        return self._send(len(self.text) - self._pending())
+        held = max((search.matched for search in self._searches), default=0)
+        return self._send(len(whole) - held)
 
     def flush(self) -> str:
         """Everything that was held back."""
@@ -51,9 +54,58 @@ class TextStream:
         self._sent = max(self._sent, upto)
         return delta
 
-    def _pending(self) -> int:
-        """Characters at the end that must wait for the next token."""
-        final = self.text.rstrip(HALF)
-        beginnings = (string[:size] for string in self._stop for size in range(1, len(string)))
-        held = max((len(start) for start in beginnings if final.endswith(start)), default=0)
-        return len(self.text) - len(final) + held
+    def _search(self, text: str) -> None:
+        """Brings the searches up to ``text``, which mostly goes on where they stand."""
+        if not text.startswith(self._searched):
+            self._searched = ""
+            for search in self._searches:
+                search.restart()
+        for search in self._searches:
+            search.push(text[len(self._searched) :])
+        self._searched = text
+
+
+class _Search:
+    """Looks for a string in a text that comes in pieces, at each character once (Knuth, Morris and Pratt).
+
+    Args:
+        string: What is looked for; not empty.
+
+    Attributes:
+        found: Where it begins first; None where it was not found yet.
+        matched: How many of its first characters the text ends with.
+    """
+
+    def __init__(self, string: str) -> None:
+        self._string = string
+        self._shorter = _borders(string)
+        self.restart()
+
+    def restart(self) -> None:
+        """Goes back to the beginning of the text."""
+        self.found: int | None = None
+        self.matched = self._seen = 0
+
+    def push(self, text: str) -> None:
+        """Takes the next piece; nothing behind the first place is looked for."""
+        if self.found is not None:
+            return
+        for character in text:
+            self._seen += 1
+            while self.matched and self._string[self.matched] != character:
+                self.matched = self._shorter[self.matched - 1]
+            self.matched += self._string[self.matched] == character
+            if self.matched == len(self._string):
+                self.found = self._seen - self.matched
+                return
+
+
+def _borders(string: str) -> list[int]:
+    """For each beginning of ``string``, the length of its longest proper beginning that is also its end."""
+    borders, length = [0] * len(string), 0
+    for index in range(1, len(string)):
+        while length and string[index] != string[length]:
+            length = borders[length - 1]
+        length += string[index] == string[length]
+        borders[index] = length
+    return borders

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.generation.logits_process import TopKLogitsWarper
 
 from sgl_engine.chat.text_stream import TextStream
 from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.decoding.draft import Draft
+from sgl_engine.decoding.penalties import Penalties
 from sgl_engine.errors import InvalidRequestError, RequestError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding, check_wanted
@@ -41,7 +43,7 @@ class Generation:
         text: Without special tokens, cut before a stop string.
         token_ids: int64 (T,), the end-of-sequence token included where it was generated.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
-            temperature 1, nothing masked, whatever the sampling did.
+            temperature 1, nothing masked, without penalties, whatever the sampling did.
         entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
     """
@@ -120,6 +122,9 @@ class Answer:
         self._limit = min(task.max_new_tokens, vlm.context_tokens - len(task.prompt))
         self.draft = Draft(task.draft[: max(0, self._limit - 1)])
         self._choose = Chooser(task.decoding, vlm.device)
+        self._penalties = self.attempt(
+            partial(Penalties, vlm, task.prompt.input_ids, task.decoding, self._limit)
+        )
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
         self._ended = self._done = False
@@ -217,13 +222,15 @@ class Answer:
 
     def _take(self, logits: Tensor) -> str:
         self.steps += 1
-        token = self._choose(logits) if self._held is None else self._held.choose(logits, self._choose)
+        assert self._penalties is not None, "an answer in error takes no tokens"
+        wanted = self._penalties(self.ids, logits)
+        token = self._choose(wanted) if self._held is None else self._held.choose(wanted, self._choose)
         if token is None:  # whole, and nothing that the grammar allows fits any more
             self._done = True
             return self._text.flush()
         self.ids.append(token)
         self.draft.take(token)
-        logprobs = logits.log_softmax(dim=-1)  # unmasked: how likely by itself
+        logprobs = logits.log_softmax(dim=-1)  # unmasked, without penalties: how likely by itself
         entropy = torch.special.entr(logprobs.exp()).sum()
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
         self._logprobs.append(logprob)
@@ -243,21 +250,23 @@ class Answer:
             )
         if decoding.grammar is None:
             return None
-        with vlm.processing(partial(check_wanted, decoding, "before the answer began")):
+        waiting = partial(check_wanted, decoding, "while the answer was held to its grammar")
+        with vlm.processing(waiting):
             return TokenConstraint(
                 vlm.processor.tokenizer,
-                vocab_size=int(vlm.model.get_output_embeddings().weight.shape[0]),
+                vocab_size=vlm.vocab_size,
                 eos_token_ids=vlm.eos_token_ids,
                 grammar=decoding.grammar,
                 max_new_tokens=self._limit,
+                still_wanted=waiting,
             )
 
 
 class Chooser:
-    """Chooses tokens: the likeliest, or a draw from the nucleus.
+    """Chooses tokens: the likeliest, or a draw from the likeliest few.
 
     Args:
-        decoding: Temperature, nucleus and seed.
+        decoding: Temperature, ``top_k``, nucleus, ``min_p`` and seed.
         device: Where logits will be.
     """
 
@@ -269,12 +278,17 @@ class Chooser:
 
     def __call__(self, logits: Tensor) -> int:
         """Logits (vocab,) -> token."""
-        if self._decoding.temperature == 0.0:
+        if self._decoding.temperature == 0.0 or not logits.isfinite().any():
             return int(logits.argmax())
-        probabilities = (logits / self._decoding.temperature).softmax(dim=-1)
+        scores = logits / self._decoding.temperature
+        if self._decoding.top_k is not None:
+            no_ids: Any = None  # does not matter to it
+            [scores] = TopKLogitsWarper(self._decoding.top_k)(no_ids, scores[None])
+        probabilities = scores.softmax(dim=-1)
         ordered, order = probabilities.sort(descending=True, stable=True)
         # A token is in the nucleus when the likelier ones together do not reach top_p; the first always is.
         outside = ordered.cumsum(dim=-1) - ordered >= self._decoding.top_p
+        outside |= ordered < self._decoding.min_p * ordered[0]
         outside[0] = False
         drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=self._random)
         return int(order[drawn])

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sgl_engine.decoding.ending import byte_tokenizer, closes, find_closings
-from sgl_engine.decoding.example_text import hints
-from sgl_engine.errors import InvalidRequestError, ProcessorError
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+from sgl_engine.decoding.compiled import check_matcher, grammars_of
+from sgl_engine.decoding.ending import Allowance, SpentError, closes, find_closings
+from sgl_engine.errors import InvalidRequestError
 
 # The searches are rare: for what the likeliest end of each value does not end.
-_FIRST_SEARCH_STEPS = 4_000
 _SEARCH_STEPS = 1_000
-_NO_END = {
-    "content": "<no end of sequence>",
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": False,
-    "special": True,
-}
-_TOKENIZERS: WeakKeyDictionary[Any, dict[tuple[int, ...], LLTokenizer]] = WeakKeyDictionary()
-_TOKENIZERS_LOCK = threading.Lock()
+_ALLOWANCE = 10_000  # for all tokens of one answer together; then it ends as it can
 
 
 class TokenConstraint:
@@ -48,6 +32,7 @@ class TokenConstraint:
         eos_token_ids: What ends an answer; may be empty.
         grammar: From ``sgl_engine.chat.grammar.answer_grammar``.
         max_new_tokens: The budget.
+        still_wanted: Called now and then where there is much to do; what it raises ends the answer.
 
     Raises:
         InvalidRequestError: The grammar is none, or the shortest answer known does not fit the budget.
@@ -62,14 +47,17 @@ class TokenConstraint:
         eos_token_ids: Collection[int],
         grammar: str,
         max_new_tokens: int,
+        still_wanted: Callable[[], None] = lambda: None,
     ) -> None:
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
-        self._tokenizer = _grammar_tokenizer(tokenizer, vocab_size, self._eos)
-        self._tokens = _matcher(self._tokenizer, grammar)
-        self._bytes = _matcher(byte_tokenizer(), grammar)
-        self._hints = hints(grammar)
+        grammars = grammars_of(tokenizer, vocab_size, self._eos)
+        self._tokenizer = grammars.tokenizer
+        self._grammar = grammars.get(grammar, still_wanted)
+        self._tokens = self._grammar.over_tokens.deep_copy()
+        self._bytes = self._grammar.over_bytes.deep_copy()
         self._left = max_new_tokens
+        self._allowance = Allowance(_ALLOWANCE, still_wanted)
         self._rest, self._closing = self._first_closing()
 
     @property
@@ -117,21 +105,21 @@ class TokenConstraint:
         self._left -= 1
         if token not in self._eos:
             self._bytes.consume_tokens(list(self._text(token)))
-            _check(self._bytes)
+            check_matcher(self._bytes)
         self._tokens.consume_token(token)
-        _check(self._tokens)
+        check_matcher(self._tokens)
 
     def _allowed(self) -> npt.NDArray[np.bool_]:
         """Which tokens the grammar allows next, (vocab,)."""
         mask = np.frombuffer(self._tokens.compute_bitmask(), dtype=np.uint8)
-        _check(self._tokens)
+        check_matcher(self._tokens)
         allowed = np.unpackbits(mask, count=self._vocab_size, bitorder="little").view(np.bool_)
         allowed[self._tokenizer.eos_token :] &= bool(self._eos)  # where there is none, a number stands for it
         return allowed
 
     def _first_closing(self) -> tuple[bytes, list[int]]:
         needed = None
-        for rest in find_closings(self._bytes, hints=self._hints, max_steps=_FIRST_SEARCH_STEPS):
+        for rest in self._grammar.closings:
             closing = self._encode(rest)
             if closing is not None and len(closing) <= self._left:
                 return rest, closing
@@ -163,8 +151,17 @@ class TokenConstraint:
         behind = self._bytes.deep_copy()
         behind.consume_tokens(list(text))
         # The first that is found is short enough, unless the budget is nearly spent; then the one at hand is.
-        found = find_closings(behind, known=self._rest, hints=self._hints, max_steps=_SEARCH_STEPS)
-        first = next(found, None)
+        found = find_closings(
+            behind,
+            known=self._rest,
+            hints=self._grammar.hints,
+            max_steps=_SEARCH_STEPS,
+            allowance=self._allowance,
+        )
+        try:
+            first = next(found, None)
+        except SpentError:
+            return None
         closing = None if first is None else self._fitting(first)
         return None if first is None or closing is None else (first, closing)
 
@@ -186,53 +183,3 @@ class TokenConstraint:
 
 def _restricted(logits: Tensor, allowed: npt.NDArray[np.bool_]) -> Tensor:
     return logits.masked_fill(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
-
-
-def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    from llguidance import LLMatcher
-
-    matcher = LLMatcher(tokenizer, grammar, log_level=0)
-    _check(matcher)
-    return matcher
-
-
-def _check(matcher: LLMatcher) -> None:
-    """Raises where a matcher has failed: it does not do so itself."""
-    if matcher.is_error():
-        reason = matcher.get_error().partition("<state>")[0].strip().replace("\n", " ")
-        raise InvalidRequestError(
-            f"The answer cannot be held to its grammar ({reason:.300}).",
-            remedy="Use a simpler schema.",
-        )
-
-
-def _grammar_tokenizer(tokenizer: Any, vocab_size: int, eos: frozenset[int]) -> LLTokenizer:
-    """A tokenizer as llguidance sees it, built once for each: 150,000 tokens take a second.
-
-    Raises:
-        ProcessorError: It is not a fast one.
-    """
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ProcessorError(
-            f"The tokenizer {type(tokenizer).__name__} is not a fast one, so answers cannot be constrained.",
-            remedy="Use a model that comes with a tokenizer.json.",
-        )
-    key = (vocab_size, len(tokenizer), *sorted(eos))
-    with _TOKENIZERS_LOCK:
-        built = _TOKENIZERS.setdefault(tokenizer, {})
-        if key not in built:
-            built[key] = _build_tokenizer(tokenizer, vocab_size, eos)
-        return built[key]
-
-
-def _build_tokenizer(tokenizer: Any, vocab_size: int, eos: frozenset[int]) -> LLTokenizer:
-    from llguidance import LLTokenizer
-
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
-    described["padding"] = described["truncation"] = None
-    if not eos:  # llguidance needs one
-        described["added_tokens"].append(_NO_END | {"id": len(tokenizer)})
-        return LLTokenizer(
-            json.dumps(described), n_vocab=max(vocab_size, len(tokenizer) + 1), eos_token=len(tokenizer)
-        )
-    return LLTokenizer(json.dumps(described), n_vocab=max(vocab_size, len(tokenizer)), eos_token=sorted(eos))

@@ -6,48 +6,27 @@ at most 256 successors, and one step costs microseconds.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+from sgl_engine.chat.grammar_probe import END
 
-END = 256
-"""The end-of-sequence token of the byte grammar; its other tokens are the bytes."""
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _USUAL_BYTES = 512
 _MAX_BYTES = 4096
 _LONG_VALUE_BYTES = 48
 _DELIMITERS = b'"}],:'
 _BEAM_WIDTH = 24
+_BYTES_A_STEP = 8  # of a hint: they are only looked at, and nothing is copied
 # More successors than that means the inside of a string, or free text: JSON's own grammar has fewer.
 _FEW = 32
 # Where there are few successors: what ends something comes first, what begins something last.
 _STRUCTURE = b'}]",1234567890ntfabcdeghijklmopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_[{'
 _CONTENT = bytes(dict.fromkeys(b"a01AZ-@.:/ " + bytes(range(0x21, 0x7F)).translate(None, b'\\"')))
 _QUOTE, _SPACE = ord('"'), ord(" ")
-
-
-@functools.cache
-def byte_tokenizer() -> LLTokenizer:
-    """A tokenizer with one token per byte, and ``END``."""
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    return LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=END + 1, eos_token=END, slices=[])
-
-
-class _Bytes:
-    """What llguidance asks of a tokenizer."""
-
-    eos_token_id = END
-    bos_token_id = None
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-    special_token_ids = (END,)
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
 
 
 def closes(matcher: LLMatcher, rest: bytes) -> bool:
@@ -57,7 +36,12 @@ def closes(matcher: LLMatcher, rest: bytes) -> bool:
 
 
 def find_closings(
-    matcher: LLMatcher, *, known: bytes = b"", hints: Sequence[bytes] = (), max_steps: int
+    matcher: LLMatcher,
+    *,
+    known: bytes = b"",
+    hints: Sequence[bytes] = (),
+    max_steps: int,
+    allowance: Allowance | None = None,
 ) -> Iterator[bytes]:
     """Ways to end, the quickly found first; none where the search gives up.
 
@@ -65,37 +49,77 @@ def find_closings(
         matcher: A grammar over ``byte_tokenizer()``, somewhere; left as it is.
         known: What ended the answer from a little before; its last part often still does.
         hints: How values may go on and end that are hard to end (``sgl_engine.decoding.example_text``).
-        max_steps: How much to search; a step takes some microseconds, with hard patterns more.
+        max_steps: How much one search may be; a step takes some microseconds, with hard patterns more.
+        allowance: What is left for this and other calls; None is without end.
 
     Yields:
         What follows from always taking the likeliest end of each value, then what a search for the shortest
         finds: for patterns and recursion, where the first never ends or takes a long way.
+
+    Raises:
+        SpentError: The allowance is spent.
     """
-    quick = _value_by_value(matcher, known=known, hints=hints, max_bytes=_USUAL_BYTES, max_steps=max_steps)
+    effort = _Effort(hints, max_steps, Allowance() if allowance is None else allowance)
+    quick = _value_by_value(matcher, effort, known=known, max_bytes=_USUAL_BYTES)
     if quick is not None:
         yield quick
     if quick == b"":
         return
-    found = _search(matcher, max_steps=max_steps, max_bytes=_MAX_BYTES if quick is None else len(quick) - 1)
+    found = _search(matcher, effort, max_bytes=_MAX_BYTES if quick is None else len(quick) - 1)
     if found is None and quick is None:
-        found = _value_by_value(matcher, known=known, hints=hints, max_bytes=_MAX_BYTES, max_steps=max_steps)
+        found = _value_by_value(matcher, effort, known=known, max_bytes=_MAX_BYTES)
     if found is not None:
         yield found
 
 
-def _value_by_value(
-    matcher: LLMatcher, *, known: bytes, hints: Sequence[bytes], max_bytes: int, max_steps: int
-) -> bytes | None:
+class SpentError(Exception):
+    """An allowance is spent."""
+
+
+class Allowance:
+    """Steps that may be taken in all, by any number of searches.
+
+    Args:
+        steps: How many.
+        still_wanted: Called before every step; what it raises ends the search.
+    """
+
+    def __init__(self, steps: int = 2**62, still_wanted: Callable[[], None] = lambda: None) -> None:
+        self._left = steps
+        self._still_wanted = still_wanted
+
+    def spend(self, steps: int = 1) -> None:
+        """Takes steps off.
+
+        Raises:
+            SpentError: There are not as many.
+        """
+        self._still_wanted()
+        if steps > self._left:
+            raise SpentError
+        self._left -= steps
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """What the parts of one call share: hints, steps of one search, and steps in all."""
+
+    hints: Sequence[bytes]
+    max_steps: int
+    allowance: Allowance
+
+
+def _value_by_value(matcher: LLMatcher, effort: _Effort, *, known: bytes, max_bytes: int) -> bytes | None:
     """The likeliest end of each value, or, where that goes on and on, the shortest."""
     state, rest = matcher.deep_copy(), b""
     while not state.is_accepting():
         if (end := _last_part(state, known)) is not None:
             return rest + end
         value = (
-            _follow(state, max_bytes=_LONG_VALUE_BYTES)
-            or _hinted(state, hints)
-            or _search(state, max_steps=max_steps, max_bytes=max_bytes, ends=_DELIMITERS)
-            or _follow(state, max_bytes=max_bytes)
+            _follow(state, effort, max_bytes=_LONG_VALUE_BYTES)
+            or _hinted(state, effort)
+            or _search(state, effort, max_bytes=max_bytes, ends=_DELIMITERS)
+            or _follow(state, effort, max_bytes=max_bytes)
         )
         if not value or len(rest) + len(value) > max_bytes:
             return None
@@ -110,16 +134,22 @@ def _last_part(matcher: LLMatcher, known: bytes) -> bytes | None:
     return next((known[at:] for at in starts if closes(matcher, known[at:])), None)
 
 
-def _hinted(matcher: LLMatcher, hints: Sequence[bytes]) -> bytes | None:
+def _hinted(matcher: LLMatcher, effort: _Effort) -> bytes | None:
     """The shortest end of a hint that may follow; the string may stand at its beginning or within."""
-    ends = (hint[at:] for hint in hints for at in range(len(hint) - 1, -1, -1))
-    return next((end for end in ends if matcher.validate_tokens(list(end)) == len(end)), None)
+    for hint in effort.hints:
+        for at in range(len(hint) - 1, -1, -1):
+            taken = matcher.validate_tokens(list(hint[at:]))
+            effort.allowance.spend(1 + taken // _BYTES_A_STEP)
+            if taken == len(hint) - at:
+                return hint[at:]
+    return None
 
 
-def _follow(matcher: LLMatcher, *, max_bytes: int) -> bytes | None:
+def _follow(matcher: LLMatcher, effort: _Effort, *, max_bytes: int) -> bytes | None:
     """The likeliest bytes up to a delimiter, or to the end; None where neither comes."""
     state, value = matcher.deep_copy(), bytearray()
     while len(value) < max_bytes:
+        effort.allowance.spend()
         allowed = _allowed(state)
         byte = _preferred(allowed)
         if byte is None or not state.consume_token(byte):
@@ -160,7 +190,7 @@ class _State:
     allowed: int
 
 
-def _search(matcher: LLMatcher, *, max_steps: int, max_bytes: int, ends: bytes = b"") -> bytes | None:
+def _search(matcher: LLMatcher, effort: _Effort, *, max_bytes: int, ends: bytes = b"") -> bytes | None:
     """The shortest way to an end of the answer, or to one of the bytes ``ends``.
 
     Breadth first, so shortest first; states that look the same are one, and the deepest are given up.
@@ -172,9 +202,10 @@ def _search(matcher: LLMatcher, *, max_steps: int, max_bytes: int, ends: bytes =
         for state in states:
             for byte in _successors(state.allowed):
                 steps += 1
-                following = state.matcher.deep_copy()
-                if steps > max_steps:
+                if steps > effort.max_steps:
                     return None
+                effort.allowance.spend()
+                following = state.matcher.deep_copy()
                 if not following.consume_token(byte):
                     continue
                 if (byte in ends and not _is_content(state.allowed, byte)) or following.is_accepting():

@@ -1,4 +1,9 @@
-"""Regular expressions -> a short text that matches, as a hint for the search for a way to end a string."""
+"""Regular expressions -> a short text that matches, as a hint for the search for a way to end a string.
+
+Nothing here is matched against a caller's pattern: ``re`` goes back and forth, and some patterns keep it busy
+for ever. A pattern is taken apart, and a text put together from its parts; whether that matches llguidance
+says, which reads every character once.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,9 @@ _FORMATS = {
     "uuid": "00000000-0000-0000-0000-000000000000",
     "uri": "a:a",
 }
+# A hint is tried at every place in it, wherever a value has to end.
+_MAX_CHARACTERS = 512
+_MAX_BYTES = 16_384
 _SETTING = re.compile(r'"(pattern|format)": ("(?:[^"\\]|\\.)*")')
 
 
@@ -30,29 +38,50 @@ def hints(grammar: str) -> tuple[bytes, ...]:
     Returns:
         Texts in UTF-8, escaped for JSON, closing quote included.
     """
-    texts = []
-    for keyword, quoted in _SETTING.findall(grammar):
+    found: dict[bytes, None] = {}
+    total = 0
+    for keyword, quoted in dict.fromkeys(setting.groups() for setting in _SETTING.finditer(grammar)):
         value = json.loads(quoted)
-        texts.append(short_match(value) if keyword == "pattern" else _FORMATS.get(value))
-    escaped = (json.dumps(text, ensure_ascii=False)[1:].encode() for text in texts if text is not None)
-    return tuple(dict.fromkeys(escaped))
+        text = short_match(value) if keyword == "pattern" else _FORMATS.get(value)
+        if text is not None:
+            hint = json.dumps(text, ensure_ascii=False)[1:].encode("utf-8", "replace")
+            total += len(hint)
+            found[hint] = None
+        if total > _MAX_BYTES:
+            break
+    return tuple(found)
 
 
 def short_match(pattern: str) -> str | None:
-    """A short text that ``pattern`` is found in; None where the pattern is too much for this.
+    """A short text that ``pattern`` should be found in; None where the pattern is too much for this.
 
     Repetitions are taken as seldom as allowed, and of alternatives the shortest.
     """
     parser: Any = importlib.import_module("re._parser")  # what re itself reads patterns with
     try:
-        text = _sequence(parser.parse(pattern))
-        return text if re.search(pattern, text) else None
-    except (re.error, KeyError, StopIteration, OverflowError, RecursionError):
+        return _sequence(parser.parse(pattern))
+    except (re.error, KeyError, StopIteration, OverflowError, RecursionError, Warning):
         return None
 
 
 def _sequence(parts: Any) -> str:
-    return "".join(_part(str(kind), value) for kind, value in parts)
+    """The text of parts that follow each other; OverflowError where it is long."""
+    text = ""
+    for kind, value in parts:
+        text += _part(str(kind), value)
+        _check_length(len(text))
+    return text
+
+
+def _repeated(parts: Any, times: int) -> str:
+    text = _sequence(parts)
+    _check_length(len(text) * times)  # before it is written
+    return text * times
+
+
+def _check_length(characters: int) -> None:
+    if characters > _MAX_CHARACTERS:
+        raise OverflowError
 
 
 def _part(kind: str, value: Any) -> str:
@@ -65,8 +94,8 @@ def _part(kind: str, value: Any) -> str:
         "IN": lambda: _member(lambda text: _is_in(value, text)),
         "BRANCH": lambda: min((_sequence(option) for option in value[1]), key=len),
         "SUBPATTERN": lambda: _sequence(value[-1]),
-        "MAX_REPEAT": lambda: _sequence(value[2]) * value[0],
-        "MIN_REPEAT": lambda: _sequence(value[2]) * value[0],
+        "MAX_REPEAT": lambda: _repeated(value[2], value[0]),
+        "MIN_REPEAT": lambda: _repeated(value[2], value[0]),
     }
     return simple[kind]()
 

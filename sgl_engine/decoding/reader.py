@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sgl_engine.chat.template import reads_natively
 from sgl_engine.chat.tool_calls import ParsedAnswer, callable_tools, dump, parse_with_tokenizer
 from sgl_engine.chat.tool_stream import Delta, TextDelta, ToolCallDelta, ToolCallStream
 from sgl_engine.decoding.answer import Generation
+from sgl_engine.decoding.compiled import CompiledGrammar, grammars_of
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.request import Decoding, Request
+from sgl_engine.request import Decoding, Request, check_wanted
 
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
@@ -35,13 +37,29 @@ class AnswerReader:
         self._prompt = prompt
         # A format of the model's own is known whole, at the end; Hermes tags are read as they come.
         self._native = reads_natively(vlm.processor, request)
+        self._grammar: CompiledGrammar | None = None
         self._stream = ToolCallStream(
             enabled=bool(callable_tools(request)), only_at_start=request.response_schema is not None
         )
 
     def suited(self, decoding: Decoding) -> Decoding:
-        """The decoding, without its grammar where calls come in a format that the grammar is not of."""
-        return replace(decoding, grammar=None) if self._native else decoding
+        """The decoding, without its grammar where calls come in a format that the grammar is not of.
+
+        A grammar is compiled here, in the caller's thread, so that the worker finds it compiled.
+
+        Raises:
+            InvalidRequestError: The grammar is none.
+            ProcessorError: The model's tokenizer cannot be constrained.
+            DeadlineError: The deadline passed meanwhile.
+            RequestCancelledError: The request was cancelled meanwhile.
+        """
+        if self._native or decoding.grammar is None:
+            return replace(decoding, grammar=None)
+        vlm, wanted = self._vlm, partial(check_wanted, decoding, "while its grammar was compiled")
+        with vlm.processing(wanted):
+            grammars = grammars_of(vlm.processor.tokenizer, vlm.vocab_size, vlm.eos_token_ids)
+        self._grammar = grammars.get(decoding.grammar, wanted)  # held on to until the answer is read
+        return decoding
 
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of ``Generation.text``; returns what is certain now."""

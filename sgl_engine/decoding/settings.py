@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.tool_calls import check_tools
-from sgl_engine.config import GenerationConfig
+from sgl_engine.config import GenerationConfig, LimitsConfig
+from sgl_engine.decoding.penalties import check_bias
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Decoding, Request
 
@@ -32,11 +33,12 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
     except ValidationError as error:
         raise InvalidRequestError(
             f"The request cannot be answered with {_wrong_values(error)}.",
-            remedy="Use max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1]; None is the engine's.",
+            remedy="Use values in the ranges of GenerationConfig; None is the engine's.",
         ) from error
+    check_bias(request.logit_bias)
     decoding = Decoding(
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
+        **wanted.model_dump(exclude={"max_new_tokens", "draft"}),
+        logit_bias=request.logit_bias,
         seed=request.seed,
         stop=request.stop,
         deadline=request.deadline,
@@ -45,16 +47,23 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
     return wanted.max_new_tokens, decoding
 
 
-def hold_to_form(request: Request, decoding: Decoding) -> Decoding:
+def hold_to_form(request: Request, decoding: Decoding, limits: LimitsConfig) -> Decoding:
     """The decoding, held to what the request says an answer may look like.
 
+    Args:
+        request: What is asked.
+        decoding: As the request wants it otherwise.
+        limits: How much its schemas may be.
+
     Raises:
-        InvalidRequestError: A schema cannot be enforced.
+        InvalidRequestError: A schema is too much, or cannot be enforced.
+        DeadlineError: The deadline passed while schemas were compiled.
+        RequestCancelledError: The request was cancelled meanwhile.
     """
     if not request.tools and request.response_schema is None:
         return decoding  # free text
     whole = request.response_schema is not None or request.tool_choice == "any"
-    return replace(decoding, grammar=answer_grammar(request), stop=() if whole else decoding.stop)
+    return replace(decoding, grammar=answer_grammar(request, limits), stop=() if whole else decoding.stop)
 
 
 def _wrong_values(error: ValidationError) -> str:

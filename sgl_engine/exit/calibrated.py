@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sgl_engine.config import EngineConfig
     from sgl_engine.model.vlm import VLM
 
+_CHOOSING = GenerationConfig.model_fields.keys() - {"max_new_tokens", "draft"}
+"""What a ``Decoding`` has of a configuration."""
+
 
 @dataclass(frozen=True)
 class ExitRule:
@@ -47,12 +50,9 @@ class ExitRule:
             confidence: The small model's, in the answer.
             answer_tokens: Tokens of the answer, its end included.
         """
+        how = {name: getattr(decoding, name) for name in _CHOOSING}
         asked = self.calibration.conditions.generation.model_copy(
-            update={
-                "max_new_tokens": max_new_tokens,
-                "temperature": decoding.temperature,
-                "top_p": decoding.top_p,
-            }
+            update={"max_new_tokens": max_new_tokens, **how}
         )
         gap = not_covered(self.calibration.conditions, request, asked)
         if gap is not None:
@@ -105,6 +105,7 @@ def not_covered(conditions: Conditions, request: Request, asked: GenerationConfi
         for name in GenerationConfig.model_fields
     } | {
         "the answer has stop strings": bool(request.stop),
+        "tokens have a logit_bias": bool(request.logit_bias),
         "tools may be called": bool(request.tools),
         "the answer has to satisfy a schema": request.response_schema is not None,
         f"it has {images} images, calibrated with {span}": not (

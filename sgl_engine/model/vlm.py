@@ -30,6 +30,7 @@ from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
+from sgl_engine.prompt.texts import check_context, check_texts
 from sgl_engine.request import Request, check_wanted
 
 if TYPE_CHECKING:
@@ -179,14 +180,17 @@ class VLM:
         return int(self.text_model.config.max_position_embeddings)
 
     @property
+    def vocab_size(self) -> int:
+        """Width of the logits, which may be padded beyond the tokenizer's tokens."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Tokens that end an answer: those of generation_config.json, and the tokenizer's."""
         ids = self.model.generation_config.eos_token_id
-        if ids is None:
-            ids = self.processor.tokenizer.eos_token_id
-        if ids is None:
-            return frozenset()
-        return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
+        several = ids if isinstance(ids, list | tuple) else [ids]
+        own = self.processor.tokenizer.eos_token_id
+        return frozenset(int(token) for token in (*several, own) if token is not None)
 
     def encode(
         self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
@@ -203,7 +207,16 @@ class VLM:
                 was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
-        loaded = resolve_images(request, limits or LimitsConfig())
+        limits = limits or LimitsConfig()
+        check_texts(request, limits)
+        check_context(
+            request,
+            self.processor.tokenizer,
+            context_tokens=self.context_tokens,
+            name=self.name,
+            still_wanted=partial(check_wanted, request, "while its texts were measured"),
+        )
+        loaded = resolve_images(request, limits)
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the processor read another request")
         # Tokenizers keep padding and truncation as state.

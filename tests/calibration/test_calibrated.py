@@ -103,6 +103,9 @@ def test_batches_and_streams_decide_alike(scripted: Any) -> None:
     [
         (replace(ASK, temperature=0.5), "temperature is 0.5, calibrated with 0.0"),
         (replace(ASK, max_new_tokens=9), "max_new_tokens is 9, calibrated with 8"),
+        (replace(ASK, repetition_penalty=1.1), "repetition_penalty is 1.1, calibrated with None"),
+        (replace(ASK, top_k=3), "top_k is 3, calibrated with None"),
+        (replace(ASK, logit_bias={3: 1.0}), "tokens have a logit_bias"),
         (replace(ASK, stop=("x",)), "the answer has stop strings"),
         (
             replace(ASK, tools=(ToolSpec("look", "", {"type": "object", "properties": {}}),)),

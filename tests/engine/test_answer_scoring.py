@@ -27,8 +27,7 @@ from sgl_engine.errors import (
 from sgl_engine.exit.scorers import answer_shares, decision_confidence
 from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning import plan_pruning
-from sgl_engine.pruning.plan import PruningPlan
+from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.report.make import scoring_cost
 from sgl_engine.testing import tiny_vlm
 
@@ -123,10 +122,11 @@ def test_every_end_token_ends_an_answer(case: Case) -> None:
     vlm, prompt = case
     first, second = 7, 11
     ends = []
-    for end in (first, second, [first, second]):
+    for end in (None, first, second, [first, second]):  # the tokenizer's own is always one
         vlm.model.generation_config.eos_token_id = end
         ends.append(math.exp(run_scoring_pass(vlm, prompt, ["yes"]).token_logprobs[0][-1]))
-    assert relative_gap(ends[2:], [ends[0] + ends[1]]) < of_logprobs(vlm)
+    assert relative_gap(ends[3:], [ends[1] + ends[2] - ends[0]]) < of_logprobs(vlm)
+    assert ends[3] > max(ends[1], ends[2]) > ends[0]
 
 
 def test_the_map_is_the_best_answers(case: Case) -> None:

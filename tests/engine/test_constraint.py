@@ -14,7 +14,7 @@ from torch import Tensor
 from sgl_engine import VLM, Request
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.tool_stream import ToolCallStream
-from sgl_engine.decoding import constraint as module
+from sgl_engine.decoding import compiled as module
 from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError, ProcessorError

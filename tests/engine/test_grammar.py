@@ -13,7 +13,9 @@ from schemas import faults
 
 from sgl_engine import Request
 from sgl_engine.chat.grammar import answer_grammar, prepare_schema
-from sgl_engine.decoding.ending import byte_tokenizer, closes, find_closings
+from sgl_engine.chat.grammar_probe import byte_tokenizer
+from sgl_engine.config import LimitsConfig
+from sgl_engine.decoding.ending import closes, find_closings
 from sgl_engine.decoding.example_text import hints, short_match
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import ToolSpec
@@ -48,7 +50,7 @@ def takes(grammar: str | None, *answers: str) -> list[bool]:
 
 
 def json_grammar(schema: Any) -> str | None:
-    return answer_grammar(Request((), response_schema=schema))
+    return answer_grammar(Request((), response_schema=schema), LimitsConfig(schema_process=False))
 
 
 def test_nothing_is_constrained_without_a_reason() -> None:

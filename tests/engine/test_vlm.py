@@ -245,11 +245,14 @@ def test_conversations_are_encoded_in_order() -> None:
     )
 
 
-def test_end_of_sequence_tokens_come_from_the_model_then_the_tokenizer() -> None:
+def test_end_of_sequence_tokens_are_the_models_and_the_tokenizers() -> None:
     vlm = tiny_vlm()
-    for value, expected in ((7, {7}), ([7, 9], {7, 9}), (None, {vlm.processor.tokenizer.eos_token_id})):
+    own = vlm.processor.tokenizer.eos_token_id
+    for value, expected in ((7, {7, own}), ([7, 9], {7, 9, own}), (None, {own})):
         vlm.model.generation_config.eos_token_id = value
         assert vlm.eos_token_ids == expected
+    vlm.processor.tokenizer.eos_token = None
+    assert vlm.eos_token_ids == frozenset()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "bogus"])

@@ -1,0 +1,160 @@
+"""Grammars of a caller's schemas -> what is wrong with them, found out in a process that can be stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sgl_engine.chat.grammar_probe import PROGRAM, WAIT_FACTOR, grammar_problem
+from sgl_engine.config import LimitsConfig
+from sgl_engine.errors import EngineError
+
+_LOOK_UP_S = 0.02  # how soon somebody who waits notices that nobody waits for the answer
+_PLACES = threading.BoundedSemaphore(4)
+_START_S = 30.0
+_KNOWN_GRAMMARS = 4096
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one of several grammars.
+
+    Attributes:
+        index: Which one.
+        reason: What llguidance says; None where it took too long or too much memory to say anything.
+    """
+
+    index: int
+    reason: str | None
+
+
+class _Known:
+    """What was found out before, by content; the least recently used is forgotten first."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[bytes, str | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, grammar: str) -> bool:
+        with self._lock:
+            return _digest(grammar) in self._found
+
+    def get(self, grammar: str) -> str | None:
+        """The problem of a grammar; None where it has none, and where it is not known."""
+        with self._lock:
+            return self._found.get(_digest(grammar))
+
+    def put(self, grammar: str, reason: str | None) -> None:
+        """Keeps what was found out."""
+        with self._lock:
+            self._found[_digest(grammar)] = reason
+            self._found.move_to_end(_digest(grammar))
+            while len(self._found) > _KNOWN_GRAMMARS:
+                self._found.popitem(last=False)
+
+
+def _digest(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
+
+
+_KNOWN = _Known()
+
+
+def first_problem(
+    grammars: Sequence[str], limits: LimitsConfig, still_wanted: Callable[[], None]
+) -> Problem | None:
+    """The first grammar that cannot be compiled; None where all can.
+
+    What is not known yet is tried out, in a process of its own unless ``limits.schema_process`` is off.
+
+    Args:
+        grammars: Grammars for llguidance.
+        limits: How long that may take.
+        still_wanted: Called now and then; what it raises ends the process.
+
+    Raises:
+        EngineError: No process can be started.
+    """
+    new = [grammar for grammar in dict.fromkeys(grammars) if grammar not in _KNOWN]
+    failed: Problem | None = None
+    if new and not limits.schema_process:
+        for grammar in new:
+            still_wanted()
+            _KNOWN.put(grammar, grammar_problem(grammar))
+    elif new:
+        found = _try_out(new, limits.max_schema_s, still_wanted)
+        for grammar, reason in zip(new, found, strict=False):
+            _KNOWN.put(grammar, reason)
+        if len(found) < len(new):
+            # Not kept: on a machine that is less busy it may pass.
+            failed = Problem(grammars.index(new[len(found)]), None)
+    reasons = ((index, _KNOWN.get(grammar)) for index, grammar in enumerate(grammars))
+    refused = (Problem(index, reason) for index, reason in reasons if reason is not None)
+    return next(refused, failed)
+
+
+def _try_out(grammars: Sequence[str], seconds: float, still_wanted: Callable[[], None]) -> list[str | None]:
+    """The problems of as many grammars as could be tried."""
+    told: str | None = json.dumps({"path": sys.path, "grammars": list(grammars), "seconds": seconds})
+    answer: str | None = None
+    with _place(still_wanted), _process() as process:
+        ends = (
+            time.monotonic() + WAIT_FACTOR * seconds + _START_S
+        )  # it ends itself; this is for one that never begins
+        while answer is None and time.monotonic() < ends:
+            still_wanted()
+            try:
+                answer, _ = process.communicate(told, timeout=_LOOK_UP_S)
+            except subprocess.TimeoutExpired:
+                told = None  # is told once
+        begun, *found = [json.loads(line) for line in (answer or "").splitlines()] or [False]
+    if begun is False:
+        raise _no_process(f"it ended with {process.returncode}")
+    return found
+
+
+@contextmanager
+def _process() -> Iterator[subprocess.Popen[str]]:
+    """The process; it does not outlive the context."""
+    try:
+        # Isolated, so that no file of the current folder is taken for a module.
+        process = subprocess.Popen(  # noqa: S603  # nothing of the caller's is in the command
+            [sys.executable, "-I", "-c", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise _no_process(str(error)) from error
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _no_process(reason: str) -> EngineError:
+    return EngineError(
+        f"No process can be started to compile a schema in ({reason}).",
+        remedy="Set LimitsConfig.schema_process=False where all schemas are your own.",
+    )
+
+
+@contextmanager
+def _place(still_wanted: Callable[[], None]) -> Iterator[None]:
+    """One of the few places for such processes."""
+    while not _PLACES.acquire(timeout=_LOOK_UP_S):
+        still_wanted()
+    try:
+        yield
+    finally:
+        _PLACES.release()
