@@ -43,7 +43,7 @@ OWNERS_OF_HOOKS = {
     "sgl_engine.attention.capture",
     "sgl_engine.pruning.patch",
     "sgl_engine.passes.exactness",
-    "sgl_engine.model.vlm",  # reads which attention runs, and changes nothing
+    "sgl_engine.passes.prefill",  # reads which attention runs, and changes nothing
 }
 OWNER_OF_ARCHITECTURES = "sgl_engine.families"
 

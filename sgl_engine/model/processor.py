@@ -140,3 +140,17 @@ def check_inputs(inputs: Mapping[str, Tensor], context_tokens: int, name: str) -
             "answer included.",
             remedy="Shorten the text, or send fewer or smaller images.",
         )
+
+
+def check_features(features: Tensor | None, image_tokens: int) -> None:
+    """Refuses pictures that do not give one feature (row) for each image token.
+
+    Raises:
+        InvalidRequestError: They do not.
+    """
+    given = 0 if features is None else len(features)
+    if given != image_tokens:
+        raise InvalidRequestError(
+            f"The prompt has {image_tokens} image tokens, but its images give {given}.",
+            remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
+        )

@@ -17,20 +17,17 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
-from sgl_engine.errors import (
-    InvalidRequestError,
-)
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import check_inputs, loaded_sizes, process
+from sgl_engine.model.processor import check_features, check_inputs, loaded_sizes, process
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
-from sgl_engine.prompt.texts import check_context, check_texts
+from sgl_engine.prompt.texts import check_lengths
 from sgl_engine.request import Request, check_wanted
 
 if TYPE_CHECKING:
@@ -47,9 +44,8 @@ class VLM:
         revision: Commit on the hub, for reports.
 
     Attributes:
-        is_checked: False for an architecture without a family of its own, until
-            ``sgl_engine.passes.exactness`` has seen this model captured and pruned exactly; an engine sees to
-            that.
+        is_checked: False for an architecture without a family of its own, until an engine has seen this
+            model captured and pruned exactly (``sgl_engine.passes.exactness``).
         store: What it has computed of pictures, for requests that may reuse it (``ReuseConfig``). To be
             cleared by whoever changes the weights or the processor.
 
@@ -71,9 +67,8 @@ class VLM:
         self._lock, self._processor_lock = ModelLock(), ModelLock()
 
     def __repr__(self) -> str:
-        return (
-            f"VLM({self.name!r}, family={self.family.name!r}, layers={self.num_layers}, device={self.device})"
-        )
+        family, layers = self.family.name, self.num_layers
+        return f"VLM({self.name!r}, {family=}, {layers=}, device={self.device})"
 
     @classmethod
     def from_pretrained(
@@ -181,7 +176,7 @@ class VLM:
 
     @property
     def vocab_size(self) -> int:
-        """Width of the logits, which may be padded beyond the tokenizer's tokens."""
+        """Width of the logits; wider than the tokenizer where they are padded."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
@@ -208,14 +203,7 @@ class VLM:
             ProcessorError: The processor fails.
         """
         limits = limits or LimitsConfig()
-        check_texts(request, limits)
-        check_context(
-            request,
-            self.processor.tokenizer,
-            context_tokens=self.context_tokens,
-            name=self.name,
-            still_wanted=partial(check_wanted, request, "while its texts were measured"),
-        )
+        check_lengths(request, limits, self.processor.tokenizer, self.context_tokens, self.name)
         loaded = resolve_images(request, limits)
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the processor read another request")
@@ -277,19 +265,8 @@ class VLM:
         Raises:
             InvalidRequestError: They are not one for each image token.
         """
-        self.check_features(
-            features, int((prompt.input_ids == self.family.image_token_id(self.config)).sum())
-        )
+        check_features(features, int((prompt.input_ids == self.family.image_token_id(self.config)).sum()))
         return self.family.embed(self.model, prompt.input_ids, features)
-
-    def check_features(self, features: Tensor | None, image_tokens: int) -> None:
-        """Raises InvalidRequestError where pictures do not give one feature for each image token."""
-        given = 0 if features is None else len(features)
-        if given != image_tokens:
-            raise InvalidRequestError(
-                f"The prompt has {image_tokens} image tokens, but its images give {given}.",
-                remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
-            )
 
     @torch.inference_mode()
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
@@ -323,11 +300,7 @@ class VLM:
         cache: DynamicCache | None,
         logit_rows: int = 1,
     ) -> Tensor:
-        """One pass of the decoder over one prompt: ``forward_batch`` of a batch of one.
-
-        Returns:
-            Logits, float32 (logit_rows, vocab).
-        """
+        """``forward_batch`` of one prompt; returns logits, float32 (logit_rows, vocab)."""
         return self.forward_batch(
             embeddings,
             batch=PromptBatch.of([prompt]),
@@ -373,16 +346,5 @@ class VLM:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
-        text: str = self.processor.tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-
-def takes_padding(vlm: VLM) -> bool:
-    """Whether prompts of different lengths can run side by side: masks decide who sees what.
-
-    Not with flash attention, and not in a model whose architecture is not known.
-    """
-    implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
-    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_check
+        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self.processor.tokenizer.decode(list(token_ids), **settings))

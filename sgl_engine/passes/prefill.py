@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask
-from sgl_engine.model.vlm import VLM, takes_padding
+from sgl_engine.model.processor import check_features
+from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.prefixes import KnownPrefix, find_prefixes
 from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch, most_rows
 from sgl_engine.prompt.encoded import (
@@ -168,7 +169,7 @@ def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[byte
     rows = [int((prompt.input_ids == token).sum()) for prompt in prompts.values()]
     with vlm.exclusive():
         features = vlm.family.image_features(vlm.model, inputs)
-    vlm.check_features(features, sum(rows))
+    check_features(features, sum(rows))
     assert features is not None
     # Copies, so that each picture's features can be dropped by themselves.
     return {digest: part.clone() for digest, part in zip(prompts, features.split(rows), strict=True)}
@@ -198,7 +199,7 @@ def _run_tower(
         rows = [sum(start <= at < stop for at in image) for start, stop in pairwise(starts)]
     features = vlm.family.image_features(vlm.model, inputs)
     wanted = [rows[number] for number in chosen]
-    vlm.check_features(features, sum(wanted))
+    check_features(features, sum(wanted))
     assert features is not None
     # Copies, so that each picture's features can be dropped by themselves.
     return [part.clone() if len(wanted) > 1 else part for part in features.split(wanted)]
@@ -284,6 +285,15 @@ def group_rows(
             of_kind.append([])
         of_kind[-1].append(row)
     return [group for of_kind in groups.values() for group in of_kind]
+
+
+def takes_padding(vlm: VLM) -> bool:
+    """Whether prompts of different lengths can run side by side: masks decide who sees what.
+
+    Not with flash attention, and not in a model whose architecture is not known.
+    """
+    implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
+    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_check
 
 
 def sharing(vlm: VLM, kind: Hashable) -> Hashable | None:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from sgl_engine.chat.tool_calls import callable_tools, dump, function_schema
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError
-from sgl_engine.request import Request
+from sgl_engine.request import Request, check_wanted
 
 _PIECE_CHARS = 8_192
 _MARGIN = 8  # tokens of a piece that are there only because of where it was cut
+
+
+def check_lengths(
+    request: Request, limits: LimitsConfig, tokenizer: Any, context_tokens: int, name: str
+) -> None:
+    """Refuses texts that are too long for the limits or for the model, before anything is tokenized whole.
+
+    Args:
+        request: Whose texts they are; its deadline and cancellation count.
+        limits: How long they may be.
+        tokenizer: The model's.
+        context_tokens: Its longest sequence.
+        name: The model's, for messages.
+
+    Raises:
+        InvalidRequestError: A limit is passed.
+        PromptTooLongError: They cannot fit the context.
+    """
+    check_texts(request, limits)
+    waiting = partial(check_wanted, request, "while its texts were measured")
+    check_context(request, tokenizer, context_tokens=context_tokens, name=name, still_wanted=waiting)
 
 
 def check_texts(request: Request, limits: LimitsConfig) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
-from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SGLEngine, run_large_pass
-from sgl_engine.cascade import resolve
+from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SGLEngine
 from sgl_engine.decoding.answer import AnswerTask, Chooser, Generation
+from sgl_engine.decoding.settings import resolve
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.passes.small import run_small_pass
+from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import keep_everything
 from sgl_engine.request import Decoding

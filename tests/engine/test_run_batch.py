@@ -25,7 +25,7 @@ from sgl_engine.errors import (
     RequestCancelledError,
     SGLError,
 )
-from sgl_engine.model.vlm import takes_padding
+from sgl_engine.passes.prefill import takes_padding
 from sgl_engine.passes.small import run_small_batch
 from sgl_engine.request import Decoding, ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm
