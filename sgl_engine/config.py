@@ -124,6 +124,9 @@ class LimitsConfig(_Config):
         max_image_pixels: Width times height of one image; larger ones are refused before they are decoded.
         max_request_pixels: The same of all images of a request together, pages included.
         max_image_side: Width and height of one image.
+        exact_image_pixels: An image of so many pixels reaches the processor as it is. A larger one may be
+            scaled down while it is read, by a whole factor, as far as the processor would scale it down
+            anyway: to the same tokens, in a fraction of the time and the memory.
         max_images: Images per request, pages included.
         image_formats: Decoders that run, by Pillow's names; no other ever sees the bytes. HEIF needs
             pillow-heif, PDF needs pypdfium2, AVIF and JPEG2000 a Pillow that was built with them.
@@ -137,6 +140,7 @@ class LimitsConfig(_Config):
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     max_request_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_image_side: Annotated[int, Field(ge=1)] = 32_768
+    exact_image_pixels: Annotated[int, Field(ge=0)] = 16_000_000
     max_images: Annotated[int, Field(ge=0)] = 32
     image_formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
         *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.errors import UnsupportedModelError
+from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
@@ -69,6 +70,9 @@ class Family(Protocol):
         Raises:
             ProcessorError: The number of image tokens does not fit.
         """
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """How the image processor scales a picture of that size, in pixels; None where that is unknown."""
 
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Rotary positions of the prompt, int64 (axes, B, S); None where tokens are simply numbered."""

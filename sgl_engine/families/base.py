@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,21 @@ class Tile:
     box: Box | None = WHOLE
     row_gap: int = 0
     tail: int = 0
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What an image processor makes of a picture's size before it cuts and normalises it.
+
+    Attributes:
+        width: In pixels, of the largest version that it makes.
+        height: The same.
+        layout: Whatever else of the prompt depends on the picture's shape.
+    """
+
+    width: int
+    height: int
+    layout: Hashable = None
 
 
 class BaseFamily:
@@ -82,6 +97,11 @@ class BaseFamily:
             sizes: (width, height) in pixels per image; None where they are unknown.
         """
         raise NotImplementedError  # how a family tiles is what makes it one: there is no default
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Unknown: then large pictures are left as they are."""
+        del config, processor, width, height
+        return None
 
     def spans(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_tiles, side
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, axes_of_tiles, side
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
@@ -52,6 +52,18 @@ class Idefics3(BaseFamily):
             else:  # the whole image ends it
                 images.append([])
         return [[*_parts(image, edge), Tile((edge, edge), WHOLE)] for image in images[:-1]]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Its longest edge to so many pixels, then both to whole tiles."""
+        del config
+        images = processor.image_processor
+        longest, tile = images.size["longest_edge"], images.max_image_size["longest_edge"]
+        # The lengths that the processor computes, its rounding included.
+        other = int(longest * min(width, height) / max(width, height))
+        other += other % 2
+        long = -(-longest // tile) * tile
+        short = -(-int(long * max(other, 1) / longest) // tile) * tile
+        return Scaled(long, short, (1, other)) if width >= height else Scaled(short, long, (other, 1))
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
         """Tile after tile, in the one row of a batch."""

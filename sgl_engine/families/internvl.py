@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, runs
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, runs
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import Box
@@ -43,6 +43,16 @@ class InternVL(BaseFamily):
         if settings["do_center_crop"]:
             return (centre_crop(images, width, height),)
         return (WHOLE,)
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """To a canvas of as many tiles as suit it; the tiles are cut where ``tile_boxes`` says."""
+        del config
+        size = processor.image_processor.size
+        if "height" not in size or not size["height"]:
+            return None
+        boxes = self.tile_boxes(processor, width, height)
+        cols, rows = (round(1 / min(box[axis + 2] - box[axis] for box in boxes)) for axis in (0, 1))
+        return Scaled(cols * size["width"], rows * size["height"], boxes)
 
     def tiles(
         self,

@@ -9,12 +9,15 @@ from PIL import Image
 
 from sgl_engine.chat.template import render
 from sgl_engine.errors import ProcessorError, UnsupportedImageError
+from sgl_engine.families import Family
 from sgl_engine.families.processors import image_only_class
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
+_KEPT = 2  # Pillow's own measure for scaling in two steps (reducing_gap of its thumbnails)
 _FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 """What processors raise over inputs that they do not take."""
 
@@ -97,6 +100,36 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
     return dict(inputs)
 
 
+def shrink_factor(family: Family, config: PreTrainedConfig, processor: Any, width: int, height: int) -> int:
+    """The whole factor by which a picture can be scaled down before its processor scales it down anyway.
+
+    What is left is at least ``_KEPT`` times as wide and as high as what the processor will make of it, and
+    the family's arithmetic gives the same tokens for both sizes. Pixels differ by little: a box filter runs
+    first, then the processor's own over what is left.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor.
+        width: Of the picture, in pixels.
+        height: The same.
+
+    Returns:
+        1 where it cannot.
+    """
+    try:
+        wanted = family.scaled(config, processor, width, height)
+        if wanted is None:
+            return 1
+        most = min(width // (_KEPT * wanted.width), height // (_KEPT * wanted.height))
+        for factor in range(most, 1, -1):
+            if family.scaled(config, processor, -(-width // factor), -(-height // factor)) == wanted:
+                return factor
+    except (LookupError, TypeError, ArithmeticError, AttributeError):
+        return 1  # an image processor with settings that the family does not know: it does as it does
+    return 1
+
+
 def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
     """Raises UnsupportedImageError where one of the pictures fails alone, as those of extreme shapes do.
 
@@ -108,8 +141,8 @@ def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
         except _FAILURES as error:
             which = f"Image {number} of {len(images)}" if len(images) > 1 else "The image"
             raise UnsupportedImageError(
-                f"{which}, {image.width} x {image.height} pixels, is one that this model's "
-                f"{type(processor.image_processor).__name__} does not take ({error}).",
+                f"{which}, {image.width} x {image.height} pixels, is one that the model's "
+                f"{type(processor).__name__} does not take ({error}).",
                 remedy="Cut or pad it to a less extreme shape.",
             ) from error
 

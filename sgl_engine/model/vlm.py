@@ -27,7 +27,7 @@ from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.loading import check_folder, load_config, load_model, move
 from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import load_processor, loaded_sizes, process
+from sgl_engine.model.processor import load_processor, loaded_sizes, process, shrink_factor
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
@@ -210,6 +210,10 @@ class VLM:
             return frozenset()
         return frozenset(ids) if isinstance(ids, list | tuple) else frozenset((int(ids),))
 
+    def shrink_factor(self, width: int, height: int) -> int:
+        """How far a picture may be scaled down while it is read; see ``model.processor.shrink_factor``."""
+        return shrink_factor(self.family, self.config, self.processor, width, height)
+
     def encode(
         self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
     ) -> EncodedPrompt:
@@ -225,10 +229,11 @@ class VLM:
                 was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
-        loaded = resolve_images(request, limits or LimitsConfig())
+        loaded = resolve_images(request, limits or LimitsConfig(), self.shrink_factor)
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the processor read another request")
         # Tokenizers keep padding and truncation as state.
+        check_wanted(request, "before the processor read it")
         with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
             inputs = process(self.processor, loaded, image_token=image_token)
         return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
