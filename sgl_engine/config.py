@@ -140,7 +140,7 @@ class LimitsConfig(_Config):
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     max_request_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_image_side: Annotated[int, Field(ge=1)] = 32_768
-    exact_image_pixels: Annotated[int, Field(ge=0)] = 16_000_000
+    exact_image_pixels: Annotated[int, Field(ge=0)] = 4_000_000
     max_images: Annotated[int, Field(ge=0)] = 32
     image_formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
         *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF"),

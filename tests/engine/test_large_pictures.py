@@ -66,7 +66,7 @@ def test_the_same_tokens_and_nearly_the_same_pixels(vlm: VLM) -> None:
         for name in set(ours.inputs) - TOKEN_INPUTS - {"pixel_values", "image_sizes"}:
             assert torch.equal(ours.inputs[name], theirs.inputs[name])
         # One of 256 steps is 0.008 to 0.015 in these units.
-        assert apart(ours, theirs) < 0.08
+        assert apart(ours, theirs) < 0.07
     assert scaled_at_all >= 3
 
 
@@ -80,7 +80,7 @@ def test_the_control_scaling_further_changes_the_pixels(vlm: VLM, monkeypatch: p
     theirs = vlm.encode(Request.ask("?", data), AS_IT_IS)
     monkeypatch.setattr(VLM, "shrink_factor", a_quarter_of_what_is_used)
     ours = vlm.encode(Request.ask("?", data), SCALED)
-    assert pixels(ours).shape != pixels(theirs).shape or apart(ours, theirs) > 0.16
+    assert pixels(ours).shape != pixels(theirs).shape or apart(ours, theirs) > 0.14
 
 
 def test_the_control_a_factor_that_is_passed_over_changes_the_tokens() -> None:
