@@ -150,6 +150,30 @@ class LimitsConfig(_Config):
     urls: UrlPolicy = UrlPolicy()
 
 
+class PictureConfig(_Config):
+    """How large a model sees a picture; None leaves that to its processor.
+
+    A setting of one model: the two of a pair may see a picture at different sizes.
+
+    Attributes:
+        min_pixels: Smaller pictures are enlarged to about this area, by models that have a range (Qwen).
+        max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
+        max_visual_tokens: The same in visual tokens of one picture; a picture that its model cannot show in
+            so few is refused.
+    """
+
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_pixels={low} is above max_pixels={high}")
+        return self
+
+
 class ReuseConfig(_Config):
     """What of a request each model keeps for the next one about the same pictures.
 

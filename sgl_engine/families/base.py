@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import Box, PictureAxes, VisualSpan
@@ -102,6 +103,9 @@ class BaseFamily:
         """Unknown: then large pictures are left as they are."""
         del config, processor, width, height
         return None
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Nothing can be set: every picture has one size."""
 
     def spans(
         self,
@@ -290,6 +294,13 @@ def flat(features: Any) -> Tensor:
 
     rows: Tensor = features if isinstance(features, torch.Tensor) else torch.cat(tuple(features), dim=0)
     return rows.reshape(-1, rows.shape[-1])
+
+
+def most_area(wanted: PictureConfig, per_token: int) -> int | None:
+    """The smaller of two limits, in pixels; None where there is none."""
+    tokens = wanted.max_visual_tokens
+    limits = [limit for limit in (wanted.max_pixels, tokens and tokens * per_token) if limit]
+    return min(limits, default=None)
 
 
 def side(size: Any) -> int:

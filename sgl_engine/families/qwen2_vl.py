@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.base import BaseFamily, Scaled, Tile, side
 from sgl_engine.families.shape import VisionShape
@@ -58,6 +59,17 @@ class Qwen2VL(BaseFamily):
             max_pixels=images.size["longest_edge"],
         )
         return Scaled(cols, rows)
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Its own range of areas; at least one token."""
+        del config
+        token = (images.patch_size * images.merge_size) ** 2
+        high = wanted.max_pixels or images.size["longest_edge"]
+        if wanted.max_visual_tokens:
+            high = min(high, wanted.max_visual_tokens * token)
+        high = max(high, token)
+        low = min(wanted.min_pixels or images.size["shortest_edge"], high)
+        images.size = {"shortest_edge": low, "longest_edge": high}
 
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Time, row and column of every prompt token, as the model counts them: (3, B, S)."""

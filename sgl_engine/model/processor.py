@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sgl_engine.chat.template import render
-from sgl_engine.errors import ProcessorError, UnsupportedImageError
+from sgl_engine.config import PictureConfig
+from sgl_engine.errors import ImageLimitError, ProcessorError, UnsupportedImageError
 from sgl_engine.families import Family
 from sgl_engine.families.processors import image_only_class
+from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
@@ -98,6 +102,44 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
             remedy="Check that its chat template has one image token for each image.",
         ) from error
     return dict(inputs)
+
+
+def resized(family: Family, config: PreTrainedConfig, processor: Any, wanted: PictureConfig) -> Any:
+    """A processor that shows pictures as large as is wanted: a copy that shares the tokenizer.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor, which is left as it is.
+        wanted: How large; where it wants nothing, ``processor`` itself is returned.
+    """
+    if wanted == PictureConfig() or getattr(processor, "image_processor", None) is None:
+        return processor
+    mine, own = copy.copy(processor), processor.image_processor
+    mine.image_processor = images = copy.copy(own)
+    family.resize(config, images, wanted)
+    if isinstance(images.size, dict) and not isinstance(own.size, dict):
+        images.size = type(own.size)(**images.size)
+    # Settings that were saved with the processor count more than those of its image processor.
+    saved = getattr(processor, "images_kwargs", None) or {}
+    changed = {name for name in saved if getattr(images, name, None) != getattr(own, name, None)}
+    if changed:
+        mine.images_kwargs = {name: value for name, value in saved.items() if name not in changed}
+    return mine
+
+
+def check_visual_tokens(prompt: EncodedPrompt, wanted: PictureConfig) -> None:
+    """Raises ImageLimitError where a picture has more visual tokens than are wanted of one."""
+    counts = Counter[int]()
+    for span in prompt.spans:
+        counts[span.image] += len(span)
+    for image, tokens in counts.items():
+        if wanted.max_visual_tokens is not None and tokens > wanted.max_visual_tokens:
+            raise ImageLimitError(
+                f"Image {image + 1} of {len(counts)} has {tokens} visual tokens, and its model shows it "
+                f"in no fewer; the limit is {wanted.max_visual_tokens}.",
+                remedy="Raise PictureConfig.max_visual_tokens, or use a model that scales pictures.",
+            )
 
 
 def shrink_factor(family: Family, config: PreTrainedConfig, processor: Any, width: int, height: int) -> int:

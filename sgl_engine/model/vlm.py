@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.errors import (
     ConfigError,
     InvalidRequestError,
@@ -27,7 +27,14 @@ from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.loading import check_folder, load_config, load_model, move
 from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import load_processor, loaded_sizes, process, shrink_factor
+from sgl_engine.model.processor import (
+    check_visual_tokens,
+    load_processor,
+    loaded_sizes,
+    process,
+    resized,
+    shrink_factor,
+)
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
@@ -215,7 +222,11 @@ class VLM:
         return shrink_factor(self.family, self.config, self.processor, width, height)
 
     def encode(
-        self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
+        self,
+        request: Request,
+        limits: LimitsConfig | None = None,
+        reuse: ReuseConfig = NO_REUSE,
+        pictures: PictureConfig | None = None,
     ) -> EncodedPrompt:
         """Loads the request's images and turns messages into tokens and pixels.
 
@@ -223,20 +234,26 @@ class VLM:
             request: What is asked.
             limits: What it may bring; None is ``LimitsConfig()``.
             reuse: What may be kept for, or known from, another request.
+            pictures: How large they are shown to the model; None is ``PictureConfig()``.
 
         Raises:
             RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
                 was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
-        loaded = resolve_images(request, limits or LimitsConfig(), self.shrink_factor)
+        pictures = pictures or PictureConfig()
+        processor = resized(self.family, self.config, self.processor, pictures)
+        shrink = partial(shrink_factor, self.family, self.config, processor)
+        loaded = resolve_images(request, limits or LimitsConfig(), shrink)
         image_token = self.family.image_text(self.processor, self.config)
         waiting = partial(check_wanted, request, "while the processor read another request")
         # Tokenizers keep padding and truncation as state.
         check_wanted(request, "before the processor read it")
-        with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
-            inputs = process(self.processor, loaded, image_token=image_token)
-        return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
+        with self.processing(waiting), known_pixels(processor, self.store, reuse):
+            inputs = process(processor, loaded, image_token=image_token)
+        prompt = self._prompt(processor, inputs, loaded_sizes(loaded))
+        check_visual_tokens(prompt, pictures)
+        return prompt
 
     def prompt(
         self, inputs: Mapping[str, Tensor], *, image_sizes: Sequence[tuple[int, int]] | None = None
@@ -252,6 +269,12 @@ class VLM:
             PromptTooLongError: S leaves no room for an answer.
             ProcessorError: The image tokens do not fit the images.
         """
+        return self._prompt(self.processor, inputs, image_sizes)
+
+    def _prompt(
+        self, processor: Any, inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]] | None
+    ) -> EncodedPrompt:
+        """``prompt``, of inputs that this processor made."""
         ids = inputs["input_ids"]
         padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
         if ids.shape[0] != 1 or padded:
@@ -266,7 +289,7 @@ class VLM:
                 "answer included.",
                 remedy="Shorten the text, or send fewer or smaller images.",
             )
-        spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
+        spans = self.family.spans(self.config, processor, inputs, image_sizes)
         moved = {key: value.to(self.device) for key, value in inputs.items()}
         return EncodedPrompt(
             inputs=moved,

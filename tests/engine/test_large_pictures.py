@@ -78,7 +78,9 @@ def test_the_control_scaling_further_changes_the_pixels(vlm: VLM, monkeypatch: p
 
     data = encoded(scene(640, 480))
     theirs = vlm.encode(Request.ask("?", data), AS_IT_IS)
-    monkeypatch.setattr(VLM, "shrink_factor", a_quarter_of_what_is_used)
+    monkeypatch.setattr(
+        "sgl_engine.model.vlm.shrink_factor", lambda *given: a_quarter_of_what_is_used(vlm, *given[3:])
+    )
     ours = vlm.encode(Request.ask("?", data), SCALED)
     assert pixels(ours).shape != pixels(theirs).shape or apart(ours, theirs) > 0.14
 
