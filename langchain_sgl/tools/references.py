@@ -142,7 +142,7 @@ def _resolve_folder(root: Path) -> Path:
         folder = root
     if not folder.is_dir():
         raise ConfigError(
-            f"The picture folder {describe_source(root)!r} does not exist or is not a folder.",
+            f"The picture folder {str(root)!r} does not exist or is not a folder.",
             remedy="Name an existing folder.",
         )
     return folder
