@@ -7,6 +7,7 @@ from .config import (
     Fraction as Fraction,
     GenerationConfig as GenerationConfig,
     LimitsConfig as LimitsConfig,
+    PictureConfig as PictureConfig,
     PruningConfig as PruningConfig,
     ReuseConfig as ReuseConfig,
     SchedulerConfig as SchedulerConfig,

@@ -184,8 +184,15 @@ def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
 
 def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
     """Loads the images, once for both models, and encodes the request for the small one."""
-    request = resolve_images(request, pair.config.limits)
-    prompt = pair.small.encode(request, pair.config.limits, pair.config.reuse)
+    config = pair.config
+
+    def shrink(width: int, height: int) -> int:
+        """How far both models would scale a picture down themselves."""
+        small = pair.small.shrink_factor(width, height, config.small_pictures)
+        return min(small, pair.large.shrink_factor(width, height, config.large_pictures))
+
+    request = resolve_images(request, config.limits, shrink)
+    prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
     return request, prompt
 
@@ -214,7 +221,8 @@ def _plan(
 ) -> tuple[EncodedPrompt, PruningPlan]:
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
-    prompt = pair.large.encode(request, pair.config.limits, pair.config.reuse)
+    config = pair.config
+    prompt = pair.large.encode(request, config.limits, config.reuse, config.large_pictures)
     return prompt, plan_large(pair, prompt, importance)
 
 

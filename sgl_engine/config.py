@@ -141,6 +141,9 @@ class LimitsConfig(_Config):
         max_image_pixels: Width times height of one image; larger ones are refused before they are decoded.
         max_request_pixels: The same of all images of a request together, pages included.
         max_image_side: Width and height of one image.
+        exact_image_pixels: An image of so many pixels reaches the processor as it is. A larger one may be
+            scaled down while it is read, by a whole factor, as far as the processor would scale it down
+            anyway: to the same tokens, in a fraction of the time and the memory.
         max_images: Images per request, pages included.
         image_formats: Decoders that run, by Pillow's names; no other ever sees the bytes. HEIF needs
             pillow-heif, PDF needs pypdfium2, AVIF and JPEG2000 a Pillow that was built with them.
@@ -166,6 +169,7 @@ class LimitsConfig(_Config):
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     max_request_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_image_side: Annotated[int, Field(ge=1)] = 32_768
+    exact_image_pixels: Annotated[int, Field(ge=0)] = 4_000_000
     max_images: Annotated[int, Field(ge=0)] = 32
     image_formats: Annotated[tuple[ImageFormat, ...], Field(min_length=1)] = (
         *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF"),
@@ -181,6 +185,30 @@ class LimitsConfig(_Config):
     max_stop_strings: Annotated[int, Field(ge=0)] = 64
     max_stop_chars: Annotated[int, Field(ge=1)] = 1_000
     urls: UrlPolicy = UrlPolicy()
+
+
+class PictureConfig(_Config):
+    """How large a model sees a picture; None leaves that to its processor.
+
+    A setting of one model: the two of a pair may see a picture at different sizes.
+
+    Attributes:
+        min_pixels: Smaller pictures are enlarged to about this area, by models that have a range (Qwen).
+        max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
+        max_visual_tokens: The same in visual tokens of one picture; a picture that its model cannot show in
+            so few is refused.
+    """
+
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_pixels={low} is above max_pixels={high}")
+        return self
 
 
 class ReuseConfig(_Config):
@@ -242,7 +270,18 @@ class SchedulerConfig(_Config):
 
 
 class EngineConfig(_Config):
-    """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8."""
+    """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8.
+
+    Attributes:
+        pruning: What the large model sees.
+        exit: When the small answer is kept.
+        generation: How answers are generated.
+        limits: What a request may bring.
+        reuse: What is kept for the next request.
+        scheduler: How requests share the models.
+        small_pictures: How large the small model sees pictures.
+        large_pictures: How large the large model sees them.
+    """
 
     pruning: PruningConfig = PruningConfig()
     exit: ExitConfig = ExitConfig()
@@ -250,6 +289,8 @@ class EngineConfig(_Config):
     limits: LimitsConfig = LimitsConfig()
     reuse: ReuseConfig = ReuseConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    small_pictures: PictureConfig = PictureConfig()
+    large_pictures: PictureConfig = PictureConfig()
 
     @classmethod
     def preset(cls, retention: str) -> EngineConfig:

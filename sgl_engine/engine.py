@@ -330,7 +330,8 @@ class SGLEngine:
         Raises:
             RequestError: This request is bad.
         """
-        return len(self.large.encode(request, self.config.limits, self.config.reuse))
+        config = self.config
+        return len(self.large.encode(request, config.limits, config.reuse, config.large_pictures))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.

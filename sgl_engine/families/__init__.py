@@ -9,7 +9,9 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import UnsupportedModelError
+from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
@@ -25,6 +27,7 @@ __all__ = [
     "DecoderShape",
     "Family",
     "ModelShape",
+    "Scaled",
     "VisionShape",
     "find_family",
 ]
@@ -79,6 +82,12 @@ class Family(Protocol):
         Raises:
             ProcessorError: The number of image tokens does not fit.
         """
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """How the image processor scales a picture of that size, in pixels; None where that is unknown."""
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Sets an image processor, which is a copy, to show pictures as large as is wanted, where it can."""
 
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Rotary positions of the prompt, int64 (axes, B, S); None where tokens are simply numbered."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import Box, PictureAxes, VisualSpan
@@ -35,6 +36,21 @@ class Tile:
     box: Box | None = WHOLE
     row_gap: int = 0
     tail: int = 0
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What an image processor makes of a picture's size before it cuts and normalises it.
+
+    Attributes:
+        width: In pixels, of the largest version that it makes.
+        height: The same.
+        layout: Whatever else of the prompt depends on the picture's shape.
+    """
+
+    width: int
+    height: int
+    layout: Hashable = None
 
 
 class BaseFamily:
@@ -82,6 +98,14 @@ class BaseFamily:
             sizes: (width, height) in pixels per image; None where they are unknown.
         """
         raise NotImplementedError  # how a family tiles is what makes it one: there is no default
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Unknown: then large pictures are left as they are."""
+        del config, processor, width, height
+        return None
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Nothing can be set: every picture has one size."""
 
     def spans(
         self,
@@ -270,6 +294,13 @@ def flat(features: Any) -> Tensor:
 
     rows: Tensor = features if isinstance(features, torch.Tensor) else torch.cat(tuple(features), dim=0)
     return rows.reshape(-1, rows.shape[-1])
+
+
+def most_area(wanted: PictureConfig, per_token: int) -> int | None:
+    """The smaller of two limits, in pixels; None where there is none."""
+    tokens = wanted.max_visual_tokens
+    limits = [limit for limit in (wanted.max_pixels, tokens and tokens * per_token) if limit]
+    return min(limits, default=None)
 
 
 def side(size: Any) -> int:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile, side
 from sgl_engine.families.shape import VisionShape
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ class Gemma3(BaseFamily):
         edge = math.isqrt(config.mm_tokens_per_image)
         count = int((inputs["input_ids"] == self.image_token_id(config)).sum()) // edge**2
         return [[Tile((edge, edge))] for _ in (range(count) if sizes is None else sizes)]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """To one size, whatever it was."""
+        del config, width, height
+        size = processor.image_processor.size
+        return Scaled(size["width"], size["height"])
 
     def decoder_inputs(
         self,

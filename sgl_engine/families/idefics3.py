@@ -5,11 +5,13 @@ The image is first stretched to a multiple of the tile, so tiles part it evenly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_tiles, side
+from sgl_engine.config import PictureConfig
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, axes_of_tiles, most_area, side
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
@@ -52,6 +54,29 @@ class Idefics3(BaseFamily):
             else:  # the whole image ends it
                 images.append([])
         return [[*_parts(image, edge), Tile((edge, edge), WHOLE)] for image in images[:-1]]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Its longest edge to so many pixels, then both to whole tiles."""
+        del config
+        images = processor.image_processor
+        longest, tile = images.size["longest_edge"], images.max_image_size["longest_edge"]
+        # The lengths that the processor computes, its rounding included.
+        other = int(longest * min(width, height) / max(width, height))
+        other += other % 2
+        long = -(-longest // tile) * tile
+        short = -(-int(long * max(other, 1) / longest) // tile) * tile
+        return Scaled(long, short, (1, other)) if width >= height else Scaled(short, long, (other, 1))
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Fewer tiles: a square of so many, and the whole picture beside them."""
+        tile = images.max_image_size["longest_edge"]
+        tokens = (tile // side(config.vision_config.patch_size) // config.scale_factor) ** 2
+        area = most_area(wanted, tile**2 // tokens)
+        if area is None or not images.do_image_splitting:
+            return
+        across = math.isqrt(max(1, area // tile**2 - 1))
+        images.do_image_splitting = across > 1
+        images.size = {"longest_edge": min(across * tile, images.size["longest_edge"])}
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
         """Tile after tile, in the one row of a batch."""

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, runs
+from sgl_engine.config import PictureConfig
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, most_area, runs
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import Box
@@ -44,6 +45,26 @@ class InternVL(BaseFamily):
         if settings["do_center_crop"]:
             return (centre_crop(images, width, height),)
         return (WHOLE,)
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """To a canvas of as many tiles as suit it; the tiles are cut where ``tile_boxes`` says."""
+        del config
+        size = processor.image_processor.size
+        if "height" not in size or not size["height"]:
+            return None
+        boxes = self.tile_boxes(processor, width, height)
+        cols, rows = (round(1 / min(box[axis + 2] - box[axis] for box in boxes)) for axis in (0, 1))
+        return Scaled(cols * size["width"], rows * size["height"], boxes)
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Fewer tiles; the whole picture beside them is one more."""
+        rows, cols = self.tile_grid(config)
+        tile = images.size["height"] * images.size["width"]
+        area = most_area(wanted, tile // (rows * cols))
+        if area is not None:
+            most = max(1, area // tile - 1)
+            images.max_patches = min(images.max_patches, most)
+            images.min_patches = min(images.min_patches, most)
 
     def tiles(
         self,

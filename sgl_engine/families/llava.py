@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Tile, axes_of_pictures, side
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, axes_of_pictures, side
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.mistral3 import Mistral3
 from sgl_engine.families.shape import VisionShape
@@ -39,6 +39,18 @@ class Llava(BaseFamily):
             [Tile((patches, patches), _box(processor.image_processor, width, height))]
             for width, height in sizes
         ]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Its shortest edge to so many pixels, or to one size."""
+        if _is_pixtral(config):
+            return Mistral3().scaled(config, processor, width, height)
+        size = processor.image_processor.size
+        shortest = size.get("shortest_edge")
+        if not shortest:
+            return Scaled(size["width"], size["height"])
+        ratio = shortest / min(width, height)
+        # The centre is cut out of it, so that an eighth of a pixel too much would move what is seen.
+        return Scaled(round(width * ratio), round(height * ratio), round(8 * max(width, height) * ratio))
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
         """One entry each."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, side
 from sgl_engine.families.llava import clip_shape
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
@@ -53,6 +53,17 @@ class LlavaNext(BaseFamily):
                 # picture is cut off: newlines without rows.
                 tiles.append([Tile((edge, edge), tail=rows)])
         return tiles
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Whole to a square, and into the best of some rectangles, whose tokens depend on its shape."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        del processor
+        edge = side(config.vision_config.image_size)
+        rows, cols = select_best_resolution((height, width), config.image_grid_pinpoints)
+        ratio = min(cols / width, rows / height)
+        placed = min(math.ceil(height * ratio), rows), min(math.ceil(width * ratio), cols)  # padded around
+        return Scaled(max(edge, cols), max(edge, rows), (placed, self.stitched_grid(config, height, width)))
 
     def stitched(self, inputs: Mapping[str, Tensor]) -> list[bool]:
         """Whether each image comes in higher resolution too."""

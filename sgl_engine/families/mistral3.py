@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, axes_of_pictures, flat, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, flat, most_area, side
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
@@ -40,6 +42,22 @@ class Mistral3(BaseFamily):
         step = side(config.vision_config.patch_size) * _merge(config)
         grids = [(height // step, width // step) for height, width in inputs["image_sizes"].tolist()]
         return [[Tile(grid, row_gap=1)] for grid in grids]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """Its longest edge to at most so many pixels, then to whole merged patches."""
+        longest = processor.image_processor.size["longest_edge"]
+        step = side(config.vision_config.patch_size) * _merge(config)
+        ratio = max(1.0, width / longest, height / longest)
+        cols, rows = (math.ceil(int(length / ratio) / step) for length in (width, height))
+        return Scaled(cols * step, rows * step) if rows * cols else None
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Its longest edge to that of a square of the area: any other shape is smaller."""
+        step = side(config.vision_config.patch_size) * _merge(config)
+        area = most_area(wanted, step**2)
+        if area is not None:
+            longest = max(step, math.isqrt(area) // step * step)
+            images.size = {"longest_edge": min(longest, images.size["longest_edge"])}
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
         """One entry each, padded to the largest of them."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Tile, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile, side
 from sgl_engine.families.shape import VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
@@ -41,6 +42,34 @@ class Qwen2VL(BaseFamily):
         merge = config.vision_config.spatial_merge_size
         grids = [(rows // merge, cols // merge) for _, rows, cols in inputs["image_grid_thw"].tolist()]
         return [[Tile(grid)] for grid in grids]
+
+    def scaled(self, config: PreTrainedConfig, processor: Any, width: int, height: int) -> Scaled | None:
+        """To whole merged patches, within a range of areas."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        del config
+        images = processor.image_processor
+        if max(width, height) > 200 * min(width, height):
+            return None  # refused when the picture is processed
+        rows, cols = smart_resize(
+            height,
+            width,
+            factor=images.patch_size * images.merge_size,
+            min_pixels=images.size["shortest_edge"],
+            max_pixels=images.size["longest_edge"],
+        )
+        return Scaled(cols, rows)
+
+    def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
+        """Its own range of areas; at least one token."""
+        del config
+        token = (images.patch_size * images.merge_size) ** 2
+        high = wanted.max_pixels or images.size["longest_edge"]
+        if wanted.max_visual_tokens:
+            high = min(high, wanted.max_visual_tokens * token)
+        high = max(high, token)
+        low = min(wanted.min_pixels or images.size["shortest_edge"], high)
+        images.size = {"shortest_edge": low, "longest_edge": high}
 
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Time, row and column of every prompt token, as the model counts them: (3, B, S)."""

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sgl_engine.chat.template import render
-from sgl_engine.errors import InvalidRequestError, ProcessorError, PromptTooLongError, UnsupportedImageError
+from sgl_engine.config import PictureConfig
+from sgl_engine.errors import (
+    ImageLimitError,
+    InvalidRequestError,
+    ProcessorError,
+    UnsupportedImageError,
+)
 from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
+from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
+    from sgl_engine.families import Family
+
+_KEPT = 2  # Pillow's own measure for scaling in two steps (reducing_gap of its thumbnails)
 _FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 """What processors raise over inputs that they do not take."""
 
@@ -97,6 +110,74 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
     return dict(inputs)
 
 
+def resized(family: Family, config: PreTrainedConfig, processor: Any, wanted: PictureConfig) -> Any:
+    """A processor that shows pictures as large as is wanted: a copy that shares the tokenizer.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor, which is left as it is.
+        wanted: How large; where it wants nothing, ``processor`` itself is returned.
+    """
+    if wanted == PictureConfig() or getattr(processor, "image_processor", None) is None:
+        return processor
+    mine, own = copy.copy(processor), processor.image_processor
+    mine.image_processor = images = copy.copy(own)
+    family.resize(config, images, wanted)
+    if isinstance(images.size, dict) and not isinstance(own.size, dict):
+        images.size = type(own.size)(**images.size)
+    # Settings that were saved with the processor count more than those of its image processor.
+    saved = getattr(processor, "images_kwargs", None) or {}
+    changed = {name for name in saved if getattr(images, name, None) != getattr(own, name, None)}
+    if changed:
+        mine.images_kwargs = {name: value for name, value in saved.items() if name not in changed}
+    return mine
+
+
+def check_visual_tokens(prompt: EncodedPrompt, wanted: PictureConfig) -> None:
+    """Raises ImageLimitError where a picture has more visual tokens than are wanted of one."""
+    counts = Counter[int]()
+    for span in prompt.spans:
+        counts[span.image] += len(span)
+    for image, tokens in counts.items():
+        if wanted.max_visual_tokens is not None and tokens > wanted.max_visual_tokens:
+            raise ImageLimitError(
+                f"Image {image + 1} of {len(counts)} has {tokens} visual tokens, and its model shows it "
+                f"in no fewer; the limit is {wanted.max_visual_tokens}.",
+                remedy="Raise PictureConfig.max_visual_tokens, or use a model that scales pictures.",
+            )
+
+
+def shrink_factor(family: Family, config: PreTrainedConfig, processor: Any, width: int, height: int) -> int:
+    """The whole factor by which a picture can be scaled down before its processor scales it down anyway.
+
+    What is left is at least ``_KEPT`` times as wide and as high as what the processor will make of it, and
+    the family's arithmetic gives the same tokens for both sizes. Pixels differ by little: a box filter runs
+    first, then the processor's own over what is left.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor.
+        width: Of the picture, in pixels.
+        height: The same.
+
+    Returns:
+        1 where it cannot.
+    """
+    try:
+        wanted = family.scaled(config, processor, width, height)
+        if wanted is None:
+            return 1
+        most = min(width // (_KEPT * wanted.width), height // (_KEPT * wanted.height))
+        for factor in range(most, 1, -1):
+            if family.scaled(config, processor, -(-width // factor), -(-height // factor)) == wanted:
+                return factor
+    except (LookupError, TypeError, ArithmeticError, AttributeError):
+        return 1  # an image processor with settings that the family does not know: it does as it does
+    return 1
+
+
 def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
     """Raises UnsupportedImageError where one of the pictures fails alone, as those of extreme shapes do.
 
@@ -108,8 +189,8 @@ def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
         except _FAILURES as error:
             which = f"Image {number} of {len(images)}" if len(images) > 1 else "The image"
             raise UnsupportedImageError(
-                f"{which}, {image.width} x {image.height} pixels, is one that this model's "
-                f"{type(processor.image_processor).__name__} does not take ({error}).",
+                f"{which}, {image.width} x {image.height} pixels, is one that the model's "
+                f"{type(processor).__name__} does not take ({error}).",
                 remedy="Cut or pad it to a less extreme shape.",
             ) from error
 
@@ -117,29 +198,6 @@ def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
 def loaded_sizes(request: Request) -> list[tuple[int, int]]:
     """(width, height) in pixels of each loaded image."""
     return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
-
-
-def check_inputs(inputs: Mapping[str, Tensor], context_tokens: int, name: str) -> None:
-    """Refuses raw inputs that are not one prompt, or leave no room for an answer.
-
-    Raises:
-        InvalidRequestError: A batch, or a padded prompt.
-        PromptTooLongError: The context is full.
-    """
-    ids = inputs["input_ids"]
-    padded = "attention_mask" in inputs and not bool(inputs["attention_mask"].all())
-    if ids.shape[0] != 1 or padded:
-        raise InvalidRequestError(
-            f"The inputs hold {ids.shape[0]} prompts{' with padding' if padded else ''}; "
-            "one unpadded prompt is needed.",
-            remedy="Encode and run one request at a time.",
-        )
-    if ids.shape[1] >= context_tokens:
-        raise PromptTooLongError(
-            f"The prompt has {ids.shape[1]} tokens; the context of {name} is {context_tokens}, "
-            "answer included.",
-            remedy="Shorten the text, or send fewer or smaller images.",
-        )
 
 
 def check_features(features: Tensor | None, image_tokens: int) -> None:

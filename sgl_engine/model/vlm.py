@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +15,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sgl_engine.config import NO_REUSE, LimitsConfig, ReuseConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
+from sgl_engine.model.encoding import encode, wrap_inputs
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
-from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import check_features, check_inputs, loaded_sizes, process
+from sgl_engine.model.processor import check_features, resized, shrink_factor
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.batch import PromptBatch
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.prompt.images import resolve_images
-from sgl_engine.prompt.texts import check_lengths
-from sgl_engine.request import Request, check_wanted
+from sgl_engine.request import Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -187,8 +184,17 @@ class VLM:
         own = self.processor.tokenizer.eos_token_id
         return frozenset(int(token) for token in (*several, own) if token is not None)
 
+    def shrink_factor(self, width: int, height: int, pictures: PictureConfig | None = None) -> int:
+        """How far a picture may be scaled down while it is read; see ``model.processor.shrink_factor``."""
+        processor = resized(self.family, self.config, self.processor, pictures or PictureConfig())
+        return shrink_factor(self.family, self.config, processor, width, height)
+
     def encode(
-        self, request: Request, limits: LimitsConfig | None = None, reuse: ReuseConfig = NO_REUSE
+        self,
+        request: Request,
+        limits: LimitsConfig | None = None,
+        reuse: ReuseConfig = NO_REUSE,
+        pictures: PictureConfig | None = None,
     ) -> EncodedPrompt:
         """Loads the request's images and turns messages into tokens and pixels.
 
@@ -196,21 +202,14 @@ class VLM:
             request: What is asked.
             limits: What it may bring; None is ``LimitsConfig()``.
             reuse: What may be kept for, or known from, another request.
+            pictures: How large they are shown to the model; None is ``PictureConfig()``.
 
         Raises:
             RequestError: A bad image, an empty request, a prompt longer than the context, or a request that
                 was cancelled or late while the model was busy.
             ProcessorError: The processor fails.
         """
-        limits = limits or LimitsConfig()
-        check_lengths(request, limits, self.processor.tokenizer, self.context_tokens, self.name)
-        loaded = resolve_images(request, limits)
-        image_token = self.family.image_text(self.processor, self.config)
-        waiting = partial(check_wanted, request, "while the processor read another request")
-        # Tokenizers keep padding and truncation as state.
-        with self.processing(waiting), known_pixels(self.processor, self.store, reuse):
-            inputs = process(self.processor, loaded, image_token=image_token)
-        return self.prompt(inputs, image_sizes=loaded_sizes(loaded))
+        return encode(self, request, limits or LimitsConfig(), reuse, pictures or PictureConfig())
 
     def prompt(
         self, inputs: Mapping[str, Tensor], *, image_sizes: Sequence[tuple[int, int]] | None = None
@@ -226,16 +225,7 @@ class VLM:
             PromptTooLongError: S leaves no room for an answer.
             ProcessorError: The image tokens do not fit the images.
         """
-        check_inputs(inputs, self.context_tokens, self.name)
-        spans = self.family.spans(self.config, self.processor, inputs, image_sizes)
-        moved = {key: value.to(self.device) for key, value in inputs.items()}
-        return EncodedPrompt(
-            inputs=moved,
-            input_ids=moved["input_ids"],
-            spans=spans,
-            positions=self.family.positions(self.model, moved),
-            picture_axes=self.family.picture_axes(inputs, spans),
-        )
+        return wrap_inputs(self, self.processor, inputs, image_sizes)
 
     def batch(self, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
         """Prompts that run together, padded with a token that stands for no image."""

@@ -165,9 +165,12 @@ class _Reading:
         """
         self._spend(image, label)
         width, height = image.size
-        if image.getexif().get(_ORIENTATION) in _LIES_ON_ITS_SIDE:
+        turned = image.getexif().get(_ORIENTATION)
+        if turned in _LIES_ON_ITS_SIDE:
             width, height = height, width
-        picture = _upright_rgb(image, self._shrink(width, height), ours=ours)
+        large = width * height > self._limits.exact_image_pixels
+        factor = self._shrink(width, height) if large else 1
+        picture = _upright_rgb(image, factor, turned=turned not in (None, 1), ours=ours)
         self._still_wanted()
         return picture
 
@@ -193,32 +196,34 @@ def _check_count(images: int, limits: LimitsConfig, *, more: bool) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image, factor: int, *, ours: bool) -> Image.Image:
-    """Decodes, scales down by a whole factor, and turns upright."""
+def _upright_rgb(image: Image.Image, factor: int, *, turned: bool, ours: bool) -> Image.Image:
+    """Decodes, scales down by a whole factor, and turns upright; what is not ours is copied."""
     if factor > 1 and ours:
         # JPEG alone can be decoded smaller, by 2, 4 or 8; what is left of the factor is done below.
-        step = next((step for step in (8, 4, 2) if factor % step == 0), 1)
-        smaller = (-(-image.width // step), -(-image.height // step))
-        image.draft(None, (image.width // step, image.height // step))
-        factor //= step if image.size == smaller else 1
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        upright = _eight_bits(ImageOps.exif_transpose(image))
-    elif ours:
-        ImageOps.exif_transpose(image, in_place=True)  # which copies only what it turns
-        upright = image
-    else:
-        upright = ImageOps.exif_transpose(image)
+        width, height = image.size
+        step = next((n for n in (8, 4, 2) if not (factor % n or width % n or height % n)), 1)
+        image.draft(None, (width // step, height // step))
+        factor //= width // image.width
+    upright = ImageOps.exif_transpose(image) if turned else image
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        upright = _eight_bits(upright)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = _reduced(upright.convert("RGBA"), factor)
         white = Image.new("RGBA", upright.size, "white")
         return Image.alpha_composite(white, upright).convert("RGB")
     if factor > 1 and upright.mode not in ("L", "RGB", "CMYK", "YCbCr"):
         upright = upright.convert("RGB")
-    return _reduced(upright, factor).convert("RGB")
+    upright = _reduced(upright, factor)
+    upright.load()
+    return upright if upright.mode == "RGB" and upright is not image else upright.convert("RGB")
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    return image if factor == 1 else image.reduce(factor)
+    """Scaled down by a box filter; where the factor does not divide a side, a box may end inside a pixel."""
+    if factor == 1 or not (image.width % factor or image.height % factor):
+        return image.reduce(factor) if factor > 1 else image
+    size = (-(-image.width // factor), -(-image.height // factor))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -85,7 +85,6 @@ def build_gemma3(options: TinyOptions) -> tuple[Any, Any]:
         Gemma3ForConditionalGeneration,
         Gemma3Processor,
         Gemma3TextConfig,
-        SiglipVisionConfig,
     )
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -102,15 +101,7 @@ def build_gemma3(options: TinyOptions) -> tuple[Any, Any]:
         text_config=Gemma3TextConfig(
             **text, layer_types=kinds, sliding_window=_WINDOW_TOKENS, query_pre_attn_scalar=text["head_dim"]
         ),
-        vision_config=SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=options.size.vision_layers,
-            num_attention_heads=4,
-            image_size=edge,
-            patch_size=PATCH_SIZE,
-            vision_use_head=False,
-        ),
+        vision_config=_siglip(options, edge),
         mm_tokens_per_image=options.side_tokens**2,
         image_token_index=tokenizer.convert_tokens_to_ids(image),
         boi_token_index=tokenizer.convert_tokens_to_ids(begin),
@@ -124,6 +115,20 @@ def build_gemma3(options: TinyOptions) -> tuple[Any, Any]:
         tokenizer=tokenizer,
         image_seq_length=options.side_tokens**2,
         chat_template=chat_template(begin),
+    )
+
+
+def _siglip(options: TinyOptions, edge: int) -> Any:
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=options.size.vision_layers,
+        num_attention_heads=4,
+        image_size=edge,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
     )
 
 
