@@ -28,6 +28,7 @@ from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.loading import check_folder, load_config, load_model, move
 from sgl_engine.model.pixels import known_pixels
 from sgl_engine.model.processor import (
+    check_parts,
     check_visual_tokens,
     load_processor,
     loaded_sizes,
@@ -128,6 +129,7 @@ class VLM:
         config = load_config(source, hub)
         find_family(config, source)  # before gigabytes of weights are read
         processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+        check_parts(processor, source)
         model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
         if device is not None:
             move(model, device)
