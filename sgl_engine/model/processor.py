@@ -69,7 +69,7 @@ def check_parts(processor: Any, name: str) -> None:
     if missing:
         raise ProcessorError(
             f"The processor of {name} is a {type(processor).__name__} and has no {' and no '.join(missing)}.",
-            remedy="Save the model's own processor next to the weights with processor.save_pretrained(folder).",
+            remedy="Save the model's own processor next to the weights with save_pretrained(folder).",
         )
 
 
