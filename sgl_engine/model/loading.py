@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sgl_engine.errors import ConfigError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
 from sgl_engine.families import find_family
-from sgl_engine.model.processor import load_processor
+from sgl_engine.model.processor import check_parts, load_processor
 from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def load(
     config = load_config(source, hub)
     find_family(config, source)  # before gigabytes of weights are read
     processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+    check_parts(processor, source)
     model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
     if device is not None:
         move(model, device)

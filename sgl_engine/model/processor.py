@@ -69,6 +69,16 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
         ) from error
 
 
+def check_parts(processor: Any, name: str) -> None:
+    """Raises ProcessorError where a tokenizer was loaded in place of a processor, as unknown classes give."""
+    missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+    if missing:
+        raise ProcessorError(
+            f"The processor of {name} is a {type(processor).__name__} and has no {' and no '.join(missing)}.",
+            remedy="Save the model's own processor next to the weights with save_pretrained(folder).",
+        )
+
+
 def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
     """Builds a class from ``image_only_class``."""
     import transformers

@@ -162,6 +162,11 @@ def _checked_address(url: httpx.URL, policy: UrlPolicy) -> str:
             remedy="Check the URL, or send the image itself.",
         ) from error
     addresses = [str(entry[4][0]) for entry in found]
+    if not addresses:
+        raise ImageFetchError(
+            f"The host {shorten(url.host)!r} has no address.",
+            remedy="Check the URL, or send the image itself.",
+        )
     for address in addresses:
         if is_metadata(address):
             raise UnsafeUrlError(

@@ -105,6 +105,12 @@ def test_private_addresses_and_http_where_allowed(names: dict[str, list[str]]) -
     assert get("http://inside.org:8080/", lambda _: answered(b"x"), policy) == b"x"
 
 
+def test_a_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(ImageFetchError, match=r"'example\.org' has no address"):
+        get("https://example.org/", never)
+
+
 def test_no_urls_at_all(names: dict[str, list[str]]) -> None:
     with pytest.raises(UnsafeUrlError, match="allowed: none"):
         get("https://example.org/", never, UrlPolicy(enabled=False))

@@ -120,6 +120,13 @@ def test_an_adapter_to_a_model_elsewhere_is_refused(folder: Path) -> None:
         VLM.from_pretrained(folder)
 
 
+def test_a_processor_class_that_nobody_knows(folder: Path) -> None:
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "evil.X"}))
+    with pytest.raises(ProcessorError, match=r"has no tokenizer|cannot be loaded"):
+        VLM.from_pretrained(folder)
+
+
 def text_config(**values: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         path = folder / "config.json"
