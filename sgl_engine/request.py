@@ -130,6 +130,8 @@ class Request:
         logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
             any JSON object. With tools, the answer is that or calls. Not together with a forced call.
+        chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
+            a template that does not know a name ignores it.
     """
 
     messages: tuple[Message, ...]
@@ -147,6 +149,7 @@ class Request:
     parallel_tool_calls: bool = True
     logprobs: bool = False
     response_schema: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @classmethod
     def ask(
