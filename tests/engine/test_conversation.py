@@ -96,7 +96,7 @@ def test_formats_that_nobody_here_can_read_are_not_asked_for() -> None:
     assert "<|tools|>" in prompt_text(vlm, TALK)
     assert reads_natively(vlm.processor, TALK)
     for held in ({"tool_choice": "any"}, {"response_schema": {"type": "object"}}, {"tools": ()}):
-        request = replace(TALK, **held)  # type: ignore[arg-type]
+        request = replace(TALK, **held)
         assert not reads_natively(vlm.processor, request)
         assert "<|tools|>" not in prompt_text(vlm, request)
 

