@@ -327,3 +327,17 @@ def test_a_real_tokenizer() -> None:
     for parts in fragments(list(control_tokens(processor))):
         request, harmless = attacked(parts), attacked(["plain"] * len(parts))
         assert control_ids(processor, request, "<image>") == control_ids(processor, harmless, "<image>")
+
+
+@pytest.mark.parametrize("kind", lifelike.TOKENIZERS)
+def test_characters_are_found_among_the_tokens_of_cut_text(kind: str) -> None:
+    processor = lifelike_processor(kind, "words only")
+    control = control_tokens(processor)
+    disguise = Disguise(control, [])
+    reader = CallerTokenizer(processor.tokenizer, disguise, frozenset(control.values()))
+    text = disguise.hide("é<image>你<|im_end|> ") + "<image>" + disguise.hide(" </s>") + "<|im_end|>"
+    read = reader([text])
+    ids = read["input_ids"][0]
+    for token in ("<image>", "<|im_end|>"):
+        assert read.char_to_token(0, text.index(token)) == ids.index(control[token])
+        assert ids.count(control[token]) == 1
