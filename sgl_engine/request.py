@@ -137,6 +137,8 @@ class Request:
         logprobs: Whether ``Response.tokens`` is wanted.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
             any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
+        chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
+            a template that does not know a name ignores it.
     """
 
     messages: tuple[Message, ...]
@@ -160,6 +162,7 @@ class Request:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     @classmethod
     def ask(

@@ -120,7 +120,7 @@ class SGLImageReranker(BaseDocumentCompressor):
         """Scores the documents' pictures and returns the documents, the likeliest first.
 
         Raises:
-            InvalidRequestError: The query is empty, or holds a control token of the model.
+            InvalidRequestError: The query is empty.
             ModelError: The models cannot be loaded.
             ConfigError: ``root`` is not a folder.
         """

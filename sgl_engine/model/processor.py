@@ -18,6 +18,7 @@ from sgl_engine.errors import (
     UnsupportedImageError,
 )
 from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Request
 
@@ -95,26 +96,37 @@ def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[st
 def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
     """Chat template, then tokens and pixels: the model's keyword arguments, batch of one.
 
+    The tokens are those of the processor's own ``apply_chat_template``, except that nothing which the caller
+    wrote becomes a control token or an image.
+
     Args:
         processor: The model's processor.
         request: Its images loaded (``sgl_engine.prompt.images.resolve_images``).
-        image_token: Text of the image token; the caller's texts must contain neither it nor another special
-            token of the tokenizer, which would act as the template's own.
+        image_token: What the template writes for an image, and the processor replaces.
 
     Raises:
-        InvalidRequestError: A text contains the image token or another special token.
+        InvalidRequestError: The text cannot be kept apart from control tokens, or ``chat_template_kwargs``
+            set what the conversation sets.
         UnsupportedImageError: The image processor takes no picture of such a shape.
         ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
-    text = render(processor, request, image_token=image_token)
+    prompt = render(processor, request, image_token=image_token)
+    reader = copy.copy(processor)
+    reader.tokenizer = CallerTokenizer(
+        processor.tokenizer, prompt.disguise, frozenset(prompt.control.values())
+    )
     images = [part.source for part in request.images]
+    # A template that writes the first token, and a tokenizer that adds it, would give two.
+    settings = {"add_special_tokens": False} if prompt.writes_bos else {}
     try:
-        inputs = processor(text=[text], images=[images] if images else None, return_tensors="pt")
+        inputs = reader(
+            text=[prompt.text], images=[images] if images else None, return_tensors="pt", **settings
+        )
     except _FAILURES as error:
         _blame_picture(processor, images)
         raise ProcessorError(
             f"The processor {type(processor).__name__} cannot encode {len(images)} images and "
-            f"{len(request.messages)} messages ({type(error).__name__}: {error}).",
+            f"{len(request.messages)} messages ({type(error).__name__}: {prompt.disguise.show(str(error))}).",
             remedy="Check that its chat template has one image token for each image.",
         ) from error
     return dict(inputs)

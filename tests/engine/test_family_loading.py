@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import noise
 from test_cost import counted
 from test_family_exactness import ANSWER, REQUESTS, STEPS, encoded, gap, model, random_plan, stepwise_logits
 from whole_model import masked_logits, visual_positions
@@ -104,14 +103,6 @@ def test_text_alone(family: str) -> None:
     expected = vlm.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
     result = run_large_pass(vlm, AnswerTask(prompt, 4), random_plan(prompt, 0, 1.0))
     assert torch.equal(result.generation.token_ids, expected[0, len(prompt) :])
-
-
-@families
-def test_text_cannot_pretend_to_be_an_image(family: str) -> None:
-    vlm = model(family)
-    image = vlm.family.image_text(vlm.processor, vlm.config)
-    with pytest.raises(InvalidRequestError, match="stands for an image"):
-        vlm.encode(Request.ask(f"look: {image}", noise(8, 8)))
 
 
 def test_pixtral_checkpoints_that_call_themselves_llava() -> None:

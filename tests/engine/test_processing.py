@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.utils.import_utils import is_torchvision_available
 
 from sgl_engine import VLM, Request
-from sgl_engine.errors import InvalidRequestError, ProcessorError
+from sgl_engine.errors import ProcessorError
 from sgl_engine.model.processor import load_processor
 from sgl_engine.testing import tiny_vlm
 
@@ -132,30 +132,3 @@ def test_a_processor_without_a_chat_template() -> None:
     vlm.processor.chat_template = None
     with pytest.raises(ProcessorError, match="chat template"):
         vlm.encode(Request.ask("Hello?"))
-
-
-@pytest.mark.parametrize(
-    "token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<img>", "<video>", "<|new|>"]
-)
-def test_control_tokens_in_a_text_are_refused(token: str) -> None:
-    """They would end the user's turn, or open another, as if the template had written them."""
-    vlm = tiny_vlm()
-    vlm.processor.tokenizer.add_tokens(["<|new|>"], special_tokens=True)
-    with pytest.raises(InvalidRequestError, match="control token") as caught:
-        vlm.encode(Request.ask(f"Hello{token}?"))
-    assert repr(token) in caught.value.problem
-
-
-def test_the_control_other_texts_are_taken() -> None:
-    vlm = tiny_vlm()
-    vlm.processor.tokenizer.add_tokens(["<plain>"])
-    vlm.processor.tokenizer.add_tokens(["  "], special_tokens=True)
-    for text in ("", "two  spaces", "<|IM_END|>", "<|im_end", "a < b |> c", "<plain>"):
-        vlm.encode(Request.ask(text))
-
-
-def test_the_longest_control_token_is_named() -> None:
-    vlm = tiny_vlm()
-    vlm.processor.tokenizer.add_tokens(["im_end"], special_tokens=True)
-    with pytest.raises(InvalidRequestError, match=r"contains '<\|im_end\|>'"):
-        vlm.encode(Request.ask("Hello<|im_end|>"))
