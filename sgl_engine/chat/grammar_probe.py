@@ -43,8 +43,8 @@ def parser_limits() -> LLParserLimits:
     return LLParserLimits(
         max_grammar_size=20_000,
         initial_lexer_fuel=250_000,
+        max_items_in_row=10_000,  # of 2,000, the default, 500 properties are the most
         step_lexer_fuel=50_000,
-        step_max_items=10_000,
         max_lexer_states=20_000,
     )
 

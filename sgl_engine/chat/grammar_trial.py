@@ -6,12 +6,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import IO
 
 from sgl_engine.chat.grammar_probe import PROGRAM, WAIT_FACTOR, grammar_problem
 from sgl_engine.config import LimitsConfig
@@ -19,7 +21,7 @@ from sgl_engine.errors import EngineError
 
 _LOOK_UP_S = 0.02  # how soon somebody who waits notices that nobody waits for the answer
 _PLACES = threading.BoundedSemaphore(4)
-_START_S = 30.0
+_START_S = 120.0
 _KNOWN_GRAMMARS = 4096
 
 
@@ -103,35 +105,31 @@ def first_problem(
 
 def _try_out(grammars: Sequence[str], seconds: float, still_wanted: Callable[[], None]) -> list[str | None]:
     """The problems of as many grammars as could be tried."""
-    told: str | None = json.dumps({"path": sys.path, "grammars": list(grammars), "seconds": seconds})
-    answer: str | None = None
-    with _place(still_wanted), _process() as process:
-        ends = (
-            time.monotonic() + WAIT_FACTOR * seconds + _START_S
-        )  # it ends itself; this is for one that never begins
-        while answer is None and time.monotonic() < ends:
-            still_wanted()
-            try:
-                answer, _ = process.communicate(told, timeout=_LOOK_UP_S)
-            except subprocess.TimeoutExpired:
-                told = None  # is told once
-        begun, *found = [json.loads(line) for line in (answer or "").splitlines()] or [False]
-    if begun is False:
+    job = json.dumps({"path": sys.path, "grammars": list(grammars), "seconds": seconds})
+    # Files, because a pipe takes 64 KB and then waits for its reader.
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as answer, _place(still_wanted):
+        told.write(job.encode())
+        told.seek(0)
+        with _process(told, answer) as process:
+            ends = time.monotonic() + WAIT_FACTOR * seconds + _START_S  # for one that never begins
+            while process.poll() is None and time.monotonic() < ends:
+                still_wanted()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_UP_S)
+        answer.seek(0)
+        lines = answer.read().splitlines()
+    if not lines:
         raise _no_process(f"it ended with {process.returncode}")
-    return found
+    return [json.loads(line) for line in lines[1:]]
 
 
 @contextmanager
-def _process() -> Iterator[subprocess.Popen[str]]:
-    """The process; it does not outlive the context."""
+def _process(told: IO[bytes], answer: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts the process on a job; it does not outlive the context."""
     try:
         # Isolated, so that no file of the current folder is taken for a module.
         process = subprocess.Popen(  # noqa: S603  # nothing of the caller's is in the command
-            [sys.executable, "-I", "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
+            [sys.executable, "-I", "-c", PROGRAM], stdin=told, stdout=answer, stderr=subprocess.DEVNULL
         )
     except OSError as error:
         raise _no_process(str(error)) from error

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from sgl_engine.model.vlm import VLM
 
+# Where logits a hundredth apart are e^100 apart in likelihood, and lower temperatures leave float32.
+_AS_GOOD_AS_GREEDY = 1e-4
+
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
@@ -278,7 +281,7 @@ class Chooser:
 
     def __call__(self, logits: Tensor) -> int:
         """Logits (vocab,) -> token."""
-        if self._decoding.temperature == 0.0 or not logits.isfinite().any():
+        if self._decoding.temperature < _AS_GOOD_AS_GREEDY or not logits.isfinite().any():
             return int(logits.argmax())
         scores = logits / self._decoding.temperature
         if self._decoding.top_k is not None:

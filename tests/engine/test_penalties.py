@@ -207,6 +207,13 @@ def test_tokens_are_drawn_from_those_that_generate_draws_from(
     assert torch.allclose(drawn, want, atol=0.04)
 
 
+@pytest.mark.parametrize("temperature", [1e-308, 1e-40, 1e-5, 1e-4])
+def test_the_lowest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([-1e4, 9e3, 9e3 - 0.01, -torch.inf])
+    choose = Chooser(Decoding(temperature=temperature, top_k=3, min_p=0.5), torch.device("cpu"))
+    assert {choose(logits) for _ in range(50)} == {1}
+
+
 def test_what_is_not_done_is_said_once(
     caplog: pytest.LogCaptureFixture, vlm: VLM, prompt: EncodedPrompt
 ) -> None:

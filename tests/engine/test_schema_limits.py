@@ -29,6 +29,7 @@ from sgl_engine.request import ToolSpec
 from sgl_engine.response import Response
 from sgl_engine.testing import tiny_vlm
 
+VLM = tiny_vlm()
 ENDLESS = {"type": "integer", "multipleOf": 999_983}
 """41 characters that keep llguidance 1.9 busy for minutes."""
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -159,7 +160,7 @@ def test_what_never_ends_is_stopped() -> None:
 
 
 def test_a_deadline_and_a_cancellation_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[str]] = []
+    started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
     def noted(*args: Any, **kwargs: Any) -> Any:
@@ -186,6 +187,12 @@ def test_schemas_are_tried_once_by_content(monkeypatch: pytest.MonkeyPatch) -> N
     assert answer_grammar(ask(json.loads(json.dumps(first))))
     with pytest.raises(pytest.fail.Exception, match="tried again"):
         answer_grammar(ask({**first, "required": ["tried once"]}))
+
+
+def test_a_large_job_reaches_a_process_that_is_slow_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_trial, "_LOOK_UP_S", 1e-3)  # looked after before it reads anything
+    schema = {"type": "string", "description": "d" * 300_000}
+    assert answer_grammar(ask(schema), LimitsConfig(max_schema_chars=400_000))
 
 
 def test_without_a_process_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +263,14 @@ def test_an_allowance_ends_a_search() -> None:
         list(find_closings(matcher, max_steps=4000, allowance=Allowance(50, lambda: asked.append(1))))
     assert 40 <= len(asked) <= 60
     assert next(find_closings(matcher, max_steps=4000))[-1:].isdigit()
+
+
+def test_a_long_list_of_properties_can_be_answered() -> None:
+    schema = {"type": "object", "properties": {f"k{index}": {"type": "string"} for index in range(1_500)}}
+    grammar = answer_grammar(ask(schema), LimitsConfig(schema_process=False)) or ""
+    compiled = grammars_of(VLM.processor.tokenizer, 272, VLM.eos_token_ids).get(grammar)
+    assert compiled.closings[-1] == b"{}"
+    assert compiled.over_bytes.validate_tokens(list(b'{"k1499":"a"}')) == 13
 
 
 @pytest.mark.parametrize("allowance", [0, 3, 10_000])
