@@ -151,7 +151,8 @@ def test_what_public_names_take_and_return_is_public() -> None:
 def test_hidden_types_are_reported(tmp_path: Path) -> None:
     sources = {
         "sgl_engine/__init__.py": "",
-        "sgl_engine/__init__.pyi": "from .engine import Engine as Engine, Event as Event\nfrom .request import ask as ask\n",
+        "sgl_engine/__init__.pyi": "from .engine import Engine as Engine, Event as Event\n"
+        "from .request import ask as ask\n",
         "sgl_engine/engine.py": """
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 if TYPE_CHECKING:
