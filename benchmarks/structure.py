@@ -27,11 +27,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.source import (
     body_lines,
@@ -47,6 +47,8 @@ from benchmarks.source import (
     read_modules,
 )
 
+Triple: TypeAlias = tuple[str, str, str]
+"""A call: the caller's module, the callee's, and the function that was entered."""
 MAX_DOOR, MAX_FLAT, MAX_CHAIN, MAX_CROSSED = 8, 12, 12, 30
 MAX_FILE_LINES, MAX_BODY_LINES = 350, 40
 
@@ -84,9 +86,14 @@ def cross(root: Path) -> dict[str, Any]:
     return found
 
 
-def upward_calls(calls: Iterable[tuple[str, str, str]], order: list[str]) -> list[tuple[str, str, str]]:
+def upward_calls(calls: Iterable[Triple], order: list[str]) -> list[Triple]:
     """Calls whose caller stands in a lower layer than what is called."""
     return [call for call in calls if call[0] and layer_of(call[0], order) < layer_of(call[1], order)]
+
+
+def by_name(calls: Iterable[Triple], graph: Mapping[str, set[str]]) -> list[Triple]:
+    """Calls whose caller imports what it calls, by a graph of imports."""
+    return [call for call in calls if call[1] in graph[call[0]]]
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,7 @@ def measure(root: Path, *, run: bool = True) -> Structure:
         deep_imports=deep_imports(trees),
         crossed=crossing["modules"],
         upward=None if upward is None else _arrows(upward),
-        upward_by_name=None
-        if upward is None
-        else _arrows(call for call in upward if call[1] in graph[call[0]]),
+        upward_by_name=None if upward is None else _arrows(by_name(upward, graph)),
     )
 
 
@@ -162,7 +167,7 @@ def over(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     return {name: n for name, n in sorted(sizes.items(), key=lambda item: -item[1]) if n > limit}
 
 
-def _arrows(calls: Iterable[tuple[str, str, str]]) -> list[str]:
+def _arrows(calls: Iterable[Triple]) -> list[str]:
     return sorted({f"{caller} -> {callee}.{function}" for caller, callee, function in calls})
 
 
@@ -213,7 +218,7 @@ def main() -> None:
     roots = [path.resolve() for path in arguments.checkouts] or [Path(__file__).resolve().parents[1]]
     found = {str(root): measure(root, run=not arguments.no_run) for root in roots}
     columns = [list(rows(each)) for each in found.values()]
-    table = Table("", "limit", *(Path(root).name for root in found), box=SIMPLE_HEAD)
+    table = Table(Column(no_wrap=True), "limit", *(Path(root).name for root in found), box=SIMPLE_HEAD)
     for same in zip(*columns, strict=True):
         table.add_row(same[0][0], same[0][1], *(figure for _, _, figure in same))
     console = Console(highlight=False)
