@@ -34,6 +34,7 @@ from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
+from sgl_engine.prompt.texts import check_texts
 from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
 from sgl_engine.report.make import (
     Clock,
@@ -191,6 +192,7 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
         small = pair.small.shrink_factor(width, height, config.small_pictures)
         return min(small, pair.large.shrink_factor(width, height, config.large_pictures))
 
+    check_texts(request, config.limits)  # before any picture is read
     request = resolve_images(request, config.limits, shrink)
     prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sgl_engine.chat.caller_text import Disguise
+from sgl_engine.chat.caller_text import Disguise, literals, run_template
 from sgl_engine.chat.interruptible import interruptible
-from sgl_engine.chat.jinja import literals, run_template
 from sgl_engine.chat.tool_calls import (
     callable_tools,
     dump,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from torch import Tensor
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask
 from sgl_engine.model.processor import check_features
-from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.prefixes import KnownPrefix, find_prefixes
 from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch, most_rows
 from sgl_engine.prompt.encoded import (
@@ -33,6 +32,9 @@ from sgl_engine.prompt.encoded import (
     split_pictures,
 )
 from sgl_engine.pruning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from sgl_engine.model.vlm import VLM
 
 Result = TypeVar("Result")
 

@@ -41,6 +41,7 @@ class Worker:
         """Sets the worker up for this process, with nothing to do."""
         self.small, self.large = Lane(1), Lane(LARGE_BATCHES)
         self._active = 0  # requests that are inside
+        self._step: tuple[Lane, float] | None = None  # whose step is running, and since when
         self._closed = self._ended = False
         self._process = os.getpid()
 
@@ -106,7 +107,7 @@ class Worker:
             other = self.large if lane is self.small else self.small
             if lane.wait_s() is None:
                 # The lane was idle. It must not have the thread to itself until it has caught up.
-                lane.used_s = max(lane.used_s, other.used_s)
+                lane.used_s = max(lane.used_s, self._used_s(other))
             lane.put(jobs)
             self.changed.notify_all()
             if self._thread is None:
@@ -192,10 +193,10 @@ class Worker:
         """Runs one step of one batch."""
         with self.changed:
             batch = lane.next_batch()
-        started = time.perf_counter()
+            self._step = lane, time.perf_counter()
         again = batch.step()  # without the lock: others come and go meanwhile
         with self.changed:
-            lane.used_s += time.perf_counter() - started
+            lane.used_s, self._step = self._used_s(lane), None
             lane.running.popleft()
             # Jobs of a batch that has failed wait no longer than they already have: they come first.
             lane.waiting.extendleft(reversed(again))
@@ -203,6 +204,15 @@ class Worker:
                 lane.running.append(batch)  # behind the others, which have their steps first
                 return
         batch.close()
+
+    def _used_s(self, lane: Lane) -> float:
+        """Seconds that a lane has used, those of a step that is running included.
+
+        A step tells its outcomes before it has ended, and whoever gets one may come back with more work.
+        """
+        if self._step is None or self._step[0] is not lane:
+            return lane.used_s
+        return lane.used_s + time.perf_counter() - self._step[1]
 
     def _fail(self, error: Callable[[], EngineError]) -> None:
         """Ends every job with an error of its own."""
