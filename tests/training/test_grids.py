@@ -36,18 +36,19 @@ def test_facts_stand_where_things_are_drawn() -> None:
 
 def test_weights_of_other_patches_see_the_same_plain_picture() -> None:
     tokenizer = train_tokenizer()
-    parent = build_model("small", tokenizer).eval()
-    child = build_model("small", tokenizer, patch=FINE).eval()
+    parent = build_model("small", tokenizer).eval().double()
+    child = build_model("small", tokenizer, patch=FINE).eval().double()
     kernel = parent.model.vision_tower.embeddings.patch_embeddings.projection.weight
     with torch.no_grad():  # kernels that measure brightness: a plain picture has nothing else
         kernel.copy_(kernel.mean(dim=(2, 3), keepdim=True).expand_as(kernel))
     child.load_state_dict(on_patches(parent.state_dict(), FINE))
-    plain = torch.full((1, 3, SIZE, SIZE), 0.7)
+    plain = torch.full((1, 3, SIZE, SIZE), 0.7, dtype=torch.float64)
     towers = [model.model.vision_tower.embeddings for model in (parent, child)]
     with torch.no_grad():
         before, after = (tower.patch_embeddings(plain)[0] for tower in towers)
-    summed = 0.7 * kernel.detach().abs().sum(dim=(1, 2, 3))  # what a sum rounds is its parts, not its total
-    within = rounding(1) * float(summed.max())
+    # A sum of n numbers errs by n * eps of what it adds up, at most.
+    added_up = 0.7 * float(kernel.detach().abs().sum(dim=(1, 2, 3)).max())
+    within = kernel[0].numel() * torch.finfo(torch.float64).eps * added_up
     assert gap(after[0], before[0]) < within
     assert gap(after[0] * (PATCH / FINE) ** 2, before[0]) > CONTROL * within  # the control: sums, not means
     assert before.shape[0] == GRID**2
