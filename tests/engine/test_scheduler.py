@@ -477,9 +477,12 @@ async def test_tasks_await_and_cancel(engine: SGLEngine, monkeypatch: pytest.Mon
     assert all(same(got, each) for got, each in zip(answers, alone, strict=True))
     at_work, cancelled = threading.Event(), threading.Event()
     rows = hold_after(3, engine.large, monkeypatch, at_work, cancelled)
-    long = asyncio.wrap_future(route(engine, "always").submit(ask(1, max_new_tokens=400)))
+    future = route(engine, "always").submit(ask(1, max_new_tokens=400))
+    long = asyncio.wrap_future(future)
     assert await asyncio.to_thread(at_work.wait, HANG_S)
     long.cancel()
+    while not future.cancelled():  # the loop passes it on
+        await asyncio.sleep(0)
     cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await long

@@ -207,7 +207,7 @@ def test_a_repeated_answer_that_differs_is_an_error(
     hot = [ask(index, max_new_tokens=40, temperature=5.0) for index in range(2)]
 
     def fail_later(batch: Any) -> None:
-        if len(batch) > 1 and len(steps) > 4:
+        if len(batch) > 1 and len(steps) > 25:  # by then, text has been streamed that chance does not repeat
             raise MemoryError
 
     steps = watch(engine.large, monkeypatch, fail_later)
