@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sgl_engine import Request, Response, SGLEngine
 from sgl_engine.testing import tiny_vlm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OWN_MASK = "gemma3"
 """Its modelling code asks for a boolean mask of S x S, because pictures see themselves in both directions."""
 
