@@ -38,6 +38,7 @@ from .errors import (
     RequestError as RequestError,
     SGLError as SGLError,
     UnsafePathError as UnsafePathError,
+    UnsupportedImageError as UnsupportedImageError,
     UnsafeUrlError as UnsafeUrlError,
     UnsafeWeightsError as UnsafeWeightsError,
     UnsupportedModelError as UnsupportedModelError,
