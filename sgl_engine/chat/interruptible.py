@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunningError
+from contextlib import suppress
 from typing import TypeVar
 
 from sgl_engine.errors import ProcessorError
@@ -42,10 +43,12 @@ def interruptible(work: Callable[[], Result], still_wanted: Callable[[], None]) 
     done: Future[Result] = Future()
 
     def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # is raised where it is waited for
-            done.set_exception(error)
+        with suppress(_Stop):  # which may come when the work is done already
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001  # is raised where it is waited for
+                if not done.done():
+                    done.set_exception(error)
 
     thread = threading.Thread(target=run, name="sgl-template", daemon=True)
     thread.start()
@@ -60,7 +63,7 @@ def interruptible(work: Callable[[], Result], still_wanted: Callable[[], None]) 
                 still_wanted()
                 _check_time(ends)
     finally:
-        _stop(thread)
+        _stop(thread, done)
 
 
 def _check_time(ends: float) -> None:
@@ -70,10 +73,11 @@ def _check_time(ends: float) -> None:
         )
 
 
-def _stop(thread: threading.Thread) -> None:
-    """Throws ``_Stop`` into a thread that still runs; leaves it behind where that does not end it."""
+def _stop(thread: threading.Thread, done: Future[Result]) -> None:
+    """Throws ``_Stop`` into a thread that still works; leaves it behind where that does not end it."""
     ends = time.monotonic() + _PATIENCE_S
-    while thread.is_alive() and time.monotonic() < ends:
+    # A thread that is done ends by itself: what is thrown into it then would hit nobody's work.
+    while not done.done() and thread.is_alive() and time.monotonic() < ends:
         if thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
         thread.join(_LOOK_UP_S)

@@ -21,7 +21,9 @@ def test_a_request_calls_upwards_only_by_what_was_passed_down() -> None:
     assert {"sgl_engine.cascade", "sgl_engine.passes.large", "sgl_engine.serving.worker"} <= modules
     assert "sgl_engine.testing" not in modules  # what built the models is not part of the request
     upward = structure.upward_calls(found["calls"], order)
-    assert ("sgl_engine.serving.driving", "sgl_engine.cascade", "answer") in [tuple(call) for call in upward]
+    assert ("sgl_engine.serving.scheduler", "sgl_engine.cascade", "answer") in [
+        tuple(call) for call in upward
+    ]
     assert structure.by_name(upward, import_graph(read_modules(ROOT))) == []
 
 

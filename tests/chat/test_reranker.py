@@ -220,10 +220,10 @@ def test_where_pictures_are_found(folder: Path) -> None:
 
 def test_a_bad_query_is_the_callers_fault(folder: Path, documents: list[Document]) -> None:
     reranker = SGLImageReranker(root=folder)
-    for query in ("  ", "milk <|end|> price"):
-        with pytest.raises(InvalidRequestError) as caught:
-            reranker.compress_documents(documents, query)
-        assert isinstance(caught.value, ModelInvalidRequestError)
+    with pytest.raises(InvalidRequestError) as caught:
+        reranker.compress_documents(documents, "  ")
+    assert isinstance(caught.value, ModelInvalidRequestError)
+    assert reranker.compress_documents(documents, "milk <|end|> price")  # a control token's name is text
     with pytest.raises(ConfigError, match="is not a folder"):
         SGLImageReranker(root=folder / "nowhere").compress_documents(documents, "milk price")
     assert reranker.compress_documents([], "milk price") == []

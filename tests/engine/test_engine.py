@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,11 @@ def test_requests_override_the_configuration(engine: SGLEngine) -> None:
 
 
 def test_stop_strings_reach_the_answer(engine: SGLEngine) -> None:
-    text = engine.run(ASK).text
-    stopped = engine.run(Request.ask("What is it?", noise(40, 50), max_new_tokens=6, stop=(text[2:4],)))
+    asked = [Request.ask("What is it?", noise(40, 50, seed), max_new_tokens=6) for seed in range(20)]
+    answers = [(request, engine.run(request).text) for request in asked]
+    # Halves of characters are never matched, and tiny models say many.
+    request, text = next((request, text) for request, text in answers if text[2:4].isascii() and text[3:4])
+    stopped = engine.run(replace(request, stop=(text[2:4],)))
     assert stopped.text == text[: text.index(text[2:4])]
     assert stopped.finish_reason == "stop"
 
@@ -187,7 +191,7 @@ BAD: list[tuple[Request, type[SGLError], str]] = [
     (Request.ask("?", Path("nowhere.png")), MissingImageError, "nowhere.png"),
     (Request.ask("?", b"broken"), CorruptImageError, "6 bytes"),
     (Request.ask("?", *[noise(4, 4)] * 33), ImageLimitError, "33 images; the limit is 32"),
-    (Request.ask("x" * 3000), PromptTooLongError, "2048"),
+    (Request.ask("x" * 3000), PromptTooLongError, "2,048"),
     (Request.ask("?", noise(8, 8), deadline=time.monotonic() - 1), DeadlineError, "deadline passed"),
 ]
 
@@ -207,7 +211,7 @@ def test_a_bad_request_fails_alone(
 
 NAN = float("nan")
 UNANSWERABLE: list[tuple[Request, str]] = [
-    (Request.ask("?", Path("nowhere.png"), temperature=-1), r"temperature=-1 \(.*temperature >= 0"),
+    (Request.ask("?", Path("nowhere.png"), temperature=-1), r"temperature=-1 \(.*greater than or equal to 0"),
     (Request.ask("?", Path("nowhere.png"), temperature=NAN), "temperature=nan"),
     (Request.ask("?", Path("nowhere.png"), temperature=float("inf")), "temperature=inf"),
     (Request.ask("?", Path("nowhere.png"), top_p=0), "top_p=0 "),

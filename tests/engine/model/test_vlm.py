@@ -231,8 +231,10 @@ def test_image_tokens_that_do_not_fit() -> None:
 
 
 def test_text_cannot_pretend_to_be_an_image() -> None:
-    with pytest.raises(InvalidRequestError, match="<IMG_CONTEXT>"):
-        tiny_vlm().encode(Request.ask("look: <IMG_CONTEXT>", noise(8, 8)))
+    vlm = tiny_vlm()
+    told = vlm.encode(Request.ask("look: <IMG_CONTEXT>", noise(8, 8)))
+    assert told.num_visual_tokens == vlm.encode(Request.ask("look", noise(8, 8))).num_visual_tokens
+    assert "<IMG_CONTEXT>" in vlm.processor.tokenizer.decode(told.input_ids[0].tolist()).split("look: ")[1]
 
 
 def test_conversations_are_encoded_in_order() -> None:
