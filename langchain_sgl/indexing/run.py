@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from langchain_core.exceptions import (
 )
 from langchain_core.messages import BaseMessage
 
+from langchain_sgl.indexing.documents import Report, make_document
 from langchain_sgl.indexing.files import (
     FoundPictures,
     PictureFailure,
@@ -33,9 +34,10 @@ from langchain_sgl.indexing.files import (
     read_picture,
     source_of,
 )
-from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
+from langchain_sgl.indexing.manifest import DeliveredDocument, IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress, ProgressBar
-from sgl_engine import ConfigError, LimitsConfig, ModelError
+from sgl_engine import ConfigError, LimitsConfig, ModelError, SGLError
+from sgl_engine.prompt import describe_source
 
 _NAMESPACE = uuid.UUID("5f1f3c1e-6f0a-4d8e-9a53-4e2f6d7c2b10")
 _BROKEN_MODEL = (
@@ -48,6 +50,20 @@ _BROKEN_MODEL = (
 """Errors that are not about a picture: if the model has not answered yet in this run, it never will."""
 
 
+class IncompleteIndexError(SGLError):
+    """A run came to its end, and a document may be missing that is no document of a removed picture.
+
+    Args:
+        problem: What is missing.
+        remedy: What can be done.
+        failures: What could not be used.
+    """
+
+    def __init__(self, problem: str, *, remedy: str, failures: Sequence[PictureFailure] = ()) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.failures = tuple(failures)
+
+
 @dataclass(frozen=True)
 class IndexOptions:
     """What an indexer was asked for; ``SGLImageIndexer`` describes each field."""
@@ -57,6 +73,8 @@ class IndexOptions:
     limits: LimitsConfig
     unchanged: Literal["yield", "skip"]
     failed: Literal["skip", "document", "raise"]
+    incomplete: Literal["raise", "allow"]
+    report: Report
     batch_size: int
     on_error: Callable[[PictureFailure], None] | None
     on_progress: Callable[[IndexProgress], None] | None
@@ -108,7 +126,8 @@ class IndexingRun:
         blobs = self.found.blobs
         self.progress = IndexProgress(total=len(blobs) if isinstance(blobs, Collection) else None)
         self._number = 0 if self.manifest is None else self.manifest.begin()
-        self._met: list[tuple[str, str]] = []
+        self._met: list[DeliveredDocument] = []
+        self._missing = 0
         self._unread: list[str] = []
         self._model_works = False
         self._bar = ProgressBar(self.progress.total) if self.options.show_progress else None
@@ -121,10 +140,14 @@ class IndexingRun:
         if self._bar is not None:
             self._bar.close()
 
-    def batches(self) -> Iterator[list[IndexedPicture]]:
-        """Reads pictures; those that are known come with their answer, and without their bytes."""
+    def unlisted(self) -> Iterator[Document]:
+        """Yields what is known of folders that cannot be listed."""
         for failure in self.found.unreadable:
             self._fail(failure)
+            yield from self._last_known(failure.source)
+
+    def batches(self) -> Iterator[list[IndexedPicture]]:
+        """Reads pictures; those that are known come with their answer, and without their bytes."""
         blobs = iter(self.found.blobs)
         while chunk := list(islice(blobs, self.options.batch_size)):
             pictures = [self._read(blob) for blob in chunk]
@@ -181,10 +204,12 @@ class IndexingRun:
                 self._fail(PictureFailure(picture.source, picture.error))
                 if self.options.failed == "document":
                     yield self._failed_document(picture)
+                yield from self._last_known(picture.source, picture.blob.metadata)
             elif picture.answer is not None:
+                delivered = self._delivered(picture)
                 if not picture.known or self.options.unchanged == "yield":
-                    yield self._document(picture, picture.answer)
-                self._met.append((picture.id, picture.source))
+                    yield make_document(delivered, picture.answer, picture.blob.metadata, self.options.report)
+                self._met.append(delivered)
             self._step(picture)
 
     def note(self) -> None:
@@ -200,6 +225,26 @@ class IndexingRun:
         self.note()
         if self.manifest is not None:
             self.manifest.complete(self._number)
+
+    def check_complete(self) -> None:
+        """Raises IncompleteIndexError where not everything that is there was yielded, as far as is known."""
+        if self._missing:
+            first = self.errors[0]
+            raise IncompleteIndexError(
+                f"{self._missing} pictures or folders failed, and what they held before is not known; the "
+                f"first failure is {describe_source(Path(first.source))!r} "
+                f"({type(first.error).__name__}: {first.error}).",
+                remedy="All others were yielded. Look at errors and run again, or pass "
+                'incomplete="allow" to go without these.',
+                failures=self.errors,
+            )
+        progress = self.progress
+        if self.found.in_folder and not self.errors and not progress.new + progress.unchanged:
+            raise IncompleteIndexError(
+                f"Not one of the folder's {progress.done} files that were looked at is a picture.",
+                remedy="Check the folder, whether it is mounted, and glob; or pass "
+                'incomplete="allow" where it may be empty.',
+            )
 
     def _read(self, blob: Blob) -> IndexedPicture:
         """Reads one picture and computes its key: equal keys have equal answers."""
@@ -243,15 +288,21 @@ class IndexingRun:
         picture.skipped = self.found.in_folder and not claims_picture(picture.blob)
         picture.error = None if picture.skipped else error
 
-    def _document(self, picture: IndexedPicture, answer: StoredAnswer) -> Document:
-        metadata = {
-            **picture.blob.metadata,
+    def _delivered(self, picture: IndexedPicture) -> DeliveredDocument:
+        about = {
             "source": picture.source,
             "content_hash": picture.content_hash,
             "prompt": self.options.prompt,
-            **answer.metadata,
         }
-        return Document(answer.text, id=picture.id, metadata=metadata)
+        return DeliveredDocument(picture.id, picture.source, picture.key, about)
+
+    def _last_known(self, source: str, given: Mapping[str, Any] | None = None) -> Iterator[Document]:
+        """Yields what a picture, or a folder, had before it failed: a failure removes nothing."""
+        known = [] if self.manifest is None else self.manifest.last_known(source)
+        self._missing += not known
+        if self.options.unchanged == "yield":
+            for delivered, answer in known:
+                yield make_document(delivered, answer, given or {}, self.options.report)
 
     @staticmethod
     def _failed_document(picture: IndexedPicture) -> Document:
