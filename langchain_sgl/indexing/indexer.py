@@ -22,19 +22,16 @@ from typing_extensions import override
 from langchain_sgl.indexing.documents import Report
 from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pictures
 from langchain_sgl.indexing.manifest import IndexManifest, RemovedDocument
+from langchain_sgl.indexing.options import IndexOptions
 from langchain_sgl.indexing.progress import IndexProgress
-from langchain_sgl.indexing.run import IndexedPicture, IndexingRun, IndexOptions
+from langchain_sgl.indexing.reading import IndexedPicture
+from langchain_sgl.indexing.run import IndexingRun
 from sgl_engine import ConfigError, LimitsConfig
+from sgl_engine.prompt import mime_type_of
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel, LanguageModelInput
 
-_CHOICES = {
-    "unchanged": ("yield", "skip"),
-    "failed": ("skip", "document", "raise"),
-    "incomplete": ("raise", "allow"),
-    "report": ("flat", "none", "full"),
-}
 TRANSCRIBE = "transcribe the picture"
 """What the bundled pair understands, and other pairs do as well."""
 
@@ -43,9 +40,10 @@ class SGLImageIndexer(BaseLoader):
     """Loads pictures as Documents: a transcription or caption as text, where it comes from as metadata.
 
     ``page_content`` is the model's answer. ``metadata`` has "source" (path or id), "mime_type" (from the
-    bytes), "content_hash" (SHA-256), "width", "height", "prompt", "model_name", "finish_reason" ("length":
-    the answer was cut off) and some of the run report, see ``report``; a blob's own metadata is kept. ``id``
-    is a UUID that changes with picture, source, prompt, settings and models, and with nothing else.
+    bytes), "content_hash" (SHA-256), "page" (from 0), "total_pages", "width", "height", "prompt",
+    "model_name", "finish_reason" ("length": the answer was cut off) and some of the run report, see
+    ``report``; a blob's own metadata is kept. ``id`` is a UUID that changes with picture, source, prompt,
+    settings and models, and with nothing else.
 
     One bad picture never ends a run: it is listed in ``errors``, and tried again by the next run. A model
     that cannot be loaded does end it. Iterating again starts another run; run an indexer once at a time.
@@ -73,8 +71,12 @@ class SGLImageIndexer(BaseLoader):
         retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
             "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
             need it.
+        pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
+            alone. Frames of an animation are pages. Those of a PDF need pypdfium2
+            (``pip install 'langchain-sgl[pictures]'``), and are drawn at ``LimitsConfig.pdf_dpi``.
+        max_pages: A file of more pages cannot be used.
         glob: Which files of a folder, as in ``Path.glob``. Hidden ones are left out, and so is a file that
-            neither is a picture nor has the name of one.
+            neither is a picture, nor begins or is called like one. ``progress.skipped`` counts these.
         follow_symlinks: Whether links in a folder are followed.
         relative_to: Folder that "source" is relative to; None writes absolute paths.
         manifest: SQLite file that remembers what was done; None remembers nothing.
@@ -109,6 +111,8 @@ class SGLImageIndexer(BaseLoader):
         model: BaseChatModel | None = None,
         prompt: str = TRANSCRIBE,
         retention: str | None = "100%",
+        pages: Literal["all", "first"] = "all",
+        max_pages: int = 1000,
         glob: str = "**/*",
         follow_symlinks: bool = False,
         relative_to: str | Path | None = None,
@@ -128,12 +132,6 @@ class SGLImageIndexer(BaseLoader):
             from langchain_sgl.chat_models import ChatSGL
 
             model = ChatSGL()
-        if not prompt.strip() or batch_size < 1:
-            raise ConfigError(
-                f"Pictures cannot be indexed with prompt={prompt!r} and batch_size={batch_size}.",
-                remedy="Give a prompt that is not empty and a batch_size of at least 1.",
-            )
-        _check_choices(unchanged=unchanged, failed=failed, incomplete=incomplete, report=report)
         self._last: IndexingRun | None = None
         self._source, self._glob, self._follow_symlinks = source, glob, follow_symlinks
         self._model, self._config = model, config
@@ -141,6 +139,8 @@ class SGLImageIndexer(BaseLoader):
         self._manifest = None if manifest is None else IndexManifest(Path(manifest))
         self._options = IndexOptions(
             prompt=prompt,
+            pages=pages,
+            max_pages=max_pages,
             relative_to=None if relative_to is None else Path(relative_to),
             limits=limits or getattr(model, "limits", None) or LimitsConfig(),
             unchanged=unchanged,
@@ -286,7 +286,8 @@ class SGLImageIndexer(BaseLoader):
         assert picture.data is not None
         assert picture.info is not None
         data = base64.b64encode(picture.data).decode()
-        image = {"type": "image", "base64": data, "mime_type": picture.info.mime_type}
+        kind = mime_type_of(picture.data) or picture.info.mime_type
+        image = {"type": "image", "base64": data, "mime_type": kind}
         return HumanMessage(content=[image, {"type": "text", "text": self._options.prompt}])
 
 
@@ -325,12 +326,3 @@ class SGLImageBlobParser(BaseBlobParser):
             report=self._report,
             failed="raise",
         ).lazy_load()
-
-
-def _check_choices(**chosen: str) -> None:
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise ConfigError(
-                f"Pictures cannot be indexed with {name}={value!r}.",
-                remedy=f"Use one of {', '.join(map(repr, _CHOICES[name]))}.",
-            )

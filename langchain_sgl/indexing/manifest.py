@@ -151,8 +151,11 @@ class IndexManifest:
         with self._open() as database:
             rows = database.execute(_LAST_KNOWN, _picture_or_folder(source)).fetchall()
         return [
-            (DeliveredDocument(*names, json.loads(about)), StoredAnswer(text, json.loads(metadata)))
-            for *names, about, text, metadata in rows
+            (
+                DeliveredDocument(name, where, key, json.loads(about)),
+                StoredAnswer(text, json.loads(metadata)),
+            )
+            for name, where, key, about, text, metadata in rows
         ]
 
     def keep(self, run: int, source: str) -> None:

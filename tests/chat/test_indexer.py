@@ -81,6 +81,8 @@ def test_a_folder_becomes_documents(folder: Path) -> None:
         "content_hash": hashlib.sha256((folder / "a.png").read_bytes()).hexdigest(),
         "width": 10,
         "height": 5,
+        "page": 0,
+        "total_pages": 1,
         "prompt": TRANSCRIBE,
         "model_name": "fake-large",
         "finish_reason": "stop",
@@ -298,6 +300,8 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     [
         {"prompt": "  "},
         {"batch_size": 0},
+        {"max_pages": 0},
+        {"pages": "last"},
         {"unchanged": "keep"},
         {"failed": "never"},
         {"incomplete": True},
