@@ -21,11 +21,9 @@ from rich.table import Table
 
 from benchmarks.heldout import parse, percent, questions
 from sgl_engine import SGLEngine
-from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.decoding.draft import draft_tokens
+from sgl_engine.decoding.answer import AnswerTask, draft_tokens
 from sgl_engine.demo import demo_engine
-from sgl_engine.exit.decision import decide_exit
-from sgl_engine.exit.scorers import score_parts
+from sgl_engine.exit.decision import decide_exit, score_parts
 from sgl_engine.passes.large import LargePassResult, run_large_pass
 from sgl_engine.passes.small import run_small_pass
 from sgl_engine.request import Request

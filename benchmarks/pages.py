@@ -32,7 +32,7 @@ from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.pages import Page, heldout_pages
 from sgl_engine.demo.pages.cells import evidence_tokens
 from sgl_engine.evaluation.intervals import auroc
-from sgl_engine.exit.scorers import score_parts
+from sgl_engine.exit.decision import score_parts
 from sgl_engine.passes.large import run_large_pass
 from sgl_engine.passes.small import run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt

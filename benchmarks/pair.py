@@ -24,7 +24,7 @@ from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.evaluation.intervals import auroc
-from sgl_engine.exit.scorers import SCORERS, score_parts
+from sgl_engine.exit.decision import SCORERS, score_parts
 from sgl_engine.passes.large import run_large_pass
 from sgl_engine.passes.small import run_small_pass
 from sgl_engine.pruning.plan import keep_everything

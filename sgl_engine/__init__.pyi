@@ -1,4 +1,5 @@
-from .chat.tool_stream import TextDelta as TextDelta, ToolCallDelta as ToolCallDelta
+from .chat.text_stream import TextDelta as TextDelta
+from .chat.tool_stream import ToolCallDelta as ToolCallDelta
 from .config import (
     PRESETS as PRESETS,
     EngineConfig as EngineConfig,

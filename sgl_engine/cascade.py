@@ -16,17 +16,25 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_calls import ParsedAnswer
-from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
+from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import EngineConfig
-from sgl_engine.decoding.answer import AnswerTask, Generation
-from sgl_engine.decoding.draft import draft_tokens
+from sgl_engine.decoding.answer import AnswerTask, Generation, draft_tokens
+from sgl_engine.decoding.choice import hold_to_form, resolve
 from sgl_engine.decoding.loop import token_logprobs
 from sgl_engine.decoding.reader import AnswerReader, agree, read_answer, read_stream
-from sgl_engine.decoding.settings import hold_to_form, resolve
 from sgl_engine.exit.calibrated import ExitRule
-from sgl_engine.exit.decision import Confidence, ExitDecision, decide_exit, permitted
-from sgl_engine.exit.scorers import ANSWER_SHARE, DEFAULT_SCORER, decision_confidence, score_parts
+from sgl_engine.exit.decision import (
+    ANSWER_SHARE,
+    DEFAULT_SCORER,
+    Confidence,
+    ExitDecision,
+    decide_exit,
+    decision_confidence,
+    permitted,
+    score_parts,
+)
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import LargePassResult
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
@@ -156,7 +164,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     small: ScoringPassResult = job.result()
     clock.add("small", small.stage_ms)
     # decide: calibrations are made of generated answers, so none covers this
-    confidence = decision_confidence(small)
+    confidence = decision_confidence(small.token_logprobs)
     rule = pair.exit_rule
     calibrated = None if rule is None else rule.uncovered("given answers are scored")
     decision = permitted(request, decide_exit(confidence, pair.config.exit, calibrated))

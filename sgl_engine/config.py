@@ -57,7 +57,7 @@ class ExitConfig(_Config):
         escalate: "auto" lets the score decide; "never" always keeps the small answer; "always" always calls
             the large model (for studies, and for callers who know better).
         threshold: The small answer is kept when its score is at least this.
-        scorer: Name in ``sgl_engine.exit.scorers.SCORERS``; None is that module's default.
+        scorer: Name in ``sgl_engine.exit.decision.SCORERS``; None is that module's default.
         consistency_keep_ratio: Visual tokens that the small model sees in its consistency pass.
         calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
             calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.

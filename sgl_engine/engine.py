@@ -17,8 +17,7 @@ from sgl_engine.cascade import AnswerEvent, Pair, Road
 from sgl_engine.config import EngineConfig
 from sgl_engine.errors import ConfigError, EngineError, OverloadedError
 from sgl_engine.exit.calibrated import exit_rule
-from sgl_engine.exit.decision import ExitDecision
-from sgl_engine.exit.scorers import find_scorer
+from sgl_engine.exit.decision import ExitDecision, find_scorer
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness

@@ -194,6 +194,13 @@ class Request:
         parts = (part for message in self.messages for part in message.content)
         return tuple(part for part in parts if isinstance(part, ImagePart))
 
+    @property
+    def callable_tools(self) -> tuple[ToolSpec, ...]:
+        """The tools that an answer may call, and a prompt shows."""
+        if self.tool_choice == "none":
+            return ()
+        return tuple(tool for tool in self.tools if self.tool_name in {None, tool.name})
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
-from sgl_engine.exit.decision import ExitDecision
-from sgl_engine.exit.scorers import answer_shares
+from sgl_engine.chat.text_stream import TextDelta
+from sgl_engine.chat.tool_stream import ToolCallDelta
+from sgl_engine.exit.decision import ExitDecision, answer_shares
 from sgl_engine.report.run_report import RunReport
 from sgl_engine.request import InvalidToolCall, ToolCall
 

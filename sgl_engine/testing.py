@@ -20,6 +20,7 @@ import torch
 from sgl_engine import VLM, ConfigError, EngineConfig, Request, SGLEngine
 from sgl_engine.attention import ImportanceMap
 from sgl_engine.decoding import Generation
+from sgl_engine.exit import measure_answer
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
     DEFAULT_FAMILY,
@@ -29,7 +30,7 @@ from sgl_engine.families.tiny import (
     TinyOptions,
     build_tiny,
 )
-from sgl_engine.passes import Asked, SmallPassResult, measure_answer
+from sgl_engine.passes import Asked, SmallPassResult
 
 __all__ = ["FakeEngine", "tiny_vlm"]
 

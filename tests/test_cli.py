@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sgl_engine import demo
-from sgl_engine.chat.tool_stream import TextDelta
+from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.cli import ask, main, options, output
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine

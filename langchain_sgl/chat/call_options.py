@@ -38,7 +38,7 @@ class CallFields(BaseModel):
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
-        scorer: Name in ``sgl_engine.exit.scorers.SCORERS``.
+        scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.
         top_p: Nucleus, in (0, 1].

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from sgl_engine.attention.recorder import AttentionRecorder
 from sgl_engine.attention.rows import RowKeeper
-from sgl_engine.prompt.batch import PromptBatch
-from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgl_engine.attention.importance import AttentionSums
 from sgl_engine.attention.rows import RowKeeper
-from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import PromptBatch
 
 _ROWS_AT_ONCE = 64  # bounds the probabilities in memory to heads x 64 x keys, whatever the batch
 

@@ -1,1 +1,2 @@
-from .tool_stream import TextDelta as TextDelta, ToolCallDelta as ToolCallDelta
+from .text_stream import TextDelta as TextDelta
+from .tool_stream import ToolCallDelta as ToolCallDelta

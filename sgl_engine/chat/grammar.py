@@ -12,7 +12,7 @@ from typing import Any
 
 from sgl_engine.chat.grammar_trial import first_problem
 from sgl_engine.chat.pattern_size import written_out
-from sgl_engine.chat.tool_calls import CLOSE, OPEN, callable_tools, dump
+from sgl_engine.chat.tool_calls import CLOSE, OPEN, dump
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Request, ToolSpec, check_wanted
@@ -65,7 +65,7 @@ def answer_grammar(request: Request, limits: LimitsConfig | None = None) -> str 
         RequestCancelledError: The request was cancelled meanwhile.
         EngineError: No process can be started to compile the schemas in.
     """
-    tools, schema = callable_tools(request), request.response_schema
+    tools, schema = request.callable_tools, request.response_schema
     schemas = _Schemas(limits or LimitsConfig())
     answer = None if schema is None else schemas.json(schema, "The response schema")
     bodies = [_call(tool, schemas, lenient=request.tool_choice == "auto") for tool in tools]

@@ -18,7 +18,6 @@ from typing import Any
 from sgl_engine.chat.caller_text import Disguise, literals, run_template
 from sgl_engine.chat.interruptible import interruptible
 from sgl_engine.chat.tool_calls import (
-    callable_tools,
     dump,
     function_schema,
     is_hermes,
@@ -157,11 +156,7 @@ def reads_natively(processor: Any, request: Request) -> bool:
     known = getattr(processor.tokenizer, "response_template", None) is not None
     template = _template(processor)
     return (
-        free
-        and known
-        and bool(callable_tools(request))
-        and _takes_tools(template)
-        and not is_hermes(template)
+        free and known and bool(request.callable_tools) and _takes_tools(template) and not is_hermes(template)
     )
 
 
@@ -169,7 +164,7 @@ def _styles(processor: Any, request: Request) -> Iterator[Style]:
     """From the most natural to the plainest."""
     template = _template(processor)
     shows = _takes_tools(template) and (is_hermes(template) or reads_natively(processor, request))
-    for tools_to_template in (True, False) if shows and callable_tools(request) else (False,):
+    for tools_to_template in (True, False) if shows and request.callable_tools else (False,):
         for strings in (False, True):
             if "tool_calls" in template:
                 yield Style(tools_to_template, own_calls=True, tool_turns=True, strings=strings)
@@ -181,7 +176,7 @@ def _styles(processor: Any, request: Request) -> Iterator[Style]:
 def _apply(processor: Any, request: Request, style: Style, disguise: Disguise) -> str:
     """The prompt in one style, disguised."""
     hidden = disguise.hide_request(request)
-    tools = [function_schema(tool) for tool in callable_tools(hidden)] if style.tools_to_template else None
+    tools = [function_schema(tool) for tool in hidden.callable_tools] if style.tools_to_template else None
     variables = {
         **processor.tokenizer.special_tokens_map,
         "messages": disguise.wrap(turns(hidden, style)),
@@ -227,7 +222,7 @@ def _must_hold(request: Request, style: Style) -> Iterator[str]:
         if message.role in {"system", "tool"}:
             yield from (part for part in message.content if isinstance(part, str))
     if style.tools_to_template:
-        yield from (tool.name for tool in callable_tools(request))
+        yield from (tool.name for tool in request.callable_tools)
     else:
         yield instructions(request)
 
@@ -277,5 +272,5 @@ def _texts(request: Request) -> Iterator[str]:
         yield from (part for part in message.content if isinstance(part, str))
         yield from (value for value in (message.name, message.tool_call_id) if value)
         yield from (value for call in message.tool_calls for value in (call.id, render_call(call)))
-    yield from (dump(function_schema(tool)) for tool in callable_tools(request))
+    yield from (dump(function_schema(tool)) for tool in request.callable_tools)
     yield repr(request.chat_template_kwargs)

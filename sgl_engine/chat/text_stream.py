@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sgl_engine.chat.tool_calls import CLOSE, OPEN
 
 HALF = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers decode the first bytes of a character to, while its last ones are still to come."""
 _CALL = re.compile(f"{OPEN}.*?(?:{CLOSE}|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A piece of the answer, in order; the pieces of a stream join to ``Response.text``."""
+
+    text: str
 
 
 class TextStream:

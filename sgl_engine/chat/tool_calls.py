@@ -21,13 +21,6 @@ from sgl_engine.request import InvalidToolCall, Request, ToolCall, ToolChoice, T
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-def callable_tools(request: Request) -> tuple[ToolSpec, ...]:
-    """The tools that an answer may call, and a prompt shows."""
-    if request.tool_choice == "none":
-        return ()
-    return tuple(tool for tool in request.tools if request.tool_name in {None, tool.name})
-
-
 def check_tools(request: Request) -> None:
     """Refuses wishes about tools that contradict each other.
 

@@ -6,15 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_calls import CLOSE, OPEN, check_call, dump, load_prefix, new_id, read_call
 from sgl_engine.request import InvalidToolCall, ToolCall
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """A piece of the answer, in order; the pieces of a stream join to ``Response.text``."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,6 @@ class ToolCallStream:
     not compared with the tools: who runs them answers an unknown name best.
 
     Args:
-        enabled: False takes everything as text.
         only_at_start: An answer that does not begin with a call holds none.
 
     Attributes:
@@ -67,12 +60,12 @@ class ToolCallStream:
         invalid_tool_calls: What was meant as a call so far, and cannot be read.
     """
 
-    def __init__(self, *, enabled: bool = True, only_at_start: bool = False) -> None:
+    def __init__(self, *, only_at_start: bool = False) -> None:
         self.text = ""
         self.tool_calls: list[ToolCall] = []
         self.invalid_tool_calls: list[InvalidToolCall] = []
-        self._enabled = enabled
-        self._undecided = enabled and only_at_start
+        self._enabled = True
+        self._undecided = only_at_start
         self._rest = ""  # not yet understood
         self._call: _OpenCall | None = None
         self._calls = 0

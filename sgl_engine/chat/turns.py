@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sgl_engine.chat.tool_calls import callable_tools, render_call, render_result, tool_instructions
+from sgl_engine.chat.tool_calls import render_call, render_result, tool_instructions
 from sgl_engine.request import ImagePart, Message, Request
 
 
@@ -45,7 +45,8 @@ def turns(request: Request, style: Style) -> list[dict[str, Any]]:
 
 def instructions(request: Request) -> str:
     """What must be said about tools where the template does not say it."""
-    return tool_instructions(callable_tools(request), request.tool_choice)
+    tools = request.callable_tools
+    return tool_instructions(tools, request.tool_choice) if tools else ""
 
 
 def _with_instructions(request: Request, style: Style) -> Sequence[Message]:

@@ -13,27 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from itertools import takewhile
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import TopKLogitsWarper
 
 from sgl_engine.chat.text_stream import TextStream
+from sgl_engine.decoding.choice import Chooser, Penalties
 from sgl_engine.decoding.constraint import TokenConstraint
-from sgl_engine.decoding.draft import Draft
-from sgl_engine.decoding.penalties import Penalties
 from sgl_engine.errors import InvalidRequestError, RequestError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding, check_wanted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sgl_engine.model.vlm import VLM
-
-# Where logits a hundredth apart are e^100 apart in likelihood, and lower temperatures leave float32.
-_AS_GOOD_AS_GREEDY = 1e-4
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -265,33 +259,64 @@ class Answer:
             )
 
 
-class Chooser:
-    """Chooses tokens: the likeliest, or a draw from the likeliest few.
+class Draft:
+    """A draft, and where in it the answer stands.
+
+    All of it is expected at first. After a token that differs, the answer may come back to it: behind the
+    nearest place with that token, or else behind the token that it stands for. From there, nothing is
+    expected until a token is right, and then twice as much as has been right since: so little is fed in vain.
 
     Args:
-        decoding: Temperature, ``top_k``, nucleus, ``min_p`` and seed.
-        device: Where logits will be.
+        tokens: What the answer is expected to be.
+
+    Attributes:
+        tokens: The same.
+        accepted: How many of them the answer has taken over, in order.
+        wrong: Whether any token differed.
     """
 
-    def __init__(self, decoding: Decoding, device: torch.device) -> None:
-        self._decoding = decoding
-        self._random: torch.Generator | None = None
-        if decoding.seed is not None:
-            self._random = torch.Generator(device=device).manual_seed(decoding.seed)
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tuple(tokens)
+        self.accepted = 0
+        self.wrong = False
+        self._next = self._earliest = 0
+        self._right = len(tokens)
 
-    def __call__(self, logits: Tensor) -> int:
-        """Logits (vocab,) -> token."""
-        if self._decoding.temperature < _AS_GOOD_AS_GREEDY or not logits.isfinite().any():
-            return int(logits.argmax())
-        scores = logits / self._decoding.temperature
-        if self._decoding.top_k is not None:
-            no_ids: Any = None  # does not matter to it
-            [scores] = TopKLogitsWarper(self._decoding.top_k)(no_ids, scores[None])
-        probabilities = scores.softmax(dim=-1)
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        # A token is in the nucleus when the likelier ones together do not reach top_p; the first always is.
-        outside = ordered.cumsum(dim=-1) - ordered >= self._decoding.top_p
-        outside |= ordered < self._decoding.min_p * ordered[0]
-        outside[0] = False
-        drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=self._random)
-        return int(order[drawn])
+    def expected(self) -> list[int]:
+        """What comes next, if the draft is right."""
+        return list(self.tokens[self._next : self._next + 2 * self._right])
+
+    def take(self, token: int) -> None:
+        """Goes on by one token of the answer."""
+        if self._next < len(self.tokens) and self.tokens[self._next] == token:
+            self.accepted += 1
+            self._right += 1
+            self._next = self._earliest = self._next + 1
+            return
+        self.wrong = True
+        self._right = 0
+        # Never before what was right, so that nothing is accepted twice.
+        places = (at for at in range(self._earliest, len(self.tokens)) if self.tokens[at] == token)
+        self._next = 1 + min(places, key=lambda at: abs(at - self._next), default=self._next)
+
+
+def draft_tokens(
+    small: VLM, large: VLM, token_ids: Sequence[int], still_wanted: Callable[[], None] = lambda: None
+) -> tuple[int, ...]:
+    """The small answer in tokens of the large model, without its end.
+
+    Token ids are taken over where both tokenizers mean the same tokens by them, tokens of tool calls and stop
+    strings included; else the text is tokenised anew.
+
+    Args:
+        small: Who gave the answer.
+        large: Whose answer is drafted.
+        token_ids: The small answer, its end included or not.
+        still_wanted: Called now and then while waiting for the large model's tokenizer.
+    """
+    ids = list(takewhile(lambda token: token not in small.eos_token_ids, token_ids))
+    names, meant = (vlm.processor.tokenizer.convert_ids_to_tokens(ids) for vlm in (small, large))
+    if names != meant or None in names:
+        with large.processing(still_wanted):  # tokenizers have state
+            ids = large.processor.tokenizer(small.text(ids), add_special_tokens=False)["input_ids"]
+    return tuple(takewhile(lambda token: token not in large.eos_token_ids, ids))

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from sgl_engine.chat.text_stream import HALF
 from sgl_engine.decoding.answer import Answer, Generation, TokenLogprob
-from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import PromptBatch
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

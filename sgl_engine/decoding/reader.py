@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sgl_engine.chat.template import reads_natively
-from sgl_engine.chat.tool_calls import ParsedAnswer, callable_tools, dump, parse_with_tokenizer
-from sgl_engine.chat.tool_stream import Delta, TextDelta, ToolCallDelta, ToolCallStream
+from sgl_engine.chat.text_stream import TextDelta
+from sgl_engine.chat.tool_calls import ParsedAnswer, dump, parse_with_tokenizer
+from sgl_engine.chat.tool_stream import Delta, ToolCallDelta, ToolCallStream
 from sgl_engine.decoding.answer import Generation
 from sgl_engine.decoding.compiled import CompiledGrammar, grammars_of
 from sgl_engine.prompt.encoded import EncodedPrompt
@@ -38,9 +39,10 @@ class AnswerReader:
         # A format of the model's own is known whole, at the end; Hermes tags are read as they come.
         self._native = reads_natively(vlm.processor, request)
         self._grammar: CompiledGrammar | None = None
-        self._stream = ToolCallStream(
-            enabled=bool(callable_tools(request)), only_at_start=request.response_schema is not None
-        )
+        # Where nothing may be called, an answer is text, whatever stands in it.
+        self._calls: ToolCallStream | None = None
+        if request.callable_tools:
+            self._calls = ToolCallStream(only_at_start=request.response_schema is not None)
 
     def suited(self, decoding: Decoding) -> Decoding:
         """The decoding, without its grammar where calls come in a format that the grammar is not of.
@@ -63,7 +65,11 @@ class AnswerReader:
 
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of ``Generation.text``; returns what is certain now."""
-        return [] if self._native else self._stream.push(text)
+        if self._native:
+            return []
+        if self._calls is not None:
+            return self._calls.push(text)
+        return [TextDelta(text)] if text else []
 
     def finish(self, generation: Generation) -> tuple[list[Delta], ParsedAnswer]:
         """Ends the answer.
@@ -76,9 +82,11 @@ class AnswerReader:
         """
         if self._native:
             return self._parse(generation)
-        deltas = self._stream.flush()
+        if self._calls is None:
+            return [], ParsedAnswer(generation.text)
+        deltas = self._calls.flush()
         return deltas, ParsedAnswer(
-            self._stream.text, tuple(self._stream.tool_calls), tuple(self._stream.invalid_tool_calls)
+            self._calls.text, tuple(self._calls.tool_calls), tuple(self._calls.invalid_tool_calls)
         )
 
     def _parse(self, generation: Generation) -> tuple[list[Delta], ParsedAnswer]:
@@ -87,7 +95,7 @@ class AnswerReader:
             prompt = tokenizer.decode(self._prompt.input_ids[0].tolist())
             answer = tokenizer.decode(generation.token_ids.tolist())
             parsed = parse_with_tokenizer(
-                tokenizer, answer, prompt=prompt, tools=callable_tools(self._request)
+                tokenizer, answer, prompt=prompt, tools=self._request.callable_tools
             )
         assert parsed is not None, "reads_natively has seen the tokenizer's format"
         if not (parsed.tool_calls or parsed.invalid_tool_calls):

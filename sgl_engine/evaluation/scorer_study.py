@@ -18,8 +18,7 @@ from sgl_engine.evaluation.records import BenchOutcome, Json, Scored
 from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.separation import CURVE, RATES, UNPRUNED, Targets, Worth, interval
 from sgl_engine.evaluation.tables import Table
-from sgl_engine.exit import DEFAULT_SCORER, SCORERS
-from sgl_engine.passes import geometric_mean, product
+from sgl_engine.exit import DEFAULT_SCORER, SCORERS, geometric_mean, product
 from sgl_engine.rankers import RankingCase
 
 STUDY = "consistency"

@@ -27,14 +27,15 @@ from .calibrators import (
     observe as observe,
 )
 from .decision import (
+    DEFAULT_SCORER as DEFAULT_SCORER,
+    SCORERS as SCORERS,
     CalibratedScore as CalibratedScore,
     Confidence as Confidence,
     ExitDecision as ExitDecision,
-    decide_exit as decide_exit,
-)
-from .scorers import (
-    DEFAULT_SCORER as DEFAULT_SCORER,
-    SCORERS as SCORERS,
     Scorer as Scorer,
+    decide_exit as decide_exit,
+    geometric_mean as geometric_mean,
+    measure_answer as measure_answer,
+    product as product,
     score_parts as score_parts,
 )

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from sgl_engine.config import GenerationConfig, PruningConfig
-from sgl_engine.exit.scorers import DEFAULT_SCORER
+from sgl_engine.exit.decision import DEFAULT_SCORER
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:

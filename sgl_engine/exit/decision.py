@@ -1,16 +1,56 @@
-"""Score + policy -> whether the small answer is kept (SGL, section 3.3, SEE). Pure."""
+"""Measurements of an answer -> one score -> whether the small answer is kept (SGL, section 3.3, SEE). Pure.
+
+Everything is computed in log space and float64: the product of 500 token probabilities is far below what
+float32 can hold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypeAlias
 
 from sgl_engine.config import ExitConfig
+from sgl_engine.errors import ConfigError
 from sgl_engine.request import Request
 
-if TYPE_CHECKING:
-    pass
+
+def geometric_mean(logprobs: Sequence[float]) -> float:
+    """Computes the geometric mean of tokens' probabilities, from their natural logs; in [0, 1]."""
+    return math.exp(math.fsum(logprobs) / len(logprobs))
+
+
+def product(logprobs: Sequence[float]) -> float:
+    """Computes the probability of all tokens together, from natural logs; in [0, 1], 0 below 1e-323."""
+    return math.exp(math.fsum(logprobs))
+
+
+def measure_answer(
+    answer: Sequence[float], entropies: Sequence[float], consistency: Sequence[float] | None
+) -> dict[str, float]:
+    """Measures how sure a model was of its answer.
+
+    Args:
+        answer: Natural log-probability of each answer token (T,) as generated, the end-of-sequence one too.
+        entropies: Entropy of the distribution that each token was chosen from, in nats (T,).
+        consistency: The same tokens' log-probabilities when only the most important visual tokens are seen;
+            None when the prompt holds no image.
+
+    Returns:
+        "confidence", "answer_probability" and "min_token_probability", in [0, 1], and "mean_entropy", in
+        nats; with consistency also "consistency_product" and "consistency_geometric_mean", in [0, 1].
+    """
+    parts = {
+        "confidence": geometric_mean(answer),
+        "answer_probability": product(answer),
+        "min_token_probability": math.exp(min(answer)),
+        "mean_entropy": math.fsum(entropies) / len(entropies),
+    }
+    if consistency is not None:
+        parts["consistency_product"] = product(consistency)
+        parts["consistency_geometric_mean"] = geometric_mean(consistency)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -19,7 +59,7 @@ class Confidence:
 
     Attributes:
         score: In [0, 1], higher = surer; what the exit decision compares with its threshold.
-        parts: What it is made of (``sgl_engine.passes.measurements``).
+        parts: What it is made of (``sgl_engine.exit.decision``).
     """
 
     score: float
@@ -105,3 +145,83 @@ def permitted(request: Request, decision: ExitDecision) -> ExitDecision:
     if decision.exit or request.may_escalate is None or request.may_escalate():
         return decision
     return replace(decision, exit=True, policy="forced")
+
+
+Scorer: TypeAlias = Callable[[Mapping[str, float]], float]
+"""Parts of a Confidence, consistency included -> score in [0, 1], higher = surer."""
+
+SCORERS: dict[str, Scorer] = {
+    "mean_product": lambda parts: (parts["confidence"] + parts["consistency_product"]) / 2,
+    "mean_geometric": lambda parts: (parts["confidence"] + parts["consistency_geometric_mean"]) / 2,
+    "confidence": lambda parts: parts["confidence"],
+    "answer_probability": lambda parts: parts["answer_probability"],
+    "consistency_geometric_mean": lambda parts: parts["consistency_geometric_mean"],
+    "consistency_product": lambda parts: parts["consistency_product"],
+    "min_token_probability": lambda parts: parts["min_token_probability"],
+    "entropy": lambda parts: math.exp(-parts["mean_entropy"]),
+}
+"""Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it;
+``answer_probability`` suits short answers, and falls with every token of a long one. ``entropy`` is 1 where
+every token was certain, and 1 / n where each was a draw among n equal ones."""
+
+DEFAULT_SCORER = "mean_product"
+
+
+def find_scorer(name: str | None) -> Scorer:
+    """Looks a scorer up; None is the default one.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    try:
+        return SCORERS[DEFAULT_SCORER if name is None else name]
+    except KeyError:
+        raise ConfigError(
+            f"There is no scorer {name!r}.", remedy=f"Use one of {', '.join(SCORERS)}, or add it to SCORERS."
+        ) from None
+
+
+def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+    """Turns measurements into one score.
+
+    Args:
+        parts: What ``measure_answer`` has measured. Without consistency, as for a prompt without images, the
+            score is the confidence, whatever the scorer.
+        scorer: Name in ``SCORERS``; None is ``DEFAULT_SCORER``.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    score = find_scorer(scorer)
+    if "consistency_product" not in parts:
+        return Confidence(score=parts["confidence"], parts=parts)
+    return Confidence(score=score(parts), parts=parts)
+
+
+ANSWER_SHARE = "answer_share"
+"""What reports call the score of ``decision_confidence``."""
+
+
+def answer_shares(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """Probabilities normalised to sum to 1, from their natural logs; answers of 1e-400 keep their order."""
+    top = max(logprobs)
+    weights = [math.exp(logprob - top) for logprob in logprobs]
+    return tuple(weight / math.fsum(weights) for weight in weights)
+
+
+def decision_confidence(token_logprobs: Sequence[Sequence[float]]) -> Confidence:
+    """How sure a model is of what its scores decide, to be compared with the exit threshold.
+
+    The score is the best answer's share among the given ones: max(p, 1 - p) for two. A single answer of
+    probability p is weighed against everything else that could be said, so it is max(p, 1 - p) there, too.
+
+    Args:
+        token_logprobs: Per answer, the natural log of each of its tokens' probability, its end last.
+    """
+    logprobs = [math.fsum(tokens) for tokens in token_logprobs]
+    best = token_logprobs[logprobs.index(max(logprobs))]
+    alone = math.exp(logprobs[0])
+    score = max(alone, 1 - alone) if len(logprobs) == 1 else max(answer_shares(logprobs))
+    return Confidence(
+        score=score, parts={"confidence": geometric_mean(best), "answer_probability": product(best)}
+    )

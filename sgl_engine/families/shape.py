@@ -1,17 +1,8 @@
-"""Sizes of a model, and the floating-point operations of its parts. Pure.
-
-One multiply-add counts as two operations. Matrix products, convolutions and attention are counted (attention
-as the full rectangle of queries times keys, as ``torch.utils.flop_counter`` counts it); norms, activations
-and rotations are not: they are far below one percent.
-"""
+"""Sizes of a model, from which ``sgl_engine.report.cost`` counts its operations. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -42,33 +33,6 @@ class DecoderShape:
     recurrent_layers: tuple[int, ...] = ()
     recurrent_values: int = 0
 
-    @property
-    def token_flops(self) -> int:
-        """Matrix products of one attention layer for one token."""
-        heads = (3 if self.gated else 2) * self.query_heads + 2 * self.kv_heads
-        return 2 * (self.hidden * self.head_dim * heads + 3 * self.hidden * self.intermediate)
-
-    @property
-    def recurrent_flops(self) -> int:
-        """One recurrent layer for one token."""
-        return 2 * (self.recurrent_values + 3 * self.hidden * self.intermediate)
-
-    def layer_flops(self, layer: int, tokens: int, pairs: int) -> int:
-        """One layer: so many tokens, so many query rows times keys."""
-        if layer in self.recurrent_layers:
-            return tokens * self.recurrent_flops
-        return tokens * self.token_flops + pairs * self.pair_flops
-
-    @property
-    def pair_flops(self) -> int:
-        """One query row against one key, both products, in one layer."""
-        return 4 * self.query_heads * self.head_dim
-
-    @property
-    def logit_flops(self) -> int:
-        """The LM head for one row."""
-        return 2 * self.hidden * self.vocab
-
 
 @dataclass(frozen=True)
 class VisionShape:
@@ -93,14 +57,6 @@ class VisionShape:
     patches_per_token: int
     projector: int
     mlp_matrices: int = 2
-
-    def pass_flops(self, patches: int) -> int:
-        """An image or tile of that many patches through tower and projector."""
-        tokens = patches + self.class_tokens
-        embed = 2 * patches * self.patch_values * self.hidden
-        layer = 2 * tokens * (4 * self.hidden**2 + self.mlp_matrices * self.hidden * self.intermediate)
-        layer += 4 * tokens**2 * self.hidden
-        return embed + self.layers * layer + 2 * (patches // self.patches_per_token) * self.projector
 
 
 @dataclass(frozen=True)

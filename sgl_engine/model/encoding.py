@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from PIL import Image
+
+from sgl_engine.chat.template import render
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
-from sgl_engine.errors import InvalidRequestError, PromptTooLongError
-from sgl_engine.model.pixels import known_pixels
-from sgl_engine.model.processor import check_visual_tokens, loaded_sizes, process, resized, shrink_factor
+from sgl_engine.errors import (
+    ImageLimitError,
+    InvalidRequestError,
+    ProcessorError,
+    PromptTooLongError,
+    UnsupportedImageError,
+)
+from sgl_engine.model.caller_tokens import CallerTokenizer
+from sgl_engine.model.store import known_pixels
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths
@@ -17,6 +28,9 @@ from sgl_engine.request import Request, check_wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from sgl_engine.families import Family
 
 VLM: TypeAlias = Any
 """A ``model.vlm.VLM``, which imports this module."""
@@ -85,4 +99,152 @@ def check_inputs(inputs: Mapping[str, Tensor], context_tokens: int, name: str) -
             f"The prompt has {ids.shape[1]} tokens; the context of {name} is {context_tokens}, "
             "answer included.",
             remedy="Shorten the text, or send fewer or smaller images.",
+        )
+
+
+_KEPT = 2  # Pillow's own measure for scaling in two steps (reducing_gap of its thumbnails)
+_FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+"""What processors raise over inputs that they do not take."""
+
+
+def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
+    """Chat template, then tokens and pixels: the model's keyword arguments, batch of one.
+
+    The tokens are those of the processor's own ``apply_chat_template``, except that nothing which the caller
+    wrote becomes a control token or an image.
+
+    Args:
+        processor: The model's processor.
+        request: Its images loaded (``sgl_engine.prompt.images.resolve_images``).
+        image_token: What the template writes for an image, and the processor replaces.
+
+    Raises:
+        InvalidRequestError: The text cannot be kept apart from control tokens, or ``chat_template_kwargs``
+            set what the conversation sets.
+        UnsupportedImageError: The image processor takes no picture of such a shape.
+        ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
+    """
+    prompt = render(processor, request, image_token=image_token)
+    reader = copy.copy(processor)
+    reader.tokenizer = CallerTokenizer(
+        processor.tokenizer, prompt.disguise, frozenset(prompt.control.values())
+    )
+    images = [part.source for part in request.images]
+    # A template that writes the first token, and a tokenizer that adds it, would give two.
+    settings = {"add_special_tokens": False} if prompt.writes_bos else {}
+    try:
+        inputs = reader(
+            text=[prompt.text], images=[images] if images else None, return_tensors="pt", **settings
+        )
+    except _FAILURES as error:
+        _blame_picture(processor, images)
+        raise ProcessorError(
+            f"The processor {type(processor).__name__} cannot encode {len(images)} images and "
+            f"{len(request.messages)} messages ({type(error).__name__}: {prompt.disguise.show(str(error))}).",
+            remedy="Check that its chat template has one image token for each image.",
+        ) from error
+    return dict(inputs)
+
+
+def resized(family: Family, config: PreTrainedConfig, processor: Any, wanted: PictureConfig) -> Any:
+    """A processor that shows pictures as large as is wanted: a copy that shares the tokenizer.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor, which is left as it is.
+        wanted: How large; where it wants nothing, ``processor`` itself is returned.
+    """
+    if wanted == PictureConfig() or getattr(processor, "image_processor", None) is None:
+        return processor
+    mine, own = copy.copy(processor), processor.image_processor
+    mine.image_processor = images = copy.copy(own)
+    family.resize(config, images, wanted)
+    if isinstance(images.size, dict) and not isinstance(own.size, dict):
+        images.size = type(own.size)(**images.size)
+    # Settings that were saved with the processor count more than those of its image processor.
+    saved = getattr(processor, "images_kwargs", None) or {}
+    changed = {name for name in saved if getattr(images, name, None) != getattr(own, name, None)}
+    if changed:
+        mine.images_kwargs = {name: value for name, value in saved.items() if name not in changed}
+    return mine
+
+
+def check_visual_tokens(prompt: EncodedPrompt, wanted: PictureConfig) -> None:
+    """Raises ImageLimitError where a picture has more visual tokens than are wanted of one."""
+    counts = Counter[int]()
+    for span in prompt.spans:
+        counts[span.image] += len(span)
+    for image, tokens in counts.items():
+        if wanted.max_visual_tokens is not None and tokens > wanted.max_visual_tokens:
+            raise ImageLimitError(
+                f"Image {image + 1} of {len(counts)} has {tokens} visual tokens, and its model shows it "
+                f"in no fewer; the limit is {wanted.max_visual_tokens}.",
+                remedy="Raise PictureConfig.max_visual_tokens, or use a model that scales pictures.",
+            )
+
+
+def shrink_factor(family: Family, config: PreTrainedConfig, processor: Any, width: int, height: int) -> int:
+    """The whole factor by which a picture can be scaled down before its processor scales it down anyway.
+
+    What is left is at least ``_KEPT`` times as wide and as high as what the processor will make of it, and
+    the family's arithmetic gives the same tokens for both sizes. Pixels differ by little: a box filter runs
+    first, then the processor's own over what is left.
+
+    Args:
+        family: The model's.
+        config: Its configuration.
+        processor: Its processor.
+        width: Of the picture, in pixels.
+        height: The same.
+
+    Returns:
+        1 where it cannot.
+    """
+    try:
+        wanted = family.scaled(config, processor, width, height)
+        if wanted is None:
+            return 1
+        most = min(width // (_KEPT * wanted.width), height // (_KEPT * wanted.height))
+        for factor in range(most, 1, -1):
+            if family.scaled(config, processor, -(-width // factor), -(-height // factor)) == wanted:
+                return factor
+    except (LookupError, TypeError, ArithmeticError, AttributeError):
+        return 1  # an image processor with settings that the family does not know: it does as it does
+    return 1
+
+
+def _blame_picture(processor: Any, images: Sequence[Any]) -> None:
+    """Raises UnsupportedImageError where one of the pictures fails alone, as those of extreme shapes do.
+
+    Asked only after a failure: which shapes an image processor takes is written nowhere but in its code.
+    """
+    for number, image in enumerate(images, 1):
+        try:
+            processor.image_processor([image], return_tensors="pt")
+        except _FAILURES as error:
+            which = f"Image {number} of {len(images)}" if len(images) > 1 else "The image"
+            raise UnsupportedImageError(
+                f"{which}, {image.width} x {image.height} pixels, is one that the model's "
+                f"{type(processor).__name__} does not take ({error}).",
+                remedy="Cut or pad it to a less extreme shape.",
+            ) from error
+
+
+def loaded_sizes(request: Request) -> list[tuple[int, int]]:
+    """(width, height) in pixels of each loaded image."""
+    return [part.source.size for part in request.images if isinstance(part.source, Image.Image)]
+
+
+def check_features(features: Tensor | None, image_tokens: int) -> None:
+    """Refuses pictures that do not give one feature (row) for each image token.
+
+    Raises:
+        InvalidRequestError: They do not.
+    """
+    given = 0 if features is None else len(features)
+    if given != image_tokens:
+        raise InvalidRequestError(
+            f"The prompt has {image_tokens} image tokens, but its images give {given}.",
+            remedy="Pass all that the processor returned for one request, pixel_values too, and no more.",
         )

@@ -12,9 +12,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from sgl_engine.errors import ConfigError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.errors import (
+    ConfigError,
+    ModelNotFoundError,
+    ProcessorError,
+    UnsafeWeightsError,
+    UnsupportedModelError,
+)
 from sgl_engine.families import find_family
-from sgl_engine.model.processor import check_parts, load_processor
+from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
 from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
@@ -270,3 +276,63 @@ def move(model: Any, device: str | torch.device) -> None:
             f"The device {str(device)!r} cannot be used ({_first_line(error)}).",
             remedy="Use cpu, or a device that this build of torch knows and this machine has.",
         ) from error
+
+
+def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The processor saved with a model.
+
+    Without torchvision, a processor that also owns a video processor cannot be built as transformers does it;
+    it is then built for images alone, with the Pillow image processor.
+
+    Args:
+        name: Path or hub id.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ProcessorError: It is missing or cannot be loaded.
+    """
+    import transformers
+    from transformers.processing_utils import ProcessorMixin
+    from transformers.utils.import_utils import is_torchvision_available
+
+    auto: Any = transformers.AutoProcessor
+    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        if is_torchvision_available():
+            return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
+        settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
+        cls = image_only_class(settings.get("processor_class") or "")
+        if cls is None:
+            return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
+        return obey_thumbnail_switch(_load_image_only(cls, settings, name, hub))
+    except MemoryError:
+        raise
+    except Exception as error:  # its files may hold anything; tokenizers raises plain Exception
+        raise ProcessorError(
+            f"The processor of {name} cannot be loaded ({type(error).__name__}: {error}).",
+            remedy="Save it next to the weights with processor.save_pretrained(folder).",
+        ) from error
+
+
+def check_parts(processor: Any, name: str) -> None:
+    """Raises ProcessorError where a tokenizer was loaded in place of a processor, as unknown classes give."""
+    missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+    if missing:
+        raise ProcessorError(
+            f"The processor of {name} is a {type(processor).__name__} and has no {' and no '.join(missing)}.",
+            remedy="Save the model's own processor next to the weights with save_pretrained(folder).",
+        )
+
+
+def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
+    """Builds a class from ``image_only_class``."""
+    import transformers
+
+    images: Any = transformers.AutoImageProcessor
+    parts = {
+        "image_processor": images.from_pretrained(name, **hub),
+        "tokenizer": transformers.AutoTokenizer.from_pretrained(name, **hub),
+        "video_processor": None,
+    }
+    return cls.from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)

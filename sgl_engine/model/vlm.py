@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,11 @@ from transformers import DynamicCache
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
-from sgl_engine.model.encoding import encode, wrap_inputs
+from sgl_engine.model.encoding import check_features, encode, resized, shrink_factor, wrap_inputs
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
-from sgl_engine.model.processor import check_features, resized, shrink_factor
 from sgl_engine.model.store import ReuseStore
-from sgl_engine.prompt.batch import PromptBatch
-from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ class VLM:
             return getattr(config, "sliding_window", None) is not None
         return "sliding_attention" in kinds
 
-    @property
+    @cached_property
     def shape(self) -> ModelShape:
         """Sizes, for counting operations."""
         return self.family.shape(self.config)

@@ -5,11 +5,6 @@ from .large import (
     run_large_batch as run_large_batch,
     run_large_pass as run_large_pass,
 )
-from .measurements import (
-    geometric_mean as geometric_mean,
-    measure_answer as measure_answer,
-    product as product,
-)
 from .scoring import ScoringPassResult as ScoringPassResult, run_scoring_pass as run_scoring_pass
 from .small import (
     SmallPassResult as SmallPassResult,

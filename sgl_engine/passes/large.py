@@ -22,7 +22,7 @@ from sgl_engine.passes.prefill import (
     run_in_groups,
 )
 from sgl_engine.passes.prefixes import shares_prefix
-from sgl_engine.prompt.batch import MAX_ROWS
+from sgl_engine.prompt.encoded import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan

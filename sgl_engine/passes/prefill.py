@@ -22,13 +22,15 @@ from torch import Tensor
 
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask
-from sgl_engine.model.processor import check_features
+from sgl_engine.model.encoding import check_features
 from sgl_engine.passes.prefixes import KnownPrefix, find_prefixes
-from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch, most_rows
 from sgl_engine.prompt.encoded import (
+    MAX_ROWS,
     TOKEN_INPUTS,
     EncodedPrompt,
+    PromptBatch,
     join_pictures,
+    most_rows,
     split_pictures,
 )
 from sgl_engine.pruning.plan import PruningPlan

@@ -24,8 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from sgl_engine.config import ReuseConfig
-from sgl_engine.prompt.batch import PromptBatch
-from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import run_lower_layers
 from sgl_engine.pruning.plan import PruningPlan

@@ -23,7 +23,7 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.measurements import measure_answer
+from sgl_engine.exit.decision import measure_answer
 from sgl_engine.passes.prefill import (
     NOTHING_REUSED,
     EmbeddedPrompt,
@@ -33,8 +33,7 @@ from sgl_engine.passes.prefill import (
     run_in_groups,
 )
 from sgl_engine.passes.prefixes import shares_prefix
-from sgl_engine.prompt.batch import MAX_ROWS, PromptBatch
-from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.encoded import MAX_ROWS, EncodedPrompt, PromptBatch
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan, plan_pruning
 
@@ -48,7 +47,7 @@ class SmallPassResult:
 
     Attributes:
         generation: The small answer.
-        parts: How sure the model was (``sgl_engine.passes.measurements``).
+        parts: How sure the model was (``sgl_engine.exit.decision``).
         importance: None when the prompt holds no image.
         consistency_plan: What the consistency pass saw of the prompt; None when there was none.
         stage_ms: Milliseconds: "vision", "generate", "consistency".

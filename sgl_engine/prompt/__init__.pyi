@@ -1,8 +1,9 @@
-from .batch import MAX_ROWS as MAX_ROWS, PromptBatch as PromptBatch
 from .encoded import (
+    MAX_ROWS as MAX_ROWS,
     Box as Box,
     EncodedPrompt as EncodedPrompt,
     PictureAxes as PictureAxes,
+    PromptBatch as PromptBatch,
     VisualSpan as VisualSpan,
 )
 from .formats import open_picture as open_picture

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from sgl_engine.chat.tool_calls import callable_tools, dump, function_schema
+from sgl_engine.chat.tool_calls import dump, function_schema
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError
 from sgl_engine.request import Request, check_wanted
@@ -123,4 +123,4 @@ def _texts(request: Request, *, certain: bool = False) -> Iterator[str]:
     for message in request.messages or ():
         if not (certain and message.role == "assistant"):
             yield from (part for part in message.content if isinstance(part, str))
-    yield from (dump(function_schema(tool)) for tool in callable_tools(request))
+    yield from (dump(function_schema(tool)) for tool in request.callable_tools)

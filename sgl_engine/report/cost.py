@@ -12,10 +12,42 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # these load torch, and counting needs none of it
     from sgl_engine.attention.importance import ImportanceMap
-    from sgl_engine.families.shape import DecoderShape, ModelShape
+    from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
     from sgl_engine.passes.small import SmallPassResult
     from sgl_engine.prompt.encoded import EncodedPrompt
     from sgl_engine.pruning.plan import PruningPlan
+
+
+def token_flops(shape: DecoderShape) -> int:
+    """Counts the matrix products of one attention layer for one token."""
+    heads = (3 if shape.gated else 2) * shape.query_heads + 2 * shape.kv_heads
+    return 2 * (shape.hidden * shape.head_dim * heads + 3 * shape.hidden * shape.intermediate)
+
+
+def pair_flops(shape: DecoderShape) -> int:
+    """Counts one query row against one key, both products, in one layer."""
+    return 4 * shape.query_heads * shape.head_dim
+
+
+def layer_flops(shape: DecoderShape, layer: int, tokens: int, pairs: int) -> int:
+    """Counts one layer: so many tokens, so many query rows times keys."""
+    if layer in shape.recurrent_layers:
+        return 2 * tokens * (shape.recurrent_values + 3 * shape.hidden * shape.intermediate)
+    return tokens * token_flops(shape) + pairs * pair_flops(shape)
+
+
+def logit_flops(shape: DecoderShape) -> int:
+    """Counts the LM head for one row."""
+    return 2 * shape.hidden * shape.vocab
+
+
+def tower_flops(shape: VisionShape, patches: int) -> int:
+    """Counts an image or tile of that many patches through tower and projector."""
+    tokens = patches + shape.class_tokens
+    embed = 2 * patches * shape.patch_values * shape.hidden
+    layer = 2 * tokens * (4 * shape.hidden**2 + shape.mlp_matrices * shape.hidden * shape.intermediate)
+    layer += 4 * tokens**2 * shape.hidden
+    return embed + shape.layers * layer + 2 * (patches // shape.patches_per_token) * shape.projector
 
 
 def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) -> tuple[int, ...]:
@@ -50,10 +82,10 @@ def forward_flops(
     # Known positions have no rows to compute, but are still attended to.
     run = [n - known_tokens if layer < known_layers else n for layer, n in enumerate(layer_tokens)]
     layers = sum(
-        shape.layer_flops(layer, rows, rows * n)
+        layer_flops(shape, layer, rows, rows * n)
         for layer, (rows, n) in enumerate(zip(run, layer_tokens, strict=True))
     )
-    return layers + logit_rows * shape.logit_flops
+    return layers + logit_rows * logit_flops(shape)
 
 
 def prefill_flops(
@@ -74,7 +106,7 @@ def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int,
     # The prompt's rows are computed against all its keys; step t sees the prompt and t tokens after it.
     pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
     # A pair costs two products, with the key and with the value; reading repeats the first.
-    return (shape.layers - len(shape.recurrent_layers)) * pairs * shape.pair_flops // 2
+    return (shape.layers - len(shape.recurrent_layers)) * pairs * pair_flops(shape) // 2
 
 
 def answer_flops(
@@ -136,10 +168,15 @@ def pass_flops(
     tokens = sum(count for _, count in steps)
     keys_beyond_prompt = sum(count * (before + count) for before, count in steps)
     layers = sum(
-        decoder.layer_flops(layer, tokens, tokens * n + keys_beyond_prompt)
+        layer_flops(decoder, layer, tokens, tokens * n + keys_beyond_prompt)
         for layer, n in enumerate(layer_tokens)
     )
-    return sum(map(shape.vision.pass_flops, patches)) + prefill + layers + tokens * decoder.logit_flops
+    return (
+        sum(tower_flops(shape.vision, count) for count in patches)
+        + prefill
+        + layers
+        + tokens * logit_flops(decoder)
+    )
 
 
 def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: int) -> int:
@@ -194,19 +231,21 @@ def scoring_flops(
     """
     decoder = shape.decoder
     layer_tokens = tokens_per_layer(len(prompt), plan, decoder.layers)
-    prefill = sum(map(shape.vision.pass_flops, patches))  # the vision tower, and then the prompt
+    prefill = sum(
+        tower_flops(shape.vision, count) for count in patches
+    )  # the vision tower, and then the prompt
     prefill += prefill_flops(decoder, layer_tokens, plan, known_tokens)
     # Each answer is fed on the prompt's cache alone: in a layer of `before` keys, its rows see before + rows.
     answers = sum(
-        decoder.layer_flops(layer, rows, rows * (before + rows))
+        layer_flops(decoder, layer, rows, rows * (before + rows))
         for rows in answer_tokens
         for layer, before in enumerate(layer_tokens)
     )
-    answers += sum(answer_tokens) * decoder.logit_flops
+    answers += sum(answer_tokens) * logit_flops(decoder)
     if importance is None:
         return prefill + answers
     # All recorded rows see the prompt's keys; those of the last answer see its own keys as well.
     recorded = answer_tokens[-1]
     pairs = importance.num_queries * len(prompt) + recorded * recorded
     attention_layers = decoder.layers - len(decoder.recurrent_layers)
-    return prefill + answers + attention_layers * pairs * decoder.pair_flops // 2
+    return prefill + answers + attention_layers * pairs * pair_flops(decoder) // 2

@@ -38,7 +38,7 @@ class RunReport(BaseModel):
         score: The small model's score in [0, 1], higher = surer; with a calibration, the calibrated
             probability.
         scorer: What computed the score, before any calibration: a name in
-            ``sgl_engine.exit.scorers.SCORERS``; "answer_share" where given answers were scored.
+            ``sgl_engine.exit.decision.SCORERS``; "answer_share" where given answers were scored.
         score_parts: What scores and calibrated probabilities are made of (``Confidence.parts``).
         calibration: Id of the calibration that was used; None without one.
         calibrated_probability: Probability that keeping the small answer is harmless, in the sense of the

@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
-from sgl_engine.serving.job import Job
-from sgl_engine.serving.lane import LARGE_BATCHES, Lane
+from sgl_engine.serving.job import LARGE_BATCHES, Job, Lane
 
 _EXIT_S = 10.0  # how long the interpreter's exit waits for a step to end
 

@@ -28,12 +28,12 @@ def test_a_request_calls_upwards_only_by_what_was_passed_down() -> None:
 
 
 def test_upward_calls_are_told_from_downward_ones_and_by_name_from_by_value() -> None:
-    up = ("sgl_engine.serving.lane", "sgl_engine.passes.large", "run")
+    up = ("sgl_engine.serving.job", "sgl_engine.passes.large", "run")
     down = ("sgl_engine.engine", "sgl_engine.cascade", "answer")
     first = ("", "sgl_engine.engine", "SGLEngine.run")
     assert structure.upward_calls([up, down, first], ORDER) == [up]
-    assert structure.by_name([up], {"sgl_engine.serving.lane": {"sgl_engine.passes.large"}}) == [up]
-    assert structure.by_name([up], {"sgl_engine.serving.lane": {"sgl_engine.request"}}) == []
+    assert structure.by_name([up], {"sgl_engine.serving.job": {"sgl_engine.passes.large"}}) == [up]
+    assert structure.by_name([up], {"sgl_engine.serving.job": {"sgl_engine.request"}}) == []
 
 
 def test_the_table_has_a_column_for_each_checkout(

@@ -31,7 +31,8 @@ from langchain_sgl.chat.messages import (
     to_engine_messages,
     to_last_chunk,
 )
-from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta
+from sgl_engine.chat.text_stream import TextDelta
+from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import LimitsConfig
 from sgl_engine.decoding.answer import TokenLogprob
 from sgl_engine.demo import PICTURES

@@ -16,7 +16,7 @@ from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import PICTURES, WEIGHTS, demo_engine
 from sgl_engine.demo.pages import Page, Question, heldout_pages
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
-from sgl_engine.exit.scorers import score_parts
+from sgl_engine.exit.decision import score_parts
 from sgl_engine.explain.heatmap import draw_importance
 from sgl_engine.passes import run_small_pass
 

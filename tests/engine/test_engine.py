@@ -35,7 +35,7 @@ from sgl_engine.errors import (
     PromptTooLongError,
     SGLError,
 )
-from sgl_engine.exit.scorers import score_parts
+from sgl_engine.exit.decision import score_parts
 from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.pruning.plan import keep_everything
 from sgl_engine.request import InvalidToolCall, ToolCall

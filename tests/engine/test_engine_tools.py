@@ -25,7 +25,7 @@ from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.exit.decision import ExitDecision
 from sgl_engine.passes import run_large_pass, run_small_pass
-from sgl_engine.prompt.batch import PromptBatch
+from sgl_engine.prompt.encoded import PromptBatch
 from sgl_engine.pruning.plan import plan_pruning
 from sgl_engine.request import Decoding, ToolCall, ToolSpec
 from sgl_engine.testing import FakeEngine, tiny_vlm

@@ -16,7 +16,7 @@ from sgl_engine.evaluation.records import BenchOutcome
 from sgl_engine.evaluation.runner import Runner, manifest
 from sgl_engine.evaluation.store import Store
 from sgl_engine.evaluation.systems import Systems, at, measure
-from sgl_engine.exit.scorers import score_parts
+from sgl_engine.exit.decision import score_parts
 from sgl_engine.passes.large import run_large_pass
 from sgl_engine.pruning.plan import keep_everything, plan_pruning
 from sgl_engine.rankers import RANKERS, RankingCase

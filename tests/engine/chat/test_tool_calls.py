@@ -5,13 +5,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_engine import Request
+from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_calls import (
     ParsedAnswer,
-    callable_tools,
     check_tools,
     is_hermes,
     parse_with_tokenizer,
@@ -19,18 +20,19 @@ from sgl_engine.chat.tool_calls import (
     render_result,
     tool_instructions,
 )
-from sgl_engine.chat.tool_stream import TextDelta, ToolCallDelta, ToolCallStream
+from sgl_engine.chat.tool_stream import ToolCallDelta, ToolCallStream
+from sgl_engine.decoding.answer import Generation
+from sgl_engine.decoding.reader import AnswerReader, read_answer
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import InvalidToolCall, ToolCall, ToolSpec
+from sgl_engine.testing import tiny_vlm
 
 ADD = ToolSpec("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 LOOK = ToolSpec("näh", 'Says "hi".', {"type": "object"})
 
 
-def read(
-    pieces: list[str], *, enabled: bool = True
-) -> tuple[list[TextDelta | ToolCallDelta], ToolCallStream]:
-    stream = ToolCallStream(enabled=enabled)
+def read(pieces: list[str]) -> tuple[list[TextDelta | ToolCallDelta], ToolCallStream]:
+    stream = ToolCallStream()
     deltas = [delta for piece in pieces for delta in stream.push(piece)]
     return deltas + stream.flush(), stream
 
@@ -246,9 +248,16 @@ def test_ids_differ_and_look_like_ids() -> None:
 
 
 def test_without_tools_everything_is_text() -> None:
-    deltas, stream = read([ADD_CALL[:5], ADD_CALL[5:], " \n"], enabled=False)
-    assert deltas == [TextDelta(ADD_CALL[:5]), TextDelta(ADD_CALL[5:]), TextDelta(" \n")]
-    assert stream.tool_calls == []
+    vlm, request = tiny_vlm(), Request.ask("Add.")
+    prompt = vlm.encode(request)
+    pieces = [ADD_CALL[:5], ADD_CALL[5:], " \n"]
+    reader = AnswerReader(vlm, request, prompt)
+    assert [delta for piece in pieces for delta in reader.push(piece)] == [TextDelta(part) for part in pieces]
+    nothing = torch.empty(0)
+    said = Generation("".join(pieces), nothing, nothing, nothing, "stop")
+    assert read_answer(vlm, request, prompt, said) == ParsedAnswer("".join(pieces))
+    with_tools = read_answer(vlm, replace(request, tools=(ADD,)), prompt, said)
+    assert with_tools.tool_calls
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
@@ -286,9 +295,9 @@ def test_instructions_list_the_tools_and_the_format() -> None:
 
 def test_instructions_show_only_what_may_be_called() -> None:
     request = Request((), tools=(ADD, LOOK))
-    assert callable_tools(request) == (ADD, LOOK)
-    assert callable_tools(replace(request, tool_name="näh")) == (LOOK,)
-    assert callable_tools(replace(request, tool_choice="none")) == ()
+    assert request.callable_tools == (ADD, LOOK)
+    assert replace(request, tool_name="näh").callable_tools == (LOOK,)
+    assert replace(request, tool_choice="none").callable_tools == ()
     assert tool_instructions((ADD,), "none") == tool_instructions((), "auto") == ""
 
 

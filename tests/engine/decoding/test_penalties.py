@@ -15,7 +15,7 @@ from transformers.generation import logits_process
 
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SGLEngine
 from sgl_engine.decoding.answer import AnswerTask, Chooser, Generation
-from sgl_engine.decoding.settings import resolve
+from sgl_engine.decoding.choice import resolve
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt

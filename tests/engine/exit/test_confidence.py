@@ -5,9 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_engine.errors import ConfigError
-from sgl_engine.exit.decision import Confidence
-from sgl_engine.exit.scorers import DEFAULT_SCORER, SCORERS, score_parts
-from sgl_engine.passes.measurements import measure_answer
+from sgl_engine.exit.decision import DEFAULT_SCORER, SCORERS, Confidence, measure_answer, score_parts
 
 
 def measure_confidence(

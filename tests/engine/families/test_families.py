@@ -4,6 +4,7 @@ from samples import REQUESTS
 
 from sgl_engine import VLM
 from sgl_engine.families.internvl import InternVL
+from sgl_engine.report.cost import token_flops
 from sgl_engine.testing import tiny_vlm
 
 
@@ -28,7 +29,7 @@ def test_shapes_follow_the_configuration(decoder: str) -> None:
         for name, value in parameters.items()
         if "language_model.layers.0." in name and value.ndim == 2
     ]
-    assert shape.decoder.token_flops == 2 * sum(matrices)
+    assert token_flops(shape.decoder) == 2 * sum(matrices)
     assert shape.decoder.layers == vlm.num_layers == 6
     prompt = vlm.encode(REQUESTS["one image"])
     assert vlm.tower_patches(prompt) == (100,)

@@ -16,7 +16,7 @@ from sgl_engine.families import FAMILIES
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.passes import run_large_pass
-from sgl_engine.report.cost import answer_flops
+from sgl_engine.report.cost import answer_flops, tower_flops
 from sgl_engine.testing import tiny_vlm
 
 # A tower's windows are counted as if they were the whole image; a recurrence token by token, not in chunks.
@@ -133,7 +133,7 @@ def test_pixtral_checkpoints_that_call_themselves_llava() -> None:
         expected = masked_logits(vlm, prompt, ANSWER, layer=1, keep=plan.keep.tolist())
         assert gap(got, expected[len(prompt) - 1 :]) < 2e-4
     counted_ = counted(lambda: vlm.embed(prompt))
-    assert sum(vlm.shape.vision.pass_flops(n) for n in vlm.tower_patches(prompt)) == pytest.approx(
+    assert sum(tower_flops(vlm.shape.vision, n) for n in vlm.tower_patches(prompt)) == pytest.approx(
         counted_,
         rel=0.05,  # the first convolution also runs over padding
     )

@@ -10,7 +10,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from sgl_engine import VLM, Request
 from sgl_engine.errors import ProcessorError
-from sgl_engine.model.processor import load_processor
+from sgl_engine.model.loading import load_processor
 from sgl_engine.testing import tiny_vlm
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255)]

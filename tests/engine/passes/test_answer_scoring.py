@@ -24,7 +24,7 @@ from sgl_engine.errors import (
     RequestCancelledError,
     UnsupportedModelError,
 )
-from sgl_engine.exit.scorers import answer_shares, decision_confidence
+from sgl_engine.exit.decision import answer_shares, decision_confidence
 from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
@@ -192,7 +192,7 @@ def test_shares_do_not_underflow() -> None:
     [((0.9,), 0.9), ((0.2,), 0.8), ((0.3, 0.1), 0.75), ((0.02, 0.01, 0.01), 0.5), ((0.5, 0.5), 0.5)],
 )
 def test_how_sure_a_decision_is(probabilities: tuple[float, ...], score: float) -> None:
-    confidence = decision_confidence(result_with(*((math.log(p),) for p in probabilities)))
+    confidence = decision_confidence([(math.log(p),) for p in probabilities])
     assert confidence.score == pytest.approx(score)
     assert confidence.parts["answer_probability"] == pytest.approx(max(probabilities))
 

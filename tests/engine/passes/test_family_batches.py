@@ -26,8 +26,7 @@ from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.passes.large import LargePassResult, run_large_batch
 from sgl_engine.passes.prefill import group_rows
 from sgl_engine.passes.small import SmallPassResult, answer_logprobs, answers_logprobs, run_small_batch
-from sgl_engine.prompt.batch import PromptBatch
-from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan
 

@@ -7,7 +7,7 @@ from samples import noise
 from sgl_engine import VLM, Request
 from sgl_engine.errors import ImageError, ProcessorError, UnsupportedImageError
 from sgl_engine.families.tiny import TINY_FAMILIES
-from sgl_engine.model.processor import process
+from sgl_engine.model.encoding import process
 from sgl_engine.testing import tiny_vlm
 
 SIZES = [

@@ -1,7 +1,9 @@
-"""What is done to logits before a token is chosen, by the model's generation_config.json and by the request.
+"""How the next token is chosen: what a request wants, penalties, and the likeliest token or a draw.
 
-As ``generate`` does it, with transformers' own processors in its order, on the prompt and the answer so far.
-What is reported of an answer, log-probabilities, entropies and scores, comes from the logits before that.
+What is done to logits before a token is chosen, by the model's generation_config.json and by the request, is
+done as ``generate`` does it, with transformers' own processors in its order, on the prompt and the answer so
+far. What is reported of an answer, log-probabilities, entropies and scores, comes from the logits before
+that.
 """
 
 from __future__ import annotations
@@ -9,18 +11,85 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers.generation import logits_process as process
+from transformers.generation.logits_process import TopKLogitsWarper
 
+from sgl_engine.chat.grammar import answer_grammar
+from sgl_engine.chat.tool_calls import check_tools
+from sgl_engine.config import GenerationConfig, LimitsConfig
 from sgl_engine.errors import InvalidRequestError
-from sgl_engine.request import Decoding
+from sgl_engine.request import Decoding, Request
 
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
+
+
+def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding]:
+    """The upper limit of answer tokens, and how they are chosen.
+
+    Args:
+        request: Its wishes come first.
+        defaults: What counts where it has none.
+
+    Raises:
+        InvalidRequestError: A wish that the configuration would not take either, or wishes about tools
+            that contradict each other.
+    """
+    if request.tools or request.tool_choice == "any" or request.tool_name is not None:
+        check_tools(request)
+    values = defaults.model_dump(exclude={"draft"})  # what that changes is no wish of a request's
+    values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
+    try:
+        wanted = GenerationConfig(**values)
+    except ValidationError as error:
+        raise InvalidRequestError(
+            f"The request cannot be answered with {_wrong_values(error)}.",
+            remedy="Use values in the ranges of GenerationConfig; None is the engine's.",
+        ) from error
+    check_bias(request.logit_bias)
+    decoding = Decoding(
+        **wanted.model_dump(exclude={"max_new_tokens", "draft"}),
+        logit_bias=request.logit_bias,
+        seed=request.seed,
+        stop=request.stop,
+        deadline=request.deadline,
+        cancel=request.cancel,
+    )
+    return wanted.max_new_tokens, decoding
+
+
+def hold_to_form(request: Request, decoding: Decoding, limits: LimitsConfig) -> Decoding:
+    """The decoding, held to what the request says an answer may look like.
+
+    Args:
+        request: What is asked.
+        decoding: As the request wants it otherwise.
+        limits: How much its schemas may be.
+
+    Raises:
+        InvalidRequestError: A schema is too much, or cannot be enforced.
+        DeadlineError: The deadline passed while schemas were compiled.
+        RequestCancelledError: The request was cancelled meanwhile.
+    """
+    if not request.tools and request.response_schema is None:
+        return decoding  # free text
+    whole = request.response_schema is not None or request.tool_choice == "any"
+    return replace(decoding, grammar=answer_grammar(request, limits), stop=() if whole else decoding.stop)
+
+
+def _wrong_values(error: ValidationError) -> str:
+    """Each refused value and why: ``temperature=-1 (Input should be greater than or equal to 0)``."""
+    return ", ".join(
+        f"{'.'.join(map(str, wrong['loc']))}={wrong['input']!r} ({wrong['msg']})" for wrong in error.errors()
+    )
+
 
 Processor: TypeAlias = Callable[[Any, Any], Any]
 """Of ids (1, N) and scores (1, vocab), new scores."""
@@ -208,3 +277,39 @@ def _warn(vlm: VLM) -> None:
     if new:
         listed = ", ".join(f"{name}={found[name]!r:.60}" for name in sorted(new))
         _logger.warning("%s: not done of its generation_config.json: %s", vlm.name, listed)
+
+
+# Where logits a hundredth apart are e^100 apart in likelihood, and lower temperatures leave float32.
+_AS_GOOD_AS_GREEDY = 1e-4
+
+
+class Chooser:
+    """Chooses tokens: the likeliest, or a draw from the likeliest few.
+
+    Args:
+        decoding: Temperature, ``top_k``, nucleus, ``min_p`` and seed.
+        device: Where logits will be.
+    """
+
+    def __init__(self, decoding: Decoding, device: torch.device) -> None:
+        self._decoding = decoding
+        self._random: torch.Generator | None = None
+        if decoding.seed is not None:
+            self._random = torch.Generator(device=device).manual_seed(decoding.seed)
+
+    def __call__(self, logits: Tensor) -> int:
+        """Logits (vocab,) -> token."""
+        if self._decoding.temperature < _AS_GOOD_AS_GREEDY or not logits.isfinite().any():
+            return int(logits.argmax())
+        scores = logits / self._decoding.temperature
+        if self._decoding.top_k is not None:
+            no_ids: Any = None  # does not matter to it
+            [scores] = TopKLogitsWarper(self._decoding.top_k)(no_ids, scores[None])
+        probabilities = scores.softmax(dim=-1)
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        # A token is in the nucleus when the likelier ones together do not reach top_p; the first always is.
+        outside = ordered.cumsum(dim=-1) - ordered >= self._decoding.top_p
+        outside |= ordered < self._decoding.min_p * ordered[0]
+        outside[0] = False
+        drawn = torch.multinomial(ordered.masked_fill(outside, 0.0), 1, generator=self._random)
+        return int(order[drawn])
