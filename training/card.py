@@ -67,41 +67,46 @@ def results(groups: dict[str, Any], head: str) -> list[str]:
     names = " | ".join(f"guided {point}" for point in points)
     lines = [f"| {head} | n | small | large | {names} | AUROC |", "|---" * (5 + len(points)) + "|"]
     for name, group in groups.items():
-        shares = [group["small"], group["large"], *group["guided"].values()]
+        shares = (group["small"], group["large"], *group["guided"].values())
         area = "-" if group["auroc"] is None else f"{group['auroc']:.3f}"
-        cells = " | ".join(
-            f"{100 * each['value']:.1f} ({100 * each['low']:.1f} to {100 * each['high']:.1f})"
-            for each in shares
-        )
-        lines.append(f"| {name} | {group['rows']} | {cells} | {area} |")
+        lines.append(f"| {name} | {group['rows']} | {' | '.join(map(percent, shares))} | {area} |")
     return lines
+
+
+def percent(interval: dict[str, float], form: str = ".1f") -> str:
+    """An interval of shares, in percent."""
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+
+def cascade(found: dict[str, Any]) -> str:
+    """What the cascade of the benchmark's threshold makes of it."""
+    (system,) = (each for each in found["cascade"] if each["threshold"] == found["threshold"])
+    return (
+        f"The cascade at {found['point']}, exits at {found['threshold']:g}, escalates "
+        f"{percent(system['escalated'])} % of them; minus the large model alone: "
+        f"{percent(system['versus_large'], '+.1f')} points, in {system['ms_share']['value']:.2f} of its time "
+        f"and with {system['tflops_share']['value']:.2f} of its operations."
+    )
 
 
 def measured(found: dict[str, Any]) -> list[str]:
     """The part of the card that a benchmark fills in."""
-    systems = {each["name"]: each for each in found["systems"]}
-    drop = [each for each in found["cascade"] if each["threshold"] == found["threshold"]]
+    score = found["score"]
     lines = [
         f"Exact match in % (95 % interval) on {found['rows']} held-out questions, one to a page, without",
         "transcriptions (`sgl bench`). Guided: the large model, pruned by the small one's map to that average",
-        "retention. AUROC: does the small model's score tell right answers from wrong? Over all questions it is",
-        f"{found['score']['auroc']['value']:.3f}, within a kind {found['score']['auroc_within_kinds']:.3f} on average.",
+        "retention. AUROC: does the small model's score tell right answers from wrong? Of all questions",
+        f"{score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
         "",
-        *(
-            f"The cascade at {found['point']} and an exit at {found['threshold']:g} escalates "
-            f"{100 * each['escalated']['value']:.0f} %, differs from the large model alone by "
-            f"{100 * each['versus_large']['value']:+.1f} points ({100 * each['versus_large']['low']:+.1f} to "
-            f"{100 * each['versus_large']['high']:+.1f}), and takes {each['ms_share']['value']:.2f} of its time and "
-            f"{each['tflops_share']['value']:.2f} of its operations."
-            for each in drop[:1]
-        ),
+        cascade(found),
         "",
+        *results(found["kinds"], "kind"),
     ]
-    assert "large alone" in systems, "this is no benchmark's results.json"
-    lines += results(found["kinds"], "kind")
-    lines += ["", *results(found["tiles"], "page")] if found["tiles"] else []
+    if found["tiles"]:
+        lines += ["", *results(found["tiles"], "page")]
     if found["apart"]:
-        lines += ["", "Transcriptions of one part of a page need all of it, and stand apart:", ""]
+        lines += ["", "Transcriptions, which need all of a part, stand apart:", ""]
         lines += results(found["apart"], "kind")
     return lines
 
