@@ -37,12 +37,13 @@ from sgl_engine.exit.decision import (
 )
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import LargePassResult
+from sgl_engine.passes.prefill import find_tiles
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
-from sgl_engine.prompt.texts import check_texts
+from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
 from sgl_engine.report.make import (
     Clock,
@@ -103,6 +104,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     """
     # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
+    check_fields(request)
     max_new_tokens, decoding = resolve(request, pair.config.generation)
     decoding = hold_to_form(request, decoding, pair.config.limits)
     request, prompt = _read(pair, request, clock)
@@ -155,6 +157,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     """
     # read
     clock.resume()
+    check_fields(request)
     answers = tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
@@ -237,7 +240,7 @@ def _plan(
 
 
 def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-    """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.
+    """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.
 
     Args:
         pair: The models, and their configuration.
@@ -252,7 +255,10 @@ def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | No
     pruning = pair.config.pruning
     # Some families cannot be pruned in their first layers, whatever fraction is configured.
     layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
-    return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
+    top = pruning.top_tokens
+    tiles = None if top is None else find_tiles(pair.large, prompt)
+    ratio = pruning.keep_ratio
+    return plan_pruning(prompt, importance, layer=layer, keep_ratio=ratio, tiles=tiles, top_tokens=top)
 
 
 def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, Tiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,31 @@ class Family(Protocol):
         """Where each picture of a prompt lies in the vision inputs (``sgl_engine.prompt.encoded``).
 
         None where pictures cannot be told apart, or where a picture's features depend on the others.
+        """
+
+    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+        """What the vision tower sees apart of a prompt's pictures; None where it sees each in one piece."""
+
+    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
+        """Runs tower and projector on some tiles alone.
+
+        Args:
+            model: The model.
+            inputs: The prompt's, all tiles among them.
+            tiles: Which ones, by their numbers in ``cut``.
+
+        Returns:
+            (number of tiles, tokens of a tile, width).
+        """
+
+    def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """One row per image token, as ``image_features`` returns them.
+
+        Args:
+            model: The model.
+            inputs: Vision inputs of one picture, or of all together.
+            features: Of all of their tiles, (T, tokens of a tile, width). Rows that are made of a tile mean
+                as little as what is given for it.
         """
 
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:

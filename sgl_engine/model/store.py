@@ -24,7 +24,7 @@ from sgl_engine.config import ReuseConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["pixels", "features", "prefix"]
+Kind = Literal["pixels", "features", "tiles", "prefix"]
 
 
 @dataclass(frozen=True)

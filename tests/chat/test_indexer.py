@@ -24,7 +24,7 @@ from langchain_sgl.indexing.indexer import TRANSCRIBE, SGLImageBlobParser, SGLIm
 from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress
 from sgl_engine.config import LimitsConfig
-from sgl_engine.demo.generator import draw_sample
+from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.vocabulary import TRANSCRIBE as PAIRS_PROMPT
 from sgl_engine.errors import (
     ConfigError,
@@ -555,9 +555,9 @@ async def test_a_cancelled_async_run_goes_on(folder: Path, tmp_path: Path) -> No
 def test_the_bundled_pair_transcribes_a_folder(tmp_path: Path) -> None:
     truths = {}
     for seed in (3, 4, 5, 6):
-        sample = draw_sample(seed, family="document")
-        Image.fromarray(sample.pixels).save(tmp_path / f"{seed}.png")
-        truths[f"{seed}.png"] = sample.content.transcription  # type: ignore[union-attr]
+        page = draw_page(seed, tiles=1, only=["document"])
+        Image.fromarray(page.pixels).save(tmp_path / f"{seed}.png")
+        truths[f"{seed}.png"] = page.contents[0].transcription  # type: ignore[union-attr]
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     loader = SGLImageIndexer(tmp_path, manifest=tmp_path / "index.db", relative_to=tmp_path)
     documents = {document.metadata["source"]: document for document in loader.load()}
