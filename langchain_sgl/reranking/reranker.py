@@ -30,6 +30,7 @@ from sgl_engine import (
     IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
+    ProcessorError,
     RequestCancelledError,
     RequestError,
 )
@@ -217,7 +218,9 @@ class SGLImageReranker(BaseDocumentCompressor):
             scores = scoring.score(lambda config: once(config=config), config)
         except (InvalidRequestError, RequestCancelledError):  # the query's fault, or the caller's wish
             raise
-        except (RequestError, IncompatiblePairError) as error:  # the latter: both models tile it differently
+        except (RequestError, IncompatiblePairError, ProcessorError) as error:
+            # The models are there, so these two are about the picture: one that both tile differently, or
+            # that a processor does not take.
             return _with(document, relevance_score=None, relevance_error=f"{type(error).__name__}: {error}")
         # With one answer, "none" for example, the score is 1 - p; expm1 keeps what that would round away.
         score = scores.shares[0] if self.positive is not None else -math.expm1(scores.logprobs[0])
