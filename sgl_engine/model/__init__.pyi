@@ -1,2 +1,3 @@
+from .settings import LoadSettings as LoadSettings, settings_of_each as settings_of_each
 from .store import StoreInfo as StoreInfo
 from .vlm import VLM as VLM
