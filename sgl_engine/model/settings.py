@@ -39,6 +39,7 @@ class LoadSettings(TypedDict, total=False):
 
 
 _PLACES = frozenset(("device", "device_map"))
+_DTYPES = frozenset("auto float16 bfloat16 float32 float64 half float double".split())
 _OF_THE_HUB = frozenset("cache_dir token local_files_only".split())
 _SET_HERE = frozenset(
     "config torch_dtype use_safetensors output_loading_info state_dict weights_only".split()
@@ -87,6 +88,12 @@ def check_settings(settings: Mapping[str, Any], whose: str) -> None:
         raise ConfigError(
             f"{whose} names {unknown[0]!r:.100}, which is no setting of a model.",
             remedy=f"Use {', '.join(LoadSettings.__annotations__)}.",
+        )
+    dtype = settings.get("dtype")
+    if isinstance(dtype, str) and dtype not in _DTYPES:
+        raise ConfigError(
+            f"{whose} names the dtype {dtype!r:.100}, in which no model computes.",
+            remedy=f"Use {', '.join(sorted(_DTYPES))}.",
         )
     device, device_map = settings.get("device"), settings.get("device_map")
     if device is not None and device_map is not None:
