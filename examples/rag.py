@@ -149,7 +149,7 @@ def total(findings: Sequence[Finding]) -> Decimal | None:
 
 
 def draw_receipts(folder: Path, count: int, start: int) -> Truth:
-    """Held-out pages with one receipt on each, some beside a scene or a chart, in the order of their seeds."""
+    """Held-out pages with one receipt each, some beside a scene or a chart, in the order of their seeds."""
     truth: dict[str, Mapping[str, str]] = {}
     seed = start
     while len(truth) < count:
