@@ -140,6 +140,9 @@ class Request:
             any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
             a template that does not know a name ignores it.
+        min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
+        max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
+        max_visual_tokens: The same in visual tokens of one picture.
     """
 
     messages: tuple[Message, ...]
@@ -165,6 +168,9 @@ class Request:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_visual_tokens: int | None = None
 
     @classmethod
     def ask(
