@@ -145,10 +145,17 @@ class BaseFamily:
             return None
         return Tiles.of(spans)
 
-    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
-        """Tower and projector, on a slice of the inputs."""
-        chosen = {name: entries(inputs[name], tiles, self.tile_axis) for name in self.vision_inputs(inputs)}
-        return self.features(model, chosen).unflatten(0, (len(tiles), -1))
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their entries."""
+        del config
+        return {name: entries(inputs[name], tiles, self.tile_axis) for name in self.vision_inputs(inputs)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """Tower and projector, on these entries."""
+        tiles = slices[self.tile_inputs[0]].shape[self.tile_axis]
+        return self.features(model, slices).unflatten(0, (tiles, -1))
 
     def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """One after the other."""

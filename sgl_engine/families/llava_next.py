@@ -109,15 +109,24 @@ class LlavaNext(BaseFamily):
         pictures = tuple(picture for picture, count in enumerate(counts) for _ in range(count))
         return Tiles(pictures, made[torch.searchsorted(image, visual)].T)
 
-    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
-        """As the model's own ``get_image_features``, before it stitches."""
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their pixels."""
         import torch
 
-        config, core, pixels = model.config, model.model, inputs["pixel_values"]
+        pixels = inputs["pixel_values"]
         if pixels.ndim == 5:  # pictures of fewer tiles are padded
             counts = self._tile_counts(config, inputs)
             pixels = torch.cat([own[:count] for own, count in zip(pixels, counts, strict=True)])
-        states = core.vision_tower(entries(pixels, tiles), output_hidden_states=True, return_dict=True)
+        return {"pixel_values": entries(pixels, tiles)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """As the model's own ``get_image_features``, before it stitches."""
+        import torch
+
+        config, core = model.config, model.model
+        states = core.vision_tower(slices["pixel_values"], output_hidden_states=True, return_dict=True)
         wanted = config.vision_feature_layer
         layers = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         hidden = torch.cat([states.hidden_states[layer] for layer in layers], dim=-1)
