@@ -43,7 +43,7 @@ from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
-from sgl_engine.prompt.texts import check_texts
+from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
 from sgl_engine.report.make import (
     Clock,
@@ -104,6 +104,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     """
     # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
+    check_fields(request)
     max_new_tokens, decoding = resolve(request, pair.config.generation)
     decoding = hold_to_form(request, decoding, pair.config.limits)
     request, prompt = _read(pair, request, clock)
@@ -156,6 +157,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     """
     # read
     clock.resume()
+    check_fields(request)
     answers = tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)

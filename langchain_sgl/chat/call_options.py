@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_sgl.chat.schemas import to_json_schema
+from langchain_sgl.structured.schemas import enforceable, to_json_schema
 from sgl_engine import (
     Escalate,
     ExitConfig,
@@ -195,7 +195,7 @@ class CallOptions(CallFields):
             tool_name=name,
             parallel_tool_calls=self._parallel(),
             logprobs=self.logprobs,
-            response_schema=_response_schema(self.response_format),
+            response_schema=enforceable(_response_schema(self.response_format)),
         )
 
     def _deadline(self, since: float | None) -> float | None:
@@ -240,7 +240,7 @@ def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
     return ToolSpec(
         name=function["name"],
         description=function.get("description") or "",
-        parameters=function.get("parameters") or {"type": "object", "properties": {}},
+        parameters=enforceable(function.get("parameters")) or {"type": "object", "properties": {}},
     )
 
 

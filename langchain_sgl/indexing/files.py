@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import os
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,6 +16,13 @@ from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents.base import Blob
 
 from sgl_engine import ConfigError, CorruptImageError, ImageLimitError, LimitsConfig
+from sgl_engine.prompt import mime_type_of, sniff
+
+_SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .jxl .webp .qoi".split())
+"""Names of pictures that ``mimetypes`` does not know everywhere."""
+_SHORT_MARKS = frozenset(("BMP", "PPM"))
+"""Formats whose mark is two characters, so that a text may begin with it."""
+_HEADER_BYTES = 512
 
 PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
 """A path, a LangChain blob, or an id with the picture's bytes."""
@@ -27,10 +35,12 @@ class PictureFailure:
     Attributes:
         source: Its path or id, as it stands in metadata; or a folder that cannot be read.
         error: Why not.
+        page: Of a file of several pages, counted from 0; None where the whole file is meant.
     """
 
     source: str
     error: Exception
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,21 +167,42 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
     """
     from PIL import Image
 
-    from sgl_engine.prompt import load_image, open_picture, sniff
+    from sgl_engine.prompt import load_image, open_picture
 
     width, height = load_image(data, limits).size
-    if sniff(data) == "PDF":
-        return PictureInfo("application/pdf", width, height)
     with open_picture(data, limits, "The picture") as header:
         assert header.format is not None, "it was opened from bytes"
         return PictureInfo(Image.MIME[header.format], width, height)
 
 
-def claims_picture(blob: Blob) -> bool:
-    """Tells whether a blob should be a picture by its name; one that has no path is taken to be one."""
+def is_meant(blob: Blob, data: bytes | None) -> bool:
+    """Tells whether something that cannot be used was meant as a picture, so that it has to be named.
+
+    A file of a folder was, if it is called one, or begins like one, or if nobody can tell.
+
+    Args:
+        blob: Where it is.
+        data: Its bytes, where they could be read.
+    """
     if blob.path is None or blob.data is not None:
         return True
-    return (mimetypes.guess_type(str(blob.path))[0] or "").startswith("image/")
+    path = Path(blob.path)
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if kind.startswith("image/") or path.suffix.lower() in _SUFFIXES:
+        return True
+    begins = data if data is not None else _first_bytes(path)
+    return begins is None or (sniff(begins) not in _SHORT_MARKS and mime_type_of(begins) is not None)
+
+
+def _first_bytes(path: Path) -> bytes | None:
+    """Reads how a file begins: None where that fails, nothing where it is no regular file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    except OSError:
+        return None
 
 
 def _as_blob(item: PictureSource) -> Blob:

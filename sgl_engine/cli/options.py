@@ -165,10 +165,7 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
             f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
         )
     _check_device(arguments.device)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one line of ours instead of two bars of theirs
-    logging.set_verbosity_error()
+    load_quietly()
     from sgl_engine import SGLEngine
     from sgl_engine.demo import demo_engine
 
@@ -176,6 +173,14 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
     if arguments.small is None:
         return demo_engine(config, **settings)
     return SGLEngine.from_pretrained(arguments.small, arguments.large, config, **settings)
+
+
+def load_quietly() -> None:
+    """One line of ours instead of two bars of theirs, while models load."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _check_device(device: str | None) -> None:

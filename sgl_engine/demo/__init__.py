@@ -1,7 +1,7 @@
-"""The bundled pair: two small models, trained from scratch on pictures that this package draws.
+"""The bundled pair: two small models, trained from scratch on pages that this package draws.
 
 ``demo_engine()`` needs no network and no GPU, and loads through the same code as any other pair. What the
-pair has learnt is in ``weights/README.md``: receipts and notes, scenes of coloured shapes, bar charts.
+pair has learnt is in ``weights/README.md``: documents, tables, forms, scenes of coloured shapes, charts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
-OTHER_GRID = WEIGHTS / "small-16x16"
-"""A small model that sees 16 x 16 tokens where the pair sees 12 x 12: for guidance across grids."""
 SCORER = "answer_probability"
-"""What separates this pair's right answers from its wrong ones best (``benchmarks/pair.py``)."""
+"""What separates this pair's right answers from its wrong ones best (``sgl bench``)."""
 
-__all__ = ["OTHER_GRID", "PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
+__all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
 
 
 def demo_engine(

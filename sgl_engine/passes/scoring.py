@@ -32,6 +32,7 @@ from sgl_engine.errors import (
 from sgl_engine.passes.pictures import NOTHING_REUSED, Reused, embed_pictures
 from sgl_engine.passes.prefill import Prefiller
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.prompt.texts import is_text
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
 from sgl_engine.request import Decoding, check_wanted
@@ -212,11 +213,13 @@ def check_answers(answers: Sequence[str]) -> Sequence[str]:
     """Returns the answers, if they can be scored.
 
     Raises:
-        InvalidRequestError: There are none, or one is empty, or they are one text.
+        InvalidRequestError: There are none, or one is empty or no text, or they are one text.
     """
-    if isinstance(answers, str) or not answers or not all(answer.strip() for answer in answers):
+    several = isinstance(answers, Sequence) and not isinstance(answers, str | bytes)
+    texts = several and all(map(is_text, answers))
+    if not texts or not answers or not all(answer.strip() for answer in answers):
         raise InvalidRequestError(
-            f"The answers to score are {answers!r}; at least one is needed, and none may be empty.",
+            f"The answers to score are {answers!r:.200}; at least one is needed, and none may be empty.",
             remedy="Give a list of the texts that are to be compared.",
         )
     return answers

@@ -1,18 +1,156 @@
-"""What the texts of a request may be, found out before anything slow looks at them."""
+"""What the fields and the texts of a request may be, found out before anything slow looks at them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeAlias, get_args
 
 from sgl_engine.chat.tool_calls import dump, function_schema
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError
-from sgl_engine.request import Request, check_wanted
+from sgl_engine.request import (
+    ImagePart,
+    Message,
+    Request,
+    Role,
+    ToolCall,
+    ToolChoice,
+    ToolSpec,
+    check_wanted,
+)
+
+_Fits: TypeAlias = Callable[[Any], bool]
 
 _PIECE_CHARS = 8_192
 _MARGIN = 8  # tokens of a piece that are there only because of where it was cut
+
+_SEEDS = range(-(2**63), 2**64)
+"""What torch's generators take."""
+
+
+def check_fields(request: Any) -> None:
+    """Refuses a request with a field of another type than it has, or beyond what any configuration takes.
+
+    Type annotations stop nobody, and requests are often made of what somebody sent. Numbers with a range in
+    ``GenerationConfig``, and ``logit_bias``, are looked at where they are resolved.
+
+    Raises:
+        InvalidRequestError: It names the field, the value and what belongs there.
+    """
+    if not isinstance(request, Request):
+        raise _wrong("The request", request, "Use sgl_engine.Request, as Request.ask(question, image).")
+    for name, (fits, what) in _FIELDS.items():
+        value = getattr(request, name)
+        if not fits(value):
+            raise _wrong(name, value, f"Use {what}.")
+    for message in request.messages:
+        _check_parts(message, _MESSAGE, "message")
+        for call in message.tool_calls:
+            _check_parts(call, _CALL, "call")
+    for tool in request.tools:
+        _check_parts(tool, _TOOL, "tool")
+
+
+def _check_parts(owner: Any, fields: Mapping[str, tuple[_Fits, str]], kind: str) -> None:
+    for name, (fits, what) in fields.items():
+        value = getattr(owner, name)
+        if not fits(value):
+            raise _wrong(f"The {name} of a {kind}", value, f"Use {what}.")
+
+
+def _wrong(what: str, value: Any, remedy: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{what} is {value!r:.100} ({type(value).__name__}).", remedy=remedy)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string that can be written down: half of a surrogate pair cannot."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it is an object that JSON can hold; one nested too deeply is told later, with its remedy."""
+    try:
+        json.dumps(dict(value))
+    except RecursionError:
+        return True
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, Mapping)
+
+
+def _several(kind: Any) -> _Fits:
+    return lambda value: isinstance(value, tuple | list) and all(isinstance(each, kind) for each in value)
+
+
+def _or_none(fits: _Fits) -> _Fits:
+    return lambda value: value is None or fits(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_FIELDS: dict[str, tuple[_Fits, str]] = {
+    "messages": (_several(Message), "a tuple of Message"),
+    "seed": (
+        _or_none(lambda seed: isinstance(seed, Integral) and not _is_flag(seed) and int(seed) in _SEEDS),
+        "an integer from -2**63 to 2**64 - 1, or None",
+    ),
+    "deadline": (
+        _or_none(lambda at: isinstance(at, Real) and not _is_flag(at) and at == at),  # noqa: PLR0124  # NaN
+        "a value of time.monotonic(), or None",
+    ),
+    "cancel": (
+        _or_none(lambda event: callable(getattr(event, "is_set", None))),
+        "a threading.Event, or None",
+    ),
+    "may_escalate": (_or_none(callable), "a function that returns whether it may, or None"),
+    "tools": (_several(ToolSpec), "a tuple of ToolSpec"),
+    "tool_choice": (
+        lambda choice: isinstance(choice, str) and choice in get_args(ToolChoice),
+        f"one of {', '.join(get_args(ToolChoice))}",
+    ),
+    "tool_name": (_or_none(is_text), "the name of a tool, or None"),
+    "parallel_tool_calls": (_is_flag, "True or False"),
+    "logprobs": (_is_flag, "True or False"),
+    "response_schema": (_or_none(_is_json), "a JSON schema as a dict, or None"),
+    "chat_template_kwargs": (
+        _or_none(lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given)),
+        "a dict of names and values, or None",
+    ),
+}
+_MESSAGE: dict[str, tuple[_Fits, str]] = {
+    "role": (
+        lambda role: isinstance(role, str) and role in get_args(Role),
+        f"one of {', '.join(get_args(Role))}",
+    ),
+    "content": (
+        lambda parts: (
+            _several((str, ImagePart))(parts)
+            and all(is_text(part) for part in parts if isinstance(part, str))
+        ),
+        "a tuple of whole strings and ImagePart",
+    ),
+    "tool_calls": (_several(ToolCall), "a tuple of ToolCall"),
+    "tool_call_id": (_or_none(is_text), "the id of a call, or None"),
+    "name": (_or_none(is_text), "the name of a tool, or None"),
+}
+_CALL: dict[str, tuple[_Fits, str]] = {
+    "id": (is_text, "a string"),
+    "name": (is_text, "the name of a tool"),
+    "arguments": (_is_json, "a dict that JSON can hold"),
+}
+_TOOL: dict[str, tuple[_Fits, str]] = {
+    "name": (is_text, "a string"),
+    "description": (is_text, "a string"),
+    "parameters": (_is_json, "a JSON schema as a dict"),
+}
 
 
 def check_lengths(
@@ -28,9 +166,10 @@ def check_lengths(
         name: The model's, for messages.
 
     Raises:
-        InvalidRequestError: A limit is passed.
+        InvalidRequestError: A limit is passed, or a field is of a wrong type.
         PromptTooLongError: They cannot fit the context.
     """
+    check_fields(request)
     check_texts(request, limits)
     waiting = partial(check_wanted, request, "while its texts were measured")
     check_context(request, tokenizer, context_tokens=context_tokens, name=name, still_wanted=waiting)

@@ -135,8 +135,8 @@ class Job:
         Raises:
             DeadlineError: The deadline passed, perhaps while it waited.
             RequestCancelledError: It is not wanted any more.
-            EngineError: The engine was closed, or has failed.
-            BaseException: What the models raised while they ran this job alone.
+            EngineError: The engine was closed, or has failed, or a model raised what would end a thread.
+            Exception: What the models raised while they ran this job alone.
         """
         return finish(self.pieces())
 
@@ -231,7 +231,7 @@ class JobBatch:
         except BaseException as error:  # noqa: BLE001  # whatever a model raises is its caller's to see
             if len(self.jobs) > 1:
                 return [job.again() for job in self.left]
-            self.jobs[0].end(error)
+            self.jobs[0].end(error if isinstance(error, Exception) else _not_of_the_caller(error))
         return []
 
     @property
@@ -243,6 +243,16 @@ class JobBatch:
         """Frees what the batch holds, such as caches."""
         if self._steps is not None:
             self._steps.close()
+
+
+def _not_of_the_caller(cause: BaseException) -> EngineError:
+    """Makes the error for what would end the thread that it is raised in, and was meant for another one."""
+    # A KeyboardInterrupt that a forward raises is no Ctrl-C: raised as it is, it would end the caller's
+    # process, or a batch whose other answers are there already.
+    name = type(cause).__name__
+    error = EngineError(f"A model raised {name} ({cause!s:.200}).", remedy="Ask again, and report this.")
+    error.__cause__ = cause
+    return error
 
 
 class Lane:

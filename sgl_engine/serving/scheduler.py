@@ -18,17 +18,17 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sgl_engine.config import SchedulerConfig
-from sgl_engine.errors import SGLError
+from sgl_engine.errors import EngineClosedError, SGLError
 from sgl_engine.request import Request
 from sgl_engine.serving.job import Job, Lane, Work
-from sgl_engine.serving.worker import Worker, closed_error
+from sgl_engine.serving.worker import Worker
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,31 +36,33 @@ if TYPE_CHECKING:
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
-_MAX_THREADS = 2**12  # started as needed; the real limit is how many requests are let in
-
 
 class _Cancellation(threading.Event):
-    """An event that is also set when the caller's own event is."""
+    """An event that is also set when one of several others is."""
 
-    def __init__(self, callers: threading.Event | None) -> None:
+    def __init__(self, *others: threading.Event | None) -> None:
         super().__init__()
-        self._callers = callers
+        self._others = [event for event in others if event is not None]
 
     def is_set(self) -> bool:
-        return super().is_set() or (self._callers is not None and self._callers.is_set())
+        return super().is_set() or any(event.is_set() for event in self._others)
 
 
 class Ticket:
     """A request's place in the engine. As a context manager, it is left at the end.
 
     Attributes:
-        request: The request; its ``cancel`` is also set when the ticket is left.
+        request: The request; its ``cancel`` is also set when the ticket is left, or the worker stops.
         limits: Limits of the engine that the request was given to.
     """
 
     def __init__(self, worker: Worker, request: Request, limits: SchedulerConfig) -> None:
-        self._cancel = _Cancellation(request.cancel)
-        self.request = replace(request, cancel=self._cancel)
+        # What is no request, or has no event there, is refused on its own road, and not among its neighbours.
+        own = getattr(request, "cancel", None)
+        is_event = own is None or isinstance(own, threading.Event) or hasattr(own, "is_set")
+        self._cancel = _Cancellation(own if is_event else None, worker.stopping)
+        takes_it = is_event and isinstance(request, Request)
+        self.request = replace(request, cancel=self._cancel) if takes_it else request
         self.limits = limits
         self._worker = worker
         self._expected: Lane | None = worker.small  # where its next job is expected
@@ -133,12 +135,12 @@ class Ticket:
 class Scheduler:
     """What engines on one pair of models share: a worker, and threads for requests in the background.
 
-    Threads start with the first use, and end when the scheduler is closed or garbage-collected.
+    The worker starts with the first use, and ends when the scheduler is closed or garbage-collected. When the
+    interpreter ends, nobody's answer is waited for: what is under way is cancelled.
     """
 
     def __init__(self) -> None:
         self._worker = Worker()
-        self._threads: ThreadPoolExecutor | None = None
         weakref.finalize(self, self._worker.abandon).atexit = False  # the worker sees to that itself
 
     @property
@@ -176,6 +178,9 @@ class Scheduler:
         Args:
             ticket: Its request's. Left when the future is cancelled, which is possible until the end.
             answer: What is run.
+
+        Raises:
+            EngineClosedError: The engine was closed, or the interpreter is ending.
         """
         future: Future[Result] = Future()
         future.add_done_callback(lambda ended: ticket.leave() if ended.cancelled() else None)
@@ -192,15 +197,11 @@ class Scheduler:
                 if future.set_running_or_notify_cancel():
                     future.set_result(outcome)
 
-        with self._worker.changed:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="sgl-request")
-            threads = self._threads
         try:
-            threads.submit(contextvars.copy_context().run, run)
-        except RuntimeError as error:  # closed since the ticket was given
+            self._worker.run_beside(partial(contextvars.copy_context().run, run))
+        except EngineClosedError:  # since the ticket was given
             ticket.leave()
-            raise closed_error() from error
+            raise
         return future
 
     def close(self, *, wait: bool = True) -> None:
@@ -210,8 +211,6 @@ class Scheduler:
             wait: Whether to return only when that is done.
         """
         self._worker.close()
-        if self._threads is not None:
-            self._threads.shutdown(wait=wait)
         if wait:
             self._worker.join()
 

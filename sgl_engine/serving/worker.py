@@ -21,7 +21,7 @@ from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
 from sgl_engine.serving.job import LARGE_BATCHES, Job, Lane
 
-_EXIT_S = 10.0  # how long the interpreter's exit waits for a step to end
+_EXIT_S = 10.0  # how long the interpreter's exit waits for what is under way to stop
 
 
 class Worker:
@@ -29,6 +29,10 @@ class Worker:
 
     It belongs to a process: after a fork, the child's worker starts anew, without the jobs of the parent.
     Do not fork while requests are under way: locks of the models would stay locked in the child.
+
+    Attributes:
+        changed: Guards everything here, and is notified of every change.
+        stopping: Set once all that is under way has to stop within one token: every ticket's cancellation.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,8 @@ class Worker:
         self._active = 0  # requests that are inside
         self._step: tuple[Lane, float] | None = None  # whose step is running, and since when
         self._closed = self._ended = False
+        self.stopping = threading.Event()
+        self._beside: set[threading.Thread] = set()  # threads of requests in the background
         self._process = os.getpid()
 
     def admit(self, count: int, limits: SchedulerConfig) -> int:
@@ -57,7 +63,7 @@ class Worker:
                 "The engine was asked by what it is running itself.",
                 remedy="Ask from another thread, or another engine.",
             )
-        if self._process != os.getpid():
+        if not self.is_of_this_process:
             self._forget_parent()
         with self.changed:
             if self._closed:
@@ -128,17 +134,52 @@ class Worker:
             self._closed = True
             self.changed.notify_all()
 
+    def run_beside(self, target: Callable[[], None]) -> None:
+        """Runs ``target`` in a thread of its own, which keeps no interpreter from ending.
+
+        Raises:
+            EngineClosedError: The engine was closed, or the interpreter is ending.
+        """
+
+        def run() -> None:
+            try:
+                target()
+            finally:
+                with self.changed:
+                    self._beside.discard(thread)
+
+        thread = threading.Thread(target=run, name="sgl-request", daemon=True)
+        with self.changed:
+            if self._closed:
+                raise closed_error()
+            _stop_at_exit(self)
+            self._beside.add(thread)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._beside.discard(thread)
+                raise closed_error() from error
+
     def abandon(self) -> None:
-        """Ends the thread after the step that is under way; jobs that are left end with an error."""
+        """Cancels what is under way, and ends the thread after its token; jobs left end with an error."""
+        self.stopping.set()
         with self.changed:
             self._closed = self._ended = True
             self.changed.notify_all()
 
-    def join(self, timeout_s: float | None = None) -> None:
-        """Waits for the thread's end, ``timeout_s`` at most."""
-        # The thread itself may come here, when it drops the last reference to an engine.
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+    def join(self, until_s: float | None = None) -> None:
+        """Waits for the end of all threads, until ``time.perf_counter()`` is ``until_s`` at most."""
+        with self.changed:
+            threads = [*self._beside, *([] if self._thread is None else [self._thread])]
+        for thread in threads:
+            # One of them may come here itself, when it drops the last reference to an engine.
+            if thread is not threading.current_thread():
+                thread.join(None if until_s is None else max(0.0, until_s - time.perf_counter()))
+
+    def wait_for_callers(self, until_s: float) -> None:
+        """Waits until nobody is inside, until ``time.perf_counter()`` is ``until_s`` at most."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self._active, max(0.0, until_s - time.perf_counter()))
 
     @property
     def is_idle(self) -> bool:
@@ -146,14 +187,17 @@ class Worker:
         with self.changed:
             return not (self._active or self._has_work())
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was begun in this process, and not in one that this is a fork of."""
+        return self._process == os.getpid()
+
     def _has_work(self) -> bool:
         return any(lane.waiting or lane.running for lane in (self.small, self.large))
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sgl-engine", daemon=True)
-        if not _started:  # none yet, so nothing is registered
-            atexit.register(_stop_all)
-        _started.add(self)
+        _stop_at_exit(self)
         self._thread.start()
 
     def _forget_parent(self) -> None:
@@ -227,14 +271,24 @@ class Worker:
 _started: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
+def _stop_at_exit(worker: Worker) -> None:
+    """Sees to it that a worker is stopped before the interpreter ends."""
+    if not _started:  # none yet, so nothing is registered
+        atexit.register(_stop_all)
+    _started.add(worker)
+
+
 def _stop_all() -> None:
-    """Stops all workers before the interpreter ends."""
-    # A thread that is inside torch at that moment would take the process down.
-    workers = list(_started)
+    """Stops all workers before the interpreter ends, and waits for their threads and for callers' own."""
+    # The threads are daemons: nobody waits for whole answers. But one that is inside torch when the
+    # interpreter ends would take the process down.
+    workers = [worker for worker in _started if worker.is_of_this_process]
     for worker in workers:
         worker.abandon()
+    until_s = time.perf_counter() + _EXIT_S
     for worker in workers:
-        worker.join(_EXIT_S)
+        worker.join(until_s)
+        worker.wait_for_callers(until_s)
 
 
 def closed_error() -> EngineClosedError:

@@ -18,7 +18,7 @@ from langchain_sgl.reranking.reranker import YES_OR_NO, SGLImageReranker, _conte
 from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 from sgl_engine import Request, SGLEngine
 from sgl_engine.demo import demo_engine
-from sgl_engine.demo.generator import draw_sample
+from sgl_engine.demo.pages import Page, PageDocument, draw_page
 from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
@@ -34,15 +34,22 @@ from sgl_engine.testing import tiny_vlm
 SEEDS = (3, 5, 8, 11)
 
 
-def receipt(seed: int) -> Any:
-    return draw_sample(seed, family="document")
+def drawn(seed: int) -> Page:
+    return draw_page(seed, tiles=1, only=["document"])
+
+
+def receipt(seed: int) -> PageDocument:
+    """What the page says: a receipt or a note."""
+    (document,) = drawn(seed).contents
+    assert isinstance(document, PageDocument)
+    return document
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("receipts")
     for seed in SEEDS:
-        Image.fromarray(receipt(seed).pixels).save(folder / f"{seed}.png")
+        Image.fromarray(drawn(seed).pixels).save(folder / f"{seed}.png")
     return folder
 
 
@@ -58,9 +65,9 @@ def tiny() -> SGLEngine:
 
 def question_for(seed: int) -> str:
     """About a word that stands on this picture and on no other."""
-    others = {label for other in SEEDS if other != seed for label, _ in receipt(other).content.lines}
-    label = next(label for label, _ in receipt(seed).content.lines if label not in others)
-    return f"{label} price" if receipt(seed).content.style == "receipt" else f"{label} value"
+    others = {label for other in SEEDS if other != seed for label, _ in receipt(other).lines}
+    label = next(label for label, _ in receipt(seed).lines if label not in others)
+    return f"{label} price" if receipt(seed).is_receipt else f"{label} value"
 
 
 def order(documents: Any) -> list[str]:

@@ -21,6 +21,7 @@ from sgl_engine.errors import (
     ConfigError,
     CorruptImageError,
     DeadlineError,
+    EngineError,
     InvalidRequestError,
     RequestCancelledError,
     SGLError,
@@ -224,6 +225,34 @@ def test_a_request_that_is_cancelled_halfway_leaves_the_others_alone(
     assert re.search("after [1-3] of 9 answer tokens", str(got[0]))
     for result, response in zip(got[1:], alone[1:], strict=True):
         same(result, response)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit(3), GeneratorExit, MemoryError])
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_what_a_forward_raises_takes_no_other_row_along(
+    pair: SGLEngine, model: str, raised: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = pair.with_config(config("always"))
+    guilty = replace(MIXED[2], max_new_tokens=2)
+    alone = [engine.run(request) for request in MIXED[:2]]
+    vlm = getattr(engine, model)
+    marked = vlm.encode(guilty).input_ids
+    original = vlm.forward_batch
+
+    def forward(*args: Any, batch: Any, **kwargs: Any) -> torch.Tensor:
+        if any(torch.equal(prompt.input_ids, marked) for prompt in batch.prompts):
+            raise raised
+        result: torch.Tensor = original(*args, batch=batch, **kwargs)
+        return result
+
+    monkeypatch.setattr(vlm, "forward_batch", forward)
+    first, wrong, last = engine.run_batch([MIXED[0], guilty, MIXED[1]])
+    same(first, alone[0])
+    same(last, alone[1])
+    kind = MemoryError if raised is MemoryError else EngineError
+    assert isinstance(wrong, kind)
+    with pytest.raises(kind):
+        engine.run(guilty)
 
 
 def test_late_requests_fail_and_the_others_do_not(pair: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
