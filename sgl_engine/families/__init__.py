@@ -14,7 +14,7 @@ from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, Tiles, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,9 @@ class Family(Protocol):
         None where pictures cannot be told apart, or where a picture's features depend on the others.
         """
 
-    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
         """What the vision tower sees apart of a prompt's pictures; None where it sees each in one piece."""
 
     def tile_slices(

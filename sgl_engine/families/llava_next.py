@@ -14,7 +14,7 @@ from sgl_engine.errors import ProcessorError
 from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, entries, flat, side
 from sgl_engine.families.llava import clip_shape
 from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, Tiles, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,9 @@ class LlavaNext(BaseFamily):
         """Tiles, and the sizes of the images that they were cut from."""
         return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
 
-    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
         """Read off the model's own stitching, by features that say which tile they are of."""
         import torch
 
@@ -107,7 +109,7 @@ class LlavaNext(BaseFamily):
         image = (on_cpu["input_ids"][0] == self.image_token_id(model.config)).nonzero()[:, 0]
         visual = torch.tensor([position for span in spans for position in span.positions])
         pictures = tuple(picture for picture, count in enumerate(counts) for _ in range(count))
-        return Tiles(pictures, made[torch.searchsorted(image, visual)].T)
+        return PromptTiles(pictures, made[torch.searchsorted(image, visual)].T)
 
     def tile_slices(
         self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]

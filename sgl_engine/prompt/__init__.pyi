@@ -5,7 +5,7 @@ from .encoded import (
     PictureAxes as PictureAxes,
     PromptBatch as PromptBatch,
     PromptPart as PromptPart,
-    Tiles as Tiles,
+    PromptTiles as PromptTiles,
     VisualSpan as VisualSpan,
 )
 from .formats import open_picture as open_picture

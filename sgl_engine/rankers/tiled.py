@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgl_engine.attention import ImportanceMap
-from sgl_engine.prompt import Tiles
+from sgl_engine.prompt import PromptTiles
 from sgl_engine.pruning import choose_tiles
 from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.rankers.guided import plain, question_rows
@@ -69,7 +69,7 @@ def _gated(case: RankingCase, by: Tensor) -> ImportanceMap:
     return case.small_map(_share(plain(case).mass) + inside.float())
 
 
-def _in_turn(tiles: Tiles, mass: Tensor, votes: Tensor) -> Tensor:
+def _in_turn(tiles: PromptTiles, mass: Tensor, votes: Tensor) -> Tensor:
     """Ranks so that however many tokens are kept, tiles have them in proportion to their votes (Webster).
 
     Within a tile, tokens come by mass; tiles without a vote come last.
@@ -84,19 +84,19 @@ def _in_turn(tiles: Tiles, mass: Tensor, votes: Tensor) -> Tensor:
     return 1 / turn + 1e-6 * _share(mass)  # equal turns by mass
 
 
-def _tiles(case: RankingCase) -> Tiles:
+def _tiles(case: RankingCase) -> PromptTiles:
     """Returns the small prompt's tiles; where they are unknown, its spans."""
     found = case.small_prompt.tiles
-    return Tiles.of(case.small_prompt.spans) if found is None else found
+    return PromptTiles.of(case.small_prompt.spans) if found is None else found
 
 
-def _pictures(tiles: Tiles) -> list[Tensor]:
+def _pictures(tiles: PromptTiles) -> list[Tensor]:
     """Which tokens each picture has, bool (V,)."""
     rows = (torch.tensor([of == picture for of in tiles.pictures]) for picture in set(tiles.pictures))
     return [tiles.tokens[own].any(dim=0) for own in rows]
 
 
-def _of_tiles(tiles: Tiles, values: Tensor) -> Tensor:
+def _of_tiles(tiles: PromptTiles, values: Tensor) -> Tensor:
     """Carries a value of each tile (T,) to its tokens (V,); one of several tiles gets the largest."""
     return torch.where(tiles.tokens, values[:, None], -torch.inf).amax(dim=0)
 

@@ -360,7 +360,7 @@ class TestTileFirst:
         return SimpleNamespace(
             small=SimpleNamespace(importance=small_map(mass.flatten())),
             small_prompt=SimpleNamespace(spans=spans, tiles=None),
-            rows=AttentionRows(plain=rows, by_value=rows, prompt_rows=2),
+            rows=AttentionRows(plain=rows, by_value=rows, key_norms=rows[0], prompt_rows=2),
             small_map=small_map,
         )
 

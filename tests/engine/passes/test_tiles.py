@@ -18,7 +18,7 @@ from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.passes import run_large_batch, run_large_pass, run_scoring_pass
 from sgl_engine.passes.pictures import embed_pictures, run_towers
 from sgl_engine.passes.prefill import find_tiles
-from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch, Tiles
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch, PromptTiles
 from sgl_engine.pruning import PruningPlan, keep_everything, plan_pruning
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.request import ImagePart
@@ -311,7 +311,7 @@ def test_scores_are_those_of_the_masked_model() -> None:
 
 def test_tiles_of_spans() -> None:
     prompt = encoded("internvl", "two pictures")
-    tiles = Tiles.of(prompt.spans)
+    tiles = PromptTiles.of(prompt.spans)
     assert tiles.by_picture(2) == [[0, 1, 2], [3, 4, 5, 6, 7]]
     assert tiles.by_picture(1) == [list(range(8))]
     assert tiles.tokens.sum(dim=1).tolist() == [16] * 8
