@@ -26,7 +26,7 @@ from langchain_sgl.indexing.options import IndexOptions
 from langchain_sgl.indexing.progress import IndexProgress
 from langchain_sgl.indexing.reading import IndexedPicture
 from langchain_sgl.indexing.run import IndexingRun
-from sgl_engine import ConfigError, LimitsConfig
+from sgl_engine import TRANSCRIPTION_PRESET, ConfigError, LimitsConfig
 from sgl_engine.prompt import mime_type_of
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class SGLImageIndexer(BaseLoader):
         source: A folder, a file, a blob loader, or any number of paths, blobs and (id, bytes) pairs.
         model: Any chat model that sees pictures; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
-        retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
-            "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
-            need it.
+        retention: Visual tokens that the large model keeps; by default what transcriptions need
+            (``TRANSCRIPTION_PRESET``). A caption does with less. None is the model's own setting; models
+            other than ``ChatSGL`` need it.
         pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
             alone. Frames of an animation are pages. Those of a PDF need pypdfium2
             (``pip install 'langchain-sgl[pictures]'``), and are drawn at ``LimitsConfig.pdf_dpi``.
@@ -110,7 +110,7 @@ class SGLImageIndexer(BaseLoader):
         *,
         model: BaseChatModel | None = None,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         pages: Literal["all", "first"] = "all",
         max_pages: int = 1000,
         glob: str = "**/*",
@@ -306,7 +306,7 @@ class SGLImageBlobParser(BaseBlobParser):
         model: BaseChatModel | None = None,
         *,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         report: Report = "flat",
     ) -> None:
         self._model, self._prompt, self._retention, self._report = model, prompt, retention, report
