@@ -97,7 +97,7 @@ def measured(found: dict[str, Any]) -> list[str]:
         f"Exact match in % (95 % interval) on {found['rows']} held-out questions, one to a page, without",
         "transcriptions (`sgl bench`). Guided: the large model, pruned by the small one's map to",
         "that average retention. AUROC: does the small model's score tell right answers from wrong?",
-        f"Over all {score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
+        f"All: {score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
         "",
         cascade(found),
         "",
