@@ -333,7 +333,7 @@ class SGLEngine:
         return len(self.large.encode(request, config.limits, config.reuse, config.large_pictures))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-        """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.
+        """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.
 
         Args:
             prompt: The prompt that is pruned.

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_sgl.chat.schemas import to_json_schema
+from langchain_sgl.structured.schemas import enforceable, to_json_schema
 from sgl_engine import (
     Escalate,
     ExitConfig,
     Fraction,
     InvalidRequestError,
     Message,
+    PruningConfig,
     Request,
     ToolChoice,
     ToolSpec,
@@ -38,6 +39,8 @@ class CallFields(BaseModel):
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
         retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
+        tiles: Tiles that the large model is given: those that hold one of so many of a picture's most
+            important tokens, or "all".
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.
@@ -53,6 +56,7 @@ class CallFields(BaseModel):
     escalate: Escalate | None = None
     exit_threshold: Fraction | None = None
     retention: str | None = None
+    tiles: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     scorer: str | None = None
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -119,8 +123,9 @@ class CallOptions(CallFields):
         update: dict[str, Any] = {}
         if given:
             update["exit"] = ExitConfig(**{**config.exit.model_dump(), **given})
-        if self.retention is not None:
-            update["pruning"] = pruning_preset(self.retention)
+        pruning = self._pruning(config)
+        if pruning != config.pruning:
+            update["pruning"] = pruning
         return engine.with_config(config.model_copy(update=update)) if update else engine
 
     def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
@@ -131,11 +136,17 @@ class CallOptions(CallFields):
         # A threshold of the call's own takes the place of the certified one.
         if self.exit_threshold is not None:
             return without
-        pruning = config.pruning if self.retention is None else pruning_preset(self.retention)
-        if pruning == config.pruning and self.scorer in {None, config.exit.scorer}:
+        if self._pruning(config) == config.pruning and self.scorer in {None, config.exit.scorer}:
             return {}
         # Nothing was certified for other pruning or another score, so the small answer is never kept.
         return {**without, "escalate": "always"}
+
+    def _pruning(self, config: EngineConfig) -> PruningConfig:
+        """Returns the pruning that these options want."""
+        point = config.pruning if self.retention is None else pruning_preset(self.retention)
+        # A preset says nothing of tiles, so it leaves that setting as it is.
+        tiles = config.pruning.tiles if self.tiles is None else self.tiles
+        return point.model_copy(update={"tiles": tiles})
 
     def _route(self, engine: SGLEngine) -> Escalate | None:
         """Turns the name of a model into the route to it."""
@@ -184,7 +195,7 @@ class CallOptions(CallFields):
             tool_name=name,
             parallel_tool_calls=self._parallel(),
             logprobs=self.logprobs,
-            response_schema=_response_schema(self.response_format),
+            response_schema=enforceable(_response_schema(self.response_format)),
         )
 
     def _deadline(self, since: float | None) -> float | None:
@@ -229,7 +240,7 @@ def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
     return ToolSpec(
         name=function["name"],
         description=function.get("description") or "",
-        parameters=function.get("parameters") or {"type": "object", "properties": {}},
+        parameters=enforceable(function.get("parameters")) or {"type": "object", "properties": {}},
     )
 
 

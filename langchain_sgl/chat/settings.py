@@ -170,7 +170,9 @@ class ChatSettings(CallFields, BaseChatModel):
             update["limits"] = self.limits
         # A calibration is checked against pruning and scorer, so these two are set first.
         if self.calibration is not None:
-            engine = CallOptions.of(retention=self.retention, scorer=self.scorer).configure(engine)
+            engine = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer).configure(
+                engine
+            )
             own = {"calibration": self.calibration, "risk": self.risk}
             update["exit"] = ExitConfig(**{**engine.config.exit.model_dump(), **own})
         return engine.with_config(engine.config.model_copy(update=update)) if update else engine

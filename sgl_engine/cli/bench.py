@@ -316,15 +316,20 @@ def _points(text: str) -> dict[str, PruningConfig]:
 
 
 def _point(name: str) -> PruningConfig:
-    if name in PRESETS:
-        return PRESETS[name]
-    layer, colon, kept = name.partition(":")
+    numbers, plus, tiles = name.partition("+")
+    layer, colon, kept = numbers.partition(":")
     try:
+        point = PRESETS.get(numbers)
         if colon:
-            return PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+            point = PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+        if point is not None:
+            return PruningConfig(**{**point.model_dump(), "tiles": int(tiles)}) if plus else point
     except ValueError:  # pydantic's errors are such
         pass
-    raise argparse.ArgumentTypeError(f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2")
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2, perhaps with the number of "
+        "tokens that tiles are chosen by behind it, as in 35%+5"
+    )
 
 
 def _whole(value: str) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.model.encoding import check_features
-from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt, Part, join_pictures, split_pictures
+from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt, PromptPart, join_pictures, split_pictures
 
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
@@ -124,18 +124,18 @@ def _keys(vlm: VLM, prompt: EncodedPrompt) -> list[_Key]:
     return [(digest, vlm.model.dtype, vlm.device) for digest in prompt.picture_digests]
 
 
-def _known_in_tiles(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig) -> Part | None:
+def _known_in_tiles(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig) -> PromptPart | None:
     """Returns all of a prompt as a part of it, where single tiles of a picture in it are known; else None."""
     if not (reuse.keeps_features and prompt.spans):
         return None
     if not any(vlm.store.holds("tiles", key) for key in _keys(vlm, prompt)):
         return None
-    tiles = vlm.family.cut(vlm.model, prompt.inputs, prompt.spans)
-    return tiles and Part(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
+    tiles = prompt.tiles
+    return tiles and PromptPart(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
 
 
 @torch.inference_mode()
-def _embed_part(vlm: VLM, prompt: EncodedPrompt, part: Part, reuse: ReuseConfig) -> EmbeddedPrompt:
+def _embed_part(vlm: VLM, prompt: EncodedPrompt, part: PromptPart, reuse: ReuseConfig) -> EmbeddedPrompt:
     """Embeds what is left of a prompt; the tower runs on its tiles that are not known."""
     with vlm.exclusive():
         pictures = _pictures_of(vlm, part, reuse)
@@ -192,7 +192,7 @@ class _TiledPicture:
         return vlm.family.join_tiles(vlm.model, self.inputs, features)
 
 
-def _pictures_of(vlm: VLM, part: Part, reuse: ReuseConfig) -> list[_TiledPicture]:
+def _pictures_of(vlm: VLM, part: PromptPart, reuse: ReuseConfig) -> list[_TiledPicture]:
     """Looks up what is known of a part's pictures."""
     whole, chosen, pictures = part.whole, set(part.chosen), []
     inputs = split_pictures(whole.inputs, whole.picture_axes)

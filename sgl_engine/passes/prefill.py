@@ -131,7 +131,7 @@ def find_tiles(vlm: VLM, prompt: EncodedPrompt) -> Tiles | None:
     """
     if not prompt.spans or not takes_padding(vlm) or vlm.has_sliding_layers:
         return None
-    tiles = vlm.family.cut(vlm.model, prompt.inputs, prompt.spans)
+    tiles = prompt.tiles
     # A prompt that ends with a visual token goes on from that token's row, so that has to enter.
     ends_in_text = max(prompt.visual_positions) < len(prompt) - 1
     several = tiles is not None and len(set(tiles.pictures)) < len(tiles)

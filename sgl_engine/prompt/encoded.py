@@ -9,7 +9,7 @@ are as far apart as its positions are, and causal masks and windows are right fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -68,6 +68,7 @@ class EncodedPrompt:
             None where tokens are simply numbered.
         picture_axes: Where each picture lies in the inputs (``PictureAxes``); None where pictures cannot
             be told apart there.
+        cut: Tells in which tiles the vision tower sees the pictures (``tiles``).
         part: Where the tokens of some tiles are left out (``leave_out``): of which prompt, and what is left.
             Then ``inputs`` are those of the text alone.
     """
@@ -77,7 +78,8 @@ class EncodedPrompt:
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
     picture_axes: PictureAxes | None = None
-    part: Part | None = None
+    cut: Callable[[], Tiles | None] = lambda: None
+    part: PromptPart | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -92,6 +94,11 @@ class EncodedPrompt:
     def visual_positions(self) -> tuple[int, ...]:
         """The V prompt positions of visual tokens, ascending."""
         return tuple(position for span in self.spans for position in span.positions)
+
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """What the vision tower sees apart; None where that is not known. Computed when first asked for."""
+        return self.cut()
 
     @cached_property
     def picture_digests(self) -> tuple[bytes, ...]:
@@ -140,7 +147,7 @@ class Tiles:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PromptPart:
     """What is left of a prompt.
 
     Attributes:
@@ -156,7 +163,7 @@ class Part:
     chosen: tuple[int, ...]
 
 
-def leave_out(part: Part) -> EncodedPrompt:
+def leave_out(part: PromptPart) -> EncodedPrompt:
     """A prompt without what a part does not have; what is left keeps its rotary positions."""
     whole, columns = part.whole, part.columns.to(part.whole.input_ids.device)
     positions = whole.positions
@@ -169,7 +176,7 @@ def leave_out(part: Part) -> EncodedPrompt:
     )
 
 
-def _spans_of(part: Part) -> tuple[VisualSpan, ...]:
+def _spans_of(part: PromptPart) -> tuple[VisualSpan, ...]:
     """The visual tokens of a part; where a span is not left as a whole, each stretch of it becomes one."""
     column = {position: column for column, position in enumerate(part.columns.tolist())}
     spans: list[VisualSpan] = []

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import ConfigError
-from sgl_engine.prompt.encoded import EncodedPrompt, Part, Tiles, VisualSpan, leave_out
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, Tiles, VisualSpan, leave_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class PruningPlan:
         visual = torch.tensor(prompt.visual_positions, dtype=torch.int64)
         enters[visual[~self.tiles.made_of(self.chosen_tiles)]] = False
         columns = enters.nonzero()[:, 0]
-        left = leave_out(Part(prompt, columns, self.tiles, self.chosen_tiles))
+        left = leave_out(PromptPart(prompt, columns, self.tiles, self.chosen_tiles))
         return left, replace(
             self,
             keep=torch.searchsorted(columns, self.keep),
