@@ -59,6 +59,10 @@ PRESETS: dict[str, PruningConfig] = {
 }
 """The paper's operating points, by average retention of visual tokens; "100%" prunes nothing."""
 
+TRANSCRIPTION_PRESET = "100%"
+"""Which of them transcribing uses where nothing else is said: it needs all of a page, not the little that a
+question needs. What each of them makes of transcriptions is in a table of ``sgl bench``."""
+
 
 class ExitConfig(_Config):
     """When the small answer is kept (SGL, section 3.3).
