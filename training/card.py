@@ -96,8 +96,8 @@ def measured(found: dict[str, Any]) -> list[str]:
     lines = [
         f"Exact match in % (95 % interval) on {found['rows']} held-out questions, one to a page, without",
         "transcriptions (`sgl bench`). Guided: the large model, pruned by the small one's map to",
-        "that average retention. AUROC: does the small model's score tell right answers from wrong? Of all questions",
-        f"{score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
+        "that average retention. AUROC: does the small model's score tell right answers from wrong?",
+        f"All: {score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
         "",
         cascade(found),
         "",

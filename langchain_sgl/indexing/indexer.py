@@ -29,7 +29,7 @@ from langchain_sgl.indexing.progress import IndexProgress
 from langchain_sgl.indexing.reading import IndexedPicture
 from langchain_sgl.indexing.run import IndexingRun
 from langchain_sgl.wrapped_models import models_inside
-from sgl_engine import ConfigError, LimitsConfig
+from sgl_engine import TRANSCRIPTION_PRESET, ConfigError, LimitsConfig
 from sgl_engine.prompt import mime_type_of
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class SGLImageIndexer(BaseLoader):
         model: Any chat model that sees pictures, as it is or from its ``bind``, ``with_config``,
             ``with_retry`` or ``with_fallbacks``; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
-        retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
-            "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
-            need it.
+        retention: Visual tokens that the large model keeps; by default what transcriptions need
+            (``TRANSCRIPTION_PRESET``). A caption does with less. None is the model's own setting; models
+            other than ``ChatSGL`` need it.
         pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
             alone. Frames of an animation are pages. Those of a PDF need pypdfium2
             (``pip install 'langchain-sgl[pictures]'``), and are drawn at ``LimitsConfig.pdf_dpi``.
@@ -116,7 +116,7 @@ class SGLImageIndexer(BaseLoader):
         *,
         model: Runnable[LanguageModelInput, AIMessage] | None = None,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         pages: Literal["all", "first"] = "all",
         max_pages: int = 1000,
         glob: str = "**/*",
@@ -321,7 +321,7 @@ class SGLImageBlobParser(BaseBlobParser):
         model: Runnable[LanguageModelInput, AIMessage] | None = None,
         *,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         report: Report = "flat",
     ) -> None:
         self._model, self._prompt, self._retention, self._report = model, prompt, retention, report

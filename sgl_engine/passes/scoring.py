@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -209,7 +209,7 @@ def _importance(
     return importance_map(sums, prompt.spans)
 
 
-def check_answers(answers: Sequence[str]) -> Sequence[str]:
+def check_answers(answers: Any) -> Sequence[str]:
     """Returns the answers, if they can be scored.
 
     Raises:
