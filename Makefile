@@ -11,22 +11,14 @@ LOG := $(VENV)/install.log
 # As many processes as there are cores, four at most; each holds models of its own.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 PARALLEL = -n $(WORKERS) --dist worksteal
-PICTURES := sgl_engine/demo/pictures
 
 .PHONY: help demo test check format
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-define ask
-@echo '$$ sgl ask $(1) "$(2)"'
-@$(BIN)/sgl ask $(1) "$(2)"
-@echo
-endef
-
-demo: $(INSTALLED) ## ask the bundled pair two questions about a bundled picture
-	$(call ask,$(PICTURES)/receipt.png,How much is the total?)
-	$(call ask,$(PICTURES)/scene.png,How many purple shapes are there?)
+demo: $(INSTALLED) ## ask the bundled pair three questions about a page, timed against its large model alone
+	@$(BIN)/sgl demo
 
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest $(PARALLEL)

@@ -54,14 +54,14 @@ def bundled(count: int) -> Callable[[], object]:
 
     from sgl_engine import Request
     from sgl_engine.demo import demo_engine
-    from sgl_engine.demo.generator import heldout_questions
+    from sgl_engine.demo.pages import heldout_pages
 
     engine = demo_engine()
     engine = engine.with_config(engine.config.escalating("always"))
     requests = cycle(
         [
-            Request.ask(question.text, Image.fromarray(sample.pixels))
-            for sample, question in islice(heldout_questions(count), count)
+            Request.ask(question.text, Image.fromarray(page.pixels))
+            for page, question in islice(heldout_pages(count), count)
         ]
     )
     return lambda: engine.run(next(requests))

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from sgl_engine import Request
 from sgl_engine.demo.drawing import Question
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.evaluation.intervals import share
 
 Row = TypeVar("Row")
@@ -40,10 +40,8 @@ def parse(description: str | None, *, questions: int, json: str, **folders: str)
 
 def questions(count: int, start: int = 0) -> Iterator[tuple[Request, Question]]:
     """The first ``count`` held-out questions as requests, with a progress bar on a terminal."""
-    for sample, question in track(
-        heldout_questions(count, start=start), description="questions", total=count
-    ):
-        yield Request.ask(question.text, Image.fromarray(sample.pixels)), question
+    for page, question in track(heldout_pages(count, start=start), description="questions", total=count):
+        yield Request.ask(question.text, Image.fromarray(page.pixels)), question
 
 
 def is_exact(answer: str, question: Question) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.bench_pair import Timed
 from sgl_engine import VLM, Request, SGLEngine
 from sgl_engine.demo import demo_engine
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def profile_bundled(count: int) -> Stages:
     engine = demo_engine()
     engine = engine.with_config(engine.config.escalating("always"))
     runs = [
-        _profile(engine, Request.ask(question.text, Image.fromarray(sample.pixels)), lambda: None)
-        for sample, question in islice(heldout_questions(1 + count), 1 + count)
+        _profile(engine, Request.ask(question.text, Image.fromarray(page.pixels)), lambda: None)
+        for page, question in islice(heldout_pages(1 + count), 1 + count)
     ][1:]
     return Stages("bundled pair", _medians(runs))
 

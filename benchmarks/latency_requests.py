@@ -15,7 +15,7 @@ from benchmarks.timing import Comparison, take_turns
 from sgl_engine import Request, Response
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.demo import demo_engine
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.passes import run_large_pass, run_small_pass
 
 BATCH = 32
@@ -111,14 +111,14 @@ def _other_picture(timed: Timed, engine: Any, route: str) -> Comparison:
 def batch(repeats: int, clock: Callable[[], float], count: int = BATCH) -> list[Comparison]:
     """The bundled pair, many requests: one after the other, and together."""
     engine = demo_engine()
-    asked = list(islice(heldout_questions(count), count))
+    asked = list(islice(heldout_pages(count), count))
     marks = numbers()
 
     def marked() -> list[Request]:
         """The same questions about pictures that differ in two pixels, so that no cache knows them."""
         requests = []
-        for sample, question in asked:
-            pixels, mark = sample.pixels.copy(), next(marks)
+        for page, question in asked:
+            pixels, mark = page.pixels.copy(), next(marks)
             pixels[0, :2, 0] = mark % 256, mark // 256
             requests.append(Request.ask(question.text, Image.fromarray(pixels)))
         return requests

@@ -23,9 +23,7 @@ from benchmarks.heldout import parse, percent
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.reranking.reranker import SGLImageReranker
 from langchain_sgl.usage.callbacks import get_sgl_usage_callback
-from sgl_engine.demo import documents
-from sgl_engine.demo.drawing import Question
-from sgl_engine.demo.generator import Sample, draw_sample
+from sgl_engine.demo.pages import Page, PageDocument, Question, draw_page
 
 DISTRACTORS = 8
 KINDS = ("document value", "document label")
@@ -51,39 +49,43 @@ class RankedQuery:
     ms: float
 
 
-def trials(count: int, start: int) -> Iterator[tuple[Question, list[Sample]]]:
+def trials(count: int, start: int) -> Iterator[tuple[Question, list[Page]]]:
     """A question, and nine pictures of which the first answers it."""
     for seed in range(start, start + count):
-        right = draw_sample(seed, family="document")
+        right = draw_page(seed, only=["document"], tiles=1)
         rng = np.random.default_rng((seed, 13))
         asked = [question for question in right.questions if question.kind in KINDS]
         question = asked[int(rng.integers(len(asked)))]
         yield question, [right, *_distractors(right, question, seed)]
 
 
-def _distractors(right: Sample, question: Question, seed: int) -> list[Sample]:
-    assert isinstance(right.content, documents.Document)
+def _distractors(right: Page, question: Question, seed: int) -> list[Page]:
     # What the question names: the label where a value is asked for, and the other way round.
     (named,) = {
         label if question.kind == "document value" else value
-        for label, value in right.content.lines
+        for label, value in _document(right).lines
         if question.answer == (value if question.kind == "document value" else label)
     }
-    found: list[Sample] = []
+    found: list[Page] = []
     candidate = 1_000_000 + 1_000 * seed  # far from every question's seed
     while len(found) < DISTRACTORS:
-        sample = draw_sample(candidate, family="document")
+        page = draw_page(candidate, only=["document"], tiles=1)
         candidate += 1
-        assert isinstance(sample.content, documents.Document)
-        same_style = sample.content.style == right.content.style
-        if same_style and not any(named in line for line in sample.content.lines):
-            found.append(sample)
+        same_style = _document(page).is_receipt == _document(right).is_receipt
+        if same_style and not any(named in line for line in _document(page).lines):
+            found.append(page)
     return found
 
 
-def measure(way: str, question: Question, samples: list[Sample]) -> RankedQuery:
+def _document(page: Page) -> PageDocument:
+    (document,) = page.contents
+    assert isinstance(document, PageDocument)
+    return document
+
+
+def measure(way: str, question: Question, pages: list[Page]) -> RankedQuery:
     """Ranks one query's pictures."""
-    store = {str(index): Image.fromarray(sample.pixels) for index, sample in enumerate(samples)}
+    store = {str(index): Image.fromarray(page.pixels) for index, page in enumerate(pages)}
     # The right one is given last: equal scores keep their order, and must not help.
     given = [Document("", id=name) for name in reversed(store)]
     reranker = SGLImageReranker(model=ChatSGL(**WAYS[way]), store=store)
@@ -121,8 +123,8 @@ def main() -> None:
     """Run and print."""
     options = parse(__doc__, questions=200, json="also write every row here")
     rows = [
-        measure(way, question, samples)
-        for question, samples in track(
+        measure(way, question, pages)
+        for question, pages in track(
             trials(options.questions, options.start), description="queries", total=options.questions
         )
         for way in WAYS

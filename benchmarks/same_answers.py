@@ -33,13 +33,13 @@ def record(count: int) -> Iterator[dict[str, Any]]:
 
     from sgl_engine import EngineConfig, Request
     from sgl_engine.demo import demo_engine
-    from sgl_engine.demo.generator import heldout_questions
+    from sgl_engine.demo.pages import heldout_pages
 
     engine = demo_engine(EngineConfig().without_reuse())
     always = engine.with_config(engine.config.escalating("always"))
     others = ["none", "7", "red"]
-    for sample, question in heldout_questions(count):
-        request = replace(Request.ask(question.text, Image.fromarray(sample.pixels)), logprobs=True)
+    for page, question in heldout_pages(count):
+        request = replace(Request.ask(question.text, Image.fromarray(page.pixels)), logprobs=True)
         scores = engine.score_answers(request, [question.answer, *others])
         yield {
             "question": question.text,

@@ -55,7 +55,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from langchain_sgl import ChatSGL, Evidence, SGLUsageCallbackHandler, image_block
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 
 SURE = 0.8
 """What the small model's score must reach, at the first look and at the second."""
@@ -203,9 +203,9 @@ def run(graph: Any, question: Question, context: Context, who: Person, usage: An
 def runs(count: int, start: int, usage: Any, who: Person | None = None) -> Iterator[tuple[State, str, str]]:
     """(final state, kind of question, right answer) of held-out questions, one picture each."""
     graph, chat = build_graph(), ChatSGL()
-    for sample, question in heldout_questions(count, start=start):
-        name = f"{sample.family}-{sample.seed}"
-        context = Context(chat, {name: Image.fromarray(sample.pixels)})
+    for page, question in heldout_pages(count, start=start):
+        name = f"page-{page.seed}"
+        context = Context(chat, {name: Image.fromarray(page.pixels)})
         # The scripted person knows what was drawn: it stands for somebody who can read.
         answers: Person = who or (lambda _, truth=question.answer: truth)  # type: ignore[misc]
         state = run(graph, Question(question=question.text, picture=name), context, answers, usage)

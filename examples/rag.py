@@ -50,9 +50,12 @@ from transformers.utils import logging
 from typing_extensions import override
 
 from langchain_sgl import ChatSGL, SGLImageIndexer, SGLImageReranker, get_sgl_usage_callback, image_block
-from sgl_engine.demo.generator import draw_sample
+from sgl_engine.demo.pages import PageDocument, draw_page
 
 CANDIDATES = 5
+PAGE_TILES = 2
+BESIDE = ("document", "scene", "bars")
+"""What may stand on a page that is drawn."""
 MANIFEST = ".sgl-index.sqlite"
 _WORD = r"\w[\w.]*"
 
@@ -146,15 +149,16 @@ def total(findings: Sequence[Finding]) -> Decimal | None:
 
 
 def draw_receipts(folder: Path, count: int, start: int) -> Truth:
-    """Held-out receipts, in the order of their seeds, whatever is on them."""
+    """Held-out pages with one receipt each, some beside a scene or a chart, in the order of their seeds."""
     truth: dict[str, Mapping[str, str]] = {}
     seed = start
     while len(truth) < count:
-        sample = draw_sample(seed, family="document")
-        if sample.content.style == "receipt":  # type: ignore[union-attr]  # the family says so
+        page = draw_page(seed, tiles=PAGE_TILES, only=BESIDE)
+        documents = [content for content in page.contents if isinstance(content, PageDocument)]
+        if len(documents) == 1 and documents[0].is_receipt:
             name = f"receipt-{seed}.png"
-            Image.fromarray(sample.pixels).save(folder / name)
-            truth[name] = dict(sample.content.lines)  # type: ignore[union-attr]
+            Image.fromarray(page.pixels).save(folder / name)
+            truth[name] = dict(documents[0].lines)
         seed += 1
     return truth
 

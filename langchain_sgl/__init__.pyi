@@ -10,6 +10,7 @@ from .indexing.files import PictureFailure as PictureFailure
 from .indexing.indexer import SGLImageBlobParser as SGLImageBlobParser, SGLImageIndexer as SGLImageIndexer
 from .indexing.manifest import RemovedDocument as RemovedDocument
 from .indexing.progress import IndexProgress as IndexProgress
+from .indexing.run import IncompleteIndexError as IncompleteIndexError
 from .reranking.reranker import SGLImageReranker as SGLImageReranker
 from .tools.picture_store import (
     InMemoryPictureStore as InMemoryPictureStore,

@@ -2,9 +2,8 @@
 
 Input: LangChain messages (text, images in every form that LangChain has, tool calls and results)
     -> ``messages.to_engine_messages`` -> ``Request`` -> ``SGLEngine.stream``.
-Output: ``ExitDecision`` -> a custom event ("sgl_exit", "sgl_escalated"); text and tool call deltas become
-chunks;
-    ``Response`` -> usage and ``response_metadata``, on the message or, streamed, on the last chunk alone.
+Output: ``ExitDecision`` -> a custom event ("sgl_exit", "sgl_escalated"); text deltas become chunks;
+    ``Response`` -> tool calls, usage and ``response_metadata``; streamed, a chunk of calls and a last one.
 
 Synchronous calls wait in the caller's thread, asynchronous ones in threads of their own, so the event loop is
 never blocked. The models run in the engine's worker, for calls that come together side by side: so ``batch``
@@ -33,14 +32,16 @@ from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from langchain_sgl.budget.gate import limitation, permission
-from langchain_sgl.chat import messages as convert
-from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
+from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
-from langchain_sgl.chat.schemas import convert_tools
-from langchain_sgl.chat.structured_output import Method, structured
+from langchain_sgl.chat.messages import to_engine_messages
+from langchain_sgl.chat.settings import ChatSettings, with_attributes_of
 from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.structured.output import Method, structured
+from langchain_sgl.structured.schemas import convert_tools
 from sgl_engine import ExitDecision, Message, Request, Response, StreamEvent
 
 _ANY_QUESTION = Message("user", ("?",))
@@ -57,8 +58,6 @@ class ChatSGL(ChatInput):
 
     Every field of ``CallFields`` can be set per call too: ``chat.bind(escalate="never")`` or
     ``chat.invoke(messages, exit_threshold=0.9)``. None is the engine's own setting.
-
-    The fields are described in ``ChatSettings``, and those that a call can set in ``CallFields``.
     """
 
     @override
@@ -117,7 +116,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 announce(event, run_manager)
             elif isinstance(event, Response):
-                return convert.to_chat_result(event, options)
+                return to_chat_result(event, options)
         raise AssertionError("a stream of the engine ends with a response")
 
     @override
@@ -133,7 +132,7 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 await aannounce(event, run_manager)
             elif isinstance(event, Response):
-                result = convert.to_chat_result(event, options)
+                result = to_chat_result(event, options)
         assert result is not None
         return result
 
@@ -151,10 +150,10 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 announce(event, run)
                 continue
-            chunk = convert.to_generation_chunk(event, options)
-            if run_manager and chunk.text:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+            for chunk in to_generation_chunks(event, options):
+                if run_manager and chunk.text:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     @override
     async def _astream(
@@ -169,10 +168,10 @@ class ChatSGL(ChatInput):
             if isinstance(event, ExitDecision):
                 await aannounce(event, run)
                 continue
-            chunk = convert.to_generation_chunk(event, options)
-            if run_manager and chunk.text:
-                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+            for chunk in to_generation_chunks(event, options):
+                if run_manager and chunk.text:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def _start(
         self,
@@ -225,7 +224,7 @@ class ChatSGL(ChatInput):
                 events.close()  # type: ignore[attr-defined]
 
     def _to_engine(self, messages: Sequence[BaseMessage]) -> tuple[Any, ...]:
-        return convert.to_engine_messages(messages, image_root=self.image_root)
+        return to_engine_messages(messages, image_root=self.image_root)
 
     @override
     def get_num_tokens_from_messages(
@@ -313,3 +312,7 @@ class ChatSGL(ChatInput):
             return structured(
                 self, schema, method=method, include_raw=include_raw, strict=strict, options=kwargs
             )
+
+
+# What ``help`` shows is written once, where the fields are.
+ChatSGL.__doc__ = with_attributes_of(ChatSGL, ChatSettings, CallFields)

@@ -39,6 +39,7 @@ from sgl_engine.exit.decision import (
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import LargePassResult
+from sgl_engine.passes.prefill import find_tiles
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
@@ -244,7 +245,7 @@ def _plan(
 
 
 def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-    """Plans which tokens of ``prompt`` the large model keeps, as the configuration says.
+    """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.
 
     Args:
         pair: The models, and their configuration.
@@ -259,7 +260,10 @@ def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | No
     pruning = pair.config.pruning
     # Some families cannot be pruned in their first layers, whatever fraction is configured.
     layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
-    return plan_pruning(prompt, importance, layer=layer, keep_ratio=pruning.keep_ratio)
+    top = pruning.top_tokens
+    tiles = None if top is None else find_tiles(pair.large, prompt)
+    ratio = pruning.keep_ratio
+    return plan_pruning(prompt, importance, layer=layer, keep_ratio=ratio, tiles=tiles, top_tokens=top)
 
 
 def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:

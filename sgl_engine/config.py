@@ -31,10 +31,20 @@ class PruningConfig(_Config):
     Attributes:
         layer_fraction: The first pruned layer is K = int(L * layer_fraction), so less than 1.
         keep_ratio: Fraction of visual tokens kept from K on; 1 keeps all, bit for bit.
+        tiles: Tiles of a picture that the large model sees at all: those that hold one of so many of the
+            picture's most important visual tokens, a small picture of the whole among them where the
+            processor makes one; "all" leaves none out. Others do not go through the vision tower. Pictures
+            that come in one piece are always whole.
     """
 
     layer_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    tiles: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+
+    @property
+    def top_tokens(self) -> int | None:
+        """How many tokens of a picture tiles are chosen by; None chooses all."""
+        return None if self.tiles == "all" else self.tiles
 
     def layer(self, num_layers: int) -> int:
         """K for a decoder of ``num_layers`` layers."""
@@ -48,6 +58,10 @@ PRESETS: dict[str, PruningConfig] = {
     "100%": PruningConfig(layer_fraction=0.0, keep_ratio=1.0),
 }
 """The paper's operating points, by average retention of visual tokens; "100%" prunes nothing."""
+
+TRANSCRIPTION_PRESET = "100%"
+"""Which of them transcribing uses where nothing else is said: it needs all of a page, not the little that a
+question needs. What each of them makes of transcriptions is in a table of ``sgl bench``."""
 
 
 class ExitConfig(_Config):

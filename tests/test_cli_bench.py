@@ -104,6 +104,26 @@ def test_the_same_command_goes_on_and_another_is_refused(
     assert len((tmp_path / "out/records.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_several_processes_record_what_one_does(bench: Bench, tmp_path: Path) -> None:
+    plain = ("--retention", "35%", "--rankers", "random")
+    assert bench(*plain)[0] == 0
+    assert bench(*plain, "--processes", 2, "--out", tmp_path / "two")[0] == 0
+
+    def answers(folder: str) -> dict[str, tuple[str | None, ...]]:
+        lines = (tmp_path / folder / "records.jsonl").read_text().splitlines()
+        return {
+            each["row"]["id"]: (each["error"], *(each["outcome"] or {}).get("large", {"text": ""})["text"])
+            for each in map(json.loads, lines)
+        }
+
+    assert answers("out") == answers("two")
+    assert len(answers("two")) == 3
+    code, _, err = bench("--rankers", "none", "--out", tmp_path / "bad", "--processes", 2, "--device", "none")
+    assert code == 2
+    assert "none" in err
+
+
 def test_an_interrupt_says_what_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Runner.run
 
@@ -138,6 +158,7 @@ def test_an_interrupt_says_what_is_kept(bench: Bench, monkeypatch: pytest.Monkey
         ),
         (["--retention", "1:0.5"], "'1:0.5' is neither"),
         (["--retention", "0:0"], "'0:0' is neither"),
+        (["--retention", "35%+0"], "'35%+0' is neither"),
         (["--questions", "0"], "'0' is not a whole number of at least 1"),
         (["--seed", "-1"], "'-1' is not a whole number of at least 0"),
     ],
@@ -156,10 +177,15 @@ def test_held_out_questions_and_the_bundled_pair_are_the_default() -> None:
     parser = command.argparse.ArgumentParser()
     command.add_arguments(parser)
     arguments = parser.parse_args([])
-    assert command._data(arguments) == HeldOut(200)
+    assert command._data(arguments) == HeldOut(200, transcriptions=True)
     assert list(arguments.retention) == ["64%", "35%", "9%"]
     assert command._cascade_point(arguments) == "35%"
-    assert command._config(arguments).generation.max_new_tokens == 64
+    points = parser.parse_args(["--retention", "35%+5,0.1:0.3+2"]).retention
+    assert [(point.layer_fraction, point.keep_ratio, point.tiles) for point in points.values()] == [
+        (0.2, 0.2, 5),
+        (0.1, 0.3, 2),
+    ]
+    assert command._config(arguments).generation.max_new_tokens == 128
     assert command._cascade_point(parser.parse_args(["--retention", "9%,64%"])) == "9%"
 
 

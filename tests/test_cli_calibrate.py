@@ -9,7 +9,7 @@ from PIL import Image
 
 from langchain_sgl import ChatSGL
 from sgl_engine.cli import main
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.calibration_file import load_calibration
 
@@ -36,11 +36,9 @@ def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
 def draw_rows(folder: Path, count: int, start: int = 0) -> list[str]:
     """Lines of a file of questions with short answers, and their pictures."""
     rows: list[str] = []
-    for sample, question in heldout_questions(2 * count, start=start):
-        if question.kind == "transcribe" or len(rows) == count:
-            continue
-        name, kind = f"{sample.seed}.png", question.kind
-        Image.fromarray(sample.pixels).save(folder / name)
+    for page, question in heldout_pages(count, start=start):
+        name, kind = f"{page.seed}.png", question.kind
+        Image.fromarray(page.pixels).save(folder / name)
         row = {"image": name, "question": question.text, "answers": [question.answer], "kind": kind}
         rows.append(json.dumps(row))
     return rows

@@ -1,22 +1,19 @@
 """Write the model card of the shipped pair from what the runs and the benchmark recorded.
 
-python -m benchmarks.pages WEIGHTS/small WEIGHTS/large --questions 2000 --json runs/pages.json
-python -m training.card runs/small runs/large runs/pages.json > sgl_engine/demo/weights/README.md
+sgl bench --questions 2000 --processes 2 --out runs/bench
+python -m training.card runs/small runs/large runs/bench > sgl_engine/demo/weights/README.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
-from benchmarks.heldout import by_kind, percent
-from sgl_engine.evaluation.intervals import auroc
 from training.curves import load
 
 HEAD = """# The bundled pair
@@ -64,14 +61,53 @@ def _layers(config: Any) -> str:
     return f"{config.num_hidden_layers} layers of width {config.hidden_size}"
 
 
-def results(rows: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str], head: str) -> list[str]:
-    """A table of exact match and AUROC by group."""
-    lines = [f"| {head} | n | small | large | guided 64 % | 35 % | 9 % | AUROC |", "|---" * 8 + "|"]
-    for group, members in {**by_kind(rows, name), "**all**": list(rows)}.items():
-        shares = [percent(row[size] for row in members) for size in ("small", "large")]
-        shares += [percent(row["guided"][point] for row in members) for point in ("64%", "35%", "9%")]
-        area = auroc([row["score"] for row in members], [row["small"] for row in members])
-        lines.append(f"| {group} | {len(members)} | {' | '.join(shares)} | {area:.3f} |")
+def results(groups: dict[str, Any], head: str) -> list[str]:
+    """A table of accuracies and AUROC by group, from a benchmark's ``results.json``."""
+    points = list(next(iter(groups.values()))["guided"])
+    names = " | ".join(f"guided {point}" for point in points)
+    lines = [f"| {head} | n | small | large | {names} | AUROC |", "|---" * (5 + len(points)) + "|"]
+    for name, group in groups.items():
+        shares = (group["small"], group["large"], *group["guided"].values())
+        area = "-" if group["auroc"] is None else f"{group['auroc']:.3f}"
+        lines.append(f"| {name} | {group['rows']} | {' | '.join(map(percent, shares))} | {area} |")
+    return lines
+
+
+def percent(interval: dict[str, float], form: str = ".1f") -> str:
+    """An interval of shares, in percent."""
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+
+def cascade(found: dict[str, Any]) -> str:
+    """What the cascade of the benchmark's threshold makes of it."""
+    (system,) = (each for each in found["cascade"] if each["threshold"] == found["threshold"])
+    return (
+        f"The cascade at {found['point']}, exits at {found['threshold']:g}, escalates "
+        f"{percent(system['escalated'])} % of them; minus the large model alone: "
+        f"{percent(system['versus_large'], '+.1f')} points, in {system['ms_share']['value']:.2f} of its time "
+        f"and with {system['tflops_share']['value']:.2f} of its operations."
+    )
+
+
+def measured(found: dict[str, Any]) -> list[str]:
+    """The part of the card that a benchmark fills in."""
+    score = found["score"]
+    lines = [
+        f"Exact match in % (95 % interval) on {found['rows']} held-out questions, one to a page, without",
+        "transcriptions (`sgl bench`). Guided: the large model, pruned by the small one's map to",
+        "that average retention. AUROC: does the small model's score tell right answers from wrong?",
+        f"All: {score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
+        "",
+        cascade(found),
+        "",
+        *results(found["kinds"], "kind"),
+    ]
+    if found["tiles"]:
+        lines += ["", *results(found["tiles"], "page")]
+    if found["apart"]:
+        lines += ["", "Transcriptions, which need all of a part, stand apart:", ""]
+        lines += results(found["apart"], "kind")
     return lines
 
 
@@ -80,24 +116,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("small", type=Path)
-    parser.add_argument("large", type=Path)
-    parser.add_argument("results", type=Path, help="rows written by benchmarks.pages")
+    parser.add_argument("small", type=Path, help="run of the small model")
+    parser.add_argument("large", type=Path, help="run of the large one")
+    parser.add_argument("bench", type=Path, help="folder of sgl bench")
     parser.add_argument("--thinned", default="60 % of the batches of the last third", help="of training")
     options = parser.parse_args()
     facts = {name: describe(run) for name, run in (("small", options.small), ("large", options.large))}
-    rows = json.loads(options.results.read_text())
     lines = [HEAD.format(thinned=options.thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
     lines += ["", "Counts start where training on pages did. Curves: `docs/training.png`.", ""]
-    lines += [
-        f"Exact match in % (95 % interval) on {len(rows)} held-out questions, one to a page, without",
-        "transcriptions (`python -m benchmarks.pages`). Guided: the large model, pruned by the small one's",
-        "map to that average retention. AUROC: does the small model's score tell right answers from wrong?",
-        "",
-    ]
-    lines += results(rows, lambda row: str(row["kind"]), "kind")
-    lines += ["", *results(rows, lambda row: f"{row['tiles']} tiles", "page")]
+    lines += measured(json.loads((options.bench / "results.json").read_text()))
     print("\n".join(lines))
 
 

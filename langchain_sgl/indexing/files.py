@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
-from typing import TypeAlias, TypeGuard, cast
 
 from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents.base import Blob
 
+from langchain_sgl.indexing.blobs import PictureSource, as_blob, is_named_picture, is_picture
 from sgl_engine import ConfigError, CorruptImageError, ImageLimitError, LimitsConfig
+from sgl_engine.prompt import mime_type_of, sniff
 
-PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
-"""A path, a LangChain blob, or an id with the picture's bytes."""
+_SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .jxl .webp .qoi".split())
+"""Names of pictures that ``mimetypes`` does not know everywhere."""
+_SHORT_MARKS = frozenset(("BMP", "PPM"))
+"""Formats whose mark is two characters, so that a text may begin with it."""
+_HEADER_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,12 @@ class PictureFailure:
     Attributes:
         source: Its path or id, as it stands in metadata; or a folder that cannot be read.
         error: Why not.
+        page: Of a file of several pages, counted from 0; None where the whole file is meant.
     """
 
     source: str
     error: Exception
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,13 @@ class FoundPictures:
 
     Attributes:
         blobs: In order.
+        total: How many, where that is known.
         in_folder: Whether they were found in a folder, and not named one by one.
         unreadable: Folders that cannot be listed.
     """
 
     blobs: Iterable[Blob]
+    total: int | None = None
     in_folder: bool = False
     unreadable: tuple[PictureFailure, ...] = ()
 
@@ -73,25 +82,23 @@ def find_pictures(
     """Lists the files of a folder that ``glob`` matches, sorted, hidden ones left out; or what was given.
 
     Args:
-        source: A folder or file, a blob, a blob loader, or any number of files and blobs.
+        source: A folder or file, a blob, a picture, a blob loader, or any number of these but folders.
         glob: As in ``Path.glob``, relative to the folder: "**/*", "*.png", "2026/**/*.jpg".
         follow_symlinks: Whether links within the folder are followed; a folder is visited once.
         relative_to: For the names of unreadable folders, see ``source_of``.
 
     Raises:
-        ConfigError: The folder or file does not exist.
+        ConfigError: The folder or file does not exist, or it is something else.
     """
     if isinstance(source, BlobLoader):
         return FoundPictures(source.yield_blobs())
-    if isinstance(source, Blob) or _is_named_bytes(source):
-        return FoundPictures([_as_blob(source)])
-    if not isinstance(source, str | PurePath):
-        many = cast("Iterable[PictureSource]", source)
-        blobs = map(_as_blob, many)
-        return FoundPictures(list(blobs) if isinstance(many, Collection) else blobs)
-    path = Path(source)
+    if isinstance(source, Blob) or is_picture(source) or is_named_picture(source):
+        return FoundPictures([as_blob(source)], total=1)
+    if isinstance(source, Iterable) and not isinstance(source, str | PurePath):
+        return FoundPictures(map(as_blob, source), len(source) if isinstance(source, Sized) else None)
+    path = Path(as_blob(source).path or "")  # what is no path raises
     if path.is_file():
-        return FoundPictures([_as_blob(path)])
+        return FoundPictures([as_blob(path)], total=1)
     if not path.is_dir():
         raise ConfigError(f"There is no picture file or folder {str(path)!r}.", remedy="Check the path.")
     unreadable: list[PictureFailure] = []
@@ -101,11 +108,11 @@ def find_pictures(
 
     patterns = PurePath(glob).parts
     files = [
-        _as_blob(file)
+        as_blob(file)
         for file in _walk(path, follow_symlinks=follow_symlinks, onerror=report)
         if _matches(file.relative_to(path).parts, patterns)
     ]
-    return FoundPictures(files, in_folder=True, unreadable=tuple(unreadable))
+    return FoundPictures(files, len(files), in_folder=True, unreadable=tuple(unreadable))
 
 
 def source_of(blob: Blob, relative_to: Path | None) -> str:
@@ -157,34 +164,42 @@ def inspect_picture(data: bytes, limits: LimitsConfig) -> PictureInfo:
     """
     from PIL import Image
 
-    from sgl_engine.prompt import load_image, open_picture, sniff
+    from sgl_engine.prompt import load_image, open_picture
 
     width, height = load_image(data, limits).size
-    if sniff(data) == "PDF":
-        return PictureInfo("application/pdf", width, height)
     with open_picture(data, limits, "The picture") as header:
         assert header.format is not None, "it was opened from bytes"
         return PictureInfo(Image.MIME[header.format], width, height)
 
 
-def claims_picture(blob: Blob) -> bool:
-    """Tells whether a blob should be a picture by its name; one that has no path is taken to be one."""
+def is_meant(blob: Blob, data: bytes | None) -> bool:
+    """Tells whether something that cannot be used was meant as a picture, so that it has to be named.
+
+    A file of a folder was, if it is called one, or begins like one, or if nobody can tell.
+
+    Args:
+        blob: Where it is.
+        data: Its bytes, where they could be read.
+    """
     if blob.path is None or blob.data is not None:
         return True
-    return (mimetypes.guess_type(str(blob.path))[0] or "").startswith("image/")
+    path = Path(blob.path)
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if kind.startswith("image/") or path.suffix.lower() in _SUFFIXES:
+        return True
+    begins = data if data is not None else _first_bytes(path)
+    return begins is None or (sniff(begins) not in _SHORT_MARKS and mime_type_of(begins) is not None)
 
 
-def _as_blob(item: PictureSource) -> Blob:
-    if isinstance(item, Blob):
-        return item
-    if isinstance(item, tuple):
-        name, data = item
-        return Blob.from_data(data, metadata={"source": name})
-    return Blob.from_path(item, guess_type=False)
-
-
-def _is_named_bytes(source: object) -> TypeGuard[tuple[str, bytes]]:
-    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], bytes)
+def _first_bytes(path: Path) -> bytes | None:
+    """Reads how a file begins: None where that fails, nothing where it is no regular file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    except OSError:
+        return None
 
 
 def _path_source(path: str | PurePath, relative_to: Path | None) -> str:

@@ -7,6 +7,7 @@ names -> bytes, hash -> known? -+-> the stored answer --------------------------
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,18 +16,25 @@ from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoad
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
 from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from typing_extensions import override
 
-from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pictures
+from langchain_sgl.indexing.blobs import PictureSource
+from langchain_sgl.indexing.documents import Report
+from langchain_sgl.indexing.files import PictureFailure, find_pictures
 from langchain_sgl.indexing.manifest import IndexManifest, RemovedDocument
+from langchain_sgl.indexing.options import IndexOptions
 from langchain_sgl.indexing.progress import IndexProgress
-from langchain_sgl.indexing.run import IndexedPicture, IndexingRun, IndexOptions
-from sgl_engine import ConfigError, LimitsConfig
+from langchain_sgl.indexing.reading import IndexedPicture
+from langchain_sgl.indexing.run import IndexingRun
+from langchain_sgl.wrapped_models import models_inside
+from sgl_engine import TRANSCRIPTION_PRESET, ConfigError, LimitsConfig
+from sgl_engine.prompt import mime_type_of
 
 if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel, LanguageModelInput
+    from langchain_core.language_models import LanguageModelInput
+    from langchain_core.messages import AIMessage
 
 TRANSCRIBE = "transcribe the picture"
 """What the bundled pair understands, and other pairs do as well."""
@@ -36,9 +44,10 @@ class SGLImageIndexer(BaseLoader):
     """Loads pictures as Documents: a transcription or caption as text, where it comes from as metadata.
 
     ``page_content`` is the model's answer. ``metadata`` has "source" (path or id), "mime_type" (from the
-    bytes), "content_hash" (SHA-256), "width", "height", "prompt", "model_name", "finish_reason" ("length":
-    the answer was cut off) and "sgl" (the run report as JSON); a blob's own metadata is kept. ``id`` is a
-    UUID that changes with picture, source, prompt, settings and models, and with nothing else.
+    bytes), "content_hash" (SHA-256), "page" (from 0), "total_pages", "width", "height", "prompt",
+    "model_name", "finish_reason" ("length": the answer was cut off) and some of the run report, see
+    ``report``; a blob's own metadata is kept. ``id`` is a UUID that changes with picture, source, prompt,
+    settings and models, and with nothing else.
 
     One bad picture never ends a run: it is listed in ``errors``, and tried again by the next run. A model
     that cannot be loaded does end it. Iterating again starts another run; run an indexer once at a time.
@@ -47,25 +56,48 @@ class SGLImageIndexer(BaseLoader):
     about new and changed pictures alone. All pictures are read, to tell whether they changed. One manifest
     serves one collection.
 
-    Works with ``langchain_core.indexing.index``: ``index(indexer, records, store, cleanup="full",
-    source_id_key="source", key_encoder=lambda document: document.id)``.
+    Works with ``langchain_core.indexing.index``, which removes from a store what the indexer does not yield
+    any more::
+
+        indexer = SGLImageIndexer("scans", manifest="scans.sqlite")
+        by_id = lambda document: document.id
+        index(indexer, records, store, cleanup="full", source_id_key="source", key_encoder=by_id)
+
+    A failure is no removal, so a picture that fails comes with the document that the manifest knows of it.
+    Where it knows none, or there is no manifest, the run ends with ``IncompleteIndexError`` after all others
+    were yielded, and ``index`` with it, before it removes anything; the same where a folder holds no picture
+    at all. Give ``index`` the indexer, not the list that ``load`` returns: that one may be incomplete.
 
     Args:
-        source: A folder, a file, a blob loader, or any number of paths, blobs and (id, bytes) pairs.
-        model: Any chat model that sees pictures; None is ``ChatSGL()``, the bundled pair.
+        source: A folder, a file, a blob loader, or any number of paths, blobs, pictures (encoded bytes or
+            PIL images, whose "source" is then their hash) and (id, picture) pairs.
+        model: Any chat model that sees pictures, as it is or from its ``bind``, ``with_config``,
+            ``with_retry`` or ``with_fallbacks``; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
-        retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
-            "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
-            need it.
+        retention: Visual tokens that the large model keeps; by default what transcriptions need
+            (``TRANSCRIPTION_PRESET``). A caption does with less. None is the model's own setting; models
+            other than ``ChatSGL`` need it.
+        pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
+            alone. Frames of an animation are pages. Those of a PDF need pypdfium2
+            (``pip install 'langchain-sgl[pictures]'``), and are drawn at ``LimitsConfig.pdf_dpi``.
+        max_pages: A file of more pages cannot be used.
         glob: Which files of a folder, as in ``Path.glob``. Hidden ones are left out, and so is a file that
-            neither is a picture nor has the name of one.
+            neither is a picture, nor begins or is called like one. ``progress.skipped`` counts these.
         follow_symlinks: Whether links in a folder are followed.
         relative_to: Folder that "source" is relative to; None writes absolute paths.
         manifest: SQLite file that remembers what was done; None remembers nothing.
         unchanged: Whether pictures that an earlier run has delivered are yielded again ("yield") or not
-            ("skip"). A document counts as delivered when the next one is asked for.
-        failed: Whether a bad picture yields nothing ("skip"), a Document without text and with metadata
-            "error" ("document"), or ends the run after all ("raise").
+            ("skip"), for stores that are only added to. A document counts as delivered when the next one is
+            asked for.
+        failed: Whether a bad picture yields nothing of its own ("skip"), a Document without text and with
+            metadata "error" ("document"), or ends the run at once ("raise").
+        incomplete: Whether ``lazy_load`` may yield less than the collection holds and come to a normal end
+            ("allow"): that is what ``unchanged="skip"`` does, and what failures may do. A store that is
+            cleaned up by such a run loses what is missing.
+        report: "flat" puts "sgl_route", "sgl_visual_tokens" and the like into metadata: numbers and text that
+            are the same in every run, as every store takes them. "full" adds the whole run report as JSON
+            under "sgl", times and scores included, so that no two runs without a manifest yield equal
+            documents. "none" adds nothing.
         batch_size: Pictures that are held, and asked about, at a time.
         config: For every call of the model: callbacks, tags, max_concurrency.
         limits: Sizes that are accepted; None is the model's own, or ``LimitsConfig()``.
@@ -74,22 +106,27 @@ class SGLImageIndexer(BaseLoader):
         show_progress: Whether a progress bar is drawn on the terminal (stderr).
 
     Raises:
-        ConfigError: An empty prompt, a batch size below 1, or a manifest that is something else.
+        ConfigError: An empty prompt, a batch size below 1, a choice that does not exist, or a manifest that
+            is something else.
     """
 
     def __init__(
         self,
         source: PictureSource | BlobLoader | Iterable[PictureSource],
         *,
-        model: BaseChatModel | None = None,
+        model: Runnable[LanguageModelInput, AIMessage] | None = None,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
+        pages: Literal["all", "first"] = "all",
+        max_pages: int = 1000,
         glob: str = "**/*",
         follow_symlinks: bool = False,
         relative_to: str | Path | None = None,
         manifest: str | Path | None = None,
         unchanged: Literal["yield", "skip"] = "yield",
         failed: Literal["skip", "document", "raise"] = "skip",
+        incomplete: Literal["raise", "allow"] = "raise",
+        report: Report = "flat",
         batch_size: int = 16,
         config: RunnableConfig | None = None,
         limits: LimitsConfig | None = None,
@@ -101,11 +138,6 @@ class SGLImageIndexer(BaseLoader):
             from langchain_sgl.chat_models import ChatSGL
 
             model = ChatSGL()
-        if not prompt.strip() or batch_size < 1:
-            raise ConfigError(
-                f"Pictures cannot be indexed with prompt={prompt!r} and batch_size={batch_size}.",
-                remedy="Give a prompt that is not empty and a batch_size of at least 1.",
-            )
         self._last: IndexingRun | None = None
         self._source, self._glob, self._follow_symlinks = source, glob, follow_symlinks
         self._model, self._config = model, config
@@ -113,10 +145,14 @@ class SGLImageIndexer(BaseLoader):
         self._manifest = None if manifest is None else IndexManifest(Path(manifest))
         self._options = IndexOptions(
             prompt=prompt,
+            pages=pages,
+            max_pages=max_pages,
             relative_to=None if relative_to is None else Path(relative_to),
-            limits=limits or getattr(model, "limits", None) or LimitsConfig(),
+            limits=limits or getattr(models_inside(model)[0][0], "limits", None) or LimitsConfig(),
             unchanged=unchanged,
             failed=failed,
+            incomplete=incomplete,
+            report=report,
             batch_size=batch_size,
             on_error=on_error,
             on_progress=on_progress,
@@ -138,20 +174,54 @@ class SGLImageIndexer(BaseLoader):
         """Yields Documents in the order of the pictures (a folder's: by name), a batch at a time.
 
         Raises:
+            IncompleteIndexError: At the end, where a document is missing; see the class.
             SGLError: The folder does not exist, or the models cannot be loaded.
         """
+        self._check_yields_all()
+        return self._run(strict=self._options.incomplete == "raise")
+
+    @override
+    def alazy_load(self) -> AsyncIterator[Document]:
+        """Does what ``lazy_load`` does; files are read, and models run, in threads."""
+        self._check_yields_all()
+        return self._arun(strict=self._options.incomplete == "raise")
+
+    @override
+    def load(self) -> list[Document]:
+        """Returns the documents that there are; ``errors`` says of what there is none."""
+        return list(self._run(strict=False))
+
+    @override
+    async def aload(self) -> list[Document]:
+        """Returns the documents that there are; ``errors`` says of what there is none."""
+        return [document async for document in self._arun(strict=False)]
+
+    def _check_yields_all(self) -> None:
+        options = self._options
+        if options.unchanged == "skip" and options.incomplete == "raise":
+            raise ConfigError(
+                'With unchanged="skip", pictures that an earlier run delivered are not yielded, and look '
+                "removed to whoever cleans a store up by what is.",
+                remedy='Leave unchanged at "yield", so that index(indexer, ..., cleanup="full") is right; or '
+                'pass incomplete="allow" as well, and never clean up by it.',
+            )
+
+    def _run(self, *, strict: bool) -> Iterator[Document]:
         with self._begin() as run:
+            yield from run.unlisted()
             for batch in run.batches():
                 asked = run.unanswered(batch)
                 run.settle(batch, asked, self._ask(asked))
                 yield from run.documents(batch)
                 run.note()
             run.complete()
+        if strict:
+            run.check_complete()
 
-    @override
-    async def alazy_load(self) -> AsyncIterator[Document]:
-        """Does what ``lazy_load`` does; files are read, and models run, in threads."""
+    async def _arun(self, *, strict: bool) -> AsyncIterator[Document]:
         with await run_in_executor(None, self._begin) as run:
+            for document in run.unlisted():
+                yield document
             batches = run.batches()
             while (batch := await run_in_executor(None, next, batches, None)) is not None:
                 asked = run.unanswered(batch)
@@ -161,6 +231,8 @@ class SGLImageIndexer(BaseLoader):
                     yield document
                 await run_in_executor(None, run.note)
             await run_in_executor(None, run.complete)
+        if strict:
+            run.check_complete()
 
     def removed(self) -> list[RemovedDocument]:
         """Lists documents of earlier runs whose picture is gone or has changed, until they are forgotten.
@@ -197,22 +269,31 @@ class SGLImageIndexer(BaseLoader):
             follow_symlinks=self._follow_symlinks,
             relative_to=self._options.relative_to,
         )
-        # The string by which LangChain's caches tell models and settings apart.
-        asked_of = self._model._get_llm_string(stop=None, **self._settings)  # noqa: SLF001
-        self._last = IndexingRun(found, self._options, asked_of, self._manifest)
+        self._last = IndexingRun(found, self._options, self._asked_of(), self._manifest)
         return self._last
 
+    def _asked_of(self) -> str:
+        """Names models and settings, by the strings by which LangChain's caches tell them apart."""
+        names = []
+        for chat, bound in models_inside(self._model):
+            options = {**bound, **self._settings}
+            stop = options.pop("stop", None)
+            names.append(chat._get_llm_string(stop=stop, **options))  # noqa: SLF001
+        return names[0] if len(names) == 1 else json.dumps(names)
+
+    # One by one: the batch of with_retry gives pictures each other's answers once one fails for good.
+
     def _ask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
-        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
-        answers: list[Any] = self._model.batch(
-            prompts, self._config, return_exceptions=True, **self._settings
+        prompts = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = Runnable.batch(
+            self._model, prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
     async def _aask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
-        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
-        answers: list[Any] = await self._model.abatch(
-            prompts, self._config, return_exceptions=True, **self._settings
+        prompts = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = await Runnable.abatch(
+            self._model, prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
@@ -220,7 +301,8 @@ class SGLImageIndexer(BaseLoader):
         assert picture.data is not None
         assert picture.info is not None
         data = base64.b64encode(picture.data).decode()
-        image = {"type": "image", "base64": data, "mime_type": picture.info.mime_type}
+        kind = mime_type_of(picture.data) or picture.info.mime_type
+        image = {"type": "image", "base64": data, "mime_type": kind}
         return HumanMessage(content=[image, {"type": "text", "text": self._options.prompt}])
 
 
@@ -231,16 +313,18 @@ class SGLImageBlobParser(BaseBlobParser):
         model: As for ``SGLImageIndexer``.
         prompt: As for ``SGLImageIndexer``.
         retention: As for ``SGLImageIndexer``.
+        report: As for ``SGLImageIndexer``.
     """
 
     def __init__(
         self,
-        model: BaseChatModel | None = None,
+        model: Runnable[LanguageModelInput, AIMessage] | None = None,
         *,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
+        report: Report = "flat",
     ) -> None:
-        self._model, self._prompt, self._retention = model, prompt, retention
+        self._model, self._prompt, self._retention, self._report = model, prompt, retention, report
 
     @override
     def lazy_parse(self, blob: Blob) -> Iterator[Document]:
@@ -250,5 +334,10 @@ class SGLImageBlobParser(BaseBlobParser):
             Exception: What is wrong with the picture, or with the model.
         """
         yield from SGLImageIndexer(
-            blob, model=self._model, prompt=self._prompt, retention=self._retention, failed="raise"
+            blob,
+            model=self._model,
+            prompt=self._prompt,
+            retention=self._retention,
+            report=self._report,
+            failed="raise",
         ).lazy_load()

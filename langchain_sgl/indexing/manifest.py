@@ -16,13 +16,24 @@ from typing import Any
 
 from sgl_engine import ConfigError
 
-_VERSION = 1
+_VERSION = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL, metadata TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS documents (id TEXT PRIMARY KEY, source TEXT NOT NULL, run INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS documents (
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, key TEXT NOT NULL, about TEXT NOT NULL, run INTEGER NOT NULL
+);
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source);
 CREATE TABLE IF NOT EXISTS runs (started INTEGER NOT NULL, completed INTEGER NOT NULL);
 INSERT INTO runs SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM runs);
+"""
+_LAST_KNOWN = """
+SELECT id, source, documents.key, about, text, metadata FROM documents JOIN answers USING (key), runs
+WHERE run >= completed AND (source = :source OR substr(source, 1, length(:folder)) = :folder)
+ORDER BY source, documents.rowid
+"""
+_KEEP = """
+UPDATE documents SET run = max(run, :run) WHERE run >= (SELECT completed FROM runs)
+AND (source = :source OR substr(source, 1, length(:folder)) = :folder)
 """
 _WAIT_S = 30.0  # for another process that writes
 
@@ -38,6 +49,23 @@ class StoredAnswer:
 
     text: str
     metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DeliveredDocument:
+    """A document as it was delivered, but for its text.
+
+    Attributes:
+        id: As in ``Document.id``.
+        source: As in its metadata.
+        key: Under which its answer is stored.
+        about: JSON-safe: its metadata that the answer does not have.
+    """
+
+    id: str
+    source: str
+    key: str
+    about: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -109,23 +137,31 @@ class IndexManifest:
             ).fetchall()
         return {row[0] for row in rows}
 
-    def met(self, run: int, documents: Iterable[tuple[str, str]]) -> None:
-        """Notes that ``run`` met these documents, (id, source) each."""
+    def met(self, run: int, documents: Iterable[DeliveredDocument]) -> None:
+        """Notes that ``run`` met these documents."""
         with self._open() as database:
             database.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?) "
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET run = max(run, excluded.run)",
-                [(document, source, run) for document, source in documents],
+                [(each.id, each.source, each.key, json.dumps(each.about), run) for each in documents],
             )
+
+    def last_known(self, source: str) -> list[tuple[DeliveredDocument, StoredAnswer]]:
+        """Looks up what a picture, or all of a folder, was last known as; what is removed is left out."""
+        with self._open() as database:
+            rows = database.execute(_LAST_KNOWN, _picture_or_folder(source)).fetchall()
+        return [
+            (
+                DeliveredDocument(name, where, key, json.loads(about)),
+                StoredAnswer(text, json.loads(metadata)),
+            )
+            for name, where, key, about, text, metadata in rows
+        ]
 
     def keep(self, run: int, source: str) -> None:
         """Keeps the documents of a picture, or of a folder, that ``run`` could not read: it may come back."""
-        prefix = "" if source == "." else source.rstrip("/") + "/"
         with self._open() as database:
-            database.execute(
-                "UPDATE documents SET run = max(run, ?) WHERE source = ? OR substr(source, 1, ?) = ?",
-                (run, source, len(prefix), prefix),
-            )
+            database.execute(_KEEP, {"run": run, **_picture_or_folder(source)})
 
     def complete(self, run: int) -> None:
         """Notes that ``run`` met every picture that there is."""
@@ -156,3 +192,8 @@ class IndexManifest:
                 f"The manifest {self._path} cannot be used ({error}).",
                 remedy="Name another file, or delete this one to index everything anew.",
             ) from error
+
+
+def _picture_or_folder(source: str) -> dict[str, str]:
+    """What the queries above look for: a picture's name, and the start of all names if it is a folder."""
+    return {"source": source, "folder": "" if source == "." else source.rstrip("/") + "/"}

@@ -5,17 +5,12 @@ Nothing here calls a model: ``SGLImageIndexer`` does, between ``batches`` and ``
 
 from __future__ import annotations
 
-import hashlib
-import json
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from langchain_core.documents import Document
-from langchain_core.documents.base import Blob
 from langchain_core.exceptions import (
     ModelAuthenticationError,
     ModelNotFoundError,
@@ -23,21 +18,15 @@ from langchain_core.exceptions import (
 )
 from langchain_core.messages import BaseMessage
 
-from langchain_sgl.indexing.files import (
-    FoundPictures,
-    PictureFailure,
-    PictureInfo,
-    claims_picture,
-    content_hash,
-    inspect_picture,
-    read_picture,
-    source_of,
-)
-from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
+from langchain_sgl.indexing.documents import make_document
+from langchain_sgl.indexing.files import FoundPictures, PictureFailure
+from langchain_sgl.indexing.manifest import DeliveredDocument, IndexManifest, StoredAnswer
+from langchain_sgl.indexing.options import IndexOptions
 from langchain_sgl.indexing.progress import IndexProgress, ProgressBar
-from sgl_engine import ConfigError, LimitsConfig, ModelError
+from langchain_sgl.indexing.reading import IndexedPicture, PictureReader
+from sgl_engine import ConfigError, ModelError, SGLError
+from sgl_engine.prompt import describe_source
 
-_NAMESPACE = uuid.UUID("5f1f3c1e-6f0a-4d8e-9a53-4e2f6d7c2b10")
 _BROKEN_MODEL = (
     ModelError,
     ConfigError,
@@ -48,40 +37,18 @@ _BROKEN_MODEL = (
 """Errors that are not about a picture: if the model has not answered yet in this run, it never will."""
 
 
-@dataclass(frozen=True)
-class IndexOptions:
-    """What an indexer was asked for; ``SGLImageIndexer`` describes each field."""
+class IncompleteIndexError(SGLError):
+    """A run came to its end, and a document may be missing that is no document of a removed picture.
 
-    prompt: str
-    relative_to: Path | None
-    limits: LimitsConfig
-    unchanged: Literal["yield", "skip"]
-    failed: Literal["skip", "document", "raise"]
-    batch_size: int
-    on_error: Callable[[PictureFailure], None] | None
-    on_progress: Callable[[IndexProgress], None] | None
-    show_progress: bool
+    Args:
+        problem: What is missing.
+        remedy: What can be done.
+        failures: What could not be used.
+    """
 
-
-@dataclass(eq=False)
-class IndexedPicture:
-    """One picture on its way through a run; ``data`` is held only until it is answered."""
-
-    blob: Blob
-    source: str
-    data: bytes | None = None
-    content_hash: str = ""
-    key: str = ""
-    info: PictureInfo | None = None
-    answer: StoredAnswer | None = None
-    error: Exception | None = None
-    known: bool = False
-    skipped: bool = False
-
-    @property
-    def id(self) -> str:
-        """The document's id: of the picture's key and source, so the same in every run."""
-        return str(uuid.uuid5(_NAMESPACE, f"{self.key}\n{self.source}"))
+    def __init__(self, problem: str, *, remedy: str, failures: Sequence[PictureFailure] = ()) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.failures = tuple(failures)
 
 
 @dataclass(eq=False)
@@ -105,10 +72,10 @@ class IndexingRun:
     progress: IndexProgress = field(default_factory=IndexProgress)
 
     def __post_init__(self) -> None:
-        blobs = self.found.blobs
-        self.progress = IndexProgress(total=len(blobs) if isinstance(blobs, Collection) else None)
+        self.progress = IndexProgress(total=self.found.total)
         self._number = 0 if self.manifest is None else self.manifest.begin()
-        self._met: list[tuple[str, str]] = []
+        self._met: list[DeliveredDocument] = []
+        self._missing = 0
         self._unread: list[str] = []
         self._model_works = False
         self._bar = ProgressBar(self.progress.total) if self.options.show_progress else None
@@ -121,17 +88,15 @@ class IndexingRun:
         if self._bar is not None:
             self._bar.close()
 
-    def batches(self) -> Iterator[list[IndexedPicture]]:
-        """Reads pictures; those that are known come with their answer, and without their bytes."""
+    def unlisted(self) -> Iterator[Document]:
+        """Yields what is known of folders that cannot be listed."""
         for failure in self.found.unreadable:
             self._fail(failure)
-        blobs = iter(self.found.blobs)
-        while chunk := list(islice(blobs, self.options.batch_size)):
-            pictures = [self._read(blob) for blob in chunk]
-            self._recognise([picture for picture in pictures if picture.key])
-            for picture in pictures:
-                self._inspect(picture)
-            yield pictures
+            yield from self._last_known(failure.source)
+
+    def batches(self) -> Iterator[list[IndexedPicture]]:
+        """Reads pictures; those that are known come with their answer, and without their bytes."""
+        return PictureReader(self.found, self.options, self.asked_of, self.manifest).batches()
 
     @staticmethod
     def unanswered(batch: Sequence[IndexedPicture]) -> list[IndexedPicture]:
@@ -178,13 +143,15 @@ class IndexingRun:
         """Yields what comes of a batch, in order, and counts it."""
         for picture in batch:
             if picture.error is not None:
-                self._fail(PictureFailure(picture.source, picture.error))
+                self._fail(PictureFailure(picture.source, picture.error, picture.page_of_many))
                 if self.options.failed == "document":
                     yield self._failed_document(picture)
+                yield from self._last_known(picture.source, picture)
             elif picture.answer is not None:
+                delivered = self._delivered(picture)
                 if not picture.known or self.options.unchanged == "yield":
-                    yield self._document(picture, picture.answer)
-                self._met.append((picture.id, picture.source))
+                    yield make_document(delivered, picture.answer, picture.blob.metadata, self.options.report)
+                self._met.append(delivered)
             self._step(picture)
 
     def note(self) -> None:
@@ -201,64 +168,52 @@ class IndexingRun:
         if self.manifest is not None:
             self.manifest.complete(self._number)
 
-    def _read(self, blob: Blob) -> IndexedPicture:
-        """Reads one picture and computes its key: equal keys have equal answers."""
-        picture = IndexedPicture(blob, str(blob.source))
-        try:
-            picture.source = source_of(blob, self.options.relative_to)
-            picture.data = read_picture(blob, self.options.limits)
-        except Exception as error:  # noqa: BLE001  # a loader's blobs may raise anything; the next one may be fine
-            self._refuse(picture, error)
-            return picture
-        picture.content_hash = content_hash(picture.data)
-        asked = [picture.content_hash, self.options.prompt, self.asked_of]
-        picture.key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        return picture
+    def check_complete(self) -> None:
+        """Raises IncompleteIndexError where not everything that is there was yielded, as far as is known."""
+        if self._missing:
+            first = self.errors[0]
+            raise IncompleteIndexError(
+                f"{self._missing} pictures or folders failed, and what they held before is not known; the "
+                f"first failure is {describe_source(Path(first.source))!r} "
+                f"({type(first.error).__name__}: {first.error}).",
+                remedy="All others were yielded. Look at errors and run again, or pass "
+                'incomplete="allow" to go without these.',
+                failures=self.errors,
+            )
+        progress = self.progress
+        if self.found.in_folder and not self.errors and not progress.new + progress.unchanged:
+            raise IncompleteIndexError(
+                f"Not one of the folder's {progress.done} files that were looked at is a picture.",
+                remedy="Check the folder, whether it is mounted, and glob; or pass "
+                'incomplete="allow" where it may be empty.',
+            )
 
-    def _recognise(self, pictures: Sequence[IndexedPicture]) -> None:
-        """Gives pictures the answers of earlier runs; these need no bytes any more."""
-        if self.manifest is None:
-            return
-        answers = self.manifest.answers({picture.key for picture in pictures})
-        known = self.manifest.known({picture.id for picture in pictures})
-        for picture in pictures:
-            picture.answer = answers.get(picture.key)
-            picture.known = picture.id in known
-            if picture.answer is not None:
-                picture.data = None
-
-    def _inspect(self, picture: IndexedPicture) -> None:
-        """Decodes a picture that has no answer yet, and refuses it where it is damaged."""
-        if picture.data is None:
-            return
-        try:
-            picture.info = inspect_picture(picture.data, self.options.limits)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the next picture may be fine
-            self._refuse(picture, error)
-
-    def _refuse(self, picture: IndexedPicture, error: Exception) -> None:
-        """Drops what cannot be used: with its error, or in silence where nobody called it a picture."""
-        picture.data = None
-        # A folder of pictures may hold other files, too; what was named one by one is meant.
-        picture.skipped = self.found.in_folder and not claims_picture(picture.blob)
-        picture.error = None if picture.skipped else error
-
-    def _document(self, picture: IndexedPicture, answer: StoredAnswer) -> Document:
-        metadata = {
-            **picture.blob.metadata,
+    def _delivered(self, picture: IndexedPicture) -> DeliveredDocument:
+        about = {
             "source": picture.source,
             "content_hash": picture.content_hash,
+            "page": picture.page,
             "prompt": self.options.prompt,
-            **answer.metadata,
         }
-        return Document(answer.text, id=picture.id, metadata=metadata)
+        return DeliveredDocument(picture.id, picture.source, picture.key, about)
+
+    def _last_known(self, source: str, picture: IndexedPicture | None = None) -> Iterator[Document]:
+        """Yields what a picture, or a folder, had before it failed: a failure removes nothing."""
+        known = [] if self.manifest is None else self.manifest.last_known(source)
+        if picture is not None and picture.page_of_many is not None:
+            known = [(old, answer) for old, answer in known if old.about["page"] == picture.page]
+        self._missing += not known
+        if self.options.unchanged == "yield":
+            given = {} if picture is None else picture.blob.metadata
+            for delivered, answer in known:
+                yield make_document(delivered, answer, given, self.options.report)
 
     @staticmethod
     def _failed_document(picture: IndexedPicture) -> Document:
         error = f"{type(picture.error).__name__}: {picture.error}"
-        name = str(uuid.uuid5(_NAMESPACE, f"error\n{picture.source}"))
-        metadata = {**picture.blob.metadata, "source": picture.source, "error": error}
-        return Document("", id=name, metadata=metadata)
+        page = {} if picture.page_of_many is None else {"page": picture.page}
+        metadata = {**picture.blob.metadata, "source": picture.source, **page, "error": error}
+        return Document("", id=picture.failure_id, metadata=metadata)
 
     def _fail(self, failure: PictureFailure) -> None:
         """Lists a failure, or raises it where the run is to end with the first."""
@@ -272,7 +227,7 @@ class IndexingRun:
     def _step(self, picture: IndexedPicture) -> None:
         """Counts one picture, and tells who wants to know."""
         progress = self.progress
-        ends: dict[str, Any] = {"done": progress.done + 1, "source": picture.source}
+        ends: dict[str, Any] = {"done": progress.done + picture.ends_file, "source": picture.source}
         if picture.error is not None:
             ends["failed"] = progress.failed + 1
         elif picture.skipped:
@@ -294,6 +249,7 @@ def _stored(picture: IndexedPicture, answer: BaseMessage) -> StoredAnswer:
     return StoredAnswer(
         text=str(answer.text),
         metadata={
+            "total_pages": picture.total_pages,
             "mime_type": picture.info.mime_type,
             "width": picture.info.width,
             "height": picture.info.height,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -83,21 +83,33 @@ def keep_rows(vlm: VLM) -> Iterator[RowKeeper]:
 
 
 @contextmanager
-def capture_hidden(vlm: VLM, layer: int) -> Iterator[list[Tensor]]:
+def capture_hidden(vlm: VLM, layer: int, *, stop: bool = False) -> Iterator[list[Tensor]]:
     """Collects the hidden states that enter a decoder layer, (B, N, hidden) per forward.
 
     For rankers that compare features.
+
+    Args:
+        vlm: The model that will run inside the context.
+        layer: Index of the layer.
+        stop: Whether the context ends with the first of them; what would come after it is not computed.
     """
     found: list[Tensor] = []
 
     def look(_: Any, args: tuple[Any, ...], __: dict[str, Any]) -> None:
         found.append(args[0].detach())
+        if stop:
+            raise _EnoughSeen
 
     hook = vlm.family.decoder_layers(vlm.model)[layer].register_forward_pre_hook(look, with_kwargs=True)
     try:
-        yield found
+        with suppress(_EnoughSeen):
+            yield found
     finally:
         hook.remove()
+
+
+class _EnoughSeen(Exception):  # noqa: N818  # it is no error
+    """Ends a forward pass of which only the beginning was wanted."""
 
 
 def _register(implementation: str) -> str:

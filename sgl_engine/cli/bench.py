@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, Generatio
 from sgl_engine.cli import options, output
 
 if TYPE_CHECKING:
+    from sgl_engine import SGLEngine
     from sgl_engine.evaluation.dataset import Data
+    from sgl_engine.evaluation.records import BenchRecord
     from sgl_engine.evaluation.report import Report
     from sgl_engine.evaluation.runner import Runner
     from sgl_engine.evaluation.store import Store
+    from sgl_engine.evaluation.systems import Systems
 
 HELP = "measure what the cascade costs and loses"
 DESCRIPTION = """\
@@ -39,12 +43,13 @@ a file of questions has one JSON object a line; paths are relative to the file:
 
 examples:
   sgl bench --questions 500 --out runs/bench
+  sgl bench --questions 2000 --processes 2 --out runs/bench
   sgl bench --data questions.jsonl --small OpenGVLab/InternVL3-1B-hf --large OpenGVLab/InternVL3-8B-hf
   sgl bench --rankers small-guided,random --retention 35%,9%,0:0.09
 """
 _HELD_OUT = 200
 _HELD_OUT_TOKENS = (
-    64  # the longest right answer has 46; a pruned model that repeats itself would go on to the end
+    128  # the longest transcription has 119; a pruned model that repeats itself would go on to the end
 )
 _POINTS = "64%,35%,9%"
 _PAGE = 120  # columns, where nobody's terminal says how many there are
@@ -55,19 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     data = parser.add_argument_group("what is asked")
     data.add_argument(
-        "--data", metavar="FILE.jsonl", type=Path, help="your questions (default: generated held-out ones)"
+        "--data", metavar="FILE.jsonl", type=Path, help="your questions (default: held-out pages)"
     )
     data.add_argument(
         "--questions",
         metavar="N",
         type=options.count,
-        help=f"only the first N (default: all of FILE.jsonl; {_HELD_OUT} of the generated ones)",
+        help=f"only the first N (default: all of FILE.jsonl; {_HELD_OUT} about held-out pages, and for every "
+        f"ten of them a transcription besides)",
     )
     data.add_argument(
         "--max-new-tokens",
         metavar="N",
         type=options.count,
-        help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for generated questions)",
+        help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for held-out pages)",
     )
     options.add_models(parser)
     _add_systems(parser)
@@ -83,7 +89,8 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         type=_points,
         default=_POINTS,
         help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
-        f"fraction F of the layers on (default: {_POINTS})".replace("%", "%%"),
+        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens "
+        f"(default: {_POINTS})".replace("%", "%%"),
     )
     systems.add_argument(
         "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"
@@ -110,6 +117,17 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         type=options.count,
         default=32,
         help="passes of rankers that run at once at most: fewer need less memory (default: %(default)s)",
+    )
+    systems.add_argument(
+        "--processes",
+        metavar="N",
+        type=options.count,
+        default=1,
+        help="share the questions among N processes with models of their own, on one thread each, which "
+        "compete for the machine: times are those of such a run (default: %(default)s)",
+    )
+    systems.add_argument(
+        "--threads", metavar="N", type=options.count, help="of each process (default: torch's; 1 of several)"
     )
 
 
@@ -143,11 +161,25 @@ def run(arguments: argparse.Namespace) -> None:
     from sgl_engine.evaluation.optional import check_extra
     from sgl_engine.evaluation.runner import Runner, manifest
     from sgl_engine.evaluation.store import Store
-    from sgl_engine.evaluation.systems import Systems
 
     check_extra("sklearn.metrics", "matplotlib.figure", "rapidfuzz.distance")
-    data = _data(arguments)
     point = _cascade_point(arguments)
+    engine, data, systems = begin(arguments)
+    store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
+    for line in data.bad:
+        _say(f"line {line.number} is left out: {line.problem}")
+    _measure(arguments, Runner(engine, data, systems, store))
+    with output.waiting("Resampling and drawing"):
+        report = _report(arguments, data, store, point)
+        written = report.write(arguments.out)
+    _show(report, written)
+
+
+def begin(arguments: argparse.Namespace) -> tuple[SGLEngine, Data, Systems]:
+    """Loads what the command line names; every process of a run begins so."""
+    from sgl_engine.evaluation.systems import Systems
+
+    data = _data(arguments)
     systems = Systems(
         points=arguments.retention,
         rankers=_rankers(arguments.rankers),
@@ -156,21 +188,18 @@ def run(arguments: argparse.Namespace) -> None:
     )
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, _config(arguments))
-    store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
-    for line in data.bad:
-        _say(f"line {line.number} is left out: {line.problem}")
-    _measure(Runner(engine, data, systems, store), store)
-    with output.waiting("Resampling and drawing"):
-        report = _report(arguments, data, store, point)
-        written = report.write(arguments.out)
-    _show(report, written)
+    if arguments.threads is not None:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    return engine, data, systems
 
 
 def _data(arguments: argparse.Namespace) -> Data:
     from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
     if arguments.data is None:
-        return HeldOut(arguments.questions or _HELD_OUT)
+        return HeldOut(arguments.questions or _HELD_OUT, transcriptions=True)
     return JsonLines.read(arguments.data.expanduser(), arguments.questions)
 
 
@@ -212,7 +241,17 @@ def _rankers(wanted: str) -> tuple[str, ...]:
     return names
 
 
-def _measure(runner: Runner, store: Store) -> None:
+def _records(arguments: argparse.Namespace, runner: Runner) -> Iterator[BenchRecord]:
+    if arguments.processes == 1:
+        return runner.run()
+    from sgl_engine.evaluation.processes import measured_by
+
+    # Each process on one thread, if nothing else is said: more would contend for the same cores.
+    alone = argparse.Namespace(**{**vars(arguments), "threads": arguments.threads or 1})
+    return runner.keep(measured_by(partial(begin, alone), runner.pending(), arguments.processes))
+
+
+def _measure(arguments: argparse.Namespace, runner: Runner) -> None:
     total, left = len(runner.data), len(runner.pending())
     console = Console(stderr=True)
     columns = (
@@ -225,13 +264,13 @@ def _measure(runner: Runner, store: Store) -> None:
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("questions", total=total, completed=total - left)
-            for record in runner.run():
+            for record in _records(arguments, runner):
                 if record.error is not None:
                     progress.console.print(f"{record.row.id}: {record.error}", markup=False, highlight=False)
                 progress.advance(bar)
     except KeyboardInterrupt:
         _say(
-            f"stopped; {total - len(runner.pending())} of {total} questions are kept in {store.folder}, "
+            f"stopped; {total - len(runner.pending())} of {total} questions are kept in {arguments.out}, "
             "and the same command goes on from there"
         )
         raise
@@ -278,15 +317,20 @@ def _points(text: str) -> dict[str, PruningConfig]:
 
 
 def _point(name: str) -> PruningConfig:
-    if name in PRESETS:
-        return PRESETS[name]
-    layer, colon, kept = name.partition(":")
+    numbers, plus, tiles = name.partition("+")
+    layer, colon, kept = numbers.partition(":")
     try:
+        point = PRESETS.get(numbers)
         if colon:
-            return PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+            point = PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+        if point is not None:
+            return PruningConfig(**{**point.model_dump(), "tiles": int(tiles)}) if plus else point
     except ValueError:  # pydantic's errors are such
         pass
-    raise argparse.ArgumentTypeError(f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2")
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2, perhaps with the number of "
+        "tokens that tiles are chosen by behind it, as in 35%+5"
+    )
 
 
 def _whole(value: str) -> int:

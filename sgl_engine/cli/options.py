@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sgl_engine import PRESETS, ConfigError, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
 from sgl_engine.prompt import load_image
@@ -70,6 +70,14 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         type=_positive_fraction,
         help="visual tokens kept after pruning, in (0, 1]; 1 prunes nothing (default: as --retention says)",
     )
+    pruning.add_argument(
+        "--tiles",
+        metavar="N",
+        type=tiles,
+        default="all",
+        help="tiles that it is given: those with one of the N most important tokens; all (default) "
+        "leaves none out",
+    )
 
 
 def _add_leaving(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +130,8 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
 def pruning_config(arguments: argparse.Namespace) -> PruningConfig:
     """The operating point of the pruning."""
     pruning: PruningConfig = PRESETS[arguments.retention]
-    if arguments.keep_ratio is not None:
-        pruning = PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=arguments.keep_ratio)
-    return pruning
+    ratio = pruning.keep_ratio if arguments.keep_ratio is None else arguments.keep_ratio
+    return PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=ratio, tiles=arguments.tiles)
 
 
 def load_picture(source: str, limits: LimitsConfig) -> Image:
@@ -158,10 +165,7 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
             f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
         )
     _check_device(arguments.device)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one line of ours instead of two bars of theirs
-    logging.set_verbosity_error()
+    load_quietly()
     from sgl_engine import SGLEngine
     from sgl_engine.demo import demo_engine
 
@@ -169,6 +173,14 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
     if arguments.small is None:
         return demo_engine(config, **settings)
     return SGLEngine.from_pretrained(arguments.small, arguments.large, config, **settings)
+
+
+def load_quietly() -> None:
+    """One line of ours instead of two bars of theirs, while models load."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _check_device(device: str | None) -> None:
@@ -195,6 +207,11 @@ def count(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
     return int(value)
+
+
+def tiles(value: str) -> int | Literal["all"]:
+    """How many tokens tiles are chosen by, for argparse."""
+    return "all" if value == "all" else count(value)
 
 
 def fraction(value: str) -> float:

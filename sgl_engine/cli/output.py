@@ -85,9 +85,12 @@ def _score(report: RunReport) -> str:
 def _visual_tokens(report: RunReport) -> str:
     if report.kept_visual_tokens is None or report.average_retention is None:
         return f"{report.visual_tokens}, seen by the small model only"
+    tiles = ""
+    if report.kept_tiles is not None and report.kept_tiles != report.tiles:
+        tiles = f"; {report.kept_tiles} of {report.tiles} tiles given to the large model"
     return (
         f"{report.kept_visual_tokens} of {report.visual_tokens} kept from layer {report.prune_layer} on, "
-        f"{report.average_retention:.0%} on average"
+        f"{report.average_retention:.0%} on average{tiles}"
     )
 
 

@@ -44,6 +44,8 @@ class Generation:
             temperature 1, nothing masked, without penalties, whatever the sampling did.
         entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
+        likeliest: Per token, the likeliest tokens of that distribution with their log-probabilities, the best
+            first; empty where nobody asked.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Generation:
     logprobs: Tensor
     entropies: Tensor
     finish_reason: FinishReason
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __len__(self) -> int:
         """T."""
@@ -65,10 +68,12 @@ class TokenLogprob:
         token: What it adds to the text: the tokens of an answer join to its text. Empty for a control token,
             and for the first bytes of a character, which shows with its last byte.
         logprob: Natural log of its probability under the model's own distribution, see ``Generation``.
+        top: The likeliest tokens in its place, likeliest first, as far as the request asked for them.
     """
 
     token: str
     logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 Result = TypeVar("Result")
@@ -125,6 +130,7 @@ class Answer:
         )
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
+        self._likeliest: list[tuple[tuple[int, float], ...]] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
         self._text = TextStream(RunningText(vlm.text), task.decoding.stop, with_calls=self._held is not None)
@@ -216,6 +222,7 @@ class Answer:
             logprobs=torch.tensor(self._logprobs, dtype=torch.float32),
             entropies=torch.tensor(self._entropies, dtype=torch.float32),
             finish_reason="stop" if self._ended or self._text.stopped else "length",
+            likeliest=tuple(self._likeliest),
         )
 
     def _take(self, logits: Tensor) -> str:
@@ -233,6 +240,9 @@ class Answer:
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
         self._logprobs.append(logprob)
         self._entropies.append(spread)
+        if count := min(self._task.decoding.top_logprobs, len(logprobs)):
+            values, tokens = logprobs.topk(count)
+            self._likeliest.append(tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
         at_end = self._task.stop_at_eos and token in self._vlm.eos_token_ids
         self._ended = at_end or (self._held is not None and self._held.finished)
         text = self._text.push(self.ids)

@@ -1,55 +1,58 @@
-"""The bundled pair: two small models, trained from scratch on pictures that this package draws.
+"""The bundled pair: two small models, trained from scratch on pages that this package draws.
 
 ``demo_engine()`` needs no network and no GPU, and loads through the same code as any other pair. What the
-pair has learnt is in ``weights/README.md``: receipts and notes, scenes of coloured shapes, bar charts.
+pair has learnt is in ``weights/README.md``: documents, tables, forms, scenes of coloured shapes, charts.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from sgl_engine.demo.vocabulary import TRANSCRIBE
 
 if TYPE_CHECKING:
-    import torch
-
-    from sgl_engine import EngineConfig, SGLEngine
+    from sgl_engine import EngineConfig, LoadSettings, SGLEngine
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
-OTHER_GRID = WEIGHTS / "small-16x16"
-"""A small model that sees 16 x 16 tokens where the pair sees 12 x 12: for guidance across grids."""
 SCORER = "answer_probability"
-"""What separates this pair's right answers from its wrong ones best (``benchmarks/pair.py``)."""
+"""What separates this pair's right answers from its wrong ones best (``sgl bench``)."""
 
-__all__ = ["OTHER_GRID", "PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
+__all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
 
 
 def demo_engine(
     config: EngineConfig | None = None,
     *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    small_settings: LoadSettings | None = None,
+    large_settings: LoadSettings | None = None,
+    **settings: Unpack[LoadSettings],
 ) -> SGLEngine:
     """The bundled pair, ready to answer.
 
     Args:
         config: What can be set; None is ``EngineConfig()``. Where it names no scorer, it gets ``SCORER``.
-        device: Where both models go; None is the CPU.
-        dtype: What both compute in; "auto" is float32 too, although the weights are stored as float16.
+        small_settings: How the small model is loaded; as in ``SGLEngine.from_pretrained``.
+        large_settings: How the large model is loaded.
+        settings: How both are: ``device``, ``dtype``, ...; the dtype "auto", the default, is float32 here,
+            although the weights are stored as float16.
     """
     from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
+    from sgl_engine.model import settings_of_each
 
     config = config or EngineConfig()
     if config.exit.scorer is None:
         config = config.model_copy(
             update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})}
         )
-    # Stored as float16 for size; float32 is the fast type on most CPUs.
-    dtype = "float32" if dtype == "auto" else dtype
+    each = settings_of_each(settings, small_settings, large_settings)
+    for own in each:
+        # Stored as float16 for size; float32 is the fast type on most CPUs.
+        if own.get("dtype") in {None, "auto"}:
+            own["dtype"] = "float32"
     small, large = (
-        VLM.from_pretrained(WEIGHTS / size, dtype=dtype, device=device, name=f"sgl-demo-{size}")
-        for size in ("small", "large")
+        VLM.from_pretrained(WEIGHTS / size, name=f"sgl-demo-{size}", **own)
+        for size, own in zip(("small", "large"), each, strict=True)
     )
     return SGLEngine(small, large, config)

@@ -2,7 +2,7 @@
 
 The atlas holds every character of :data:`ALPHABET` in several faces and cell sizes;
 ``training/make_glyphs.py`` made it. Drawing a character is one blend of a small array, which is what makes
-the generator fast enough to train from.
+drawing fast enough to train from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked: questions about pictures from a file, or the generated ones that no model was trained on."""
+"""What is asked: questions about pictures from a file, or drawn pages that no model was trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sgl_engine import ConfigError, ImageSource
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.drawing import Box
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import DataRow
 
@@ -28,11 +29,13 @@ class DataSample:
         row: What is asked.
         images: In the order in which the models see them.
         names: What the data calls each of them, wherever it lies; empty where it draws them.
+        evidence: Boxes of a drawn page, in pixels, from which the answer is read; None where nobody knows.
     """
 
     row: DataRow
     images: tuple[ImageSource, ...]
     names: tuple[str, ...] = ()
+    evidence: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,46 +73,62 @@ class Data(Protocol):
         """Returns one row; its pictures need not have been opened yet."""
 
 
+PAGES_TO_A_TRANSCRIPTION = 10
+"""Of so many pages, one is also asked to be written down."""
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """Generated pictures whose contents were kept out of the bundled pair's training.
+    """Drawn pages whose contents were kept out of the bundled pair's training, one question to a page.
 
     Attributes:
-        count: How many.
-        start: The first one's seed.
+        count: How many questions that need little of a page.
+        start: The first page's seed.
+        transcriptions: Whether, after every ten of them, the next question is to write down a part of the
+            first of the ten pages.
     """
 
     count: int
     start: int = 0
+    transcriptions: bool = False
     bad: Sequence[BadLine] = ()
 
     @property
     def name(self) -> str:
         """How people call it."""
-        later = f" from seed {self.start} on" if self.start else ""
-        return f"{self.count} generated held-out questions{later}"
+        more = f" and {self._written} transcriptions" if self.transcriptions else ""
+        later = f", from seed {self.start} on" if self.start else ""
+        return f"{self.count} questions{more} about held-out pages{later}"
 
     @property
     def identity(self) -> str:
         """Names the first seed: a run with more rows goes on from there."""
-        return f"generated held-out questions from seed {self.start} on"
+        more = " and transcriptions" if self.transcriptions else ""
+        return f"questions{more} about held-out pages from seed {self.start} on"
+
+    @property
+    def _written(self) -> int:
+        return self.count // PAGES_TO_A_TRANSCRIPTION if self.transcriptions else 0
 
     def __len__(self) -> int:
         """Counts the rows."""
-        return self.count
+        return self.count + self._written
 
     def __getitem__(self, index: int) -> DataSample:
-        """Draws the picture with that seed, and asks its question."""
-        [(sample, question)] = heldout_questions(1, start=self.start + index)
+        """Draws a page and asks its question."""
+        tens, within = divmod(index, PAGES_TO_A_TRANSCRIPTION + 1)
+        written = self.transcriptions and within == PAGES_TO_A_TRANSCRIPTION
+        seed = self.start + index - (tens + PAGES_TO_A_TRANSCRIPTION * written if self.transcriptions else 0)
+        [(page, question)] = heldout_pages(1, start=seed, transcriptions=written)
         row = DataRow(
             index=index,
-            id=f"seed {sample.seed}",
+            id=f"seed {seed}",
             kind=question.kind,
             metric="exact",
             question=question.text,
             answers=(question.answer,),
         )
-        return DataSample(row, (Image.fromarray(sample.pixels),))
+        return DataSample(row, (Image.fromarray(page.pixels),), evidence=question.evidence)
 
 
 class OpenLine(BaseModel):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_engine import ConfigError
+from sgl_engine.demo.pages.generator import TRANSCRIPTION
 from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.intervals import Interval
@@ -20,7 +21,8 @@ from sgl_engine.evaluation.sections import Section
 from sgl_engine.evaluation.store import Manifest
 from sgl_engine.evaluation.studies import SECTIONS
 from sgl_engine.evaluation.summary import Summary, SystemSummary
-from sgl_engine.evaluation.tables import Table, tables
+from sgl_engine.evaluation.tables import Table, apart_table, tables
+from sgl_engine.evaluation.threshold_sweep import NEVER
 from sgl_engine.rankers import DEFAULT_RANKER
 
 _SHOWN_ERRORS = 10
@@ -36,6 +38,7 @@ class Report:
         failed: Records of rows that failed.
         bad: Lines of the data that are no rows.
         sections: What studies add, by name.
+        apart: The same numbers of rows that are in nothing of the above; None where there are none.
     """
 
     manifest: Manifest
@@ -43,6 +46,7 @@ class Report:
     failed: Sequence[BenchRecord]
     bad: Sequence[BadLine]
     sections: Mapping[str, Section]
+    apart: Summary | None = None
 
     @classmethod
     def of(
@@ -51,6 +55,7 @@ class Report:
         summary: Summary,
         records: Sequence[BenchRecord],
         bad: Sequence[BadLine],
+        apart: Summary | None = None,
     ) -> Report:
         """Makes all sections; leaves out those whose studies did not take part."""
         made = {name: make(summary.rows, summary.draws) for name, make in SECTIONS.items()}
@@ -60,11 +65,12 @@ class Report:
             failed=[each for each in records if each.error is not None],
             bad=bad,
             sections={name: section for name, section in made.items() if section is not None},
+            apart=apart,
         )
 
     def tables(self) -> list[Table]:
         """Makes the tables, most important first."""
-        return tables(self.summary)
+        return [*tables(self.summary), *([apart_table(self.apart)] if self.apart else [])]
 
     def notes(self) -> list[str]:
         """Says what one has to know before one believes the tables."""
@@ -73,10 +79,15 @@ class Report:
             f"{len(summary.rows)} questions; intervals are 95 %, by {summary.draws.draws} resamples of them.",
             "Guided and cascade rows include the small model's pass. Milliseconds are those of this machine.",
             (
-                f"The score tells right from wrong small answers with AUROC {summary.auroc.plain()}; its "
-                f"expected calibration error is {100 * summary.calibration_error:.1f} %."
+                f"The score tells right from wrong small answers with AUROC {summary.auroc.plain()}, "
+                f"within a kind of question {summary.auroc_within:.3f} on average; "
+                f"its expected calibration error is {100 * summary.calibration_error:.1f} %."
             ),
         ]
+        if self.apart is not None:
+            lines.append(
+                f"{len(self.apart.rows)} transcriptions are in a table of their own, and in no other."
+            )
         if DEFAULT_RANKER in summary.rankers:
             same, of = summary.same_side_by_side(DEFAULT_RANKER)
             lines.append(
@@ -153,17 +164,16 @@ class Report:
                     }
                     for ranker in summary.rankers
                 },
-                "kinds": {
-                    kind: {
-                        "rows": sum(where),
-                        "small": summary.draws.mean(summary.small, where),
-                        "large": summary.draws.mean(summary.large, where),
-                        "cascade": summary.draws.mean(summary.chosen.value, where),
-                    }
-                    for kind, where in summary.kinds.items()
+                "evidence": {
+                    ranker: {point: summary.evidence(ranker, point) for point in summary.points}
+                    for ranker in summary.rankers
                 },
+                "kinds": _groups(summary, summary.kinds),
+                "tiles": _groups(summary, summary.grids),
+                "apart": _groups(self.apart, self.apart.kinds) if self.apart else {},
                 "score": {
                     "auroc": summary.auroc,
+                    "auroc_within_kinds": summary.auroc_within,
                     "calibration_error": summary.calibration_error,
                     "bins": [asdict(each) for each in summary.bins],
                 },
@@ -202,6 +212,24 @@ class Report:
                 yield {**line, "retention": summary.retention(point), **_bounds(value)}
 
 
+def _groups(summary: Summary, groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    return {
+        name: {
+            "rows": sum(where),
+            "small": summary.draws.mean(summary.small, where),
+            "large": summary.draws.mean(summary.large, where),
+            "guided": {
+                point: summary.draws.mean(summary.measured(point).at(NEVER).value, where)
+                for point in summary.points
+            },
+            "cascade": summary.draws.mean(summary.chosen.value, where),
+            "escalated": summary.draws.mean(summary.chosen.escalated, where),
+            "auroc": summary.auroc_where(where),
+        }
+        for name, where in groups.items()
+    }
+
+
 def _bounds(value: Interval) -> dict[str, float]:
     return {"value": value.value, "value_low": value.low, "value_high": value.high}
 
@@ -229,7 +257,7 @@ def make_report(
     bad: Sequence[BadLine],
     summarise: Callable[[Sequence[Scored]], Summary],
 ) -> Report:
-    """Makes the report of what is recorded.
+    """Makes the report of what is recorded; rows of the kind "transcribe" stand apart in it.
 
     Raises:
         ConfigError: Not one row has an outcome.
@@ -241,4 +269,8 @@ def make_report(
             f"No row has an outcome; the first error: {said}",
             remedy="Mend what it names; the same command then goes on.",
         )
-    return Report.of(manifest, summarise(rows), records, bad)
+    apart = [row for row in rows if row.row.kind == TRANSCRIPTION]
+    others = [row for row in rows if row.row.kind != TRANSCRIPTION]
+    if not others:  # nothing to be apart from
+        others, apart = apart, []
+    return Report.of(manifest, summarise(others), records, bad, summarise(apart) if apart else None)

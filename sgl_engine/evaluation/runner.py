@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sgl_engine import ConfigError, SGLEngine
-from sgl_engine.evaluation.dataset import Data
+from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.records import BenchRecord
 from sgl_engine.evaluation.store import BenchModel, Manifest, Store
 from sgl_engine.evaluation.studies import STUDIES
@@ -57,30 +57,39 @@ class Runner:
 
     def run(self) -> Iterator[BenchRecord]:
         """Measures what is pending; yields each record once it is kept. A bad row never ends the run."""
-        pending = self.pending()
-        if pending:
-            self._warm_up(pending[0])
-        for index in pending:
-            record = self._attempt(index)
+        yield from self.keep(measured(self.engine, self.data, self.systems, self.pending()))
+
+    def keep(self, records: Iterable[BenchRecord]) -> Iterator[BenchRecord]:
+        """Keeps records as they come, and passes them on."""
+        for record in records:
             self.store.append(record)
             yield record
 
-    def _warm_up(self, index: int) -> None:
-        """Measures a row and forgets it: first passes take longer, and settings that cannot work show here.
 
-        Raises:
-            ConfigError: They cannot: every row would fail alike.
-        """
-        try:
-            measure(self.engine, self.data[index], self.systems)
-        except ConfigError:
-            raise
-        except Exception:  # noqa: BLE001, S110 - recorded when the row's turn comes
-            pass
+def measured(engine: SGLEngine, data: Data, systems: Systems, rows: Sequence[int]) -> Iterator[BenchRecord]:
+    """Measures rows, one after the other."""
+    if rows:
+        _warm_up(engine, data[rows[0]], systems)
+    for index in rows:
+        yield _attempt(engine, data[index], systems)
 
-    def _attempt(self, index: int) -> BenchRecord:
-        sample = self.data[index]
-        try:
-            return BenchRecord(row=sample.row, outcome=measure(self.engine, sample, self.systems))
-        except Exception as error:  # noqa: BLE001 - whatever a model or a library throws, the next row goes on
-            return BenchRecord(row=sample.row, error=f"{type(error).__name__}: {error}")
+
+def _warm_up(engine: SGLEngine, sample: DataSample, systems: Systems) -> None:
+    """Measures a row and forgets it: first passes take longer, and settings that cannot work show here.
+
+    Raises:
+        ConfigError: They cannot: every row would fail alike.
+    """
+    try:
+        measure(engine, sample, systems)
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - recorded when the row's turn comes
+        pass
+
+
+def _attempt(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchRecord:
+    try:
+        return BenchRecord(row=sample.row, outcome=measure(engine, sample, systems))
+    except Exception as error:  # noqa: BLE001 - whatever a model or a library throws, the next row goes on
+        return BenchRecord(row=sample.row, error=f"{type(error).__name__}: {error}")

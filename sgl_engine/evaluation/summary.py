@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
+from sgl_engine.evaluation import evidence
 from sgl_engine.evaluation.intervals import (
     Bin,
     Bootstrap,
@@ -86,6 +89,21 @@ class Summary:
         """Kind -> which rows are of it, in alphabetical order."""
         names = sorted({each.row.kind for each in self.rows})
         return {name: [each.row.kind == name for each in self.rows] for name in names}
+
+    @cached_property
+    def grids(self) -> dict[str, list[bool]]:
+        """Number of tiles in words -> which rows' pictures are cut so; empty where all are cut alike."""
+        counts = [each.outcome.study.get(evidence.STUDY, {}).get("grids", 1) for each in self.rows]
+        if len(set(counts)) == 1:
+            return {}
+        named = {count: f"{count} tile{'s' * (count > 1)}" for count in sorted(set(counts))}
+        return {name: [each == count for each in counts] for count, name in named.items()}
+
+    def evidence(self, ranker: str, point: str) -> Interval:
+        """Averages the share of the evidence that a ranker keeps; NaN where no row's evidence is known."""
+        known = [each.outcome.study.get(evidence.STUDY, {}).get("evidence") for each in self.rows]
+        shares = [each[ranker][point] if each else 0.0 for each in known]
+        return self.draws.mean(shares, [bool(each) for each in known])
 
     @cached_property
     def right(self) -> list[bool]:
@@ -194,6 +212,17 @@ class Summary:
     def auroc(self) -> Interval:
         """How well the score tells the small model's right answers from its wrong ones."""
         return self.draws.statistic(lambda weights: auroc(self.scores, self.right, weights))
+
+    @cached_property
+    def auroc_within(self) -> float:
+        """The same within a kind of question, averaged over kinds that have right and wrong answers."""
+        found = [self.auroc_where(where) for where in self.kinds.values()]
+        known = [area for area in found if not math.isnan(area)]
+        return fmean(known) if known else math.nan
+
+    def auroc_where(self, where: Sequence[bool]) -> float:
+        """The same over some of the rows."""
+        return auroc(self.scores, self.right, np.asarray(where, dtype=float))
 
     @cached_property
     def bins(self) -> list[Bin]:

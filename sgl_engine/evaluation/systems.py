@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sgl_engine import (
     VLM,
@@ -23,11 +24,12 @@ from sgl_engine import (
 )
 from sgl_engine.attention import ImportanceMap
 from sgl_engine.decoding import AnswerTask, draft_tokens
+from sgl_engine.evaluation import evidence
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import METRICS
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
-from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass
+from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass, run_small
 from sgl_engine.prompt import MAX_ROWS, resolve_images
 from sgl_engine.pruning import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
@@ -62,6 +64,7 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
     request = resolve_images(request, engine.config.limits)
     small, large, first, guided = _timed(engine, request, row, systems)
     case = RankingCase.of(engine, request, seed=systems.seed + row.index)
+    plans = plans_by(engine, case, _importances(case, systems.rankers), systems)
     outcome = BenchOutcome(
         small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
         large=large,
@@ -70,10 +73,13 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
         small_pass_tflops=first.report.small_tflops,
         small_pass_ms=first.report.stage_ms["total"],
         guided=guided,
-        pruned=answer_by(engine, case, _importances(case, systems.rankers), row, systems),
+        pruned=answer_by(engine, case, plans, row, systems),
     )
     return outcome.model_copy(
-        update={"study": {name: study(case, outcome) for name, study in STUDIES.items()}}
+        update={
+            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample)}
+            | {name: study(case, outcome) for name, study in STUDIES.items()}
+        }
     )
 
 
@@ -82,13 +88,27 @@ def _timed(
 ) -> tuple[BenchAnswer, BenchAnswer, Response, dict[str, BenchAnswer]]:
     """Runs all that is timed: both models alone, the small pass, the guided large passes.
 
-    Each of them as on a picture that nobody has asked about before.
+    Each of them as on a picture that nobody has asked about before. The small pass of an escalation is that
+    of the early exit, so it runs once.
     """
-    engine = engine.with_config(engine.config.without_reuse())
-    small, large = (_alone(vlm, request, row, engine.config) for vlm in (engine.small, engine.large))
-    first = engine.with_config(engine.config.escalating("never")).run(request)
-    guided = {name: _guided(engine, request, row, point) for name, point in systems.points.items()}
+    config = engine.config.without_reuse()
+    small, large = (alone(vlm, request, row, config) for vlm in (engine.small, engine.large))
+    with SGLEngine(engine.small, engine.large, config, small_pass=_Once()) as asked:
+        first = asked.with_config(config.escalating("never")).run(request)
+        guided = {name: _guided(asked, request, row, point) for name, point in systems.points.items()}
     return small, large, first, guided
+
+
+class _Once:
+    """Runs the small model on one question, and remembers what came of it for every later run."""
+
+    def __init__(self) -> None:
+        self._results: Any = None
+
+    def __call__(self, *given: Any, **settings: Any) -> Any:
+        if self._results is None:
+            self._results = run_small(*given, **settings)
+        return self._results
 
 
 def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
@@ -100,7 +120,7 @@ def _value(text: str, row: DataRow) -> float:
     return METRICS[row.metric](text, row.answers)
 
 
-def _alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
+def alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
     """Asks a model on its own: no map, no score, nothing pruned."""
     started = time.perf_counter()
     prompt = vlm.encode(request, config.limits)
@@ -154,39 +174,44 @@ def _importances(case: RankingCase, rankers: Sequence[str]) -> dict[str, Importa
     return found
 
 
+def plans_by(
+    engine: SGLEngine, case: RankingCase, importances: Mapping[str, ImportanceMap], systems: Systems
+) -> dict[str, dict[str, PruningPlan]]:
+    """Plans what each map keeps at every operating point; maps may be of another model's visual tokens.
+
+    Raises:
+        IncompatiblePairError: A map cannot be carried onto the large model's tokens.
+    """
+    return {
+        name: {
+            point: at(engine, pruning).plan(case.large_prompt, importance)
+            for point, pruning in systems.points.items()
+        }
+        for name, importance in importances.items()
+    }
+
+
 def answer_by(
-    engine: SGLEngine,
-    case: RankingCase,
-    importances: Mapping[str, ImportanceMap],
-    row: DataRow,
-    systems: Systems,
+    engine: SGLEngine, case: RankingCase, plans: evidence.Plans, row: DataRow, systems: Systems
 ) -> dict[str, dict[str, BenchAnswer]]:
-    """Asks the large model, its visual tokens pruned by each map at every operating point.
+    """Asks the large model under every plan.
 
     Args:
         engine: Its large model answers.
         case: What it is asked.
-        importances: Maps by name; their visual tokens may be another model's, of the same pictures.
+        plans: Ranker -> operating point -> plan.
         row: Says what is right.
-        systems: The operating points; its rankers are not looked at.
+        systems: How many passes run side by side.
 
     Returns:
-        Name -> operating point -> answer, without a time: the passes ran side by side.
+        The same names -> answer, without a time: the passes ran side by side.
 
     Raises:
         RequestError: The row is bad.
-        IncompatiblePairError: A map cannot be carried onto the large model's tokens.
     """
-    plans = {
-        (name, point): at(engine, pruning).plan(case.large_prompt, importance)
-        for name, importance in importances.items()
-        for point, pruning in systems.points.items()
-    }
-    answers = _run(engine, case, list(plans.values()), row, systems.max_rows)
-    found: dict[str, dict[str, BenchAnswer]] = {}
-    for (name, point), answer in zip(plans, answers, strict=True):
-        found.setdefault(name, {})[point] = answer
-    return found
+    flat = [plan for points in plans.values() for plan in points.values()]
+    answers = iter(_run(engine, case, flat, row, systems.max_rows))
+    return {name: {point: next(answers) for point in points} for name, points in plans.items()}
 
 
 def _run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,19 @@ def tables(summary: Summary) -> list[Table]:
     found = [_systems(summary), _rankers(summary)]
     if DEFAULT_RANKER in summary.rankers and len(summary.rankers) > 1:
         found.append(_differences(summary))
-    return [*found, _kinds(summary), _sweep(summary)]
+    if any(not math.isnan(summary.evidence(ranker, summary.point).value) for ranker in summary.rankers):
+        found.append(_evidence(summary))
+    found.append(_groups(summary, "kind of question", summary.kinds))
+    if summary.grids:
+        found.append(_groups(summary, "number of tiles", summary.grids))
+    return [*found, _sweep(summary)]
+
+
+def apart_table(summary: Summary) -> Table:
+    """Makes the table of rows that are reported apart from all others."""
+    return _groups(
+        summary, "kind, of questions that need all of a part and are in no other table", summary.kinds
+    )
 
 
 _COST = ("TFLOPs", "ms")
@@ -123,30 +136,50 @@ def _differences(summary: Summary) -> Table:
     )
 
 
-def _kinds(summary: Summary) -> Table:
-    guided, composed = summary.measured(summary.point).at(NEVER), summary.chosen
-    systems = (summary.small, summary.large, guided.value, composed.value)
+def _evidence(summary: Summary) -> Table:
     return Table(
-        "Accuracy % by kind of question (95 % interval)",
+        "Share of the evidence, the tokens that show what answers the question, that is kept, %",
+        ("ranker", *(_heading(summary, point) for point in summary.points)),
+        [
+            (ranker, *(summary.evidence(ranker, point).percent() for point in summary.points))
+            for ranker in summary.rankers
+        ],
+    )
+
+
+def _groups(summary: Summary, name: str, groups: Mapping[str, Sequence[bool]]) -> Table:
+    """Both models alone, guided at every point, the cascade; by group, and over all."""
+    guided = {point: summary.measured(point).at(NEVER).value for point in summary.points}
+    composed = summary.chosen
+    systems = (summary.small, summary.large, *guided.values(), composed.value)
+    groups = {**groups, "all": [True] * len(summary.rows)}
+    return Table(
+        f"Accuracy % by {name} (95 % interval)",
         (
-            "kind",
+            "",
             "questions",
             "small alone",
             "large alone",
-            f"guided at {summary.point}",
-            f"cascade, exits at {summary.threshold:g}",
-            "of these escalated %",
+            *(f"guided {point}" for point in guided),
+            f"cascade {summary.point}, exits at {summary.threshold:g}",
+            "escalated %",
+            "AUROC",
         ),
         [
             (
-                kind,
+                group,
                 str(sum(where)),
                 *(summary.draws.mean(values, where).percent() for values in systems),
                 f"{100 * summary.draws.mean(composed.escalated, where).value:.1f}",
+                _area(summary.auroc_where(where)),
             )
-            for kind, where in summary.kinds.items()
+            for group, where in groups.items()
         ],
     )
+
+
+def _area(area: float) -> str:
+    return "-" if math.isnan(area) else f"{area:.3f}"
 
 
 def _sweep(summary: Summary) -> Table:

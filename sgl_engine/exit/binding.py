@@ -82,7 +82,7 @@ class Binding(_BindingPart):
                 found.append(f"the {size} model's chat template or image processing is another one")
             if mine.dtype != theirs.dtype:
                 found.append(f"the {size} model computes in {theirs.dtype}, not {mine.dtype}")
-        for name in ("layer_fraction", "keep_ratio"):
+        for name in ("layer_fraction", "keep_ratio", "tiles"):
             mine, theirs = getattr(self.pruning, name), getattr(other.pruning, name)
             if mine != theirs:
                 found.append(f"pruning.{name} is {theirs}, not {mine}")

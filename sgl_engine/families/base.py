@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
-from sgl_engine.prompt.encoded import Box, PictureAxes, VisualSpan
+from sgl_engine.prompt.encoded import Box, PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,10 @@ class BaseFamily:
     plane_adder: str | None = None
     needs_check = False
     looks_back_only = True
+    tile_inputs: tuple[str, ...] = ("pixel_values",)
+    """Vision inputs that have one entry for each tile."""
+    tile_axis = 0
+    """The axis along which these lie."""
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """``model.model.language_model``."""
@@ -131,8 +135,34 @@ class BaseFamily:
         return None
 
     def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
-        """One entry of ``pixel_values`` per tile, tile after tile."""
-        return axes_of_tiles(inputs, spans, ("pixel_values",), axis=0)
+        """One entry per tile, tile after tile."""
+        return axes_of_tiles(inputs, spans, self.tile_inputs, axis=self.tile_axis)
+
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
+        """A tile per span, where the inputs hold one entry for each."""
+        del model
+        if axes_of_tiles(inputs, spans, self.tile_inputs, axis=self.tile_axis) is None:
+            return None
+        return PromptTiles.of(spans)
+
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their entries."""
+        del config
+        return {name: entries(inputs[name], tiles, self.tile_axis) for name in self.vision_inputs(inputs)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """Tower and projector, on these entries."""
+        tiles = slices[self.tile_inputs[0]].shape[self.tile_axis]
+        return self.features(model, slices).unflatten(0, (tiles, -1))
+
+    def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """One after the other."""
+        del model, inputs
+        return features.flatten(0, 1)
 
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """As the model's own forward computes them, one row per image token."""
@@ -271,6 +301,13 @@ def axes_of_tiles(
     if not given or any(inputs[name].shape[axis] != sum(counts) for name in given):
         return None
     return dict.fromkeys(given, (axis, counts))
+
+
+def entries(value: Tensor, chosen: Sequence[int], axis: int = 0) -> Tensor:
+    """Some entries of an input."""
+    import torch
+
+    return value.index_select(axis, torch.tensor(chosen, device=value.device))
 
 
 def axes_of_pictures(inputs: Mapping[str, Tensor], names: Sequence[str]) -> PictureAxes | None:

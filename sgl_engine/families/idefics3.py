@@ -11,9 +11,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
-from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, axes_of_tiles, most_area, side
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, most_area, side
 from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +23,8 @@ class Idefics3(BaseFamily):
     """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
 
     name = "idefics3"
+    tile_inputs = ("pixel_values", "pixel_attention_mask")
+    tile_axis = 1  # in the one row of a batch
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """``model.model.text_model``."""
@@ -77,10 +78,6 @@ class Idefics3(BaseFamily):
         across = math.isqrt(max(1, area // tile**2 - 1))
         images.do_image_splitting = across > 1
         images.size = {"longest_edge": min(across * tile, images.size["longest_edge"])}
-
-    def picture_axes(self, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> PictureAxes | None:
-        """Tile after tile, in the one row of a batch."""
-        return axes_of_tiles(inputs, spans, ("pixel_values", "pixel_attention_mask"), axis=1)
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tiles, and which of their pixels are padding."""

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, entries, flat, side
 from sgl_engine.families.llava import clip_shape
 from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,20 +93,85 @@ class LlavaNext(BaseFamily):
         """Tiles, and the sizes of the images that they were cut from."""
         return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
 
-    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """One pass per tile."""
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
+        """Read off the model's own stitching, by features that say which tile they are of."""
+        import torch
+
+        if "image_sizes" not in inputs:
+            return None
+        counts = self._tile_counts(model.config, inputs)
+        total, patches = sum(counts), self.tower_patches(model.config, inputs)[0]
+        marks = torch.eye(total)[:, None].expand(total, patches, total)
+        on_cpu = {name: value.cpu() for name, value in inputs.items() if name != "pixel_values"}
+        made = self._stitch(model, on_cpu, marks, newline=torch.zeros(total)) > 0  # (image tokens, T)
+        image = (on_cpu["input_ids"][0] == self.image_token_id(model.config)).nonzero()[:, 0]
+        visual = torch.tensor([position for span in spans for position in span.positions])
+        pictures = tuple(picture for picture, count in enumerate(counts) for _ in range(count))
+        return PromptTiles(pictures, made[torch.searchsorted(image, visual)].T)
+
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their pixels."""
+        import torch
+
+        pixels = inputs["pixel_values"]
+        if pixels.ndim == 5:  # pictures of fewer tiles are padded
+            counts = self._tile_counts(config, inputs)
+            pixels = torch.cat([own[:count] for own, count in zip(pixels, counts, strict=True)])
+        return {"pixel_values": entries(pixels, tiles)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """As the model's own ``get_image_features``, before it stitches."""
+        import torch
+
+        config, core = model.config, model.model
+        states = core.vision_tower(slices["pixel_values"], output_hidden_states=True, return_dict=True)
+        wanted = config.vision_feature_layer
+        layers = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        hidden = torch.cat([states.hidden_states[layer] for layer in layers], dim=-1)
+        if config.vision_feature_select_strategy == "default":
+            hidden = hidden[:, 1:]
+        features: Tensor = core.multi_modal_projector(hidden)
+        return features
+
+    def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Stitched, padding cut off, a newline after every row."""
+        return self._stitch(model, inputs, features, newline=model.model.image_newline)
+
+    def _stitch(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor, newline: Tensor) -> Tensor:
+        """One row per image token, from features (T, tokens of a tile, width), by the model's own code."""
+        pictures, _ = model.model.pack_image_features(
+            features.split(self._tile_counts(model.config, inputs)),
+            inputs["image_sizes"],
+            image_newline=newline,
+            **self.stitching(model.config),
+        )
+        return flat(pictures)
+
+    def stitching(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What else the model's own stitching is told."""
+        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+
+    def _tile_counts(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> list[int]:
+        """Tiles of each picture, the whole one among them."""
         from transformers.image_processing_utils import select_best_resolution
 
+        size, counts = side(config.vision_config.image_size), []
+        for image, stitched in zip(inputs["image_sizes"].tolist(), self.stitched(inputs), strict=True):
+            height, width = select_best_resolution(tuple(image), config.image_grid_pinpoints)
+            counts.append(1 + (height // size * (width // size) if stitched else 0))
+        return counts
+
+    def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """One pass per tile."""
         if "image_sizes" not in inputs:
             return ()
         vision = config.vision_config
-        size = side(vision.image_size)
-        images = inputs["image_sizes"].tolist()
-        tiles = len(images)
-        for image, stitched in zip(images, self.stitched(inputs), strict=True):
-            height, width = select_best_resolution(tuple(image), config.image_grid_pinpoints)
-            tiles += height // size * (width // size) if stitched else 0
-        return ((size // side(vision.patch_size)) ** 2,) * tiles
+        patches = (side(vision.image_size) // side(vision.patch_size)) ** 2
+        return (patches,) * sum(self._tile_counts(config, inputs))
 
     def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
         """As in LLaVA."""
@@ -140,3 +205,7 @@ class LlavaOneVision(LlavaNext):
         """Also how many images there are."""
         names = ("pixel_values", "image_sizes", "batch_num_images")
         return {name: inputs[name] for name in names if name in inputs}
+
+    def stitching(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Up to how many tiles."""
+        return {"vision_aspect_ratio": config.vision_aspect_ratio}

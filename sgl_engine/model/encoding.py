@@ -81,6 +81,7 @@ def wrap_inputs(
         spans=spans,
         positions=vlm.family.positions(vlm.model, moved),
         picture_axes=vlm.family.picture_axes(inputs, spans),
+        cut=partial(vlm.family.cut, vlm.model, inputs, spans),
     )
 
 

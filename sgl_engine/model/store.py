@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["pixels", "features", "prefix"]
+Kind = Literal["pixels", "features", "tiles", "prefix"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-from .prefill import Reused as Reused
+from .pictures import Reused as Reused
 from .exactness import check_exactness as check_exactness
 from .large import (
     LargePassResult as LargePassResult,

@@ -13,14 +13,8 @@ from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
-from sgl_engine.passes.prefill import (
-    NOTHING_REUSED,
-    EmbeddedPrompt,
-    Prefilled,
-    Prefiller,
-    Reused,
-    run_in_groups,
-)
+from sgl_engine.passes.pictures import NOTHING_REUSED, EmbeddedPrompt, Reused
+from sgl_engine.passes.prefill import Prefilled, Prefiller, run_in_groups
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.encoded import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs
@@ -124,8 +118,9 @@ def run_large_batch(
             found |= {row: piece for row, piece in pieces if not isinstance(piece, str)}
         return [found[row] for row in range(len(rows))]
 
-    shared = shares_prefix(vlm, [task.prompt for task in tasks], plans, reuse)
-    kinds = list(zip(map(pruned_from, plans), shared, strict=True))
+    entering = [plan.enter(task.prompt) for task, plan in zip(tasks, plans, strict=True)]
+    prompts, below = [prompt for prompt, _ in entering], [plan for _, plan in entering]
+    kinds = list(zip(map(pruned_from, below), shares_prefix(vlm, prompts, below, reuse), strict=True))
     return run_in_groups(vlm, tasks, kinds, run, max_rows=max_rows)
 
 
@@ -162,7 +157,7 @@ def stream_large_batch(
     if ready is not None:
         # Tasks with an error are not decoded, so there may be fewer rows than tasks.
         rows, prefix = batch.rows, ready.prefix
-        chosen = _chosen(KeptColumns.of([plans[row] for row in rows]), prefix.lower)
+        chosen = _chosen(KeptColumns.of([batch.plans[row] for row in rows]), prefix.lower)
         steps = decode(
             vlm,
             ready.batch,
@@ -201,6 +196,8 @@ class _AnswerBatch:
 
     Attributes:
         answers: One per task.
+        prompts: What enters of their prompts.
+        plans: What is pruned of that.
         embedded: Their prompts, as the decoder takes them; None for an answer that has an error.
         rows: Numbers of the answers that are decoded.
         known: Prompt tokens of each that were known.
@@ -209,24 +206,26 @@ class _AnswerBatch:
 
     def __init__(self, vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan]) -> None:
         self.answers = [Answer(vlm, task) for task in tasks]
+        entering = [plan.enter(task.prompt) for task, plan in zip(tasks, plans, strict=True)]
+        self.prompts, self.plans = [prompt for prompt, _ in entering], [plan for _, plan in entering]
         self.embedded: list[EmbeddedPrompt | None] = [None] * len(tasks)
         self.rows: list[int] = []
         self.known = [0] * len(tasks)
         self.cache_tokens: tuple[int, ...] = ()
-        self._plans = plans
+        self._given = plans
         self._left = list(range(len(tasks)))
         self._stage_ms = [{"vision": 0.0, "generate": 0.0} for _ in tasks]
         self._since = time.perf_counter()
 
     def prefill(self, prefiller: Prefiller) -> Prefilled | None:
         """Prepares the prompts of answers without an error; returns None where there are none."""
-        self.embedded = prefiller.see(self.answers)
+        self.embedded = prefiller.see(self.answers, self.prompts)
         self.spend("vision")
         seen = {row: embedded for row, embedded in enumerate(self.embedded) if embedded is not None}
         self.rows = list(seen)
         if not seen:
             return None  # all have errors, so there is nothing to decode
-        prompts, plans = [self.answers[row].prompt for row in seen], [self._plans[row] for row in seen]
+        prompts, plans = [self.prompts[row] for row in seen], [self.plans[row] for row in seen]
         ready = prefiller.prefill(prompts, list(seen.values()), plans)
         for row, tokens in zip(seen, ready.prefix.known, strict=True):
             self.known[row] = tokens
@@ -252,7 +251,7 @@ class _AnswerBatch:
 
     def _outcome(self, row: int) -> LargePassResult | RequestError:
         """Makes an answer's result, or returns its error."""
-        answer, plan, embedded = self.answers[row], self._plans[row], self.embedded[row]
+        answer, plan, embedded = self.answers[row], self._given[row], self.embedded[row]
         if answer.error is not None:
             return answer.error
         return LargePassResult(

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from sgl_engine.config import ReuseConfig
-from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch, numbered
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import run_lower_layers
 from sgl_engine.pruning.plan import PruningPlan
@@ -62,14 +62,14 @@ class _Prefix:
 
     Attributes:
         input_ids: int64 (P,), on the CPU.
-        positions: int64 (axes, P), on the CPU; None where tokens are simply numbered.
+        positions: int64 (axes, P), on the CPU.
         pictures: Digests of the prompt's pictures; they all begin before P.
         layers: The cache's layers: the first K, or all.
         lower: What enters layer K; None where ``layers`` are all.
     """
 
     input_ids: Tensor
-    positions: Tensor | None
+    positions: Tensor
     pictures: tuple[bytes, ...]
     layers: tuple[Any, ...]
     lower: LayerInputs | None
@@ -83,10 +83,10 @@ class _Prefix:
         count = min(len(self), limit)
         # Tokens are the same where both their ids and their rotary positions are.
         same = self.input_ids[:count] == prompt.input_ids[0, :count].cpu()
-        if (self.positions is None) != (prompt.positions is None):
+        theirs = _positions(prompt, count)
+        if len(theirs) != len(self.positions):
             return 0
-        if self.positions is not None and prompt.positions is not None:
-            same &= (self.positions[:, :count] == prompt.positions[:, 0, :count].cpu()).all(dim=0)
+        same &= (self.positions[:, :count] == theirs).all(dim=0)
         common = count if bool(same.all()) else int(same.int().argmin())
         # All image tokens have one id, so pictures are compared by their digests.
         starts = _picture_starts(prompt)
@@ -247,7 +247,7 @@ def _compute(
     end = first + embeddings.shape[1]
     return _Prefix(
         input_ids=prompt.input_ids[0, :end].cpu(),
-        positions=None if prompt.positions is None else prompt.positions[:, 0, :end].cpu(),
+        positions=_positions(prompt, end),
         pictures=prompt.picture_digests,
         layers=tuple(cache.layers[:layers]),
         lower=lower,
@@ -301,6 +301,11 @@ def _side_by_side(
         LayerInputs.join(lower) if lower else None,
         tuple(min(before, count) for before, count in zip(known, taken, strict=True)),
     )
+
+
+def _positions(prompt: EncodedPrompt, count: int) -> Tensor:
+    """Returns the rotary positions of a prompt's first tokens, int64 (axes, count), on the CPU."""
+    return numbered(prompt.positions, len(prompt), torch.device("cpu"))[:, 0, :count].cpu()
 
 
 def _can_be_cut(layers: Sequence[Any]) -> bool:

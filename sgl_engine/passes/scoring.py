@@ -32,7 +32,8 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.model.caller_tokens import CallerTokenizer
-from sgl_engine.passes.prefill import NOTHING_REUSED, Prefiller, Reused, embed_pictures
+from sgl_engine.passes.pictures import NOTHING_REUSED, Reused, embed_pictures
+from sgl_engine.passes.prefill import Prefiller
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -115,15 +116,15 @@ class _Scoring:
     """The state of one scoring pass between its steps; arguments as of ``stream_scoring_pass``.
 
     Attributes:
-        plan: What of the prompt is seen.
+        plan: What is pruned of what enters.
         logprobs: Log-probabilities of the answers so far, token by token.
     """
 
     def __init__(self, vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan, decoding: Decoding) -> None:
-        self.plan = plan
+        # What enters, and what is pruned of that.
+        self._prompt, self.plan = plan.enter(prompt)
         self.logprobs: list[tuple[float, ...]] = []
         self._vlm = vlm
-        self._prompt = prompt
         self._decoding = decoding
         self._stage_ms = {"vision": 0.0, "prefill": 0.0, "score": 0.0}
 

@@ -24,14 +24,8 @@ from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS, NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
 from sgl_engine.exit.decision import measure_answer
-from sgl_engine.passes.prefill import (
-    NOTHING_REUSED,
-    EmbeddedPrompt,
-    Prefiller,
-    Reused,
-    group_rows,
-    run_in_groups,
-)
+from sgl_engine.passes.pictures import NOTHING_REUSED, EmbeddedPrompt, Reused
+from sgl_engine.passes.prefill import Prefiller, group_rows, run_in_groups
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.encoded import MAX_ROWS, EncodedPrompt, PromptBatch
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -156,7 +150,8 @@ def _run_group(
 def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
     """Runs the stages, filling the rows; returns the milliseconds of each stage, shared out equally."""
     started = time.perf_counter()
-    for row, embedded in zip(rows, prefiller.see([row.answer for row in rows]), strict=True):
+    pictures = prefiller.see([row.answer for row in rows], [row.prompt for row in rows])
+    for row, embedded in zip(rows, pictures, strict=True):
         row.embedded = embedded
     seen = time.perf_counter()
     _answer(prefiller, [row for row in rows if row.answer.error is None])

@@ -109,14 +109,15 @@ def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig
     Plans that prune from the same layer on share a batch.
     """
     # Beside a prompt without a known prefix, one that has it would have to run whole: they run apart.
-    known = shares_prefix(vlm, [task.prompt], [plan], reuse)
-    kind = sharing(vlm, ("pruned from", pruned_from(plan), reuse, *known))
+    prompt, below = plan.enter(task.prompt)
+    known = shares_prefix(vlm, [prompt], [below], reuse)
+    kind = sharing(vlm, ("pruned from", pruned_from(below), reuse, *known))
 
     def run(given: Sequence[Any]) -> StepResults:
         tasks, plans = [task for task, _ in given], [plan for _, plan in given]
         yield from stream_large_batch(vlm, tasks, plans, reuse=reuse)
 
-    return Work("large", (task, plan), run, kind, len(task.prompt))
+    return Work("large", (task, plan), run, kind, len(prompt))
 
 
 def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, reuse: ReuseConfig) -> Work:

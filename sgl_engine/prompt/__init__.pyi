@@ -4,10 +4,13 @@ from .encoded import (
     EncodedPrompt as EncodedPrompt,
     PictureAxes as PictureAxes,
     PromptBatch as PromptBatch,
+    PromptPart as PromptPart,
+    PromptTiles as PromptTiles,
     VisualSpan as VisualSpan,
 )
 from .formats import open_picture as open_picture
 from .images import load_image as load_image, read_file as read_file, resolve_images as resolve_images
+from .pages import count_pages as count_pages, open_pages as open_pages
 from .signatures import mime_type_of as mime_type_of, sniff as sniff
 from .sources import (
     decode_base64 as decode_base64,

@@ -9,9 +9,10 @@ are as far apart as its positions are, and causal masks and windows are right fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -67,6 +68,9 @@ class EncodedPrompt:
             None where tokens are simply numbered.
         picture_axes: Where each picture lies in the inputs (``PictureAxes``); None where pictures cannot
             be told apart there.
+        cut: Tells in which tiles the vision tower sees the pictures (``tiles``).
+        part: Where the tokens of some tiles are left out (``leave_out``): of which prompt, and what is left.
+            Then ``inputs`` are those of the text alone.
     """
 
     inputs: Mapping[str, Tensor]
@@ -74,6 +78,8 @@ class EncodedPrompt:
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
     picture_axes: PictureAxes | None = None
+    cut: Callable[[], PromptTiles | None] = lambda: None
+    part: PromptPart | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -90,9 +96,106 @@ class EncodedPrompt:
         return tuple(position for span in self.spans for position in span.positions)
 
     @cached_property
+    def tiles(self) -> PromptTiles | None:
+        """What the vision tower sees apart; None where that is not known. Computed when first asked for."""
+        return self.cut()
+
+    @cached_property
     def picture_digests(self) -> tuple[bytes, ...]:
         """Of each picture as the model is given it, or of all together; computed when first asked for."""
+        if self.part is not None:
+            return self.part.whole.picture_digests  # which of its tiles are there, positions tell
         return picture_digests(self.inputs, self.picture_axes)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTiles:
+    """The pieces in which the vision tower sees a prompt's pictures, in the order in which it takes them.
+
+    Attributes:
+        pictures: Of which picture each is, from 0 (T,).
+        tokens: bool (T, V), on the CPU: which visual tokens are made of each. A token that is interpolated
+            where tiles meet is made of several; a tile that shows nothing but padding becomes none.
+    """
+
+    pictures: tuple[int, ...]
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.pictures)
+
+    @classmethod
+    def of(cls, spans: Sequence[VisualSpan]) -> PromptTiles:
+        """A tile for each span."""
+        sizes = torch.tensor([len(span) for span in spans])
+        tile = torch.arange(len(spans)).repeat_interleave(sizes)
+        return cls(tuple(span.image for span in spans), tile == torch.arange(len(spans))[:, None])
+
+    def made_of(self, chosen: Sequence[int]) -> Tensor:
+        """Which visual tokens are made of these tiles alone, bool (V,)."""
+        others = sorted(set(range(len(self))) - set(chosen))
+        return ~self.tokens[others].any(dim=0)
+
+    def by_picture(self, pictures: int) -> list[list[int]]:
+        """Numbers of the tiles of each picture; of all together, where pictures cannot be told apart."""
+        if pictures == 1:
+            return [list(range(len(self)))]
+        return [
+            [tile for tile, own in enumerate(self.pictures) if own == picture] for picture in range(pictures)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPart:
+    """What is left of a prompt.
+
+    Attributes:
+        whole: The prompt.
+        columns: int64 (S',), on the CPU, ascending: the prompt positions that are left.
+        tiles: All of its tiles.
+        chosen: Numbers of those that are left, ascending.
+    """
+
+    whole: EncodedPrompt
+    columns: Tensor
+    tiles: PromptTiles
+    chosen: tuple[int, ...]
+
+
+def leave_out(part: PromptPart) -> EncodedPrompt:
+    """A prompt without what a part does not have; what is left keeps its rotary positions."""
+    whole, columns = part.whole, part.columns.to(part.whole.input_ids.device)
+    positions = whole.positions
+    return EncodedPrompt(
+        inputs={name: value[:, columns] for name, value in whole.inputs.items() if name in TOKEN_INPUTS},
+        input_ids=whole.input_ids[:, columns],
+        spans=_spans_of(part),
+        positions=columns[None, None] if positions is None else positions[..., columns],
+        part=part,
+    )
+
+
+def _spans_of(part: PromptPart) -> tuple[VisualSpan, ...]:
+    """The visual tokens of a part; where a span is not left as a whole, each stretch of it becomes one."""
+    column = {position: column for column, position in enumerate(part.columns.tolist())}
+    spans: list[VisualSpan] = []
+    for span in part.whole.spans:
+        left = [column[position] for position in span.positions if position in column]
+        if len(left) == len(span):
+            moved = span.stop - span.start
+            spans.append(replace(span, start=left[0], stop=left[0] + moved))
+            continue
+        starts = [at for at, before in zip(left, [-2, *left], strict=False) if at != before + 1]
+        for start, after in pairwise([*starts, len(column)]):
+            count = sum(start <= at < after for at in left)
+            spans.append(VisualSpan(span.image, start, start + count, (1, count), None))
+    return tuple(spans)
+
+
+def numbered(positions: Tensor | None, tokens: int, device: torch.device) -> Tensor:
+    """Rotary positions of a prompt, (axes, 1, S): those that it has, or 0, 1, 2, ... on one axis."""
+    return torch.arange(tokens, device=device)[None, None] if positions is None else positions
 
 
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
@@ -210,16 +313,15 @@ class PromptBatch:
 
     @cached_property
     def _prompt_positions(self) -> Tensor:
-        """(B, S), or (axes, B, S) where any prompt has axes."""
-        axes = max((0 if prompt.positions is None else len(prompt.positions)) for prompt in self.prompts)
-        rows = []
-        for prompt, padding in zip(self.prompts, self.padding, strict=True):
-            own = prompt.positions
-            if own is None:
-                own = torch.arange(len(prompt), device=self._device)[None]
-                own = own.expand(axes, 1, -1) if axes else own
-            rows.append(F.pad(own, (padding, 0)))
-        return torch.cat(rows, dim=-2)
+        """(B, S), or (axes, B, S) where any prompt has several axes."""
+        own = [numbered(prompt.positions, len(prompt), self._device) for prompt in self.prompts]
+        axes = max(map(len, own))
+        rows = [
+            F.pad(each.expand(axes, 1, -1), (padding, 0))
+            for each, padding in zip(own, self.padding, strict=True)
+        ]
+        positions = torch.cat(rows, dim=-2)
+        return positions[0] if axes == 1 else positions
 
     @cached_property
     def _next_positions(self) -> Tensor:

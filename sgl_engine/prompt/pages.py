@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -21,25 +22,28 @@ _POINTS_PER_INCH = 72
 _PDFIUM = threading.Lock()  # the library runs one call at a time
 
 
-def open_pages(data: bytes, limits: LimitsConfig, label: str) -> Generator[Image.Image]:
+def open_pages(data: bytes, limits: LimitsConfig, label: str, start: int = 0) -> Generator[Image.Image]:
     """The pages of an encoded file, one after the other, not decoded yet; a page is valid until the next.
 
     Args:
         data: The file's bytes.
         limits: Which formats are read, and what becomes of a second page.
         label: What the file is called in errors.
+        start: How many pages are passed over first; a PDF's are not drawn.
 
     Raises:
         ImageError: It cannot be opened, or holds a second page that ``LimitsConfig.pages`` refuses.
     """
     if sniff(data) == "PDF":
         check_format("PDF", limits, label)
-        yield from _pdf_pages(data, limits, label)
+        yield from _pdf_pages(data, limits, label, start)
         return
     with open_picture(data, limits, label) as image:
-        yield image
+        if start == 0:
+            yield image
         if limits.pages == "first" or image.format not in _PAGED:
             return
+        passed = 1
         for index in range(1, 2**31):
             try:
                 image.seek(index)
@@ -48,11 +52,19 @@ def open_pages(data: bytes, limits: LimitsConfig, label: str) -> Generator[Image
             if int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)) & _NOT_A_PAGE:
                 continue
             _check_second(limits, label)
-            yield image
+            if passed >= start:
+                yield image
+            passed += 1
 
 
-def count_pages(data: bytes, limits: LimitsConfig, label: str = "The image") -> int:
+def count_pages(data: bytes, limits: LimitsConfig, label: str = "The image", most: int | None = None) -> int:
     """How many pages a file holds, whatever ``LimitsConfig.pages`` says of a second one.
+
+    Args:
+        data: The file's bytes.
+        limits: Which formats are read.
+        label: What the file is called in errors.
+        most: Where counting may stop: an animation has to be read through. None reads to the end.
 
     Raises:
         ImageError: It cannot be opened.
@@ -66,7 +78,7 @@ def count_pages(data: bytes, limits: LimitsConfig, label: str = "The image") -> 
                 return len(document)
             finally:
                 document.close()
-    return sum(1 for _ in open_pages(data, everything, label))
+    return sum(1 for _ in islice(open_pages(data, everything, label), most))
 
 
 def _check_second(limits: LimitsConfig, label: str) -> None:
@@ -77,12 +89,12 @@ def _check_second(limits: LimitsConfig, label: str) -> None:
         )
 
 
-def _pdf_pages(data: bytes, limits: LimitsConfig, label: str) -> Generator[Image.Image]:
+def _pdf_pages(data: bytes, limits: LimitsConfig, label: str, start: int) -> Generator[Image.Image]:
     with _PDFIUM:
         document = _open_pdf(data, label)
         count = len(document)
     try:
-        for index in range(count if limits.pages != "first" else min(count, 1)):
+        for index in range(start, count if limits.pages != "first" else min(count, 1)):
             if index:
                 _check_second(limits, label)
             with _PDFIUM:

@@ -1,4 +1,8 @@
-"""Decides which prompt tokens the layers from K on see, by importance (SGL, section 3.2, SGP). Pure."""
+"""Decides what the large model does not see, by importance (SGL, section 3.2, SGP). Pure.
+
+Two things may be left out. PromptTiles of a picture that hold nothing important do not go through the vision tower,
+and their tokens enter no layer. Of the tokens that enter, the least important leave before layer K.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from torch import Tensor
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import ConfigError
-from sgl_engine.prompt.encoded import EncodedPrompt, VisualSpan
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, PromptTiles, VisualSpan, leave_out
 
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """Which prompt tokens the layers from ``layer`` on see.
+    """Which tiles the vision tower sees, and which prompt tokens the layers from ``layer`` on.
 
     Attributes:
         keep: int64 (M,), on the CPU, ascending prompt positions: all text and the kept visual tokens.
@@ -27,6 +31,8 @@ class PruningPlan:
         kept_visual_tokens: How many of the V are in ``keep``.
         keep_ratio: The ratio that was asked for (what is kept, not what is dropped).
         spans: The prompt's visual spans, to show what is kept in the picture.
+        tiles: The prompt's tiles, where some of them may be left out; else None.
+        chosen_tiles: Numbers of the tiles that the vision tower sees, ascending; None is all.
     """
 
     keep: Tensor
@@ -36,11 +42,51 @@ class PruningPlan:
     kept_visual_tokens: int
     keep_ratio: float
     spans: tuple[VisualSpan, ...] = ()
+    tiles: PromptTiles | None = None
+    chosen_tiles: tuple[int, ...] | None = None
 
     @property
     def prunes(self) -> bool:
-        """Whether any token is dropped; where none is, the model is not patched at all."""
-        return self.kept_visual_tokens < self.visual_tokens
+        """Whether any token that enters is dropped at ``layer``; else no layer is patched at all."""
+        return self.kept_visual_tokens < self.entering_visual_tokens
+
+    @property
+    def skips_tiles(self) -> bool:
+        """Whether any tile is left out."""
+        return self.tiles is not None and self.chosen_tiles is not None
+
+    @cached_property
+    def entering_visual_tokens(self) -> int:
+        """How many of the V enter layer 0: those of the tiles that are seen."""
+        if self.tiles is None or self.chosen_tiles is None:
+            return self.visual_tokens
+        return int(self.tiles.made_of(self.chosen_tiles).sum())
+
+    def enter(self, prompt: EncodedPrompt) -> tuple[EncodedPrompt, PruningPlan]:
+        """Takes the tiles that are left out from the plan's prompt: returns the rest, and the plan for it.
+
+        Rotary positions stay what they were. Where no tile is left out, both are what they are.
+        """
+        if self.tiles is None or self.chosen_tiles is None:
+            return prompt, self
+        enters = torch.ones(len(prompt), dtype=torch.bool)
+        visual = torch.tensor(prompt.visual_positions, dtype=torch.int64)
+        enters[visual[~self.tiles.made_of(self.chosen_tiles)]] = False
+        columns = enters.nonzero()[:, 0]
+        left = leave_out(PromptPart(prompt, columns, self.tiles, self.chosen_tiles))
+        return left, replace(
+            self,
+            keep=torch.searchsorted(columns, self.keep),
+            prompt_tokens=len(left),
+            visual_tokens=self.entering_visual_tokens,
+            spans=left.spans,
+            tiles=None,
+            chosen_tiles=None,
+        )
+
+    def entering_of(self, prompt_tokens: int) -> int:
+        """Counts which of the first ``prompt_tokens`` positions, at least S, enter layer 0."""
+        return prompt_tokens - (self.visual_tokens - self.entering_visual_tokens)
 
     def kept_of(self, prompt_tokens: int) -> int:
         """Counts which of the first ``prompt_tokens`` positions, at least S, the pruned layers see.
@@ -51,7 +97,13 @@ class PruningPlan:
 
 
 def plan_pruning(
-    prompt: EncodedPrompt, importance: ImportanceMap, *, layer: int, keep_ratio: float
+    prompt: EncodedPrompt,
+    importance: ImportanceMap,
+    *,
+    layer: int,
+    keep_ratio: float,
+    tiles: PromptTiles | None = None,
+    top_tokens: int | None = None,
 ) -> PruningPlan:
     """Plans to keep all text and the most important visual tokens. Pure.
 
@@ -60,22 +112,34 @@ def plan_pruning(
         importance: Higher = more important; of equals, the first is kept. A map of another prompt's visual
             tokens is carried onto this one's.
         layer: K, the first layer that sees only the kept tokens.
-        keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept.
+        keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept, as far as tiles are seen.
+        tiles: Those of the prompt that the vision tower sees apart (``passes.prefill.find_tiles``).
+        top_tokens: PromptTiles are seen that hold one of so many of the most important tokens of their picture;
+            None sees all.
 
     Raises:
         IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
-        ConfigError: A ratio outside (0, 1], or a negative layer.
+        ConfigError: A ratio outside (0, 1], a negative layer, or no token to choose tiles by.
     """
-    if not 0.0 < keep_ratio <= 1.0 or layer < 0:
+    if not 0.0 < keep_ratio <= 1.0 or layer < 0 or (top_tokens is not None and top_tokens < 1):
         raise ConfigError(
-            f"Cannot keep {keep_ratio} of the visual tokens from layer {layer} on.",
-            remedy="Give a keep_ratio in (0, 1] and a layer of at least 0.",
+            f"Cannot keep {keep_ratio} of the visual tokens from layer {layer} on, in the tiles of the "
+            f"{'' if top_tokens is None else f'{top_tokens} '}most important ones.",
+            remedy="Give a keep_ratio in (0, 1], a layer of at least 0, and at least one token.",
         )
     mass = importance.resample(prompt.spans).mass
     total = prompt.num_visual_tokens
-    kept = min(total, max(1, math.floor(total * keep_ratio)))
     # A stable sort: of equal tokens the first is kept, on every machine.
     ranking = torch.sort(mass, descending=True, stable=True).indices
+    chosen = None
+    if tiles is not None and top_tokens is not None:
+        chosen = choose_tiles(tiles, ranking, top_tokens)
+        # As many as without: so what is not spent on tiles that nobody looked at goes to the others.
+        seen = tiles.made_of(chosen)[ranking]
+        ranking = torch.cat((ranking[seen], ranking[~seen]))
+        chosen = None if len(chosen) == len(tiles) else chosen
+    entering = total if chosen is None or tiles is None else int(tiles.made_of(chosen).sum())
+    kept = min(entering, max(1, math.floor(total * keep_ratio)))
     mask = torch.ones(len(prompt), dtype=torch.bool)
     mask[torch.tensor(prompt.visual_positions, dtype=torch.int64)[ranking[kept:]]] = False
     return PruningPlan(
@@ -86,7 +150,23 @@ def plan_pruning(
         kept_visual_tokens=kept,
         keep_ratio=keep_ratio,
         spans=prompt.spans,
+        tiles=tiles,
+        chosen_tiles=chosen,
     )
+
+
+def choose_tiles(tiles: PromptTiles, ranking: Tensor, top_tokens: int) -> tuple[int, ...]:
+    """Chooses the tiles that hold one of the first tokens of a ranking (V,), picture by picture. Pure.
+
+    Not by their sums: attention also goes to places, whatever is asked, and that adds up. Picture by picture,
+    because questions that compare pictures need something of each.
+    """
+    chosen: set[int] = set()
+    for picture in sorted(set(tiles.pictures)):
+        own = torch.tensor([of == picture for of in tiles.pictures])
+        of_picture = ranking[tiles.tokens[own].any(dim=0)[ranking]]
+        chosen |= set(tiles.tokens[:, of_picture[:top_tokens]].any(dim=1).nonzero()[:, 0].tolist())
+    return tuple(sorted(chosen))
 
 
 def keep_everything(prompt: EncodedPrompt) -> PruningPlan:

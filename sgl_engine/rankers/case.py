@@ -128,14 +128,22 @@ class RankingCase:
         """Visual features as the large decoder is given them, float32 (V', hidden), on the CPU."""
         vlm, prompt = self.engine.large, self.large_prompt
         # Some decoders take further features beside these; the first are what takes the tokens' place.
-        embeddings = vlm.embed(prompt)[0, :, : int(vlm.text_model.config.hidden_size)]
+        embeddings = self._large_embeddings[0, :, : int(vlm.text_model.config.hidden_size)]
         return embeddings[list(prompt.visual_positions)].float().cpu()
+
+    @cached_property
+    def _large_embeddings(self) -> Tensor:
+        return self.engine.large.embed(self.large_prompt)
+
+    @cached_property
+    def _small_embeddings(self) -> Tensor:
+        return self.engine.small.embed(self.small_prompt)
 
     def hidden_states(self, layer: int) -> Tensor:
         """Runs the large model; returns what a layer gets of the prompt: float32 (S', hidden), on the CPU."""
         vlm, prompt = self.engine.large, self.large_prompt
-        with vlm.exclusive(), capture_hidden(vlm, layer) as seen:
-            vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=None)
+        with vlm.exclusive(), capture_hidden(vlm, layer, stop=True) as seen:
+            vlm.forward(self._large_embeddings, prompt=prompt, first_position=0, cache=None)
         return seen[0][0].float().cpu()
 
     def consistency_logprobs(self, keep_ratio: float, importance: ImportanceMap | None = None) -> list[float]:
@@ -154,7 +162,7 @@ class RankingCase:
         layer = vlm.family.first_prunable_layer
         plan = plan_pruning(prompt, ranking, layer=layer, keep_ratio=keep_ratio)
         with vlm.exclusive():
-            logprobs = answer_logprobs(vlm, prompt, vlm.embed(prompt), self.small.generation, plan)
+            logprobs = answer_logprobs(vlm, prompt, self._small_embeddings, self.small.generation, plan)
         found: list[float] = logprobs.tolist()
         return found
 

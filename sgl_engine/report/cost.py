@@ -54,17 +54,17 @@ def tokens_per_layer(prompt_tokens: int, plan: PruningPlan | None, layers: int) 
     """Returns how many of the positions each decoder layer sees (L,); ``plan`` None is unpruned."""
     if plan is None:
         return (prompt_tokens,) * layers
-    pruned = plan.kept_of(prompt_tokens)
-    return tuple(prompt_tokens if layer < plan.layer else pruned for layer in range(layers))
+    entering, pruned = plan.entering_of(prompt_tokens), plan.kept_of(prompt_tokens)
+    return tuple(entering if layer < plan.layer else pruned for layer in range(layers))
 
 
 def average_retention(plan: PruningPlan, layers: int) -> float:
     """Computes the fraction of visual tokens seen, averaged over ``layers`` layers; 1 if there are none."""
     if plan.visual_tokens == 0:
         return 1.0
-    kept = plan.kept_visual_tokens / plan.visual_tokens
+    entering, kept = plan.entering_visual_tokens, plan.kept_visual_tokens
     first = min(plan.layer, layers)
-    return (first + (layers - first) * kept) / layers
+    return (first * entering + (layers - first) * kept) / (layers * plan.visual_tokens)
 
 
 def forward_flops(

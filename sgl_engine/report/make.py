@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.exit.decision import Confidence, ExitDecision
     from sgl_engine.model.vlm import VLM
     from sgl_engine.passes.large import LargePassResult
-    from sgl_engine.passes.prefill import Reused
+    from sgl_engine.passes.pictures import Reused
     from sgl_engine.passes.scoring import ScoringPassResult
     from sgl_engine.passes.small import SmallPassResult
     from sgl_engine.prompt.encoded import EncodedPrompt
@@ -157,7 +157,8 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
 
 _LARGE_FIELDS = (
     "kept_visual_tokens prune_layer keep_ratio average_retention large_input_tokens large_output_tokens "
-    "drafted_tokens accepted_tokens large_known_tokens large_known_pictures"
+    "drafted_tokens accepted_tokens large_known_tokens large_known_pictures "
+    "tiles kept_tiles encoded_tiles skipped_tower_tflops"
 ).split()
 
 
@@ -178,6 +179,21 @@ def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
         "accepted_tokens": large.accepted_tokens,
         "large_known_tokens": large.reused.tokens,
         "large_known_pictures": large.reused.pictures,
+        **_tile_fields(large, vlm),
+    }
+
+
+def _tile_fields(large: PassCost, vlm: VLM) -> dict[str, Any]:
+    """Returns the fields that say what of the pictures went through the large model's vision tower."""
+    plan, patches = large.plan, vlm.tower_patches(large.prompt)
+    chosen = None if plan is None else plan.chosen_tiles
+    kept = range(len(patches)) if chosen is None else chosen
+    skipped = (patches[tile] for tile in set(range(len(patches))) - set(kept))
+    return {
+        "tiles": len(patches),
+        "kept_tiles": len(kept),
+        "encoded_tiles": len(_run_patches(vlm, large.prompt, large.reused)),
+        "skipped_tower_tflops": sum(cost.tower_flops(vlm.shape.vision, count) for count in skipped) / 1e12,
     }
 
 

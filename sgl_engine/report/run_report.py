@@ -56,6 +56,12 @@ class RunReport(BaseModel):
         prune_layer: First pruned decoder layer of the large model.
         keep_ratio: Fraction of the visual tokens that it was to keep.
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
+        tiles: Tiles that the pictures come in, for the large model: those that a picture is cut into, and the
+            whole one beside them; a picture in one piece is one.
+        kept_tiles: How many of those it was given; tokens of the others entered no layer
+            (``PruningConfig.tiles``).
+        encoded_tiles: How many of those went through its vision tower: the others were known.
+        skipped_tower_tflops: 1e12 operations of the tower on the tiles that were left out.
         small_tflops: 1e12 floating-point operations of the small model, consistency pass included. What was
             known from another request was not computed, and is not counted.
         large_tflops: The same of the large model, as it ran; 0 when it was not called.
@@ -112,6 +118,10 @@ class RunReport(BaseModel):
     stage_ms: dict[str, float]
     small_input_tokens: int
     small_output_tokens: int
+    tiles: int | None = None
+    kept_tiles: int | None = None
+    encoded_tiles: int | None = None
+    skipped_tower_tflops: float | None = None
     large_input_tokens: int | None
     large_output_tokens: int | None
     drafted_tokens: int | None = None

@@ -17,10 +17,10 @@ from langchain_sgl.budget.ledger import Budget, Ledger, Spending
 from langchain_sgl.budget.middleware import EscalationBudgetMiddleware
 from langchain_sgl.tools.toolkit import VisualQuestionTool
 from langchain_sgl.usage.callbacks import attached, get_sgl_usage_callback
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 
-SAMPLES = list(heldout_questions(6))
-PICTURES = {f"picture-{index}": sample.pixels for index, (sample, _) in enumerate(SAMPLES)}
+ASKED = list(heldout_pages(6, tiles=1))
+PICTURES = {f"picture-{index}": page.pixels for index, (page, _) in enumerate(ASKED)}
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 
@@ -31,8 +31,8 @@ def chat() -> ChatSGL:
 
 
 def ask(index: int) -> list[Any]:
-    sample, question = SAMPLES[index]
-    return [HumanMessage([image_block(Image.fromarray(sample.pixels)), question.text])]
+    page, question = ASKED[index]
+    return [HumanMessage([image_block(Image.fromarray(page.pixels)), question.text])]
 
 
 def look(*indices: int, **arguments: Any) -> AIMessage:
@@ -42,7 +42,7 @@ def look(*indices: int, **arguments: Any) -> AIMessage:
         tool_calls=[
             {
                 "name": "look_at_picture",
-                "args": {"question": SAMPLES[index][1].text, "picture": f"picture-{index}", **arguments},
+                "args": {"question": ASKED[index][1].text, "picture": f"picture-{index}", **arguments},
                 "id": f"call-{index}",
                 "type": "tool_call",
             }

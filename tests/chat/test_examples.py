@@ -20,7 +20,7 @@ import rag  # noqa: E402
 
 from langchain_sgl import ChatSGL, SGLUsageCallbackHandler  # noqa: E402
 from sgl_engine.demo import PICTURES  # noqa: E402
-from sgl_engine.demo.generator import draw_sample  # noqa: E402
+from sgl_engine.demo.pages import draw_page  # noqa: E402
 
 Output = pytest.CaptureFixture[str]
 
@@ -99,7 +99,7 @@ def test_graph_asks_who_it_is_told_to_ask() -> None:
 
 
 def test_a_spotlight_keeps_place_and_size() -> None:
-    picture = Image.fromarray(draw_sample(3, family="document").pixels)
+    picture = Image.fromarray(draw_page(3, tiles=1, only=["document"]).pixels)
     answer = graph.Context(ChatSGL(), {}).ask(
         picture, "transcribe the picture", escalate="never", evidence=True
     )

@@ -1,5 +1,4 @@
 import asyncio
-import base64
 import hashlib
 import io
 import json
@@ -9,30 +8,23 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
-from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_core.indexing import InMemoryRecordManager, index
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.vectorstores import InMemoryVectorStore
+from picture_folders import FakeChat, picture
 from PIL import Image
-from pydantic import Field
 
 from langchain_sgl.indexing.files import PictureFailure
 from langchain_sgl.indexing.indexer import TRANSCRIBE, SGLImageBlobParser, SGLImageIndexer
 from langchain_sgl.indexing.manifest import IndexManifest, StoredAnswer
 from langchain_sgl.indexing.progress import IndexProgress
 from sgl_engine.config import LimitsConfig
-from sgl_engine.demo.generator import draw_sample
+from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.vocabulary import TRANSCRIBE as PAIRS_PROMPT
 from sgl_engine.errors import (
     ConfigError,
@@ -42,49 +34,6 @@ from sgl_engine.errors import (
     MissingImageError,
     UnsupportedModelError,
 )
-
-
-class FakeChat(BaseChatModel):
-    """Answers with the size of the picture it is shown, and reports like ChatSGL."""
-
-    fails_on: set[str] = Field(default_factory=set)
-    broken: bool = False
-    asked: Callable[[], object] = lambda: None  # called for every picture
-    version: str = "1"
-    seen: list[dict[str, Any]] = Field(default_factory=list, exclude=True)
-
-    @property
-    def _llm_type(self) -> str:
-        return "fake"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {"version": self.version}
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **settings: Any
-    ) -> ChatResult:
-        self.asked()
-        if self.broken:
-            raise UnsupportedModelError("No such family.", remedy="Use another.")
-        image, text = messages[0].content
-        assert isinstance(image, dict)
-        assert isinstance(text, dict)
-        picture = Image.open(io.BytesIO(base64.b64decode(image["base64"])))
-        answer = f"{text['text']}: {picture.width} x {picture.height}"
-        self.seen.append({"mime_type": image["mime_type"], "answer": answer, **settings})
-        if answer in self.fails_on:
-            raise InvalidRequestError("It cannot be read.", remedy="Look away.")
-        about = {"model_name": "fake-large", "finish_reason": "stop", "sgl": {"route": "large", "n": 1}}
-        message = AIMessage(answer, response_metadata=about)
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def picture(width: int, height: int, kind: str = "PNG", seed: int = 0) -> bytes:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -132,10 +81,12 @@ def test_a_folder_becomes_documents(folder: Path) -> None:
         "content_hash": hashlib.sha256((folder / "a.png").read_bytes()).hexdigest(),
         "width": 10,
         "height": 5,
+        "page": 0,
+        "total_pages": 1,
         "prompt": TRANSCRIBE,
         "model_name": "fake-large",
         "finish_reason": "stop",
-        "sgl": {"route": "large", "n": 1},
+        "sgl_route": "large",
     }
     mime_types = [document.metadata["mime_type"] for document in documents]
     assert mime_types == ["image/png", "image/jpeg", "image/png", "image/webp", "image/png", "image/gif"]
@@ -216,7 +167,7 @@ def test_relative_sources(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_only_a_batch_is_read_and_asked_at_a_time(folder: Path) -> None:
     chat = FakeChat()
-    documents = indexer(folder, chat, batch_size=2).lazy_load()
+    documents = indexer(folder, chat, batch_size=2, incomplete="allow").lazy_load()
     assert chat.seen == []
     next(documents)
     assert len(chat.seen) == 2
@@ -280,7 +231,7 @@ def test_a_broken_model_ends_the_run(folder: Path) -> None:
 
 def test_a_model_that_breaks_later_does_not(folder: Path) -> None:
     chat = FakeChat()
-    loader = indexer(folder, chat, batch_size=2)
+    loader = indexer(folder, chat, batch_size=2, incomplete="allow")
     documents = loader.lazy_load()
     found = [next(documents), next(documents)]
     chat.broken = True
@@ -332,7 +283,7 @@ def test_folders_that_cannot_be_listed(folder: Path, tmp_path: Path, monkeypatch
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)  # permissions do not stop root, as whom containers run tests
-    assert names(loader.load(), folder) == NAMES[:4]
+    assert names(loader.load(), folder) == [*NAMES[4:], *NAMES[:4]]  # what is known of it comes first
     assert [(failure.source, type(failure.error)) for failure in loader.errors] == [
         (str(folder / "deep/deeper"), PermissionError)
     ]
@@ -344,7 +295,19 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         indexer(tmp_path / "nowhere").load()
 
 
-@pytest.mark.parametrize("options", [{"prompt": "  "}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": "  "},
+        {"batch_size": 0},
+        {"max_pages": 0},
+        {"pages": "last"},
+        {"unchanged": "keep"},
+        {"failed": "never"},
+        {"incomplete": True},
+        {"report": "short"},
+    ],
+)
 def test_options_are_checked(folder: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="cannot be indexed"):
         indexer(folder, **options)
@@ -465,7 +428,8 @@ def test_failures_are_tried_again(folder: Path, tmp_path: Path) -> None:
 KILLED = """
 import os, sys, time
 sys.path.insert(0, sys.argv[3])
-from test_indexer import FakeChat, SGLImageIndexer
+from picture_folders import FakeChat
+from langchain_sgl import SGLImageIndexer
 
 class Slow(FakeChat):
     def _generate(self, *arguments, **settings):
@@ -498,6 +462,7 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
 
 def test_a_consumer_that_stops_gets_the_rest_next_time(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"manifest": tmp_path / "index.db", "unchanged": "skip", "batch_size": 4}
+    options["incomplete"] = "allow"
     documents = indexer(folder, **options).lazy_load()
     assert names([next(documents), next(documents)], folder) == NAMES[:2]
     documents.close()  # type: ignore[attr-defined]
@@ -512,7 +477,7 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, folder: Path) -> None:
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE things (name)")
     other.close()
-    with pytest.raises(ConfigError, match="no manifest of version 1"):
+    with pytest.raises(ConfigError, match="no manifest of version 2"):
         indexer(folder, manifest=tmp_path / "other.db")
 
 
@@ -534,36 +499,6 @@ def test_a_manifest_keeps_what_it_is_given(tmp_path: Path) -> None:
     answer = StoredAnswer("zwölf € \U0001f9fe", {"sgl": {"route": "small"}, "width": 3})
     manifest.save({"one": answer})
     assert IndexManifest(tmp_path / "index.db").answers({"one", "two"}) == {"one": answer}
-
-
-def test_record_managers(folder: Path, tmp_path: Path) -> None:
-    """LangChain's own indexing adds, skips, updates and deletes, by the documents' ids or by their hashes."""
-    for key_encoder in ("sha256", lambda document: document.id):
-        store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
-        records = InMemoryRecordManager("pictures")
-        records.create_schema()
-        loader = indexer(folder, manifest=tmp_path / f"{type(key_encoder).__name__}.db")
-
-        def run(loader: SGLImageIndexer = loader, *given: Any, **options: Any) -> tuple[int, int, int]:
-            result = index(
-                loader,
-                options["records"],
-                options["store"],
-                cleanup="full",
-                source_id_key="source",
-                key_encoder=options["key_encoder"],
-            )
-            return result["num_added"], result["num_skipped"], result["num_deleted"]
-
-        options = {"records": records, "store": store, "key_encoder": key_encoder}
-        assert run(**options) == (6, 0, 0)
-        assert run(**options) == (0, 6, 0)
-        original = (folder / "b.jpg").read_bytes()
-        (folder / "b.jpg").write_bytes(picture(25, 5))
-        assert run(**options) == (1, 5, 1)
-        (folder / "b.jpg").unlink()
-        assert run(**options) == (0, 5, 1)
-        (folder / "b.jpg").write_bytes(original)
 
 
 # Asynchronous.
@@ -620,18 +555,18 @@ async def test_a_cancelled_async_run_goes_on(folder: Path, tmp_path: Path) -> No
 def test_the_bundled_pair_transcribes_a_folder(tmp_path: Path) -> None:
     truths = {}
     for seed in (3, 4, 5, 6):
-        sample = draw_sample(seed, family="document")
-        Image.fromarray(sample.pixels).save(tmp_path / f"{seed}.png")
-        truths[f"{seed}.png"] = sample.content.transcription  # type: ignore[union-attr]
+        page = draw_page(seed, tiles=1, only=["document"])
+        Image.fromarray(page.pixels).save(tmp_path / f"{seed}.png")
+        truths[f"{seed}.png"] = page.contents[0].transcription  # type: ignore[union-attr]
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     loader = SGLImageIndexer(tmp_path, manifest=tmp_path / "index.db", relative_to=tmp_path)
-    documents = {document.metadata["source"]: document for document in loader.lazy_load()}
+    documents = {document.metadata["source"]: document for document in loader.load()}
     assert sorted(documents) == sorted(truths)
     exact = sum(document.page_content == truths[name] for name, document in documents.items())
     assert exact >= 2
-    report = documents["3.png"].metadata["sgl"]
-    assert report["visual_tokens"] == 144
-    assert {documents[name].metadata["sgl"]["keep_ratio"] for name in truths} <= {None, 1.0}
+    report = documents["3.png"].metadata
+    assert report["sgl_visual_tokens"] == 144
+    assert {documents[name].metadata.get("sgl_keep_ratio") for name in truths} <= {None, 1.0}
     assert documents["3.png"].metadata["finish_reason"] == "stop"
     assert documents["3.png"].metadata["model_name"] in {"sgl-demo-small", "sgl-demo-large"}
     assert [Path(failure.source).name for failure in loader.errors] == ["bad.png"]

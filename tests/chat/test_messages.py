@@ -1,8 +1,7 @@
-"""Every way to write an image, every role, and what becomes of an answer."""
+"""Every way to write an image, and every role."""
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from langchain_core.load import dumps
 from langchain_core.messages import (
     AIMessage,
-    AIMessageChunk,
     BaseMessage,
     ChatMessage,
     FunctionMessage,
@@ -24,17 +22,8 @@ from PIL import Image
 
 from langchain_sgl import image_block
 from langchain_sgl.chat.image_blocks import normalize_pictures
-from langchain_sgl.chat.messages import (
-    response_metadata,
-    to_ai_message,
-    to_chunk,
-    to_engine_messages,
-    to_last_chunk,
-)
-from sgl_engine.chat.text_stream import TextDelta
-from sgl_engine.chat.tool_stream import ToolCallDelta
+from langchain_sgl.chat.messages import to_engine_messages
 from sgl_engine.config import LimitsConfig
-from sgl_engine.decoding.answer import TokenLogprob
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import (
     CorruptImageError,
@@ -44,9 +33,7 @@ from sgl_engine.errors import (
     UnsafePathError,
 )
 from sgl_engine.prompt.images import load_image
-from sgl_engine.report.run_report import RunReport
 from sgl_engine.request import ImagePart, Message, ToolCall
-from sgl_engine.response import Response
 
 RECEIPT = PICTURES / "receipt.png"
 DATA = RECEIPT.read_bytes()
@@ -293,61 +280,3 @@ def test_mime_types_are_sniffed(format_: str, tmp_path: Path) -> None:
     file = tmp_path / "picture.dat"
     Image.new("RGB", (4, 4), "red").save(file, format=format_)
     assert image_block(file)["mime_type"] == Image.MIME[format_]
-
-
-@pytest.fixture
-def response(make_report: Callable[..., RunReport]) -> Response:
-    return Response(
-        text="a roof",
-        finish_reason="stop",
-        report=make_report(),
-        tool_calls=(ToolCall("c1", "look", {"at": "roof"}),),
-        tokens=(TokenLogprob("a", -0.5), TokenLogprob(" roof", -0.25)),
-    )
-
-
-def test_metadata_is_json_and_usage_is_ints(response: Response) -> None:
-    metadata = response_metadata(response, logprobs=True, evidence=False)
-    message = to_ai_message(response, metadata)
-    assert json.loads(json.dumps(message.response_metadata)) == metadata
-    assert metadata["sgl"] == response.report.model_dump(mode="json")
-    assert metadata["model_name"] == "little"
-    assert metadata["finish_reason"] == "tool_calls"
-    assert [token["token"] for token in metadata["logprobs"]["content"]] == ["a", " roof"]
-    usage = message.usage_metadata
-    assert usage is not None
-    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (160, 3, 163)
-    assert usage["input_token_details"] == {"image": 144}
-    assert "logprobs" not in response_metadata(response, logprobs=False, evidence=True)
-
-
-def test_an_escalated_answer_counts_the_large_models_tokens(make_report: Callable[..., RunReport]) -> None:
-    report = make_report(
-        route="large", escalated=True, large_input_tokens=200, large_output_tokens=9, kept_visual_tokens=28
-    )
-    response = Response(text="x", finish_reason="length", report=report)
-    metadata = response_metadata(response, logprobs=False, evidence=False)
-    usage = to_ai_message(response, metadata).usage_metadata
-    assert usage is not None
-    assert (usage["input_tokens"], usage["output_tokens"]) == (200, 9)
-    assert (metadata["model_name"], metadata["finish_reason"]) == ("big", "length")
-
-
-def test_chunks_join_to_the_message(response: Response) -> None:
-    metadata = response_metadata(response, logprobs=True, evidence=False)
-    deltas = (
-        TextDelta("a "),
-        TextDelta("roof"),
-        ToolCallDelta(0, "c1", "look", ""),
-        ToolCallDelta(0, None, None, '{"at": '),
-        ToolCallDelta(0, None, None, '"roof"}'),
-    )
-    joined = AIMessageChunk(content="")
-    for chunk in [*map(to_chunk, deltas), to_last_chunk(response, metadata)]:
-        joined += chunk  # type: ignore[assignment]
-    whole = to_ai_message(response, metadata)
-    assert joined.content == whole.content
-    assert joined.tool_calls == whole.tool_calls
-    assert joined.usage_metadata == whole.usage_metadata
-    assert joined.response_metadata == whole.response_metadata
-    assert joined.chunk_position == "last"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from langchain_sgl import ChatSGL, image_block
 from langchain_sgl.chat.call_options import CallOptions
-from langchain_sgl.chat.schemas import convert_tools, to_json_schema
+from langchain_sgl.structured.schemas import convert_tools, to_json_schema
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import InvalidRequestError

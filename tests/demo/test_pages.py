@@ -11,6 +11,8 @@ from sgl_engine.demo.pages.across import place_of
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.documents import PageDocument
 from sgl_engine.demo.pages.layout import SHAPES, divide
+from sgl_engine.demo.pages.lines import LineChart
+from sgl_engine.demo.pages.scenes import PageScene
 from sgl_engine.demo.pages.sheet import TILE, Frame, PageSheet
 from sgl_engine.demo.vocabulary import NONE
 from sgl_engine.errors import SGLError
@@ -211,3 +213,16 @@ def test_questions_are_picked_evenly_over_kinds_and_never_twice() -> None:
     first = Counter(pick_questions(page.questions, rng, 1)[0].kind for _ in range(400))
     assert min(first.values()) > 400 / len(first) / 2.5
     assert len(pick_questions(page.questions, rng, 10_000)) == len(page.questions)
+
+
+def test_a_page_holds_only_what_is_wanted() -> None:
+    for seed in range(12):
+        (receipt,) = draw_page(seed, tiles=1, only=["document"]).contents
+        assert isinstance(receipt, PageDocument)
+        both = draw_page(seed, tiles=6, only=["scene", "lines"]).contents
+        assert {type(content) for content in both} <= {PageScene, LineChart}
+    for wanted in ([], ["poster"]):
+        with pytest.raises(
+            SGLError, match=r"There is no page of (nothing|poster)\. Name some of document, table"
+        ):
+            draw_page(0, only=wanted)

@@ -74,9 +74,18 @@ def attention_sum(vlm: VLM, prompt: EncodedPrompt, answer: Sequence[int]) -> Ten
 
 
 def masked_logits(
-    vlm: VLM, prompt: EncodedPrompt, answer: Sequence[int], *, layer: int, keep: Sequence[int]
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    answer: Sequence[int],
+    *,
+    layer: int,
+    keep: Sequence[int],
+    skip: Sequence[int] = (),
 ) -> Tensor:
-    """Logits of every position, where layers from `layer` on do not see prompt tokens outside `keep`."""
+    """Logits of every position, where layers from `layer` on do not see prompt tokens outside `keep`.
+
+    No layer sees those in `skip`.
+    """
     hidden = sorted(set(range(len(prompt))) - set(keep))
     seen = [*keep, *range(len(prompt), len(prompt) + len(answer))]
     config = vlm.text_model.config
@@ -87,7 +96,7 @@ def masked_logits(
         if index >= layer and hasattr(decoder_layer, "linear_attn")
     ]
     AttentionMaskInterface.register("oracle", eager_mask)
-    AttentionInterface.register("oracle", _hiding(layer, hidden))
+    AttentionInterface.register("oracle", _hiding(layer, hidden, list(skip)))
     config._attn_implementation = "oracle"
     try:
         for module in recurrent:
@@ -99,16 +108,17 @@ def masked_logits(
             del module.forward
 
 
-def _hiding(layer: int, hidden: list[int]) -> Any:
+def _hiding(layer: int, hidden: list[int], skip: list[int]) -> Any:
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
     ) -> tuple[Tensor, Tensor]:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling + mask
-        if module.layer_idx >= layer:
+        unseen = hidden if module.layer_idx >= layer else skip
+        if unseen:
             own = torch.diagonal(scores, dim1=-2, dim2=-1).clone()
-            scores[..., hidden] = torch.finfo(scores.dtype).min
+            scores[..., unseen] = torch.finfo(scores.dtype).min
             scores.diagonal(dim1=-2, dim2=-1).copy_(own)  # hidden rows need something to look at
         probabilities = scores.softmax(dim=-1)
         return torch.einsum("bhqk,bhkd->bqhd", probabilities, value), probabilities

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
@@ -107,14 +107,29 @@ def test_a_limit_takes_the_first_rows_of_the_same_data(tmp_path: Path) -> None:
 
 def test_held_out_questions_are_the_generators() -> None:
     data = HeldOut(3, start=5)
-    for index, (sample, question) in enumerate(heldout_questions(3, start=5)):
+    for index, (page, question) in enumerate(heldout_pages(3, start=5)):
         row, (picture,) = data[index].row, data[index].images
         assert isinstance(picture, Image.Image)
-        assert picture.tobytes() == sample.pixels.tobytes()
+        assert picture.tobytes() == page.pixels.tobytes()
+        assert data[index].evidence == question.evidence
         assert (row.question, row.answers, row.kind, row.id) == (
             question.text,
             (question.answer,),
             question.kind,
-            f"seed {sample.seed}",
+            f"seed {page.seed}",
         )
     assert HeldOut(99, start=5).identity == data.identity != HeldOut(3).identity
+
+
+def test_every_tenth_page_is_also_written_down_where_that_is_wanted() -> None:
+    data, plain = HeldOut(21, start=5, transcriptions=True), HeldOut(21, start=5)
+    rows = [data[index].row for index in range(len(data))]
+    assert len(data) == 23
+    assert [row.index for row in rows if row.kind == "transcribe"] == [10, 21]
+    assert [rows[index].id for index in (10, 21)] == ["seed 5", "seed 15"]
+    others = [row.model_copy(update={"index": 0}) for row in rows if row.kind != "transcribe"]
+    assert others == [plain[index].row.model_copy(update={"index": 0}) for index in range(21)]
+    # More of them begin with the same ones, so a run can go on.
+    more = HeldOut(40, start=5, transcriptions=True)
+    assert [more[index].row for index in (9, 10, 21)] == [rows[index] for index in (9, 10, 21)]
+    assert more.identity == data.identity != plain.identity

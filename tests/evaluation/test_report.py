@@ -161,6 +161,33 @@ def test_studies_add_sections(
     assert "silent" not in studies
 
 
+def test_transcriptions_and_tiles_have_tables_of_their_own(
+    make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "SECTIONS", {})
+
+    def row(index: int, kind: str, *, right: float) -> Scored:
+        kept = {"small-guided": {"35%": 0.75, "9%": 0.5}, "random": {"35%": 0.2, "9%": 0.0}}
+        study = {"prompt": {"grids": 1 + index % 2, "evidence": kept if index else None}}
+        return make_row(index, score=0.5, small=right, large=right, kind=kind, study=study)
+
+    rows = [row(n, "transcribe" if n == 9 else "sum", right=float(n != 9)) for n in range(10)]
+    found = make_report(
+        MANIFEST, [BenchRecord(row=each.row, outcome=each.outcome) for each in rows], [], summarise
+    )
+    assert len(found.summary.rows) == 9
+    assert found.summary.large.mean() == 1.0
+    numbers = found.json()
+    assert numbers["apart"]["transcribe"]["large"]["value"] == 0.0
+    assert {name: group["rows"] for name, group in numbers["tiles"].items()} == {"1 tile": 5, "2 tiles": 4}
+    assert numbers["evidence"]["small-guided"]["35%"]["value"] == 0.75
+    text = found.markdown()
+    assert "1 transcriptions are in a table of their own" in text
+    assert "| random | 20.0 (20.0 to 20.0) | 0.0 (" in text
+    alone = make_report(MANIFEST, [BenchRecord(row=rows[9].row, outcome=rows[9].outcome)], [], summarise)
+    assert (len(alone.summary.rows), alone.apart) == (1, None)
+
+
 def test_a_run_without_outcomes_names_its_first_error(records: list[BenchRecord]) -> None:
     bad = BenchRecord(row=records[0].row, error="ImageError: gone")
     with pytest.raises(ConfigError, match=r"No row has an outcome; the first error: ImageError: gone"):

@@ -179,7 +179,7 @@ def test_other_settings_are_refused_by_name(bundled: SGLEngine, no_studies: None
     list(begin(bundled, HeldOut(1), tmp_path).run())
     with pytest.raises(ConfigError, match=r"seed was 0 and is 1.*--overwrite"):
         begin(bundled, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, seed=1))
-    with pytest.raises(ConfigError, match=r"data was 'generated .* seed 0 on'"):
+    with pytest.raises(ConfigError, match=r"data was 'questions .* seed 0 on'"):
         begin(bundled, HeldOut(1, start=1), tmp_path)
     other = PRESETS["9%"].model_copy(update={"keep_ratio": 0.1})
     with pytest.raises(ConfigError, match=r"points\.9%\.keep_ratio was 0\.05 and is 0\.1"):

@@ -3,7 +3,14 @@
 from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.pages.bars import BarChart, PageBar
 from sgl_engine.demo.pages.documents import PageDocument
-from sgl_engine.demo.pages.generator import Page, draw_page, heldout_pages, pick_questions, split_of
+from sgl_engine.demo.pages.generator import (
+    Page,
+    compose_page,
+    draw_page,
+    heldout_pages,
+    pick_questions,
+    split_of,
+)
 from sgl_engine.demo.pages.lines import LineChart
 from sgl_engine.demo.pages.scenes import PageScene, PageThing
 from sgl_engine.demo.pages.sheet import Fact
@@ -21,6 +28,7 @@ __all__ = [
     "PageTable",
     "PageThing",
     "Question",
+    "compose_page",
     "draw_page",
     "heldout_pages",
     "pick_questions",

@@ -74,22 +74,51 @@ def split_of(content: Content) -> Split:
     return "heldout" if zlib.crc32(repr(content).encode()) < HELDOUT_SHARE * 2**32 else "train"
 
 
-def draw_page(seed: int, *, split: Split = "heldout", tiles: int | None = None) -> Page:
-    """Draw a page: the same seed, split and number of tiles always give the same one.
+def draw_page(
+    seed: int,
+    *,
+    split: Split = "heldout",
+    tiles: int | None = None,
+    only: Sequence[str] = tuple(SAMPLERS),
+) -> Page:
+    """Draw a page: the same arguments always give the same one.
 
     Args:
         seed: Any non-negative integer.
         split: "train" or "heldout": the one that all of the page's parts belong to.
         tiles: 1, 2, 3, 4 or 6; None draws it.
+        only: What may stand on it, some of the names in ``SAMPLERS``.
     """
     if tiles is not None and tiles not in SHAPES:
         raise SGLError(
             f"There is no page of {tiles} tiles.", remedy=f"Use {', '.join(map(str, SHAPES))} or None."
         )
+    if not only or not set(only) <= set(SAMPLERS):
+        raise SGLError(
+            f"There is no page of {', '.join(only) or 'nothing'}.",
+            remedy=f"Name some of {', '.join(SAMPLERS)}.",
+        )
     rng = np.random.default_rng((seed, 17 if split == "heldout" else 13))
     drawn = int(rng.choice(list(SHARES), p=list(SHARES.values())))
     rows, columns = SHAPES[tiles or drawn]
-    placed = _furnish(rows, columns, split, rng)
+    return _compose(seed, _furnish(rows, columns, _Wanted(split, tuple(only)), rng), (rows, columns), rng)
+
+
+def compose_page(seed: int, placed: Sequence[tuple[Frame, Content]], *, tiles: int) -> Page:
+    """Draw a page of given contents; the seed says how it looks.
+
+    Args:
+        seed: Any non-negative integer.
+        placed: What stands on it, and where, in squares; frames do not overlap.
+        tiles: 1, 2, 3, 4 or 6.
+    """
+    return _compose(seed, placed, SHAPES[tiles], np.random.default_rng((seed, 19)))
+
+
+def _compose(
+    seed: int, placed: Sequence[tuple[Frame, Content]], shape: tuple[int, int], rng: np.random.Generator
+) -> Page:
+    rows, columns = shape
     # Dark paper under text only: colours would not be told from it.
     dark = all(isinstance(content, TEXTS) for _, content in placed) and bool(rng.random() < 0.12)
     sheet = PageSheet(rng, rows, columns, clean=bool(rng.random() < 0.5), dark=dark)
@@ -104,7 +133,17 @@ def draw_page(seed: int, *, split: Split = "heldout", tiles: int | None = None) 
     return Page(seed, rows, columns, contents, sheet.finish(), tuple(questions), facts)
 
 
-def _furnish(rows: int, columns: int, split: Split, rng: np.random.Generator) -> list[tuple[Frame, Content]]:
+@dataclass(frozen=True)
+class _Wanted:
+    """The split and the names of what may stand on a page."""
+
+    split: Split
+    names: tuple[str, ...]
+
+
+def _furnish(
+    rows: int, columns: int, wanted: _Wanted, rng: np.random.Generator
+) -> list[tuple[Frame, Content]]:
     """Parts and their frames; at least one."""
     stock = Stock.full()
     placed: list[tuple[Frame, Content]] = []
@@ -114,7 +153,7 @@ def _furnish(rows: int, columns: int, split: Split, rng: np.random.Generator) ->
                 continue
             split_frame = frame.rows > TILE and rng.random() < 0.4
             for part in halve(frame, rng) if split_frame else (frame,):
-                content, stock = _choose(stock, part, placed, split, rng, documents=split_frame)
+                content, stock = _choose(stock, part, placed, wanted, rng, documents=split_frame)
                 if content is not None:
                     placed.append((part, content))
     return placed
@@ -137,7 +176,7 @@ def _choose(
     stock: Stock,
     frame: Frame,
     placed: list[tuple[Frame, Content]],
-    split: Split,
+    wanted: _Wanted,
     rng: np.random.Generator,
     *,
     documents: bool,
@@ -145,7 +184,10 @@ def _choose(
     """Something for the frame, and the stock without it; a page has one scene, and one chart of each sort."""
     single = {PageTable: "table", Form: "form", PageScene: "scene", BarChart: "bars", LineChart: "lines"}
     there = {single.get(type(content), "") for _, content in placed}
-    names = [name for name in SAMPLERS if name not in there and (not documents or name == "document")]
+    names = [name for name in SAMPLERS if name not in there and name in wanted.names]
+    names = [name for name in names if name == "document" or not documents]
+    if not names:
+        return None, stock
     weights = np.array([SAMPLERS[name][0] for name in names])
     name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
     repeat: dict[str, Any] = {}
@@ -158,7 +200,7 @@ def _choose(
         content = SAMPLERS[name][1](trial, rng, frame, **repeat)
         if content is None:
             break
-        if split_of(content) == split:
+        if split_of(content) == wanted.split:
             return content, trial
     return None, stock
 

@@ -9,12 +9,14 @@ import numpy as np
 
 from sgl_engine.demo.drawing import PATCH, Box, Question, phrase, random_typeface
 from sgl_engine.demo.pages.sheet import Fact, Frame, Mention, PageSheet, Part, contrast
+from sgl_engine.demo.pages.stencils import stencil
 from sgl_engine.demo.pages.stock import Stock
-from sgl_engine.demo.scenes import PITCH, stencil
 from sgl_engine.demo.vocabulary import COLORS, NONE, SHAPES, SIDES
 
 MOST = 16
 """Objects at most."""
+PITCH = 3
+"""Squares from one place of the raster that they stand on to the next."""
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _NUMBER = ("what number is on the {name}", "which number has the {name}", "{name} number")
 _COLOR = ("what color is the shape with number {number}", "what color has number {number}")

@@ -13,7 +13,7 @@ from PIL import Image
 from sgl_engine import Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import demo_engine
-from sgl_engine.demo.generator import heldout_questions
+from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.explain.focus_box import focus_box
 from sgl_engine.prompt.encoded import Box, VisualSpan
@@ -188,10 +188,10 @@ def test_the_box_holds_what_answers_are_read_from(small_alone: SGLEngine) -> Non
     rng = np.random.default_rng(0)
     found: list[tuple[float, float]] = []
     shuffled: list[tuple[float, float]] = []
-    for sample, question in heldout_questions(60):
-        if not question.evidence or question.kind == "transcribe":
+    for page, question in heldout_pages(60, tiles=1):
+        if not question.evidence:
             continue
-        response = small_alone.run(Request.ask(question.text, Image.fromarray(sample.pixels)))
+        response = small_alone.run(Request.ask(question.text, Image.fromarray(page.pixels)))
         if response.text != question.answer:
             continue
         assert response.importance is not None

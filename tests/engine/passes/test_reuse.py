@@ -22,7 +22,7 @@ from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes import run_small_pass
-from sgl_engine.passes.prefill import embed_pictures
+from sgl_engine.passes.pictures import embed_pictures
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.report.cost import small_pass_flops
 from sgl_engine.request import ImagePart

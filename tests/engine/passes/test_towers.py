@@ -9,7 +9,7 @@ from tolerances import CONTROL, gap, of_hidden
 
 from sgl_engine import VLM, Request
 from sgl_engine.config import NO_REUSE, ReuseConfig
-from sgl_engine.passes.prefill import embed_pictures, run_towers
+from sgl_engine.passes.pictures import embed_pictures, run_towers
 from sgl_engine.testing import TINY_FAMILIES, tiny_vlm
 
 

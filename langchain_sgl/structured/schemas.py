@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, get_origin, is_typeddict
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel, create_model
 from pydantic.errors import PydanticUserError
 
 from sgl_engine import InvalidRequestError
@@ -24,6 +25,10 @@ _TYPES = frozenset("object array string number integer boolean null".split())
 _OWN_TOOL_TYPES = ("function", "custom")
 """Types of dictionaries that describe a tool of the caller, in the providers' formats."""
 _UNTITLED = "answer"
+BOX = "value"
+"""The field of an answer that is no object by itself."""
+_BY_NAME = frozenset("properties patternProperties $defs definitions dependentSchemas".split())
+_VALUES = frozenset("const enum default examples".split())
 _REFERENCE = re.compile(r'"\$ref": "#/\$defs/([^"]+)"')
 
 
@@ -86,6 +91,67 @@ def titled(schema: Any) -> Any:
     if not isinstance(schema, Mapping) or not _is_json_schema(schema):
         return schema
     return {"title": _UNTITLED, **schema}
+
+
+def boxed(schema: Any) -> type[BaseModel] | None:
+    """Makes a model with one field, ``BOX``, of a type whose values are no objects; None for all others.
+
+    Such are an enumeration, ``float``, ``list[...]``, ``set[...]``, ``Literal[...]``, a union, a dataclass.
+
+    Raises:
+        InvalidRequestError: No JSON can hold values of the type.
+    """
+    is_class = isinstance(schema, type) and get_origin(schema) is None
+    if is_class and (
+        is_typeddict(schema) or hasattr(schema, "model_json_schema") or hasattr(schema, "__fields__")
+    ):
+        return None
+    if not is_class and get_origin(schema) is None:
+        return None
+    name = getattr(schema, "__name__", _UNTITLED)
+    with _explained(
+        schema,
+        what="read as a type of answers",
+        remedy="Give a type that JSON can hold, or a pydantic model, a TypedDict or a JSON schema.",
+    ):
+        fields: dict[str, Any] = {BOX: (schema, ...)}
+        model: type[BaseModel] = create_model(re.sub(r"\W", "_", name), **fields)
+        model.model_json_schema()  # refused when it is written, and not when it is asked for
+        return model
+
+
+def enforceable(schema: Any) -> Any:
+    """Leaves out of a JSON schema what no grammar can hold an answer to: that items of an array differ.
+
+    Sets drop repeated items by themselves, and so does ``without_repeats``.
+    """
+    if not isinstance(schema, Mapping):
+        return [enforceable(part) for part in schema] if isinstance(schema, list) else schema
+    return {
+        # What stands under these keys are names, and not keywords.
+        key: {name: enforceable(part) for name, part in value.items()}
+        if key in _BY_NAME and isinstance(value, Mapping)
+        else value
+        if key in _VALUES
+        else enforceable(value)
+        for key, value in schema.items()
+        if key != "uniqueItems"
+    }
+
+
+def without_repeats(value: Any, schema: Any) -> Any:
+    """Drops repeated items of arrays in which, by a JSON schema, all items differ."""
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, Mapping):
+        parts = schema.get("properties", {})
+        return {name: without_repeats(part, parts.get(name)) for name, part in value.items()}
+    if isinstance(value, list):
+        items = [without_repeats(item, schema.get("items")) for item in value]
+        # Of JSON's values, 1 and True are equal in Python, and different in JSON.
+        known = {json.dumps(item, sort_keys=True): item for item in items}
+        return list(known.values()) if schema.get("uniqueItems") is True else items
+    return value
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A schema as a caller writes it -> what ``ChatSGL`` binds, and parsers for what comes back."""
+"""A schema as a caller writes it -> what ``ChatSGL`` binds, and a parser for what comes back."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from langchain_core.output_parsers import (
-    BaseOutputParser,
-    JsonOutputKeyToolsParser,
-    JsonOutputParser,
-    PydanticOutputParser,
-    PydanticToolsParser,
-)
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_sgl.chat.schemas import convert_tools, titled, to_json_schema
+from langchain_sgl.structured.parser import AnswerParser
+from langchain_sgl.structured.schemas import boxed, convert_tools, titled, to_json_schema
 from sgl_engine import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -41,6 +35,8 @@ def structured(
             f"There is no method {method!r} of structured output.", remedy=f"Use one of {', '.join(METHODS)}."
         )
     bind = _forced_call if method == "function_calling" else _constrained_text
+    box = boxed(schema)  # what is no object becomes the only field of one
+    schema = schema if box is None else box
     trace = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
     bound, parser = bind(
         model,
@@ -49,12 +45,14 @@ def structured(
         strict=strict,
         options={**options, "ls_structured_output_format": trace},
     )
+    if box is not None:
+        parser = parser.model_copy(update={"unbox": True})
     return _with_raw(bound, parser) if include_raw else bound | parser
 
 
 def _forced_call(
     model: BaseChatModel, schema: Any, *, method: Method, strict: bool | None, options: Mapping[str, Any]
-) -> tuple[Runnable[Any, Any], BaseOutputParser[Any]]:
+) -> tuple[Runnable[Any, Any], AnswerParser]:
     """Binds the schema as the one tool, which has to be called; the call's arguments are the answer."""
     if "tools" in options:
         raise InvalidRequestError(
@@ -66,21 +64,24 @@ def _forced_call(
     # A dictionary and not the name alone, which may be "any" or "none".
     choice: Any = {"type": "function", "function": {"name": name}}
     bound = model.bind_tools([tool], tool_choice=choice, parallel_tool_calls=False, **options)
-    if is_basemodel_subclass(schema):
-        return bound, PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return bound, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    return bound, _parser(schema, tool["function"]["parameters"], tool_name=name)
 
 
 def _constrained_text(
     model: BaseChatModel, schema: Any, *, method: Method, strict: bool | None, options: Mapping[str, Any]
-) -> tuple[Runnable[Any, Any], BaseOutputParser[Any]]:
+) -> tuple[Runnable[Any, Any], AnswerParser]:
     """Binds the schema as the form of the text; tools may be bound beside it."""
     tools = {"tools": convert_tools(options["tools"], strict=strict)} if "tools" in options else {}
     form = _response_format(schema, method, strict=strict)
     bound = model.bind(response_format=form, **{**options, **tools})
-    if is_basemodel_subclass(schema):
-        return bound, PydanticOutputParser(pydantic_object=schema)
-    return bound, JsonOutputParser()
+    plain = form["schema"] if method == "json_mode" else form["json_schema"]["schema"]
+    return bound, _parser(schema, plain)
+
+
+def _parser(schema: Any, plain: Mapping[str, Any], *, tool_name: str | None = None) -> AnswerParser:
+    """Makes the parser: pydantic models check their answers themselves, all else is plain JSON."""
+    model = schema if is_basemodel_subclass(schema) else None
+    return AnswerParser(model=model, json_schema=plain, tool_name=tool_name)
 
 
 def _response_format(schema: Any, method: Method, *, strict: bool | None) -> Mapping[str, Any]:
@@ -92,7 +93,7 @@ def _response_format(schema: Any, method: Method, *, strict: bool | None) -> Map
     return {"type": "json_schema", "json_schema": named}
 
 
-def _with_raw(bound: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
+def _with_raw(bound: Runnable[Any, Any], parser: AnswerParser) -> Runnable[Any, Any]:
     """Returns ``{"raw", "parsed", "parsing_error"}``, so that a message that cannot be parsed is not lost."""
     parsed: Runnable[Any, Any] = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None

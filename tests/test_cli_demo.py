@@ -1,0 +1,53 @@
+"""``sgl demo`` says what really happens: with a pair that knows nothing, that is nothing to be proud of."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sgl_engine import demo
+from sgl_engine.cli import main
+from sgl_engine.config import EngineConfig, ExitConfig
+from sgl_engine.engine import SGLEngine
+from sgl_engine.testing import tiny_vlm
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A page with two questions, asked of a pair of random models."""
+    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+    monkeypatch.setattr(demo, "demo_engine", lambda: engine)
+    monkeypatch.setattr(demo, "PICTURES", tmp_path)
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "page.png")
+    (tmp_path / "questions.json").write_text(
+        json.dumps({"page": {"What is it?": "milk", "And this?": "tea"}})
+    )
+    return tmp_path / "page.png"
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["demo", "--rounds", "1"]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_question_of_the_page_is_asked_both_ways(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = told(capsys)
+    assert f"The page: {page}\n" in out
+    assert re.findall(r"^\d\. (.+)$", out, re.MULTILINE) == ["What is it?", "And this?"]
+    assert out.count("WRONG: the page says") == 2
+    assert out.count("of the large model alone") == 4
+    assert re.search(r"below 0\.8: the large one, which is given \d+ of \d+ visual tokens, \w+", out)
+
+
+def test_an_early_exit_asks_no_large_model(
+    page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = demo.demo_engine()
+    monkeypatch.setattr(engine, "config", EngineConfig(exit=ExitConfig(threshold=0.0)))
+    out = told(capsys)
+    assert out.count("the large model is not asked") == 2
+    assert "overrules" not in out
