@@ -201,13 +201,12 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
     config = pair.config
     sides = [(pair.small, config.small_pictures), (pair.large, config.large_pictures)]
     sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides]
-
-    def shrink(width: int, height: int) -> int:
-        """How far both models would scale a picture down themselves."""
-        return min(vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes)
-
     check_texts(request, config.limits)  # before any picture is read
-    request = resolve_images(request, config.limits, shrink)
+    request = resolve_images(
+        request,
+        config.limits,  # and how far both models would scale a picture down themselves:
+        lambda width, height: min(vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes),
+    )
     prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
     return request, prompt
@@ -215,10 +214,8 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
 
 def _small_work(pair: Pair, asked: Asked) -> Work:
     """Makes work of the small pass, with the pair's settings."""
-    ratio = pair.config.exit.consistency_keep_ratio
-    return small_work(
-        pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=pair.config.reuse
-    )
+    ratio, reuse = pair.config.exit.consistency_keep_ratio, pair.config.reuse
+    return small_work(pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=reuse)
 
 
 def _decide(

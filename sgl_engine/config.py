@@ -76,9 +76,8 @@ class ExitConfig(_Config):
         calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
             calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.
         risk: Which of the file's target risks; None is the smallest that could be certified.
-        empty_answers: "escalate" gives a small answer that is empty, or white space alone, the score 0, and
-            no calibration covers it: a model that ends at once was sure of its end, not of an answer. "score"
-            scores it like any other.
+        empty_answers: "escalate" scores a small answer of white space at most 0, calibrated or not: a model
+            that ends at once was sure of its end, not of an answer. "score" scores it like any other.
     """
 
     escalate: Escalate = "auto"
@@ -268,8 +267,7 @@ class ReuseConfig(_Config):
         return self.prefixes and self.max_bytes > 0
 
 
-NO_REUSE = ReuseConfig(max_bytes=0)
-"""Every request is computed from scratch."""
+NO_REUSE = ReuseConfig(max_bytes=0)  # every request is computed from scratch
 
 
 class SchedulerConfig(_Config):
