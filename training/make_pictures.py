@@ -15,11 +15,12 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from PIL import Image
 
-from sgl_engine import Request, Response, RunReport, SGLEngine
+from sgl_engine import Request, Response, RunReport, SGLEngine, cli
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.demo.pages import (
     BarChart,
@@ -42,6 +43,8 @@ Shown: TypeAlias = list[tuple[Question, int | Literal["all"]]]
 
 SHOWN = 3
 """An early exit, an escalation that overrules the small answer, and one that skips half of the tiles."""
+EXPLAINED = Path("docs/explain.png")
+"""Where the small model looked at the page for the demo's second question; the README shows it."""
 TILES = 6
 TOP_TOKENS = 5
 """What tiles are chosen by where some are skipped."""
@@ -213,6 +216,9 @@ def main() -> None:
     (PICTURES / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
     asked = [{"question": q.text, "answer": q.answer, "tiles": tiles} for q, tiles in shown]
     (PICTURES / "demo.json").write_text(json.dumps(asked, indent=1) + "\n")
+    if len(shown) > 1:
+        page_file, question = str(PICTURES / "page.png"), asked[1]["question"]
+        cli.main(["explain", page_file, str(question), "--escalate", "always", "-o", str(EXPLAINED)])
 
 
 if __name__ == "__main__":
