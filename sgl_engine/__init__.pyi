@@ -46,6 +46,7 @@ from .errors import (
     UnsupportedModelError as UnsupportedModelError,
 )
 from .exit.decision import ExitDecision as ExitDecision
+from .model.settings import LoadSettings as LoadSettings
 from .model.vlm import VLM as VLM
 from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
 from .request import (

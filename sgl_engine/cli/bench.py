@@ -89,7 +89,8 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         type=_points,
         default=_POINTS,
         help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
-        f"fraction F of the layers on (default: {_POINTS})".replace("%", "%%"),
+        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens "
+        f"(default: {_POINTS})".replace("%", "%%"),
     )
     systems.add_argument(
         "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"
@@ -167,6 +168,9 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
     for line in data.bad:
         _say(f"line {line.number} is left out: {line.problem}")
+    store.records()
+    for line in store.bad:
+        _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")
     _measure(arguments, Runner(engine, data, systems, store))
     with output.waiting("Resampling and drawing"):
         report = _report(arguments, data, store, point)

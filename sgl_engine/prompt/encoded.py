@@ -78,7 +78,7 @@ class EncodedPrompt:
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
     picture_axes: PictureAxes | None = None
-    cut: Callable[[], Tiles | None] = lambda: None
+    cut: Callable[[], PromptTiles | None] = lambda: None
     part: PromptPart | None = None
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class EncodedPrompt:
         return tuple(position for span in self.spans for position in span.positions)
 
     @cached_property
-    def tiles(self) -> Tiles | None:
+    def tiles(self) -> PromptTiles | None:
         """What the vision tower sees apart; None where that is not known. Computed when first asked for."""
         return self.cut()
 
@@ -109,7 +109,7 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class PromptTiles:
     """The pieces in which the vision tower sees a prompt's pictures, in the order in which it takes them.
 
     Attributes:
@@ -126,7 +126,7 @@ class Tiles:
         return len(self.pictures)
 
     @classmethod
-    def of(cls, spans: Sequence[VisualSpan]) -> Tiles:
+    def of(cls, spans: Sequence[VisualSpan]) -> PromptTiles:
         """A tile for each span."""
         sizes = torch.tensor([len(span) for span in spans])
         tile = torch.arange(len(spans)).repeat_interleave(sizes)
@@ -159,7 +159,7 @@ class PromptPart:
 
     whole: EncodedPrompt
     columns: Tensor
-    tiles: Tiles
+    tiles: PromptTiles
     chosen: tuple[int, ...]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import ConfigError
-from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, Tiles, VisualSpan, leave_out
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, PromptTiles, VisualSpan, leave_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class PruningPlan:
     kept_visual_tokens: int
     keep_ratio: float
     spans: tuple[VisualSpan, ...] = ()
-    tiles: Tiles | None = None
+    tiles: PromptTiles | None = None
     chosen_tiles: tuple[int, ...] | None = None
 
     @property
@@ -102,7 +102,7 @@ def plan_pruning(
     *,
     layer: int,
     keep_ratio: float,
-    tiles: Tiles | None = None,
+    tiles: PromptTiles | None = None,
     top_tokens: int | None = None,
 ) -> PruningPlan:
     """Plans to keep all text and the most important visual tokens. Pure.
@@ -133,7 +133,7 @@ def plan_pruning(
     ranking = torch.sort(mass, descending=True, stable=True).indices
     chosen = None
     if tiles is not None and top_tokens is not None:
-        chosen = _choose_tiles(tiles, ranking, top_tokens)
+        chosen = choose_tiles(tiles, ranking, top_tokens)
         # As many as without: so what is not spent on tiles that nobody looked at goes to the others.
         seen = tiles.made_of(chosen)[ranking]
         ranking = torch.cat((ranking[seen], ranking[~seen]))
@@ -155,8 +155,8 @@ def plan_pruning(
     )
 
 
-def _choose_tiles(tiles: Tiles, ranking: Tensor, top_tokens: int) -> tuple[int, ...]:
-    """Chooses the tiles that hold one of the first tokens of the ranking, picture by picture.
+def choose_tiles(tiles: PromptTiles, ranking: Tensor, top_tokens: int) -> tuple[int, ...]:
+    """Chooses the tiles that hold one of the first tokens of a ranking (V,), picture by picture. Pure.
 
     Not by their sums: attention also goes to places, whatever is asked, and that adds up. Picture by picture,
     because questions that compare pictures need something of each.

@@ -145,6 +145,8 @@ def test_overrides_per_call(chat: ChatSGL) -> None:
     assert (sgl(exit_threshold=0.1)["route"], sgl(exit_threshold=0.1)["threshold"]) == ("small", 0.1)
     assert sgl(retention="64%")["keep_ratio"] == 0.4
     assert sgl(retention="100%")["kept_visual_tokens"] == 144
+    assert sgl(tiles=5, retention="64%")["keep_ratio"] == 0.4
+    assert chat._options(tiles=5).configure(chat.engine).config.pruning.tiles == 5
     assert sgl(model="sgl-demo-small")["route"] == "small"
     assert sgl(model="sgl-demo-large")["route"] == "large"
     assert sgl(scorer="mean_product")["scorer"] == "mean_product"
@@ -326,7 +328,7 @@ def test_weights_are_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_failed_load_is_tried_again(tmp_path: Path) -> None:
-    pair = Pair(small=str(tmp_path / "small"), large=str(WEIGHTS / "large"), dtype="float32")
+    pair = Pair(small=str(tmp_path / "small"), large=str(WEIGHTS / "large"), settings={"dtype": "float32"})
     with pytest.raises(ModelNotFoundError):
         shared_engine(pair)
     (tmp_path / "small").symlink_to(WEIGHTS / "small", target_is_directory=True)
@@ -560,6 +562,7 @@ OPTIONS: dict[str, Any] = {
     "escalate": "never",
     "exit_threshold": 0.3,
     "retention": "9%",
+    "tiles": 5,
     "scorer": "consistency",
     "temperature": 0.5,
     "max_tokens": 3,

@@ -24,7 +24,7 @@ from sgl_engine.passes.small import run_small_pass
 from sgl_engine.prompt.encoded import VisualSpan
 from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import keep_everything
-from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided
+from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided, tiled
 from sgl_engine.rankers.baselines import even_spread
 from sgl_engine.rankers.diversity import farthest_first, least_similar_in_turn, suppressing
 from sgl_engine.testing import tiny_vlm
@@ -343,3 +343,72 @@ def test_answers_of_one_token_leave_the_prompts_rows(looks: Tensor) -> None:
     for name in ("answer-rows", "sure-answer", "sure-tokens", "even-rows", "sure-even-rows"):
         ranked = RANKERS[name](case).mass.argsort()
         assert torch.equal(ranked, RANKERS["prompt-rows"](case).mass.argsort()), name
+
+
+class TestTileFirst:
+    """Two rows of three tiles of 4 x 4; the map is made by hand."""
+
+    @staticmethod
+    def case(mass: Tensor, question: Tensor) -> Any:
+        spans = tuple(
+            VisualSpan(0, 16 * tile, 16 * tile + 16, (4, 4), (tile % 3 / 3, tile // 3 / 2, 1, 1))
+            for tile in range(6)
+        )
+        # One layer: the last visual token's row, one of the question, and what the answer adds.
+        rows = torch.stack((torch.zeros(96), question.flatten(), (mass - question).flatten()))[None]
+        small_map = lambda found: ImportanceMap(found.float(), spans, 1)  # noqa: E731
+        return SimpleNamespace(
+            small=SimpleNamespace(importance=small_map(mass.flatten())),
+            small_prompt=SimpleNamespace(spans=spans, tiles=None),
+            rows=AttentionRows(plain=rows, by_value=rows, key_norms=rows[0], prompt_rows=2),
+            small_map=small_map,
+        )
+
+    @pytest.fixture
+    def mass(self) -> Tensor:
+        """Tile 5 has most in sum; tokens of 1 and 4 are looked at most."""
+        mass = torch.arange(96).reshape(6, 16) / 1e4
+        mass[5] += 0.5
+        mass[1, :4], mass[4, :1] = 0.9, 0.8
+        return mass
+
+    @staticmethod
+    def tiles(found: ImportanceMap, kept: int) -> list[int]:
+        """How many of the first tokens lie in each tile."""
+        order = torch.sort(found.mass, descending=True, stable=True).indices[:kept]
+        return torch.bincount(order // 16, minlength=6).tolist()
+
+    def test_gated(self, mass: Tensor) -> None:
+        found = tiled.tile_gated(self.case(mass, torch.zeros_like(mass)))
+        assert self.tiles(found, 5) == [0, 4, 0, 0, 1, 0]
+        assert self.tiles(found, 32) == [0, 16, 0, 0, 16, 0]
+        assert self.tiles(guided.plain(self.case(mass, mass)), 32) != [0, 16, 0, 0, 16, 0]  # the control
+        assert self.tiles(found, 48) == [0, 16, 0, 0, 16, 16]
+
+    def test_question(self, mass: Tensor) -> None:
+        question = torch.zeros_like(mass)
+        question[2, 7], question[0] = 0.1, 0.001
+        case = self.case(mass + question, question)
+        assert self.tiles(tiled.question_tile(case), 33) == [16, 0, 16, 0, 0, 1]
+        found = tiled.question_gated(case)
+        assert self.tiles(found, 32) == [16, 0, 16, 0, 0, 0]
+
+    def test_quota(self, mass: Tensor) -> None:
+        """The top 20 tokens: 4 in tile 1, 1 in tile 4, 15 in tile 5."""
+        found = tiled.tile_quota(self.case(mass, mass))
+        assert self.tiles(found, 20) == [0, 4, 0, 0, 1, 15]
+        assert self.tiles(found, 10)[1] == 2
+        first = torch.sort(found.mass[16:32], descending=True, stable=True).indices
+        wanted = torch.sort(mass[1], descending=True, stable=True).indices
+        assert first.tolist() == wanted.tolist()
+
+    def test_even(self, mass: Tensor) -> None:
+        found = tiled.even_tiles(self.case(mass, mass))
+        assert self.tiles(found, 5) == [0, 4, 0, 0, 1, 0]
+        assert torch.allclose(found.mass.reshape(6, 16).mean(dim=1), torch.ones(6))
+
+
+def test_in_one_piece_they_rank_as_the_plain_sum_does(case: RankingCase) -> None:
+    order = guided.plain(case).mass.sort(descending=True, stable=True).indices
+    for name, ranker in tiled.MAPS.items():
+        assert torch.equal(ranker(case).mass.sort(descending=True, stable=True).indices, order), name
