@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from sgl_engine.model.vlm import VLM
 
-_Key: TypeAlias = tuple[int, torch.dtype, torch.device, bytes]
-"""Layers that see the whole prefix, how and where they compute, and a digest of pictures and tokens."""
+_Key: TypeAlias = tuple[int, torch.dtype, torch.device, str | None, bytes]
+"""Layers that see the whole prefix, how and where they compute, for which salt, and a digest of pictures and
+tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +196,7 @@ def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> _Key:
     found.update(prompt.input_ids[0, :end].cpu().numpy().tobytes())
     if prompt.positions is not None:
         found.update(prompt.positions[:, 0, :end].cpu().numpy().tobytes())
-    return layers, vlm.model.dtype, vlm.device, found.digest()
+    return layers, vlm.model.dtype, vlm.device, prompt.cache_salt, found.digest()
 
 
 def _find_or_compute(
@@ -210,8 +211,9 @@ def _find_or_compute(
     # Every entry is tried, not only the one under this key: prompts may share a beginning, as those of one
     # conversation do, and differ after that.
     for other, entry in vlm.store.items("prefix"):
-        # Only of the same layers, dtype and device; else the same tokens have other keys and values.
-        if isinstance(other, tuple) and other[:3] == key[:3]:
+        # Only of the same layers, dtype and device; else the same tokens have other keys and values. And only
+        # of the same salt, for text that stands before the first picture.
+        if isinstance(other, tuple) and other[:4] == key[:4]:
             tokens = entry.common_tokens(prompt, end)
             # The longest; what is too short is not worth the copy.
             if tokens > common and tokens >= reuse.min_prefix_tokens:
