@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from training.curves import load
+from training.tables import percent
 
 HEAD = """# The bundled pair
 
@@ -71,12 +72,6 @@ def results(groups: dict[str, Any], head: str) -> list[str]:
         area = "-" if group["auroc"] is None else f"{group['auroc']:.3f}"
         lines.append(f"| {name} | {group['rows']} | {' | '.join(map(percent, shares))} | {area} |")
     return lines
-
-
-def percent(interval: dict[str, float], form: str = ".1f") -> str:
-    """An interval of shares, in percent."""
-    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def cascade(found: dict[str, Any]) -> str:

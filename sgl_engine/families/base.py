@@ -157,7 +157,8 @@ class BaseFamily:
     def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
         """Tower and projector, on these entries."""
         tiles = slices[self.tile_inputs[0]].shape[self.tile_axis]
-        return self.features(model, slices).unflatten(0, (tiles, -1))
+        rows = self.features(model, slices)
+        return rows.reshape(tiles, -1, rows.shape[-1])
 
     def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """One after the other."""

@@ -132,7 +132,9 @@ def _known_in_tiles(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig) -> Prom
     if not any(vlm.store.holds("tiles", key) for key in _keys(vlm, prompt)):
         return None
     tiles = prompt.tiles
-    return tiles and PromptPart(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
+    if tiles is None:
+        return None
+    return PromptPart(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
 
 
 @torch.inference_mode()
@@ -227,14 +229,15 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
         Digest -> features (V, width) of each picture that was run, and what a tile is called -> its features
         (tokens of a tile, width).
     """
-    found: dict[Hashable, Tensor] = {**_run_pictures(vlm, prompts, reuse)}
+    found = _run_pictures(vlm, prompts, reuse)
     parts = [prompt.part for prompt in prompts if prompt.part is not None]
     return found | _run_tiles(vlm, parts, reuse) if reuse.keeps_features and len(parts) > 1 else found
 
 
 def _run_tiles(vlm: VLM, parts: Sequence[PromptPart], reuse: ReuseConfig) -> dict[Hashable, Tensor]:
     """Runs the tower on what is not known of several prompts' tiles."""
-    family, alike, found = vlm.family, dict[Hashable, dict[Hashable, Mapping[str, Tensor]]](), {}
+    family, found = vlm.family, dict[Hashable, Tensor]()
+    alike: dict[Hashable, dict[Hashable, Mapping[str, Tensor]]] = {}
     for part in parts:
         for picture in _pictures_of(vlm, part, reuse):
             for tile, name in picture.missing.items():
@@ -256,7 +259,7 @@ def _run_tiles(vlm: VLM, parts: Sequence[PromptPart], reuse: ReuseConfig) -> dic
     return found
 
 
-def _run_pictures(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[bytes, Tensor]:
+def _run_pictures(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[Hashable, Tensor]:
     """Runs the tower on unknown pictures of prompts that have one each; digest -> features."""
     alike: dict[Hashable, dict[bytes, EncodedPrompt]] = {}
     for prompt in prompts:
@@ -270,7 +273,7 @@ def _run_pictures(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig
                 (name, axis, prompt.inputs[name].shape) for name, (axis, _) in sorted(axes.items())
             )
             alike.setdefault(shapes, {})[digest] = prompt
-    found: dict[bytes, Tensor] = {}
+    found: dict[Hashable, Tensor] = {}
     for of_shape in alike.values():
         left = list(of_shape.items())
         while len(left) > 1:  # a single one gains nothing from being run here
@@ -281,7 +284,7 @@ def _run_pictures(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig
     return found
 
 
-def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[bytes, Tensor]:
+def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[Hashable, Tensor]:
     """Runs the tower once on pictures of one shape, each the only one of its prompt; digest -> features."""
     token, axes = vlm.family.image_token_id(vlm.config), next(iter(prompts.values())).picture_axes
     assert axes is not None

@@ -83,10 +83,10 @@ class _Prefix:
         count = min(len(self), limit)
         # Tokens are the same where both their ids and their rotary positions are.
         same = self.input_ids[:count] == prompt.input_ids[0, :count].cpu()
-        theirs = _positions(prompt, count)
-        if len(theirs) != len(self.positions):
+        positions = _positions(prompt, count)
+        if len(positions) != len(self.positions):
             return 0
-        same &= (self.positions[:, :count] == theirs).all(dim=0)
+        same &= (self.positions[:, :count] == positions).all(dim=0)
         common = count if bool(same.all()) else int(same.int().argmin())
         # All image tokens have one id, so pictures are compared by their digests.
         starts = _picture_starts(prompt)

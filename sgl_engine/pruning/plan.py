@@ -1,6 +1,6 @@
 """Decides what the large model does not see, by importance (SGL, section 3.2, SGP). Pure.
 
-Two things may be left out. PromptTiles of a picture that hold nothing important do not go through the vision tower,
+Two things may be left out. Tiles of a picture that hold nothing important do not go through the vision tower,
 and their tokens enter no layer. Of the tokens that enter, the least important leave before layer K.
 """
 
@@ -114,7 +114,7 @@ def plan_pruning(
         layer: K, the first layer that sees only the kept tokens.
         keep_ratio: max(1, floor(V * keep_ratio)) visual tokens are kept, as far as tiles are seen.
         tiles: Those of the prompt that the vision tower sees apart (``passes.prefill.find_tiles``).
-        top_tokens: PromptTiles are seen that hold one of so many of the most important tokens of their picture;
+        top_tokens: Tiles are seen that hold one of so many of the most important tokens of their picture;
             None sees all.
 
     Raises:
