@@ -33,11 +33,12 @@ from typing_extensions import override
 
 from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
-from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.messages import to_engine_messages
+from langchain_sgl.chat.settings import ChatSettings, with_attributes_of
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.structured.output import Method, structured
 from langchain_sgl.structured.schemas import convert_tools
@@ -57,8 +58,6 @@ class ChatSGL(ChatInput):
 
     Every field of ``CallFields`` can be set per call too: ``chat.bind(escalate="never")`` or
     ``chat.invoke(messages, exit_threshold=0.9)``. None is the engine's own setting.
-
-    The fields are described in ``ChatSettings``, and those that a call can set in ``CallFields``.
     """
 
     @override
@@ -313,3 +312,7 @@ class ChatSGL(ChatInput):
             return structured(
                 self, schema, method=method, include_raw=include_raw, strict=strict, options=kwargs
             )
+
+
+# What ``help`` shows is written once, where the fields are.
+ChatSGL.__doc__ = with_attributes_of(ChatSGL, ChatSettings, CallFields)

@@ -2,6 +2,7 @@ from .chat.text_stream import TextDelta as TextDelta
 from .chat.tool_stream import ToolCallDelta as ToolCallDelta
 from .config import (
     PRESETS as PRESETS,
+    TRANSCRIPTION_PRESET as TRANSCRIPTION_PRESET,
     EngineConfig as EngineConfig,
     Escalate as Escalate,
     ExitConfig as ExitConfig,
@@ -45,6 +46,7 @@ from .errors import (
     UnsupportedModelError as UnsupportedModelError,
 )
 from .exit.decision import ExitDecision as ExitDecision
+from .model.settings import LoadSettings as LoadSettings
 from .model.vlm import VLM as VLM
 from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
 from .request import (

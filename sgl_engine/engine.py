@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from sgl_engine import cascade
 from sgl_engine.attention.importance import ImportanceMap
@@ -18,6 +18,7 @@ from sgl_engine.config import EngineConfig
 from sgl_engine.errors import ConfigError, EngineError, OverloadedError
 from sgl_engine.exit.calibrated import exit_rule
 from sgl_engine.exit.decision import ExitDecision, find_scorer
+from sgl_engine.model.settings import LoadSettings, settings_of_each
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
@@ -32,8 +33,6 @@ from sgl_engine.serving.scheduler import Journey, Scheduler, Ticket, drive, run_
 
 if TYPE_CHECKING:
     from typing import Self
-
-    import torch
 
 
 class SGLEngine:
@@ -83,25 +82,22 @@ class SGLEngine:
         large: str | Path,
         config: EngineConfig | None = None,
         *,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
-        small_revision: str | None = None,
-        large_revision: str | None = None,
-        trust_remote_code: bool = False,
+        small_settings: LoadSettings | None = None,
+        large_settings: LoadSettings | None = None,
+        **settings: Unpack[LoadSettings],
     ) -> SGLEngine:
-        """Loads both models; see ``VLM.from_pretrained`` for arguments and errors."""
-        models = [
-            VLM.from_pretrained(
-                name,
-                dtype=dtype,
-                device=device,
-                device_map=device_map,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
-            for name, revision in ((small, small_revision), (large, large_revision))
-        ]
+        """Loads both models; errors are those of ``VLM.from_pretrained``.
+
+        Args:
+            small: Folder or hub id of the small model.
+            large: Folder or hub id of the large model.
+            config: The settings of the engine; None is ``EngineConfig()``.
+            small_settings: Of the small model alone, as {"device": "cuda:1"}; they count before ``settings``.
+            large_settings: Of the large model alone.
+            settings: Of both: dtype, device, ...; ``sgl_engine.model.LoadSettings`` describes them.
+        """
+        own = settings_of_each(settings, small_settings, large_settings)
+        models = [VLM.from_pretrained(name, **each) for name, each in zip((small, large), own, strict=True)]
         return cls(models[0], models[1], config)
 
     def with_config(self, config: EngineConfig) -> SGLEngine:

@@ -135,10 +135,14 @@ class Request:
         tool_name: The only tool that may be called; None is any of ``tools``.
         parallel_tool_calls: Whether one answer may hold several calls.
         logprobs: Whether ``Response.tokens`` is wanted.
+        top_logprobs: How many of the likeliest tokens are wanted with each of these, 0 to 20.
         response_schema: JSON schema that the answer satisfies, by constrained decoding; {"type": "object"} is
             any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
             a template that does not know a name ignores it.
+        min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
+        max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
+        max_visual_tokens: The same in visual tokens of one picture.
     """
 
     messages: tuple[Message, ...]
@@ -155,6 +159,7 @@ class Request:
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     logprobs: bool = False
+    top_logprobs: int = 0
     response_schema: Mapping[str, Any] | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -163,6 +168,9 @@ class Request:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_visual_tokens: int | None = None
 
     @classmethod
     def ask(
@@ -215,6 +223,7 @@ class Decoding:
         presence_penalty: Taken off the logit of a token that the answer has.
         frequency_penalty: Taken off it for each time that the answer has it.
         logit_bias: Token id -> what is added to its logit.
+        top_logprobs: How many of the likeliest tokens are noted at each step.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
@@ -236,6 +245,7 @@ class Decoding:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int = 0
 
 
 def check_wanted(wish: Request | Decoding, where: str) -> None:

@@ -54,7 +54,7 @@ def to_generation_chunks(
 
 
 def _metadata(response: Response, options: CallOptions) -> dict[str, Any]:
-    return response_metadata(response, logprobs=options.logprobs, evidence=options.evidence)
+    return response_metadata(response, logprobs=options.with_logprobs, evidence=options.evidence)
 
 
 def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
@@ -153,4 +153,5 @@ def _finish_reasons(response: Response) -> dict[str, str]:
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.token.encode())}
+    written = {"token": token.token, "logprob": token.logprob, "bytes": list(token.token.encode())}
+    return written | {"top_logprobs": [_logprob(other) for other in token.top]} if token.top else written

@@ -6,8 +6,9 @@ A new option is written once, in ``CallFields``, and read in ``CallOptions.confi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import warnings
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from sgl_engine import EngineConfig, SGLEngine
 
 
+UnknownOptions: TypeAlias = Literal["refuse", "warn", "ignore"]
+
+
 class CallFields(BaseModel):
     """The options that both a chat model and one of its calls have. None is the engine's own setting.
 
@@ -44,12 +48,25 @@ class CallFields(BaseModel):
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.
+        max_completion_tokens: OpenAI's other name of ``max_tokens``.
         top_p: Nucleus, in (0, 1].
+        top_k: Draws from so many of the likeliest tokens.
+        min_p: Draws from tokens at least so likely as a fraction of the likeliest, in [0, 1].
+        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1.
+        presence_penalty: Taken off the logit of a token that the answer has, in [-2, 2].
+        frequency_penalty: Taken off it for each time that the answer has it, in [-2, 2].
+        logit_bias: Token id -> what is added to its logit, in [-100, 100]; for pairs with one vocabulary.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         timeout: Seconds for the whole call, waiting for the model included.
         logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
+        top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; above 0, it sets
+            ``logprobs``.
+        chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False}.
         evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
+        unknown_options: What becomes of options that other providers have (``reasoning_effort``, ...), and
+            that mean nothing here: "refuse" is an error, so that nothing misspelt is lost; "warn" leaves them
+            out with a warning, "ignore" without one.
     """
 
     model: str | None = None
@@ -60,12 +77,22 @@ class CallFields(BaseModel):
     scorer: str | None = None
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None  # what torch takes
     stop: list[str] | None = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     evidence: bool = False
+    unknown_options: UnknownOptions = "refuse"
 
 
 class CallOptions(CallFields):
@@ -95,15 +122,24 @@ class CallOptions(CallFields):
         Raises:
             InvalidRequestError: There is no such option, or a value is out of its range.
         """
+        given = {name: value for name, value in options.items() if value is not None}
         try:
-            return cls(**{name: value for name, value in options.items() if value is not None})
+            checked = cls(**without_unknown(given, cls.model_fields, given.get("unknown_options")))
         except ValidationError as error:
             wrong = error.errors()[0]
             name = ".".join(map(str, wrong["loc"]))
             raise InvalidRequestError(
                 f"The option {name}={wrong['input']!r:.100} cannot be used ({wrong['msg']}).",
-                remedy=f"Options of a call are {', '.join(cls.model_fields)}.",
+                remedy=f"Options of a call are {', '.join(cls.model_fields)}; "
+                'unknown_options="warn" leaves out others.',
             ) from error
+        if None not in {checked.max_tokens, checked.max_completion_tokens}:
+            raise InvalidRequestError(
+                f"Both max_tokens={checked.max_tokens} and "
+                f"max_completion_tokens={checked.max_completion_tokens} are given.",
+                remedy="Give one of them: they mean the same.",
+            )
+        return checked
 
     def configure(self, engine: SGLEngine) -> SGLEngine:
         """Returns an engine on the same models, set as these options want it.
@@ -182,9 +218,15 @@ class CallOptions(CallFields):
         choice, name = self._tool_choice()
         return Request(
             messages=messages,
-            max_new_tokens=self.max_tokens,
+            max_new_tokens=self.max_tokens or self.max_completion_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias or {},
             stop=tuple(self.stop or ()),
             seed=self.seed,
             deadline=self._deadline(since),
@@ -194,9 +236,16 @@ class CallOptions(CallFields):
             tool_choice=choice,
             tool_name=name,
             parallel_tool_calls=self._parallel(),
-            logprobs=self.logprobs,
+            logprobs=self.with_logprobs,
+            top_logprobs=self.top_logprobs or 0,
+            chat_template_kwargs=self.chat_template_kwargs,
             response_schema=enforceable(_response_schema(self.response_format)),
         )
+
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self.logprobs or bool(self.top_logprobs)
 
     def _deadline(self, since: float | None) -> float | None:
         if self.timeout is None:
@@ -233,6 +282,20 @@ class CallOptions(CallFields):
         """Tells whether several calls are allowed: by OpenAI's option, or Anthropic's part of the choice."""
         choice = self.tool_choice if isinstance(self.tool_choice, Mapping) else {}
         return self.parallel_tool_calls is not False and not choice.get("disable_parallel_tool_use")
+
+
+def without_unknown(
+    options: Mapping[str, Any], known: Container[str], policy: UnknownOptions | None
+) -> dict[str, Any]:
+    """Leaves out options that do not exist, where ``unknown_options`` says so."""
+    if policy not in {"warn", "ignore"}:
+        return dict(options)
+    unknown = [name for name in options if name not in known]
+    if unknown and policy == "warn":
+        warnings.warn(
+            f"ChatSGL has no option {', '.join(map(repr, unknown))}, and answers without.", stacklevel=2
+        )
+    return {name: value for name, value in options.items() if name not in unknown}
 
 
 def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:

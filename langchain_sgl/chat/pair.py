@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import ModelProfile
 
 from sgl_engine import ConfigError
+from sgl_engine.model import check_settings, settings_of_each
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -38,44 +40,53 @@ _CAN = ModelProfile(
 
 @dataclass(frozen=True)
 class Pair:
-    """Which weights, and where; everything else about an engine can be changed per call at no cost.
+    """Which weights, and how they are loaded; everything else can be changed per call at no cost.
 
     Attributes:
         small: Path or hub id; None, together with ``large``, is the bundled pair.
         large: Path or hub id.
-        dtype: As in transformers; None is the checkpoint's own.
-        device: Where both models go; None is the CPU.
-        device_map: As in transformers, instead of ``device``.
-        small_revision: Branch, tag or commit on the hub.
-        large_revision: Branch, tag or commit on the hub.
-        trust_remote_code: Run code that comes with the models.
+        settings: Of both models, as ``sgl_engine.LoadSettings``; None is not set.
+        small_settings: Of the small model alone.
+        large_settings: Of the large model alone.
+
+    Raises:
+        ConfigError: Only one of the models is named, or a setting does not exist.
     """
 
     small: str | None = None
     large: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    small_revision: str | None = None
-    large_revision: str | None = None
-    trust_remote_code: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    small_settings: Mapping[str, Any] | None = None
+    large_settings: Mapping[str, Any] | None = None
 
     @property
     def bundled(self) -> bool:
         """Whether this is the pair that comes with the package."""
         return self.small is None
 
-    def __post_init__(self) -> None:
-        """Refuses half a pair.
+    @property
+    def key(self) -> str:
+        """Tells pairs apart: those with one key share their weights."""
+        each = settings_of_each(self.settings, self.small_settings, self.large_settings)
+        said = [{name: value for name, value in own.items() if value not in (None, False)} for own in each]
+        return json.dumps([self.small, self.large, *said], sort_keys=True, default=_written)
 
-        Raises:
-            ConfigError: Only one of the models is named.
-        """
+    def __post_init__(self) -> None:
         if (self.small is None) != (self.large is None):
             raise ConfigError(
                 f"Only one model of the pair is named: small={self.small!r}, large={self.large!r}.",
                 remedy="Name both, or neither for the bundled pair.",
             )
+        for settings in settings_of_each(self.settings, self.small_settings, self.large_settings):
+            check_settings(settings, "The chat model")
+
+
+def _written(value: Any) -> Any:
+    """Writes what JSON cannot hold, quantization settings above all, so that equal ones are equal."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    to_dict = getattr(value, "to_dict", None)
+    return to_dict() if callable(to_dict) else repr(value)
 
 
 class _EngineSlot:
@@ -86,7 +97,7 @@ class _EngineSlot:
         self.engine: SGLEngine | None = None
 
 
-_slots: dict[Pair, _EngineSlot] = {}
+_slots: dict[str, _EngineSlot] = {}
 _slots_lock = threading.Lock()
 
 
@@ -99,7 +110,7 @@ def shared_engine(pair: Pair) -> SGLEngine:
         ModelError: A model cannot be loaded, or the two do not fit.
     """
     with _slots_lock:  # held for a moment: loading one pair does not keep others waiting
-        slot = _slots.setdefault(pair, _EngineSlot())
+        slot = _slots.setdefault(pair.key, _EngineSlot())
     with slot.lock:
         if slot.engine is None:
             slot.engine = _load(pair)
@@ -113,24 +124,16 @@ def forget_engines() -> None:
 
 
 def _load(pair: Pair) -> SGLEngine:
+    own: Any = {"small_settings": pair.small_settings, "large_settings": pair.large_settings, **pair.settings}
     if pair.bundled:
         from sgl_engine.demo import demo_engine
 
-        return demo_engine(device=pair.device, dtype=pair.dtype or "auto")
+        return demo_engine(**own)
     from sgl_engine import SGLEngine
 
     assert pair.small is not None
     assert pair.large is not None
-    settings: dict[str, Any] = {"dtype": pair.dtype or "auto", "trust_remote_code": pair.trust_remote_code}
-    return SGLEngine.from_pretrained(
-        pair.small,
-        pair.large,
-        device=pair.device,
-        device_map=pair.device_map,
-        small_revision=pair.small_revision,
-        large_revision=pair.large_revision,
-        **settings,
-    )
+    return SGLEngine.from_pretrained(pair.small, pair.large, **own)
 
 
 def model_profile(large: str | None, engine: Any) -> ModelProfile:

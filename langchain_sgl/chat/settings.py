@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.utils import from_env
-from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import override
 
-from langchain_sgl.chat.call_options import CallFields, CallOptions
+from langchain_sgl.chat.call_options import CallFields, CallOptions, without_unknown
 from langchain_sgl.chat.pair import Pair, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine import ConfigError, ExitConfig, Fraction, LimitsConfig, __version__
+from sgl_engine import (
+    ConfigError,
+    ExitConfig,
+    Fraction,
+    LimitsConfig,
+    PictureConfig,
+    ReuseConfig,
+    SchedulerConfig,
+    __version__,
+    pruning_preset,
+)
+from sgl_engine.exit import find_scorer
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -27,6 +39,24 @@ def _environment(name: str) -> Callable[[], str | None]:
     return lambda: read() or None
 
 
+def _torch_name(value: Any) -> Any:
+    """Writes a ``torch.dtype`` or ``torch.device`` as text, without importing torch."""
+    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
+
+
+_TorchName: TypeAlias = Annotated[Any, BeforeValidator(_torch_name)]
+_OF_BOTH = (
+    *("dtype", "device", "device_map", "trust_remote_code"),
+    *("attn_implementation", "quantization_config", "model_kwargs"),
+)
+_PARTS_OF_THE_ENGINE = ("limits", "small_pictures", "large_pictures", "reuse", "scheduler")
+_LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
+_NOT_IN_ANSWERS = frozenset(
+    "streaming max_retries api_key timeout ready_engine reuse scheduler unknown_options".split()
+)
+"""Fields on which no answer depends."""
+
+
 class ChatSettings(CallFields, BaseChatModel):
     """The fields of ``ChatSGL``, and the engine that they describe; ``CallFields`` has those of calls.
 
@@ -35,12 +65,20 @@ class ChatSettings(CallFields, BaseChatModel):
         large: Path or hub id of the large model; environment: SGL_LARGE.
         ready_engine: A ready ``SGLEngine``, instead of ``small`` and ``large``; ``engine=`` in the
             constructor.
-        dtype: What the models compute in, as in transformers; environment: SGL_DTYPE.
+        dtype: What the models compute in, a name or a ``torch.dtype``; environment: SGL_DTYPE.
         device: Where both models go, "cuda" for example; environment: SGL_DEVICE.
         device_map: As in transformers, instead of ``device``.
-        small_revision: Branch, tag or commit of the small model.
-        large_revision: Branch, tag or commit of the large model.
         trust_remote_code: Run code that comes with the models.
+        attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2", ...
+        quantization_config: As in transformers, an object or a dict.
+        model_kwargs: What else ``from_pretrained`` of both models takes.
+        small_settings: Of the small model alone: any of the seven above, and "revision" on the hub, as
+            ``{"device": "cuda:1"}``. They count before those of both.
+        large_settings: Of the large model alone.
+        small_pictures: How large the small model sees pictures; None is the engine's.
+        large_pictures: How large the large model sees them.
+        reuse: What is kept of a picture for the next question about it; None is the engine's.
+        scheduler: How calls share the models; None is the engine's.
         image_root: The only folder from which image paths in messages are read; None refuses paths.
         limits: What a request may bring (image sizes and counts, URL policy); None is the engine's.
         exit_threshold: As in ``CallFields``; environment: SGL_EXIT_THRESHOLD.
@@ -62,15 +100,22 @@ class ChatSettings(CallFields, BaseChatModel):
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
     )
 
-    small: str | None = Field(default_factory=_environment("SGL_SMALL"))
-    large: str | None = Field(default_factory=_environment("SGL_LARGE"))
+    small: str | Path | None = Field(default_factory=_environment("SGL_SMALL"))
+    large: str | Path | None = Field(default_factory=_environment("SGL_LARGE"))
     ready_engine: Any = Field(default=None, alias="engine", exclude=True)
-    dtype: str | None = Field(default_factory=_environment("SGL_DTYPE"))
-    device: str | None = Field(default_factory=_environment("SGL_DEVICE"))
-    device_map: str | None = None
-    small_revision: str | None = None
-    large_revision: str | None = None
+    dtype: _TorchName = Field(default_factory=_environment("SGL_DTYPE"), validate_default=True)
+    device: _TorchName = Field(default_factory=_environment("SGL_DEVICE"), validate_default=True)
+    device_map: str | dict[str, Any] | None = None
     trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    quantization_config: Any = None
+    model_kwargs: dict[str, Any] | None = None
+    small_settings: dict[str, Any] | None = None
+    large_settings: dict[str, Any] | None = None
+    small_pictures: PictureConfig | None = None
+    large_pictures: PictureConfig | None = None
+    reuse: ReuseConfig | None = None
+    scheduler: SchedulerConfig | None = None
     image_root: Path | None = None
     limits: LimitsConfig | None = None
 
@@ -83,6 +128,15 @@ class ChatSettings(CallFields, BaseChatModel):
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_unknown(cls, given: Any) -> Any:
+        """Leaves out what other providers' models have, where ``unknown_options`` says so."""
+        if not isinstance(given, dict):
+            return given
+        names = {field.alias for field in cls.model_fields.values() if field.alias} | cls.model_fields.keys()
+        return without_unknown(given, names, given.get("unknown_options"))
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
@@ -105,6 +159,15 @@ class ChatSettings(CallFields, BaseChatModel):
                     remedy="Give one of them: a calibration has a threshold of its own.",
                 )
             self._options()  # refuses values out of their range
+            if self.retention is not None:
+                pruning_preset(self.retention)
+            if self.scorer is not None:
+                find_scorer(self.scorer)
+            if self.calibration is not None and not self.calibration.is_file():
+                raise ConfigError(
+                    f"There is no calibration file {str(self.calibration)!r}.",
+                    remedy="Make one with sgl calibrate, or leave calibration out.",
+                )
         return self
 
     @override
@@ -132,14 +195,11 @@ class ChatSettings(CallFields, BaseChatModel):
     @property
     def _pair(self) -> Pair:
         return Pair(
-            small=self.small,
-            large=self.large,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            small_revision=self.small_revision,
-            large_revision=self.large_revision,
-            trust_remote_code=self.trust_remote_code,
+            small=None if self.small is None else str(self.small),
+            large=None if self.large is None else str(self.large),
+            settings={name: getattr(self, name) for name in _OF_BOTH},
+            small_settings=self.small_settings,
+            large_settings=self.large_settings,
         )
 
     @property
@@ -151,8 +211,12 @@ class ChatSettings(CallFields, BaseChatModel):
             ConfigError: There is no such retention preset or scorer, or the calibration is of another pair or
                 other settings.
         """
+        return self.configured()
+
+    def configured(self, **options: Any) -> SGLEngine:
+        """The engine as these options of a call set it, laid over the instance's own; ``engine`` has none."""
         with as_langchain_errors():
-            return self._options().configure(self._base_engine())
+            return self._options(**options).configure(self._base_engine())
 
     @property
     def _limits(self) -> LimitsConfig | None:
@@ -163,11 +227,10 @@ class ChatSettings(CallFields, BaseChatModel):
         return limits
 
     def _base_engine(self) -> SGLEngine:
-        """Returns the engine with what no call can change: limits and calibration."""
+        """Returns the engine with what no call can change: limits, pictures' sizes, calibration, ..."""
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
-        update: dict[str, Any] = {}
-        if self.limits is not None:
-            update["limits"] = self.limits
+        own_parts = {name: getattr(self, name) for name in _PARTS_OF_THE_ENGINE}
+        update: dict[str, Any] = {name: part for name, part in own_parts.items() if part is not None}
         # A calibration is checked against pruning and scorer, so these two are set first.
         if self.calibration is not None:
             engine = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer).configure(
@@ -184,6 +247,8 @@ class ChatSettings(CallFields, BaseChatModel):
             # Set by the environment at most, and the calibration counts more; a call's own does not go.
             del own["exit_threshold"]
         given = {name: value for name, value in overrides.items() if value is not None}
+        if given.keys() & set(_LIMIT_NAMES):
+            own = {name: value for name, value in own.items() if name not in _LIMIT_NAMES}
         ends = stop or given.get("stop") or self.stop or ()
         given["stop"] = [ends] if isinstance(ends, str) else list(ends)
         return CallOptions.of(**{**own, **given})
@@ -195,9 +260,7 @@ class ChatSettings(CallFields, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What an answer depends on: traces show it, and LangChain's cache uses it as its key."""
-        skipped = {"streaming", "max_retries", "api_key", "timeout", "ready_engine"} | set(
-            BaseChatModel.model_fields
-        )
+        skipped = _NOT_IN_ANSWERS | set(BaseChatModel.model_fields)
         params = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
         params = {name: value for name, value in params.items() if value is not None}
         params["model_name"] = self._model_name
@@ -205,10 +268,10 @@ class ChatSettings(CallFields, BaseChatModel):
             params["version"] = __version__  # the bundled weights may change with it
         if self.ready_engine is not None:
             params["engine"] = self.ready_engine.config.model_dump(mode="json")
-        for name in ("calibration", "image_root", "limits"):
-            if name in params:
-                params[name] = str(params[name])
-        return params
+        return {
+            name: value if isinstance(value, str | int | float | list | dict) else str(value)
+            for name, value in params.items()
+        }
 
     @property
     def _model_name(self) -> str:
@@ -227,7 +290,8 @@ class ChatSettings(CallFields, BaseChatModel):
         temperature = kwargs.get("temperature", self.temperature)
         if temperature is not None:
             params["ls_temperature"] = temperature
-        max_tokens = kwargs.get("max_tokens", self.max_tokens)
+        limits = [kwargs.get(name) for name in _LIMIT_NAMES] + [getattr(self, name) for name in _LIMIT_NAMES]
+        max_tokens = next((limit for limit in limits if limit is not None), None)
         if max_tokens is not None:
             params["ls_max_tokens"] = max_tokens
         if stop or self.stop:
@@ -236,8 +300,17 @@ class ChatSettings(CallFields, BaseChatModel):
 
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return model_profile(self.large if self.ready_engine is None else None, self.ready_engine)
+        large = None if self.large is None else str(self.large)
+        return model_profile(large if self.ready_engine is None else None, self.ready_engine)
 
 
 def _label(vlm: Any) -> str:
     return f"{vlm.name}@{vlm.revision}" if vlm.revision else str(vlm.name)
+
+
+def with_attributes_of(described: type, *owners: type) -> str:
+    """Writes a class's docstring, with the attributes that the docstrings of other classes describe."""
+    sections = [
+        (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0] for owner in owners
+    ]
+    return f"{inspect.getdoc(described)}\n\nAttributes:\n" + "\n".join(filter(None, sections))

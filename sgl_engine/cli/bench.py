@@ -168,6 +168,9 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
     for line in data.bad:
         _say(f"line {line.number} is left out: {line.problem}")
+    store.records()
+    for line in store.bad:
+        _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")
     _measure(arguments, Runner(engine, data, systems, store))
     with output.waiting("Resampling and drawing"):
         report = _report(arguments, data, store, point)

@@ -138,7 +138,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments) if checked is None else _as_calibrated(checked)
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, config)
-    collector = Collector(engine, arguments.system, alone=not (checked or arguments.no_large_alone))
+    collector = Collector(
+        engine,
+        arguments.system,
+        alone=not (checked or arguments.no_large_alone),
+        on_bad_line=lambda line: _say(
+            f"Line {line.number} of the records is none, and its row is asked again: {line.problem}."
+        ),
+    )
     if checked is not None:
         return _check(arguments, checked, collector, data)
     records, failed = _collect(arguments, collector, data)

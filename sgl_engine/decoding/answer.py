@@ -10,6 +10,7 @@ behind the first difference, so a seed gives the same answer with a draft as wit
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from sgl_engine.chat.text_stream import TextStream
+from sgl_engine.chat.text_stream import RunningText, TextStream
 from sgl_engine.decoding.choice import Chooser, Penalties
 from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.errors import InvalidRequestError, RequestError
@@ -43,6 +44,8 @@ class Generation:
             temperature 1, nothing masked, without penalties, whatever the sampling did.
         entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
+        likeliest: Per token, the likeliest tokens of that distribution with their log-probabilities, the best
+            first; empty where nobody asked.
     """
 
     text: str
@@ -50,6 +53,7 @@ class Generation:
     logprobs: Tensor
     entropies: Tensor
     finish_reason: FinishReason
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def __len__(self) -> int:
         """T."""
@@ -64,10 +68,12 @@ class TokenLogprob:
         token: What it adds to the text: the tokens of an answer join to its text. Empty for a control token,
             and for the first bytes of a character, which shows with its last byte.
         logprob: Natural log of its probability under the model's own distribution, see ``Generation``.
+        top: The likeliest tokens in its place, likeliest first, as far as the request asked for them.
     """
 
     token: str
     logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 Result = TypeVar("Result")
@@ -124,9 +130,10 @@ class Answer:
         )
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
+        self._likeliest: list[tuple[tuple[int, float], ...]] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
-        self._text = TextStream(vlm.text, task.decoding.stop, with_calls=self._held is not None)
+        self._text = TextStream(RunningText(vlm.text), task.decoding.stop, with_calls=self._held is not None)
 
     def attempt(self, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns; None where it finds something wrong with the request, or where it was."""
@@ -215,6 +222,7 @@ class Answer:
             logprobs=torch.tensor(self._logprobs, dtype=torch.float32),
             entropies=torch.tensor(self._entropies, dtype=torch.float32),
             finish_reason="stop" if self._ended or self._text.stopped else "length",
+            likeliest=tuple(self._likeliest),
         )
 
     def _take(self, logits: Tensor) -> str:
@@ -232,6 +240,9 @@ class Answer:
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
         self._logprobs.append(logprob)
         self._entropies.append(spread)
+        if count := min(self._task.decoding.top_logprobs, len(logprobs)):
+            values, tokens = logprobs.topk(count)
+            self._likeliest.append(tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
         at_end = self._task.stop_at_eos and token in self._vlm.eos_token_ids
         self._ended = at_end or (self._held is not None and self._held.finished)
         text = self._text.push(self.ids)
@@ -281,6 +292,9 @@ class Draft:
         self.wrong = False
         self._next = self._earliest = 0
         self._right = len(tokens)
+        self._places: dict[int, list[int]] = {}  # token -> where in the draft it is, in order
+        for at, token in enumerate(self.tokens):
+            self._places.setdefault(token, []).append(at)
 
     def expected(self) -> list[int]:
         """What comes next, if the draft is right."""
@@ -295,9 +309,11 @@ class Draft:
             return
         self.wrong = True
         self._right = 0
+        places = self._places.get(token, [])
+        behind = bisect_left(places, self._next)
         # Never before what was right, so that nothing is accepted twice.
-        places = (at for at in range(self._earliest, len(self.tokens)) if self.tokens[at] == token)
-        self._next = 1 + min(places, key=lambda at: abs(at - self._next), default=self._next)
+        nearest = [at for at in places[max(0, behind - 1) : behind + 1] if at >= self._earliest]
+        self._next = 1 + min(nearest, key=lambda at: abs(at - self._next), default=self._next)
 
 
 def draft_tokens(

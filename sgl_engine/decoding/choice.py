@@ -57,6 +57,7 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
     decoding = Decoding(
         **wanted.model_dump(exclude={"max_new_tokens", "draft"}),
         logit_bias=request.logit_bias,
+        top_logprobs=request.top_logprobs if request.logprobs else 0,
         seed=request.seed,
         stop=request.stop,
         deadline=request.deadline,
@@ -251,16 +252,19 @@ class _Counted:
     """
 
     def __init__(self, tokens: int, presence: float, frequency: float) -> None:
-        self._tokens = tokens
+        self._counted = tokens
         self._presence = presence
         self._frequency = frequency
+        self._counts: Tensor | None = None
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Ids (1, N) and scores (1, vocab) -> scores."""
-        counts = torch.zeros_like(scores)
-        said = ids[:, self._tokens :]
-        counts.scatter_add_(1, said, torch.ones_like(said, dtype=scores.dtype))
-        return scores - self._frequency * counts - self._presence * (counts > 0)
+        """Ids (1, N), which only grow, and scores (1, vocab) -> scores."""
+        if self._counts is None:
+            self._counts = torch.zeros_like(scores)
+        said = ids[:, self._counted :]
+        self._counted = ids.shape[1]
+        self._counts.scatter_add_(1, said, torch.ones_like(said, dtype=scores.dtype))
+        return scores - self._frequency * self._counts - self._presence * (self._counts > 0)
 
 
 def _warn(vlm: VLM) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from sgl_engine.chat.text_stream import HALF
+from sgl_engine.chat.text_stream import HALF, RunningText
 from sgl_engine.decoding.answer import Answer, Generation, TokenLogprob
 from sgl_engine.prompt.encoded import PromptBatch
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_LOGIT_ROWS = 512
 """Tokens whose logits are held at once, over all rows of a batch."""
+_CONTEXT_TOKENS = 4  # enough for a character that several tokens write
 
 
 class NobodyWaitsError(Exception):
@@ -144,15 +145,24 @@ def _valid(answers: Sequence[Answer]) -> int:
 
 def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]:
     """The answer token by token: what each adds to the text, and its log-probability."""
-    ids = generation.token_ids.tolist()
+    ids, text = generation.token_ids.tolist(), RunningText(vlm.text)
+    likeliest = generation.likeliest or [()] * len(ids)
     tokens, sent = [], 0
-    for count, logprob in enumerate(generation.logprobs.tolist(), start=1):
-        final = vlm.text(ids[:count])
+    for count, (logprob, others) in enumerate(zip(generation.logprobs.tolist(), likeliest, strict=True), 1):
+        final = text(ids[:count])
         if count < len(ids):
             final = final.rstrip(HALF)
-        tokens.append(TokenLogprob(token=final[sent:], logprob=logprob))
+        before = ids[max(0, count - 1 - _CONTEXT_TOKENS) : count - 1]
+        top = tuple(TokenLogprob(_added(vlm, before, other), value) for other, value in others)
+        tokens.append(TokenLogprob(token=final[sent:], logprob=logprob, top=top))
         sent = max(sent, len(final))
     return tuple(tokens)
+
+
+def _added(vlm: VLM, before: list[int], token: int) -> str:
+    """What a token would add behind the ones before it; some tokenizers drop the space of a first one."""
+    text = vlm.text(before).rstrip(HALF)
+    return vlm.text([*before, token])[len(text) :]
 
 
 class Rewinding:

@@ -7,14 +7,12 @@ pair has learnt is in ``weights/README.md``: documents, tables, forms, scenes of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from sgl_engine.demo.vocabulary import TRANSCRIBE
 
 if TYPE_CHECKING:
-    import torch
-
-    from sgl_engine import EngineConfig, SGLEngine
+    from sgl_engine import EngineConfig, LoadSettings, SGLEngine
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
@@ -27,27 +25,34 @@ __all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
 def demo_engine(
     config: EngineConfig | None = None,
     *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    small_settings: LoadSettings | None = None,
+    large_settings: LoadSettings | None = None,
+    **settings: Unpack[LoadSettings],
 ) -> SGLEngine:
     """The bundled pair, ready to answer.
 
     Args:
         config: What can be set; None is ``EngineConfig()``. Where it names no scorer, it gets ``SCORER``.
-        device: Where both models go; None is the CPU.
-        dtype: What both compute in; "auto" is float32 too, although the weights are stored as float16.
+        small_settings: How the small model is loaded; as in ``SGLEngine.from_pretrained``.
+        large_settings: How the large model is loaded.
+        settings: How both are: ``device``, ``dtype``, ...; the dtype "auto", the default, is float32 here,
+            although the weights are stored as float16.
     """
     from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
+    from sgl_engine.model import settings_of_each
 
     config = config or EngineConfig()
     if config.exit.scorer is None:
         config = config.model_copy(
             update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})}
         )
-    # Stored as float16 for size; float32 is the fast type on most CPUs.
-    dtype = "float32" if dtype == "auto" else dtype
+    each = settings_of_each(settings, small_settings, large_settings)
+    for own in each:
+        # Stored as float16 for size; float32 is the fast type on most CPUs.
+        if own.get("dtype") in {None, "auto"}:
+            own["dtype"] = "float32"
     small, large = (
-        VLM.from_pretrained(WEIGHTS / size, dtype=dtype, device=device, name=f"sgl-demo-{size}")
-        for size in ("small", "large")
+        VLM.from_pretrained(WEIGHTS / size, name=f"sgl-demo-{size}", **own)
+        for size, own in zip(("small", "large"), each, strict=True)
     )
     return SGLEngine(small, large, config)

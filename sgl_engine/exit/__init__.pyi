@@ -29,6 +29,7 @@ from .calibrators import (
 from .decision import (
     DEFAULT_SCORER as DEFAULT_SCORER,
     SCORERS as SCORERS,
+    find_scorer as find_scorer,
     CalibratedScore as CalibratedScore,
     Confidence as Confidence,
     ExitDecision as ExitDecision,

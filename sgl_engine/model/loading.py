@@ -19,14 +19,20 @@ from sgl_engine.errors import (
     UnsafeWeightsError,
     UnsupportedModelError,
 )
-from sgl_engine.families import find_family
 from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
+from sgl_engine.model.checks import check_config, check_folder
+from sgl_engine.model.settings import (
+    LoadSettings,
+    check_settings,
+    of_the_hub,
+    of_the_weights,
+    path_or_name,
+)
 from sgl_engine.prompt.sources import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -47,73 +53,20 @@ class LoadedModel:
     revision: str | None
 
 
-def load(
-    path_or_hub_id: str | Path,
-    *,
-    dtype: str | torch.dtype,
-    device: str | torch.device | None,
-    device_map: str | Mapping[str, Any] | None,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> LoadedModel:
-    """Loads a model and its processor; arguments and errors are those of ``VLM.from_pretrained``."""
-    if device is not None and device_map is not None:
-        raise ConfigError(
-            f"Both device={str(device)!r} and device_map={device_map!r} are given.",
-            remedy="Use device for the whole model in one place, or device_map to spread it.",
-        )
-    folder = Path(path_or_hub_id).expanduser()
-    source = str(folder) if folder.is_dir() else str(path_or_hub_id)
+def load(path_or_hub_id: str | Path, settings: LoadSettings) -> LoadedModel:
+    """Loads a model and its processor; settings and errors are those of ``VLM.from_pretrained``."""
+    check_settings(settings, "The call")
+    source, hub, device = path_or_name(path_or_hub_id), of_the_hub(settings), settings.get("device")
     check_folder(source)
-    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     config = load_config(source, hub)
-    find_family(config, source)  # before gigabytes of weights are read
-    processor = load_processor(source, revision=revision, trust_remote_code=trust_remote_code)
+    check_config(config, source)  # before gigabytes of weights are read
+    processor = load_processor(source, **hub)
     check_parts(processor, source)
-    model = load_model(source, config, dtype=dtype, device_map=device_map, hub=hub)
+    model = load_model(source, config, hub=hub, more=of_the_weights(settings))
     if device is not None:
         move(model, device)
-    return LoadedModel(model, processor, source, getattr(config, "_commit_hash", None) or revision)
-
-
-def check_folder(name: str) -> None:
-    """Says what is wrong with a local folder before transformers guesses.
-
-    Raises:
-        ModelNotFoundError: It is not there, or holds no model.
-        UnsafeWeightsError: It holds pickled weights only.
-        UnsupportedModelError: It holds an adapter to another model.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-            raise ModelNotFoundError(
-                f"There is no model folder {name}.",
-                remedy="Check the path, or give a hub id such as owner/name.",
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"The folder {name} holds no config.json.",
-            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
-        )
-    if (folder / "adapter_config.json").is_file():
-        # transformers would load the model that it names instead or, without peft, ignore the adapter.
-        raise UnsupportedModelError(
-            f"The folder {name} holds an adapter (adapter_config.json) to a model that lies elsewhere.",
-            remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise UnsafeWeightsError(
-            f"The folder {name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
-            remedy="If you trust them, load them with transformers and call model.save_pretrained(folder).",
-        )
-    raise ModelNotFoundError(
-        f"The folder {name} holds no weights (*.safetensors).", remedy="Save the model there first."
-    )
+    revision = getattr(config, "_commit_hash", None) or settings.get("revision")
+    return LoadedModel(model, processor, source, revision)
 
 
 def load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
@@ -147,38 +100,26 @@ def load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def load_model(
-    name: str,
-    config: PreTrainedConfig,
-    *,
-    dtype: str | torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-    hub: Mapping[str, Any],
+    name: str, config: PreTrainedConfig, *, hub: Mapping[str, Any], more: Mapping[str, Any]
 ) -> Any:
     """The model, with all of its weights, from safetensors files only.
 
     Args:
         name: Path or hub id.
         config: Its configuration.
-        dtype: As in transformers.
-        device_map: As in transformers.
-        hub: Revision and trust, as transformers takes them.
+        hub: Revision, trust and the like, as transformers takes them.
+        more: What else its ``from_pretrained`` is told: dtype, device map, quantization, ...
 
     Raises:
         ModelNotFoundError: Weights are missing or damaged.
         UnsafeWeightsError: They are pickled, or lie outside the model's folder.
-        UnsupportedModelError: They do not fit the configuration.
+        UnsupportedModelError: They do not fit the configuration, or cannot be loaded as the settings say.
     """
     _check_index(name, config, hub)
     try:
         auto: Any = AutoModelForImageTextToText
         model, loading = auto.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            output_loading_info=True,
-            **hub,
+            name, **more, **hub, config=config, use_safetensors=True, output_loading_info=True
         )
     except SafetensorError as error:
         raise ModelNotFoundError(
@@ -197,8 +138,8 @@ def load_model(
         raise UnsupportedModelError(
             f"The weights of {name} cannot be loaded as configured "
             f"({type(error).__name__}: {_first_line(error)}).",
-            remedy="Use weights, config.json, dtype and device_map that fit each other; a device_map needs "
-            "accelerate.",
+            remedy="Use weights, config.json and settings (dtype, device_map, attn_implementation, "
+            "quantization_config) that fit each other; a device_map needs accelerate.",
         ) from error
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -222,7 +163,10 @@ def _check_index(name: str, config: PreTrainedConfig, hub: Mapping[str, Any]) ->
         return
     try:
         path = cached_file(
-            name, index, revision=hub.get("revision"), _raise_exceptions_for_missing_entries=False
+            name,
+            index,
+            _raise_exceptions_for_missing_entries=False,
+            **{key: value for key, value in hub.items() if key != "trust_remote_code"},
         )
     except OSError:
         return  # no such model, or no network: loading says so with its reason
@@ -271,14 +215,16 @@ def move(model: Any, device: str | torch.device) -> None:
         model.to(device)
     except torch.OutOfMemoryError:  # a RuntimeError, but there is such a device
         raise
-    except (AssertionError, RuntimeError) as error:  # an AssertionError where torch was built without CUDA
+    # An AssertionError where torch was built without CUDA, a ValueError where the weights are quantized.
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"The device {str(device)!r} cannot be used ({_first_line(error)}).",
-            remedy="Use cpu, or a device that this build of torch knows and this machine has.",
+            remedy="Use cpu, or a device that this build of torch knows and this machine has; device_map for "
+            "quantized weights.",
         ) from error
 
 
-def load_processor(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_processor(name: str, **hub: Any) -> Any:
     """The processor saved with a model.
 
     Without torchvision, a processor that also owns a video processor cannot be built as transformers does it;
@@ -286,8 +232,8 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
 
     Args:
         name: Path or hub id.
-        revision: Branch, tag or commit on the hub.
-        trust_remote_code: Run code that comes with the model.
+        hub: Revision, trust and the like, as transformers takes them; code that comes with a model is not run
+            by default.
 
     Raises:
         ProcessorError: It is missing or cannot be loaded.
@@ -297,7 +243,7 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     from transformers.utils.import_utils import is_torchvision_available
 
     auto: Any = transformers.AutoProcessor
-    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    hub = {"revision": "main", "trust_remote_code": False, **hub}
     try:
         if is_torchvision_available():
             return obey_thumbnail_switch(auto.from_pretrained(name, **hub))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.encoding import check_features, encode, resized, shrink_factor, wrap_inputs
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
+from sgl_engine.model.settings import LoadSettings
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
@@ -71,39 +72,24 @@ class VLM:
         cls,
         path_or_hub_id: str | Path,
         *,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
         name: str | None = None,
+        **settings: Unpack[LoadSettings],
     ) -> VLM:
         """Loads a model and its processor. Only safetensors weights are read.
 
         Args:
             path_or_hub_id: A local folder, or "owner/name" on the hub.
-            dtype: As in transformers; "auto" is the dtype of the checkpoint.
-            device: Where the whole model goes; not together with ``device_map``.
-            device_map: As in transformers (needs accelerate).
-            revision: Branch, tag or commit on the hub.
-            trust_remote_code: Run code that comes with the model.
             name: What reports call it; None is ``path_or_hub_id``.
+            settings: dtype, device, quantization, ...: ``sgl_engine.model.LoadSettings`` describes them.
 
         Raises:
             ModelNotFoundError: No such folder or hub id, or no whole model in it.
             UnsafeWeightsError: The weights are pickled.
             UnsupportedModelError: No family knows the architecture, or the weights cannot be loaded into it.
             ProcessorError: The processor cannot be loaded.
-            ConfigError: Both ``device`` and ``device_map`` are given, or there is no such device.
+            ConfigError: There is no such device or setting, or both ``device`` and ``device_map`` are given.
         """
-        loaded = load(
-            path_or_hub_id,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = load(path_or_hub_id, settings)
         return cls(loaded.model, loaded.processor, name=name or loaded.source, revision=loaded.revision)
 
     @contextmanager
@@ -120,7 +106,7 @@ class VLM:
 
     @contextmanager
     def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
+        """As ``exclusive``, for the tokenizer alone: requests are read while the model runs others."""
         with self._processor_lock.held(still_wanted):
             yield
 

@@ -119,6 +119,10 @@ _FIELDS: dict[str, tuple[_Fits, str]] = {
     "tool_name": (_or_none(is_text), "the name of a tool, or None"),
     "parallel_tool_calls": (_is_flag, "True or False"),
     "logprobs": (_is_flag, "True or False"),
+    "top_logprobs": (
+        lambda count: isinstance(count, Integral) and not _is_flag(count) and 0 <= int(count) <= 20,
+        "an integer from 0 to 20",
+    ),
     "response_schema": (_or_none(_is_json), "a JSON schema as a dict, or None"),
     "chat_template_kwargs": (
         _or_none(lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given)),

@@ -328,7 +328,7 @@ def test_weights_are_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_failed_load_is_tried_again(tmp_path: Path) -> None:
-    pair = Pair(small=str(tmp_path / "small"), large=str(WEIGHTS / "large"), dtype="float32")
+    pair = Pair(small=str(tmp_path / "small"), large=str(WEIGHTS / "large"), settings={"dtype": "float32"})
     with pytest.raises(ModelNotFoundError):
         shared_engine(pair)
     (tmp_path / "small").symlink_to(WEIGHTS / "small", target_is_directory=True)

@@ -17,6 +17,7 @@ from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.evidence import Evidence
 from langchain_sgl.tools.picture_tool import describe_run
 from langchain_sgl.tools.toolkit import TRANSCRIBE_PROMPT, TranscribeTool, VisualQuestionTool
+from sgl_engine import PRESETS, TRANSCRIPTION_PRESET
 from sgl_engine.demo import PICTURES, demo_engine
 
 
@@ -232,16 +233,15 @@ def test_checkpoints_never_hold_the_pictures_bytes() -> None:
 # Transcription
 
 
-def test_a_transcription_is_complete_because_nothing_is_pruned() -> None:
-    text = "apple 9.35, bread 8.31, juice 1.18, total 3.73, water 9.59"
-    message = call(TranscribeTool(model=ChatSGL(), root=PICTURES), picture="receipt.png")
-    assert message.artifact["answer"] == text
-    assert str(message.content).startswith(
-        f"{text}\n[answered by the large model; the small one answered 'apple"
-    )
-    assert message.artifact["report"]["keep_ratio"] == 1.0
-    pruned = TranscribeTool(model=ChatSGL(), root=PICTURES, retention="35%")
-    assert call(pruned, picture="receipt.png").artifact["answer"] != text
+def test_a_transcription_has_a_preset_of_its_own() -> None:
+    message = call(TranscribeTool(model=ChatSGL(escalate="always"), root=PICTURES), picture="receipt.png")
+    answer = message.artifact["answer"]
+    assert {"apple", "bread", "juice", "total", "water"} & set(answer.replace(",", "").split())
+    assert str(message.content).startswith(f"{answer}\n[answered by the large model; the small one answered")
+    assert message.artifact["report"]["keep_ratio"] == PRESETS[TRANSCRIPTION_PRESET].keep_ratio
+    pruned = TranscribeTool(model=ChatSGL(escalate="always"), root=PICTURES, retention="9%")
+    report = call(pruned, picture="receipt.png").artifact["report"]
+    assert report["keep_ratio"] == PRESETS["9%"].keep_ratio
 
 
 def test_the_question_for_a_transcription_fits_the_pair(model: RecordingModel) -> None:
@@ -256,4 +256,4 @@ def test_the_question_for_a_transcription_fits_the_pair(model: RecordingModel) -
         assert tool._question() == asked
     call(TranscribeTool(model=model, root=PICTURES, prompt="Read it.", max_tokens=9), picture="receipt.png")
     assert model.asked[-1][-1].text == "Read it."
-    assert model.options[-1] == {"retention": "100%", "max_tokens": 9}
+    assert model.options[-1] == {"retention": TRANSCRIPTION_PRESET, "max_tokens": 9}
