@@ -60,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     data = parser.add_argument_group("what is asked")
     data.add_argument(
-        "--data", metavar="FILE.jsonl", type=Path, help="your questions (default: held-out pages)"
+        "--data",
+        metavar="FILE.jsonl",
+        type=lambda name: None if name == options.GENERATED else Path(name),
+        help=f'your questions, or "{options.GENERATED}": about held-out pages of the bundled pair (default)',
     )
     data.add_argument(
         "--questions",
