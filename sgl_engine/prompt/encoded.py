@@ -71,6 +71,7 @@ class EncodedPrompt:
         cut: Tells in which tiles the vision tower sees the pictures (``tiles``).
         part: Where the tokens of some tiles are left out (``leave_out``): of which prompt, and what is left.
             Then ``inputs`` are those of the text alone.
+        cache_salt: Prompts of other salts are none of its business (``Request.cache_salt``).
     """
 
     inputs: Mapping[str, Tensor]
@@ -80,6 +81,7 @@ class EncodedPrompt:
     picture_axes: PictureAxes | None = None
     cut: Callable[[], PromptTiles | None] = lambda: None
     part: PromptPart | None = None
+    cache_salt: str | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -105,7 +107,8 @@ class EncodedPrompt:
         """Of each picture as the model is given it, or of all together; computed when first asked for."""
         if self.part is not None:
             return self.part.whole.picture_digests  # which of its tiles are there, positions tell
-        return picture_digests(self.inputs, self.picture_axes)
+        digests = picture_digests(self.inputs, self.picture_axes)
+        return tuple(salted(digest, self.cache_salt) for digest in digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +176,7 @@ def leave_out(part: PromptPart) -> EncodedPrompt:
         spans=_spans_of(part),
         positions=columns[None, None] if positions is None else positions[..., columns],
         part=part,
+        cache_salt=whole.cache_salt,
     )
 
 
@@ -213,6 +217,11 @@ def picture_digests(inputs: Mapping[str, Tensor], axes: PictureAxes | None) -> t
         axes: Where each picture lies in it; None gives one digest for all pictures together.
     """
     return tuple(_digest(part) for part in split_pictures(inputs, axes))
+
+
+def salted(digest: bytes, salt: str | None) -> bytes:
+    """A digest of 32 bytes as prompts of one salt have it; without a salt, the digest itself."""
+    return digest if salt is None else hashlib.sha256(digest + salt.encode()).digest()
 
 
 def split_pictures(inputs: Mapping[str, Tensor], axes: PictureAxes | None) -> list[dict[str, Tensor]]:
