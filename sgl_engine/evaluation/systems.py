@@ -77,7 +77,7 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
     )
     return outcome.model_copy(
         update={
-            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample)}
+            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample.images, sample.evidence)}
             | {name: study(case, outcome) for name, study in STUDIES.items()}
         }
     )
