@@ -40,7 +40,7 @@ try:
         hook_config,
     )
     from langgraph.runtime import Runtime
-    from langgraph.types import Command
+    from langgraph.types import Command, TracePolicy, omit_payload
 except ImportError as error:
     raise ImportError(
         "langchain_sgl.budget.middleware needs langchain's agents, which are not installed. "
@@ -108,6 +108,8 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         ```
     """
 
+    # The state holds the conversation, and so its pictures: hooks' spans in traces go without.
+    trace_policy = TracePolicy(process_inputs=omit_payload)
     state_schema = EscalationBudgetState  # type: ignore[assignment] # generic in what the base fixes
 
     def __init__(

@@ -22,7 +22,7 @@ from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch, PromptTiles
 from sgl_engine.pruning import PruningPlan, keep_everything, plan_pruning
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.request import ImagePart
-from sgl_engine.testing import tiny_vlm
+from sgl_engine.testing import TINY_FAMILIES, tiny_vlm
 
 ANSWER = (20, 35, 11, 60, 42)
 WITH_TILES = ("internvl", "idefics3", "llava_next", "llava_onevision")
@@ -46,6 +46,11 @@ def model(family: str) -> VLM:
 @cache
 def encoded(family: str, request: str = "one picture") -> EncodedPrompt:
     return model(family).encode(REQUESTS[request])
+
+
+def test_every_family_is_here() -> None:
+    """SmolVLM is Idefics3 under another name (`test_smolvlm_is_idefics3_to_the_bit`)."""
+    assert sorted((*WITH_TILES, *IN_ONE_PIECE, "smolvlm")) == sorted(TINY_FAMILIES)
 
 
 def planned(
