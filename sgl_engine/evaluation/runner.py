@@ -149,6 +149,8 @@ def _work(begin: Begin, rows: Sequence[int], said: Any) -> None:
         for record in measured(engine, data, systems, rows):
             said.put(record.model_dump_json())
     except Exception as error:  # noqa: BLE001  # whatever it was, the run's own process says it
-        said.put(error if isinstance(error, SGLError) else SGLError(f"{type(error).__name__}: {error}"))
+        remedy = "Run with --processes 1 to see where."
+        told = SGLError(f"{type(error).__name__}: {error}", remedy=remedy)
+        said.put(error if isinstance(error, SGLError) else told)
     except KeyboardInterrupt:  # the run's own process says that, too
         pass
