@@ -109,9 +109,15 @@ _NOT_HONOURED = {
     "constraints": None,
     "stop_strings": None,
     "watermarking_config": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "max_time": None,
+    "token_healing": False,
 }
-"""What may stand in a generation_config.json and is not done here, with the value that says nothing. How
-tokens are sampled is missing: temperature and the like are the engine's settings, greedy by default."""
+"""What may stand in a generation_config.json and is not done here, with the value that says nothing. What the
+engine has settings for is missing: temperature and the like, greedy by default, and the longest answer."""
 _WARNED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 

@@ -97,6 +97,16 @@ class _Prefix:
         # A window that has moved on, or a recurrent state, cannot be taken back: all of it fits, or nothing.
         return common if common == len(self) or _can_be_cut(self.layers) else 0
 
+    def cut(self, vlm: VLM, tokens: int) -> _Prefix:
+        """Returns the first ``tokens`` tokens of it, views of the same tensors."""
+        return _Prefix(
+            input_ids=self.input_ids[:tokens],
+            positions=self.positions[:, :tokens],
+            pictures=self.pictures,
+            layers=tuple(_cache(vlm, self.layers, tokens).layers[: len(self.layers)]),
+            lower=None if self.lower is None else self.lower.cut(tokens),
+        )
+
     def tensors(self) -> Iterator[Tensor]:
         """Yields all tensors that the entry holds, for the store to count their bytes."""
         for part in (*self.layers, *(() if self.lower is None else (self.lower,))):
@@ -224,6 +234,8 @@ def _find_or_compute(
     vlm.store.count("prefix", hits=int(common > 0), misses=int(common == 0))
     if prefix is not None and common == len(prefix) == end:
         return prefix, common  # exactly this prefix: nothing to compute, nothing new to keep
+    if prefix is not None and common == end:
+        return prefix.cut(vlm, end), common  # all of it is the beginning of what is kept
     # Begin where the known tokens end; a longer entry is cut there. The result is an entry of its own.
     prefix = _compute(vlm, prompt, embeddings[:, common:end], key[0], prefix, common)
     vlm.store.put("prefix", key, prefix, prefix.tensors(), max_bytes=reuse.max_bytes)

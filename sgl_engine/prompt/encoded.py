@@ -65,7 +65,7 @@ class EncodedPrompt:
         input_ids: int64 (B, S).
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
         positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
-            None where tokens are simply numbered.
+            one axis where tokens are left out; None where they are simply numbered.
         picture_axes: Where each picture lies in the inputs (``PictureAxes``); None where pictures cannot
             be told apart there.
         cut: Tells in which tiles the vision tower sees the pictures (``tiles``).
@@ -142,11 +142,8 @@ class PromptTiles:
 
     def by_picture(self, pictures: int) -> list[list[int]]:
         """Numbers of the tiles of each picture; of all together, where pictures cannot be told apart."""
-        if pictures == 1:
-            return [list(range(len(self)))]
-        return [
-            [tile for tile, own in enumerate(self.pictures) if own == picture] for picture in range(pictures)
-        ]
+        of_tiles = self.pictures if pictures > 1 else (0,) * len(self)
+        return [[tile for tile, of in enumerate(of_tiles) if of == own] for own in range(pictures)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +184,7 @@ def _spans_of(part: PromptPart) -> tuple[VisualSpan, ...]:
     for span in part.whole.spans:
         left = [column[position] for position in span.positions if position in column]
         if len(left) == len(span):
-            moved = span.stop - span.start
-            spans.append(replace(span, start=left[0], stop=left[0] + moved))
+            spans.append(replace(span, start=left[0], stop=left[0] + span.stop - span.start))
             continue
         starts = [at for at, before in zip(left, [-2, *left], strict=False) if at != before + 1]
         for start, after in pairwise([*starts, len(column)]):

@@ -20,7 +20,7 @@ from langchain_core.messages import (
 )
 from PIL import Image
 
-from langchain_sgl import image_block
+from langchain_sgl import InMemoryPictureStore, image_block
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.messages import to_engine_messages
 from sgl_engine.config import LimitsConfig
@@ -139,6 +139,7 @@ def test_paths_do_not_lead_out_of_the_root(path: str) -> None:
         ({"type": "image", "id": "x", "source_type": "id"}, InvalidRequestError, "file store"),
         ({"type": "image", "source": {"type": "file", "file_id": "f9"}}, InvalidRequestError, "f9"),
         ({"type": "image", "mime_type": "image/png"}, MissingImageError, "mime_type, type"),
+        ({"type": "image", 1: 2, "a": 3}, MissingImageError, "its keys are 1, a, type"),
         ({"type": "image_url"}, MissingImageError, "names no image"),
         ({"type": "image", "base64": "no base64!"}, CorruptImageError, "base64"),
         ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, InvalidRequestError, "audio/wav"),
@@ -280,3 +281,23 @@ def test_mime_types_are_sniffed(format_: str, tmp_path: Path) -> None:
     file = tmp_path / "picture.dat"
     Image.new("RGB", (4, 4), "red").save(file, format=format_)
     assert image_block(file)["mime_type"] == Image.MIME[format_]
+
+
+@pytest.mark.parametrize("text", ["receipt.png", "./a/receipt.png", "/a/b.png", "C:\\a.png", "", BASE64[:80]])
+def test_a_text_that_is_no_url_is_refused_at_once(text: str) -> None:
+    for write in (image_block, InMemoryPictureStore().add):
+        with pytest.raises(MissingImageError, match="pathlib.Path") as caught:
+            write(text)
+        assert len(str(caught.value)) < 300
+    for url in (
+        "https://example.com/a.png",
+        "HTTP://example.com",
+        f"data:image/png;base64,{BASE64}",
+        "file:a",
+    ):
+        assert image_block(url)["url"] == url
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(MissingImageError, match=r"nowhere\.png"):
+        image_block(Path("nowhere.png"))
