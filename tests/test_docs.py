@@ -1,4 +1,4 @@
-"""docs/walkthrough.md runs block by block, and shows what really comes out."""
+"""docs/walkthrough.md and docs/langchain.md run block by block, and show what really comes out."""
 
 import re
 import sys
@@ -30,6 +30,13 @@ def pictures_in_docs() -> set[str]:
 def test_every_block_runs_and_shows_what_came(cells: list[Cell]) -> None:
     assert len(cells) >= 10
     for cell in cells:
+        assert agrees(cell), f"shown:\n{cell.shown}\ncame:\n{cell.printed}"
+
+
+def test_the_page_on_langchain_runs_and_shows_what_came() -> None:
+    found = list(walkthrough.run_cells((walkthrough.DOCS / "langchain.md").read_text()))
+    assert len(found) >= 6
+    for cell in found:
         assert agrees(cell), f"shown:\n{cell.shown}\ncame:\n{cell.printed}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -34,17 +35,29 @@ class PictureStore(Protocol):
 
 
 class InMemoryPictureStore:
-    """Pictures in a dictionary.
+    """Pictures in a dictionary, which threads may share.
 
     Args:
         pictures: The first ones, by id.
+        max_pictures: How many it holds; the ones that were added first go first. None is no limit.
+
+    Raises:
+        ConfigError: ``max_pictures`` is below 1.
     """
 
-    def __init__(self, pictures: Mapping[str, ImageSource] | None = None) -> None:
-        self._pictures: dict[str, ImageSource] = dict(pictures or {})
+    def __init__(
+        self, pictures: Mapping[str, ImageSource] | None = None, *, max_pictures: int | None = None
+    ) -> None:
+        if max_pictures is not None and max_pictures < 1:
+            raise ConfigError(f"max_pictures is {max_pictures}.", remedy="Use 1 or more, or None.")
+        self._lock = threading.Lock()
+        self._max_pictures = max_pictures
+        self._pictures: dict[str, ImageSource] = {}
+        for picture_id, picture in (pictures or {}).items():
+            self.add(picture, picture_id)
 
     def __repr__(self) -> str:
-        return f"InMemoryPictureStore({list(self._pictures)})"
+        return f"InMemoryPictureStore({self.ids()})"
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -65,7 +78,12 @@ class InMemoryPictureStore:
         if isinstance(picture, str):
             checked_url(picture)
         chosen = picture_id or f"picture-{_digest(picture)}"
-        self._pictures[chosen] = picture
+        with self._lock:
+            if self._max_pictures is not None:
+                self._pictures.pop(chosen, None)  # so that it counts as the newest
+            self._pictures[chosen] = picture
+            while self._max_pictures is not None and len(self._pictures) > self._max_pictures:
+                del self._pictures[next(iter(self._pictures))]
         return chosen
 
     def get(self, picture_id: str, /) -> ImageSource | None:
@@ -74,7 +92,8 @@ class InMemoryPictureStore:
 
     def ids(self) -> list[str]:
         """Lists all ids, in the order in which they came."""
-        return list(self._pictures)
+        with self._lock:
+            return list(self._pictures)
 
 
 def as_picture_store(store: Any, *, namespace: tuple[str, ...] = NAMESPACE) -> PictureStore:

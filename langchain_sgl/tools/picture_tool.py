@@ -62,8 +62,8 @@ class PictureAnswer(TypedDict):
         region: What was looked at, as it was given.
         report: ``RunReport`` as JSON.
         evidence: Where the small model looked, if that was asked for. "box": fractions of the whole picture;
-            "map": ``Evidence`` as JSON, on the whole picture; "picture": an image content block, a PNG of
-            what the model was shown, with the heat over it.
+            "map": ``Evidence`` as JSON, on the whole picture; "picture": the id of a picture in the tool's
+            ``drawings``, or an image content block: what the model was shown, with the heat over it.
     """
 
     answer: str

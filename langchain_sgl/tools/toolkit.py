@@ -11,7 +11,6 @@ errors of the set-up are raised.
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -22,7 +21,9 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import ArgsSchema, BaseTool, BaseToolkit
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
+from langchain_sgl.chat.image_blocks import image_block
 from langchain_sgl.evidence import Evidence, place_in
+from langchain_sgl.tools.picture_store import InMemoryPictureStore
 from langchain_sgl.tools.picture_tool import (
     OptionalStore,
     PictureAnswer,
@@ -39,12 +40,17 @@ if TYPE_CHECKING:
 
     from sgl_engine.prompt import Box
 
-EvidenceForm: TypeAlias = Literal["none", "box", "map", "picture"]
+EvidenceForm: TypeAlias = Literal["none", "box", "map", "picture", "inline"]
+_MAX_DRAWINGS = 100
 TRANSCRIBE_PROMPT = (
     "Transcribe all text in this picture, exactly as it is written, line by line from top to bottom. "
     "Write nothing else."
 )
 """What a general pair of models is asked by ``TranscribeTool``."""
+
+
+def _drawings() -> InMemoryPictureStore:
+    return InMemoryPictureStore(max_pictures=_MAX_DRAWINGS)
 
 
 class VisualQuestionInput(BaseModel):
@@ -69,7 +75,10 @@ class VisualQuestionTool(PictureTool):
     Attributes:
         evidence: What the artifact holds about where the small model looked. "none": nothing; "box": four
             numbers, which the agent is told too and can pass as ``region``; "map": also the importance map,
-            some 7 bytes per visual token; "picture": also the heat map over the picture, as a base64 PNG.
+            some 7 bytes per visual token; "picture": also the id of a picture in ``drawings``, the heat map
+            over what the model was shown; "inline": that picture itself as a base64 PNG, which every
+            checkpoint of the conversation then holds.
+        drawings: Where such pictures are kept; the default holds the last hundred, in memory.
     """
 
     name: str = "look_at_picture"
@@ -81,6 +90,7 @@ class VisualQuestionTool(PictureTool):
     )
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = VisualQuestionInput
     evidence: EvidenceForm = "box"
+    drawings: InMemoryPictureStore = Field(default_factory=_drawings, exclude=True)
 
     def _run(
         self,
@@ -93,7 +103,7 @@ class VisualQuestionTool(PictureTool):
     ) -> tuple[str, PictureAnswer]:
         with told_to_the_agent():
             options = self._options(escalate=escalate)
-            shown = self.show(picture, region, pixels=self.evidence == "picture")
+            shown = self.show(picture, region, pixels=self._draws)
             answer = self.model.invoke(shown.ask(question), child_config(run_manager), **options)
         return self._output(answer, question, picture, region, shown)
 
@@ -109,8 +119,7 @@ class VisualQuestionTool(PictureTool):
         with told_to_the_agent():
             options = self._options(escalate=escalate)
             # In threads: stores and files may be slow, and so is drawing.
-            pixels = self.evidence == "picture"
-            shown = await asyncio.to_thread(self.show, picture, region, pixels=pixels)
+            shown = await asyncio.to_thread(self.show, picture, region, pixels=self._draws)
             answer = await self.model.ainvoke(shown.ask(question), child_config(run_manager), **options)
         return await asyncio.to_thread(self._output, answer, question, picture, region, shown)
 
@@ -144,10 +153,17 @@ class VisualQuestionTool(PictureTool):
         found: dict[str, Any] = {"box": [round(edge, 4) for edge in box]}
         if self.evidence == "map":
             found["map"] = evidence.within(shown.region).to_json()
-        if self.evidence == "picture":
+        if self._draws:
             assert shown.pixels is not None
-            found["picture"] = _png_block(evidence.draw(shown.pixels, question=question, answer=answer))
+            drawing = _png(evidence.draw(shown.pixels, question=question, answer=answer))
+            found["picture"] = (
+                image_block(drawing) if self.evidence == "inline" else self.drawings.add(drawing)
+            )
         return found
+
+    @property
+    def _draws(self) -> bool:
+        return self.evidence in {"picture", "inline"}
 
 
 class TranscribeInput(BaseModel):
@@ -229,6 +245,7 @@ class SGLToolkit(BaseToolkit):
         root: The only folder that picture files are read from; None allows no local files.
         store: Pictures by id; anything that ``as_picture_store`` takes.
         evidence: As in ``VisualQuestionTool``.
+        drawings: As in ``VisualQuestionTool``.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
@@ -237,14 +254,16 @@ class SGLToolkit(BaseToolkit):
     root: Path | None = None
     store: OptionalStore = None
     evidence: EvidenceForm = "box"
+    drawings: InMemoryPictureStore = Field(default_factory=_drawings, exclude=True)
 
     def get_tools(self) -> list[BaseTool]:
         """Makes the tools anew on each call."""
         shared: dict[str, Any] = {"model": self.model, "root": self.root, "store": self.store}
-        return [VisualQuestionTool(**shared, evidence=self.evidence), TranscribeTool(**shared)]
+        look = VisualQuestionTool(**shared, evidence=self.evidence, drawings=self.drawings)
+        return [look, TranscribeTool(**shared)]
 
 
-def _png_block(picture: Image) -> dict[str, Any]:
+def _png(picture: Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode(), "mime_type": "image/png"}
+    return buffer.getvalue()

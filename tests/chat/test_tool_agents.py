@@ -69,7 +69,7 @@ def test_metadata_and_tags_reach_the_models_call(model: RecordingModel) -> None:
     assert seen[0]["user"] == "u"
 
 
-@pytest.mark.parametrize("evidence", ["box", "picture"])
+@pytest.mark.parametrize("evidence", ["box", "picture", "inline"])
 def test_an_agent_keeps_reports_and_no_pictures_in_its_checkpoints(evidence: Any) -> None:
     tool_call = {"name": "look_at_picture", "args": {"question": QUESTION, "picture": "scan"}, "id": "1"}
     bad_call = {"name": "look_at_picture", "args": {"question": QUESTION, "picture": "scam"}, "id": "0"}
@@ -101,7 +101,7 @@ def test_an_agent_keeps_reports_and_no_pictures_in_its_checkpoints(evidence: Any
     assert "look_at_picture" in stored
     assert PNG_BASE64[:60] not in stored
     assert "\\x89PNG" not in stored
-    assert ("iVBORw0KGgo" in stored) == (evidence == "picture")  # only the heat map, where it was asked for
+    assert ("iVBORw0KGgo" in stored) == (evidence == "inline")  # only the heat map, where it was asked for
 
 
 # What models are told about the tools

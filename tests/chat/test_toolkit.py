@@ -16,7 +16,7 @@ from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel, acall, ca
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.evidence import Evidence
 from langchain_sgl.tools.picture_tool import describe_run
-from langchain_sgl.tools.toolkit import TRANSCRIBE_PROMPT, TranscribeTool, VisualQuestionTool
+from langchain_sgl.tools.toolkit import TRANSCRIBE_PROMPT, SGLToolkit, TranscribeTool, VisualQuestionTool
 from sgl_engine import PRESETS, TRANSCRIPTION_PRESET
 from sgl_engine.demo import PICTURES, demo_engine
 
@@ -211,12 +211,15 @@ def test_evidence_is_only_measured_where_it_is_asked_for(model: RecordingModel) 
     assert model.options[-1] == {"evidence": True}
 
 
+@pytest.mark.parametrize("evidence", ["picture", "inline"])
 @pytest.mark.parametrize("region", [None, [0.0, 0.0, 1.0, 0.5]])
-def test_the_evidence_picture_is_a_block_ready_to_send(region: list[float] | None) -> None:
-    tool = VisualQuestionTool(model=ChatSGL(), root=PICTURES, evidence="picture")
+def test_the_evidence_picture_can_be_shown(evidence: Any, region: list[float] | None) -> None:
+    toolkit = SGLToolkit(model=ChatSGL(), root=PICTURES, evidence=evidence)
+    tool = toolkit.get_tools()[0]
     found = call(tool, question=QUESTION, picture="receipt.png", region=region).artifact["evidence"]
     assert sorted(found) == ["box", "picture"]
-    drawing = Image.open(_bytes(found["picture"]))
+    kept = found["picture"]
+    drawing = Image.open(_bytes(kept) if evidence == "inline" else io.BytesIO(toolkit.drawings.get(kept)))  # type: ignore[arg-type]
     assert drawing.format == "PNG"
     assert drawing.width > 768
     assert drawing.height > (768 if region is None else 384)
