@@ -38,6 +38,7 @@ from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.messages import to_engine_messages
+from langchain_sgl.chat.pair import warn_of_bundled_pair
 from langchain_sgl.chat.settings import ChatSettings, with_attributes_of
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.structured.output import Method, structured
@@ -189,6 +190,8 @@ class ChatSGL(ChatInput):
         """
         with as_langchain_errors():
             options = self._options(stop, **kwargs)
+            if (options.tools or options.response_format) and self.is_bundled:
+                warn_of_bundled_pair()
             request = options.request(
                 self._to_engine(messages),
                 since=since,

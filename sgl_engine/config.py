@@ -242,14 +242,16 @@ class ReuseConfig(_Config):
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
             follows is run: all layers of the small model, those before the pruning of the large one.
-        min_prefix_tokens: Shorter prefixes are not worth a forward pass of their own.
+        min_prefix_tokens: Shorter prefixes are not kept: a first question runs its prompt in two forwards for
+            it, and what further ones save must make up for that. One of them does from about 100 tokens on,
+            in models of 14 million parameters and more (docs/performance.md).
     """
 
     max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
     pixels: bool = True
     features: bool = True
     prefixes: bool = True
-    min_prefix_tokens: Annotated[int, Field(ge=1)] = 256
+    min_prefix_tokens: Annotated[int, Field(ge=1)] = 128
 
     @property
     def keeps_pixels(self) -> bool:

@@ -14,7 +14,7 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     │   │   └── ImageFetchError       the URL is allowed but cannot be downloaded
     │   ├── InvalidRequestError       an empty or contradictory request
     │   ├── PromptTooLongError        prompt longer than the model's context
-    │   ├── DeadlineError             the request's deadline has passed
+    │   ├── DeadlineError             the request's deadline has passed; a TimeoutError, so an OSError
     │   └── RequestCancelledError     the caller does not want the answer any more
     ├── ModelError                    a model, or a pair of models, cannot be used
     │   ├── ModelNotFoundError        no such folder or hub id
@@ -100,8 +100,8 @@ class PromptTooLongError(RequestError):
     """The prompt does not fit the model's context."""
 
 
-class DeadlineError(RequestError):
-    """The request's deadline has passed."""
+class DeadlineError(RequestError, TimeoutError):
+    """The request's deadline has passed. A ``TimeoutError`` too, as callers of anything slow expect."""
 
 
 class RequestCancelledError(RequestError):

@@ -143,6 +143,10 @@ class Request:
         min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
         max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
         max_visual_tokens: The same in visual tokens of one picture.
+        cache_salt: Requests of one salt share what is known of pictures and prompts; with those of another
+            salt, or of none, they share nothing, so that neither times nor the report tell one tenant what
+            another asked about. None, the default, is one group like any other: right where all callers may
+            know of each other's pictures. A salt should be hard to guess for whoever may choose one.
     """
 
     messages: tuple[Message, ...]
@@ -171,6 +175,7 @@ class Request:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_visual_tokens: int | None = None
+    cache_salt: str | None = None
 
     @classmethod
     def ask(

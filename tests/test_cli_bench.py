@@ -178,6 +178,7 @@ def test_held_out_questions_and_the_bundled_pair_are_the_default() -> None:
     command.add_arguments(parser)
     arguments = parser.parse_args([])
     assert command._data(arguments) == HeldOut(200, transcriptions=True)
+    assert command._data(parser.parse_args(["--data", "generated"])) == HeldOut(200, transcriptions=True)
     assert list(arguments.retention) == ["64%", "35%", "9%"]
     assert command._cascade_point(arguments) == "35%"
     points = parser.parse_args(["--retention", "35%+5,0.1:0.3+2"]).retention

@@ -162,7 +162,7 @@ def test_a_missing_library_is_named(sgl: Sgl, folder: Path, monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "sklearn.isotonic", None)
     code, _, said = sgl("calibrate", "--data", folder / "data.jsonl", "--out", folder / "calibration.json")
     assert code == 2
-    assert 'pip install "langchain-sgl[evaluation]"' in said
+    assert "pip install '.[evaluation]'" in said
 
 
 QUESTION = [{"type": "text", "text": "what is shown?"}]

@@ -21,3 +21,14 @@ def test_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("names models on the hub, which tests cannot reach; it compiles")
     exec(code, {"__name__": "readme"})  # that is the test
     assert capsys.readouterr().out.strip()
+
+
+def test_the_prefix_cache_helps_in_its_own_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default of ``min_prefix_tokens`` is below the README's prompts, and what is printed shows it."""
+    [block] = [block for block in BLOCKS if "cache_info" in block]
+    exec(block, {"__name__": "readme"})
+    info = re.search(r"prefix_hits=(\d+), prefix_misses=(\d+)", capsys.readouterr().out)
+    assert info is not None
+    hits, misses = map(int, info.groups())
+    # Two questions side by side compute the picture's prefix once; the third one finds it.
+    assert (hits, misses) == (1, 1)

@@ -6,7 +6,8 @@
 What the three small pictures say is fixed, and held out; how they are drawn is searched, so that the bundled
 pair answers all their questions, some by itself and some only when it escalates. The page of six tiles is
 searched among held-out ones, for questions that show what the method does. ``questions.json`` maps each
-picture to its questions and their true answers; ``demo.json`` holds those of ``sgl demo``, in order.
+picture to its questions and their true answers; ``demo.json`` holds those of ``sgl demo``, in order;
+``places.json`` says where on a picture an answer stands.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from PIL import Image
 
-from sgl_engine import Request, Response, RunReport, SGLEngine
+from sgl_engine import Request, Response, RunReport, SGLEngine, cli
 from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.demo.glyphs import CELL_WIDTH
 from sgl_engine.demo.pages import (
     BarChart,
     Page,
@@ -36,12 +39,15 @@ from sgl_engine.demo.pages import (
 from sgl_engine.demo.pages.generator import TRANSCRIPTION, Content
 from sgl_engine.demo.pages.sheet import TILE, Frame
 from sgl_engine.demo.vocabulary import NONE
+from sgl_engine.explain import focus_box
 
 Shown: TypeAlias = list[tuple[Question, int | Literal["all"]]]
 """Questions of the demo, each with ``PruningConfig.tiles``."""
 
 SHOWN = 3
 """An early exit, an escalation that overrules the small answer, and one that skips half of the tiles."""
+EXPLAINED = Path("docs/explain.png")
+"""Where the small model looked at the page for the demo's second question; the README shows it."""
 TILES = 6
 TOP_TOKENS = 5
 """What tiles are chosen by where some are skipped."""
@@ -59,6 +65,8 @@ class Wanted:
         content: What it says.
         asked: Question -> right answer.
         exits: The question that the small model is to answer by itself.
+        seen: Kind and answer of the drawn question with the same evidence as that one, which then has to lie
+            in the box of what the small model looked at.
         escalates: The one that is to go to the large model; None where that does not matter.
     """
 
@@ -66,6 +74,7 @@ class Wanted:
     asked: Mapping[str, str]
     exits: str
     escalates: str | None = None
+    seen: tuple[str, str] | None = None
 
 
 LINES = (("apple", "9.35"), ("bread", "8.31"), ("juice", "1.18"), ("total", "3.73"), ("water", "9.59"))
@@ -93,6 +102,7 @@ WANTED = {
             "What is the price of pasta?": NONE,
         },
         exits="How much is the total?",
+        seen=("document value", "3.73"),
     ),
     "scene": Wanted(
         PageScene(THINGS),
@@ -130,7 +140,21 @@ def faults(page: Page, wanted: Wanted, engine: SGLEngine) -> int:
     answers = dict(zip(wanted.asked, ask(page, list(wanted.asked), engine), strict=True))
     wrong = sum(response.text != wanted.asked[text] for text, response in answers.items())
     wrong += answers[wanted.exits].report.escalated
+    importance, place = answers[wanted.exits].importance, place_of(page, wanted)
+    if place is not None and importance is not None:
+        x0, y0, x1, y1 = focus_box(importance)
+        wrong += not (x0 <= place[0] and y0 <= place[1] and x1 >= place[2] and y1 >= place[3])
     return wrong + (wanted.escalates is not None and not answers[wanted.escalates].report.escalated)
+
+
+def place_of(page: Page, wanted: Wanted) -> tuple[float, float, float, float] | None:
+    """Where the value stands that ``wanted.seen`` asks for, as fractions of the picture."""
+    found = [q for q in page.questions if (q.kind, q.answer) == wanted.seen]
+    if not found:
+        return None
+    _, y0, x1, y1 = found[0].evidence[0]
+    height, width = page.pixels.shape[:2]
+    return ((x1 - CELL_WIDTH * len(found[0].answer)) / width, y0 / height, x1 / width, y1 / height)
 
 
 def ask(page: Page, questions: list[str], engine: SGLEngine) -> list[Response]:
@@ -200,19 +224,25 @@ def main() -> None:
     options = parser.parse_args()
     engine = demo_engine()
     PICTURES.mkdir(exist_ok=True)
-    questions = {}
+    questions, places = {}, {}
     for name, wanted in WANTED.items():
         page, missing = draw_wanted(wanted, engine)
         Image.fromarray(page.pixels).save(PICTURES / f"{name}.png", optimize=True)
         questions[name] = dict(wanted.asked)
+        if (place := place_of(page, wanted)) is not None:
+            places[name] = {wanted.exits: place}
         print(f"{name}: drawn with seed {page.seed}, {missing} not as wanted")
     page, shown = find_page(options.pages, engine)
     Image.fromarray(page.pixels).save(PICTURES / "page.png", optimize=True)
     questions["page"] = {question.text: question.answer for question, _ in shown}
     print(f"page: held-out page {page.seed}, {len(shown)} of {SHOWN} questions: {questions['page']}")
     (PICTURES / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
+    (PICTURES / "places.json").write_text(json.dumps(places, indent=1) + "\n")
     asked = [{"question": q.text, "answer": q.answer, "tiles": tiles} for q, tiles in shown]
     (PICTURES / "demo.json").write_text(json.dumps(asked, indent=1) + "\n")
+    if len(shown) > 1:
+        page_file, question = str(PICTURES / "page.png"), asked[1]["question"]
+        cli.main(["explain", page_file, str(question), "--escalate", "always", "-o", str(EXPLAINED)])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python -m training.tables runs/bench README.md docs/results.md
 
 A page says where: what stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced. Names are
-those of ``TITLES``, and ``readme`` for the two short tables.
+those of ``TITLES`` and ``SECTIONS``, and ``readme`` for the two short tables. Figures that a page shows from
+``results/`` are copied there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ TITLES = {
     "sweep": "The cascade at",
 }
 """Name -> how the title of a table in ``results.md`` begins."""
+SECTIONS = {"findings": "The paper's three findings", "maps": "Better maps", "scorers": "Scorers"}
+"""Name -> heading of a whole part of ``results.md``, which is taken without its figures."""
 BLOCK = re.compile(r"(<!-- bench: (?P<name>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 SHOWN = ("small alone", "cascade {point}, exit {threshold:g}", "large, guided {point}", "large alone")
 
@@ -35,7 +39,10 @@ def fill(page: str, results: str, numbers: dict[str, Any]) -> str:
 
     def block(found: re.Match[str]) -> str:
         name = found["name"]
-        text = readme(numbers) if name == "readme" else table(results, TITLES[name])
+        if name == "readme":
+            text = readme(numbers)
+        else:
+            text = table(results, TITLES[name]) if name in TITLES else section(results, SECTIONS[name])
         return f"{found[1]}{text}\n{found[3]}"
 
     return BLOCK.sub(block, page)
@@ -45,6 +52,15 @@ def table(results: str, title: str) -> str:
     """A table of ``results.md``, without its title."""
     found = re.search(rf"^\*\*{re.escape(title)}.*\*\*\n\n((?:\|.*\n)+)", results, re.MULTILINE)
     return found[1].strip() if found else f"(this run has no table of that: {title})"
+
+
+def section(results: str, title: str) -> str:
+    """A part of ``results.md``, one level of headings deeper and without figures."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", results, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return f"(this run has no part of that name: {title})"
+    text = re.sub(r"^!\[.*\)\n", "", found[1], flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def readme(numbers: dict[str, Any]) -> str:
@@ -93,6 +109,9 @@ def main() -> None:
     for page in options.pages:
         text = page.read_text()
         page.write_text(fill(text, results, numbers))
+        for name in re.findall(r"\]\(results/([\w-]+\.png)\)", text):
+            if (options.bench / name).exists():
+                shutil.copy(options.bench / name, page.parent / "results" / name)
         print(f"{page}: {len(BLOCK.findall(text))} blocks")
 
 

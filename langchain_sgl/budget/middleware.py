@@ -1,6 +1,6 @@
 """EscalationBudgetMiddleware: how much of the large model an agent may use.
 
-Needs langchain's agents: ``pip install 'langchain-sgl[agents]'``.
+Needs langchain's agents: ``pip install '.[agents]'`` in a checkout of langchain-sgl.
 
 Around each model call and each tool call, the middleware attaches the run's ``Ledger`` to the context: as a
 callback handler, which hears what every ChatSGL call has used, and as an escalation gate, which every ChatSGL
@@ -40,11 +40,11 @@ try:
         hook_config,
     )
     from langgraph.runtime import Runtime
-    from langgraph.types import Command
+    from langgraph.types import Command, TracePolicy, omit_payload
 except ImportError as error:
     raise ImportError(
         "langchain_sgl.budget.middleware needs langchain's agents, which are not installed. "
-        "Install them: pip install 'langchain-sgl[agents]'."
+        "Install them, in a checkout of langchain-sgl: pip install '.[agents]'"
     ) from error
 
 ExitBehavior: TypeAlias = Literal["small", "end", "error"]
@@ -108,6 +108,8 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         ```
     """
 
+    # The state holds the conversation, and so its pictures: hooks' spans in traces go without.
+    trace_policy = TracePolicy(process_inputs=omit_payload)
     state_schema = EscalationBudgetState  # type: ignore[assignment] # generic in what the base fixes
 
     def __init__(

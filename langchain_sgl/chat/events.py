@@ -1,12 +1,14 @@
 """Custom events while a model runs: "sgl_exit" and "sgl_escalated", for user interfaces.
 
-They reach ``on_custom_event`` of callback handlers, and ``astream_events``, as events of the model's own run.
+They reach ``on_custom_event`` of callback handlers, and ``astream_events``, as events of the model's own run;
+inside of a LangGraph graph also ``stream_mode="custom"``, as ``{"type": "sgl_exit", "score": ..., ...}``.
 Where LangChain hands ``_generate`` or ``_stream`` no run, they belong to the run around it; outside of any
 run nobody can listen.
 """
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -65,6 +67,7 @@ AnyRun = StreamRun | CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 def announce(decision: ExitDecision, run: AnyRun | None) -> None:
     """Sends who listens an event: the small answer is kept, or the large model is being asked."""
     name, data = _event(decision)
+    _write_to_graph(name, data, run)
     if run is None:
         with suppress(RuntimeError):  # outside of any run, where nobody can listen
             dispatch_custom_event(name, data)
@@ -75,11 +78,22 @@ def announce(decision: ExitDecision, run: AnyRun | None) -> None:
 async def aannounce(decision: ExitDecision, run: AnyRun | None) -> None:
     """Does what ``announce`` does, without blocking the event loop."""
     name, data = _event(decision)
+    _write_to_graph(name, data, run)
     if run is None:
         with suppress(RuntimeError):  # outside of any run, where nobody can listen
             await adispatch_custom_event(name, data)
         return
     await ahandle_event(list(run.handlers), *_HANDLER, name, data, **_about(run))
+
+
+def _write_to_graph(name: str, data: dict[str, Any], run: AnyRun | None) -> None:
+    """Writes the event to the custom stream of the LangGraph graph around the call, if there is one."""
+    config = sys.modules.get("langgraph.config")  # no graph can run before it is imported
+    if config is None:
+        return
+    # RuntimeError: outside of any runnable; KeyError: inside of one, and of no graph.
+    with suppress(RuntimeError, KeyError):
+        config.get_stream_writer()({"type": name, **data, "run_id": None if run is None else str(run.run_id)})
 
 
 def _event(decision: ExitDecision) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from sgl_engine.prompt import decode_base64, decode_data_url, describe_source, m
 Block: TypeAlias = Mapping[str, Any]
 ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
 """What a message may hold, for error messages."""
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # not the drive of C:\file
 _UNKNOWN = "application/octet-stream"
 _PICTURES = frozenset("image image_url input_image".split())
 
@@ -185,14 +187,34 @@ def image_block(picture: Any) -> dict[str, Any]:
     Args:
         picture: Encoded bytes, a PIL image (written as PNG, or as JPEG where that would be over 20 MiB), a
             local file as ``pathlib.Path`` (read now), or a URL as ``str``.
+
+    Raises:
+        MissingImageError: There is no such file, or a text is no URL.
+        ImageError: A PIL image that cannot be read.
     """
     if isinstance(picture, str):
-        return {"type": "image", "url": picture}
+        return {"type": "image", "url": checked_url(picture)}
     if isinstance(picture, Path):
-        picture = picture.read_bytes()
+        try:
+            picture = picture.read_bytes()
+        except OSError as error:
+            raise MissingImageError(
+                f"The image file {describe_source(picture)} cannot be read ({error.strerror}).",
+                remedy="Check its name and permissions.",
+            ) from error
     # No limit here: the model that gets the block knows its own.
     return _encoded(
         picture if isinstance(picture, bytes) else _compressed(picture, LimitsConfig(max_image_pixels=2**62))
+    )
+
+
+def checked_url(text: str) -> str:
+    """Passes a URL, and raises MissingImageError for any other text: above all, the name of a file."""
+    if _URL.match(text):
+        return text
+    raise MissingImageError(
+        f"The text {describe_source(text)!r} is no URL.",
+        remedy="Write a file as pathlib.Path(...), base64 as bytes or a data: URL, a URL with its scheme.",
     )
 
 

@@ -7,9 +7,11 @@ here: the weights of a pair are loaded once per process, on first use.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from sgl_engine.model import check_settings, settings_of_each
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
 
+_logger = logging.getLogger(__name__)
 _CAN = ModelProfile(
     text_inputs=True,
     image_inputs=True,
@@ -34,6 +37,10 @@ _CAN = ModelProfile(
     tool_choice=True,
     tool_call_streaming=True,
     structured_output=True,
+    temperature=True,
+    reasoning_output=False,
+    mid_conversation_system_messages=True,
+    mid_conversation_tools=False,
     open_weights=True,
 )
 
@@ -89,6 +96,21 @@ def _written(value: Any) -> Any:
     return to_dict() if callable(to_dict) else repr(value)
 
 
+def is_bundled(vlm: Any) -> bool:
+    """Tells whether a model is one of those that come with the package."""
+    return str(vlm.name).startswith("sgl-demo-")
+
+
+@cache
+def warn_of_bundled_pair() -> None:
+    """Logs, once per process, what the bundled pair makes of tools and schemas."""
+    _logger.warning(
+        "The bundled pair knows the pictures that it was trained on, and follows no instructions: given "
+        "tools or a schema, it writes what is valid and means nothing. Use a pair that does: "
+        "ChatSGL(small=..., large=...)."
+    )
+
+
 class _EngineSlot:
     """Room for the engine of one pair, and the lock under which it is loaded."""
 
@@ -136,21 +158,23 @@ def _load(pair: Pair) -> SGLEngine:
     return SGLEngine.from_pretrained(pair.small, pair.large, **own)
 
 
-def model_profile(large: str | None, engine: Any) -> ModelProfile:
-    """Says what a pair can do; ``max_input_tokens`` only where it can be told without loading.
+def model_profile(large: str | None, engine: Any, *, name: str) -> ModelProfile:
+    """Says what a pair can do; how many tokens, only where it can be told without loading.
 
     Args:
         large: Path or hub id of the large model; None, without an engine, is the bundled one.
         engine: A ready engine, or None.
+        name: What the pair is called.
     """
-    profile = _CAN.copy()
+    profile = _CAN | ModelProfile(name=name)
     context = (
         _context_tokens(large)
         if engine is None
         else min(vlm.context_tokens for vlm in (engine.small, engine.large))
     )
     if context is not None:
-        profile["max_input_tokens"] = context
+        # Prompt and answer share the context, so either can be nearly all of it.
+        profile["max_input_tokens"] = profile["max_output_tokens"] = context
     return profile
 
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_valida
 from typing_extensions import override
 
 from langchain_sgl.chat.call_options import CallFields, CallOptions, without_unknown
-from langchain_sgl.chat.pair import Pair, model_profile, shared_engine
+from langchain_sgl.chat.pair import Pair, is_bundled, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import (
     ConfigError,
@@ -219,6 +219,13 @@ class ChatSettings(CallFields, BaseChatModel):
             return self._options(**options).configure(self._base_engine())
 
     @property
+    def is_bundled(self) -> bool:
+        """Whether the models are those that come with the package."""
+        if self.ready_engine is None:
+            return self._pair.bundled
+        return is_bundled(self.ready_engine.small) and is_bundled(self.ready_engine.large)
+
+    @property
     def _limits(self) -> LimitsConfig | None:
         """What a request may bring, as far as that is known without loading; None is the default."""
         if self.limits is not None or self.ready_engine is None:
@@ -301,7 +308,8 @@ class ChatSettings(CallFields, BaseChatModel):
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
         large = None if self.large is None else str(self.large)
-        return model_profile(large if self.ready_engine is None else None, self.ready_engine)
+        name, engine = self._model_name, self.ready_engine
+        return model_profile(large if engine is None else None, engine, name=name)
 
 
 def _label(vlm: Any) -> str:

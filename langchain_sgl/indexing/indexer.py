@@ -79,7 +79,7 @@ class SGLImageIndexer(BaseLoader):
             other than ``ChatSGL`` need it.
         pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
             alone. Frames of an animation are pages. Those of a PDF need pypdfium2
-            (``pip install 'langchain-sgl[pictures]'``), and are drawn at ``LimitsConfig.pdf_dpi``.
+            (``pip install '.[pictures]'`` in a checkout), and are drawn at ``LimitsConfig.pdf_dpi``.
         max_pages: A file of more pages cannot be used.
         glob: Which files of a folder, as in ``Path.glob``. Hidden ones are left out, and so is a file that
             neither is a picture, nor begins or is called like one. ``progress.skipped`` counts these.

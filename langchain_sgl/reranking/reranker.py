@@ -213,6 +213,7 @@ class SGLImageReranker(BaseDocumentCompressor):
                 answers,
                 model=model,
                 timeout_s=scoring.timeout_s,
+                cache_salt=scoring.cache_salt,
                 cancel=cancel,
             )
             scores = scoring.score(lambda config: once(config=config), config)

@@ -72,6 +72,12 @@ class ScoringModel:
         timeout: float | None = self.options.get("timeout", self.chat.timeout)
         return timeout
 
+    @property
+    def cache_salt(self) -> str | None:
+        """Whose pictures are scored."""
+        salt: str | None = self.options.get("cache_salt", self.chat.cache_salt)
+        return salt
+
     def score(self, once: Callable[[RunnableConfig], AnswerScores], config: RunnableConfig) -> AnswerScores:
         """Calls ``once``, again where it fails and the model was to be retried.
 

@@ -14,7 +14,6 @@ from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import BaseCumulativeTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.utils.json import parse_json_markdown
-from pydantic import ValidationError
 from typing_extensions import override
 
 from langchain_sgl.structured.schemas import BOX, without_repeats
@@ -88,8 +87,10 @@ class AnswerParser(BaseCumulativeTransformOutputParser[Any]):
         if self.model is None:
             return without_repeats(value, self.json_schema)
         try:
-            answer = self.model.model_validate(value)
-        except ValidationError as error:
+            # Models of pydantic 1 know no model_validate.
+            read = getattr(self.model, "model_validate", None) or self.model.parse_obj
+            answer = read(value)
+        except ValueError as error:
             written = json.dumps(value, ensure_ascii=False)
             raise OutputParserException(
                 f"The answer is no {self.model.__name__} ({error}).", llm_output=written

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, get_origin, is_typeddict
+from typing import Any, get_origin
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, create_model
 from pydantic.errors import PydanticUserError
+from typing_extensions import is_typeddict  # also knows its own
 
 from sgl_engine import InvalidRequestError
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from langchain_core.stores import BaseStore, InvalidKeyException
 
+from langchain_sgl.chat.image_blocks import checked_url
 from sgl_engine import ConfigError, CorruptImageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,12 @@ class InMemoryPictureStore:
 
         Returns:
             The id.
+
+        Raises:
+            MissingImageError: A text that is no URL: a file is a ``pathlib.Path``.
         """
+        if isinstance(picture, str):
+            checked_url(picture)
         chosen = picture_id or f"picture-{_digest(picture)}"
         self._pictures[chosen] = picture
         return chosen

@@ -21,7 +21,15 @@ from langchain_sgl.chat.image_blocks import image_block
 from langchain_sgl.evidence import crop_box
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import describe_reference, resolve_picture
-from sgl_engine import ConfigError, InvalidRequestError, LimitsConfig, RequestCancelledError, RequestError
+from sgl_engine import (
+    ConfigError,
+    DeadlineError,
+    InvalidRequestError,
+    LimitsConfig,
+    OverloadedError,
+    RequestCancelledError,
+    RequestError,
+)
 from sgl_engine.prompt import shorten
 
 if TYPE_CHECKING:
@@ -173,13 +181,23 @@ def child_config(
 def told_to_the_agent() -> Iterator[None]:
     """Turns what is wrong with a request into ``ToolException``, which the agent reads and can act on.
 
-    Errors of the set-up (a missing model, a wrong folder) are nothing that an agent could mend, and a
+    What the engine advises its caller to do about time and load, an agent cannot do; so it is told what it
+    can. Errors of the set-up (a missing model, a wrong folder) are nothing that an agent could mend, and a
     cancelled run has no agent any more: both pass.
     """
     try:
         yield
     except RequestCancelledError:
         raise
+    except DeadlineError as error:
+        raise ToolException(
+            "There was not enough time to answer. Ask for less: about a region of the picture, for a shorter "
+            "answer, and without escalating. Or go on without this answer."
+        ) from error
+    except OverloadedError as error:
+        raise ToolException(
+            "The vision model has too much to do right now. Ask again later, one question at a time."
+        ) from error
     except RequestError as error:
         raise ToolException(str(error)) from error
 

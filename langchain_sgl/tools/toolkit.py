@@ -217,7 +217,7 @@ class TranscribeTool(PictureTool):
 
         engine = self.setting("ready_engine")
         small = self.setting("small") if engine is None else engine.small.name
-        is_bundled = small is None or small.startswith("sgl-demo-")
+        is_bundled = small is None or str(small).startswith("sgl-demo-")
         return self.prompt or (TRANSCRIBE if is_bundled else TRANSCRIBE_PROMPT)
 
 

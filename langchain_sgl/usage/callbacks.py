@@ -16,6 +16,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 from typing_extensions import override
@@ -129,6 +130,26 @@ class SGLUsageCallbackHandler(ReportHandler):
         """Computed and cached calls so far by (small model, large model); failed ones name no models."""
         with self._lock:
             return dict(self._pairs)
+
+    @property
+    def usage_metadata(self) -> dict[str, UsageMetadata]:
+        """Tokens so far by model, small ones and large ones apart.
+
+        In the form of LangChain's ``UsageMetadataCallbackHandler``, which reads messages, and so knows only
+        the model that answered.
+        """
+        counts: dict[str, UsageMetadata] = {}
+        for (small, large), usage in self.by_pair.items():
+            for name, given, written in (
+                (small, usage.small_input_tokens, usage.small_output_tokens),
+                (large, usage.large_input_tokens, usage.large_output_tokens),
+            ):
+                if given or written:
+                    new = UsageMetadata(
+                        input_tokens=given, output_tokens=written, total_tokens=given + written
+                    )
+                    counts[name] = add_usage(counts.get(name), new)
+        return counts
 
     def __repr__(self) -> str:
         totals = self.totals

@@ -62,11 +62,12 @@ def interruptible(work: Callable[[], Result], still_wanted: Callable[[], None]) 
         while True:
             try:
                 return done.result(timeout=_LOOK_UP_S)
-            except StillRunningError:
-                if done.done():  # the work's own error
+            except StillRunningError as error:
+                if done.done() and done.exception() is error:  # the work's own error
                     raise
                 still_wanted()
-                _check_time(ends)
+                if not done.done():
+                    _check_time(ends)
     finally:
         _stop(thread, done)
 

@@ -158,7 +158,9 @@ def _matcher(tokenizer: LLTokenizer, grammar: str, still_wanted: Callable[[], No
     while True:
         try:
             matcher = built.result(timeout=_LOOK_UP_S)
-        except StillBuilding:
+        except StillBuilding as error:
+            if built.done() and built.exception() is error:  # a time-out of its own
+                raise
             still_wanted()
         else:
             check_matcher(matcher)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sgl_engine import ConfigError, ImageSource
 from sgl_engine.demo.drawing import Box
-from sgl_engine.demo.pages import heldout_pages
+from sgl_engine.demo.pages.generator import heldout_pages
 from sgl_engine.evaluation.json_lines import BadLine, read_json_lines
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import DataRow

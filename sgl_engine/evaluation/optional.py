@@ -18,7 +18,8 @@ def extra(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{error.name} is not installed.", remedy='Install it: pip install "langchain-sgl[evaluation]".'
+            f"{error.name} is not installed.",
+            remedy="Install it, in a checkout of langchain-sgl: pip install '.[evaluation]'",
         ) from error
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,12 +52,14 @@ def encode(
     loaded = resolve_images(request, limits, shrink)
     check_wanted(request, "before the processor read it")
     inputs = process(
-        with_image_processor(processor, vlm.store, reuse, partial(check_wanted, request, _WHILE_READ)),
+        with_image_processor(
+            processor, vlm.store, reuse, partial(check_wanted, request, _WHILE_READ), request.cache_salt
+        ),
         loaded,
         image_token=vlm.family.image_text(vlm.processor, vlm.config),
         turn=lambda: vlm.processing(partial(check_wanted, request, "while other requests were tokenized")),
     )
-    prompt = wrap_inputs(vlm, processor, inputs, loaded_sizes(loaded))
+    prompt = replace(wrap_inputs(vlm, processor, inputs, loaded_sizes(loaded)), cache_salt=request.cache_salt)
     check_visual_tokens(prompt, pictures)
     return prompt
 
@@ -162,7 +165,11 @@ def process(
 
 
 def with_image_processor(
-    processor: Any, store: ReuseStore, reuse: ReuseConfig, still_wanted: Callable[[], None]
+    processor: Any,
+    store: ReuseStore,
+    reuse: ReuseConfig,
+    still_wanted: Callable[[], None],
+    cache_salt: str | None = None,
 ) -> Any:
     """A copy of a processor whose image processor is one request's alone.
 
@@ -171,6 +178,7 @@ def with_image_processor(
         store: That model's.
         reuse: What may be kept of pictures, or known.
         still_wanted: Called before every step of a picture; what it raises ends the work.
+        cache_salt: The request's.
     """
     own = getattr(processor, "image_processor", None)
     if own is None:
@@ -182,7 +190,7 @@ def with_image_processor(
         setattr(watched, name, _after(still_wanted, getattr(of, name)))
     mine.image_processor = watched
     if reuse.keeps_pixels:
-        mine.image_processor = KnownPictures(own, watched, store, reuse.max_bytes, still_wanted)
+        mine.image_processor = KnownPictures(own, watched, store, reuse.max_bytes, still_wanted, cache_salt)
     return mine
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import logging
 
 from sgl_engine.errors import (
     ConfigError,
@@ -58,11 +61,12 @@ def load(path_or_hub_id: str | Path, settings: LoadSettings) -> LoadedModel:
     check_settings(settings, "The call")
     source, hub, device = path_or_name(path_or_hub_id), of_the_hub(settings), settings.get("device")
     check_folder(source)
-    config = load_config(source, hub)
-    check_config(config, source)  # before gigabytes of weights are read
-    processor = load_processor(source, **hub)
-    check_parts(processor, source)
-    model = load_model(source, config, hub=hub, more=of_the_weights(settings))
+    with _bars_on_terminals_only():
+        config = load_config(source, hub)
+        check_config(config, source)  # before gigabytes of weights are read
+        processor = load_processor(source, **hub)
+        check_parts(processor, source)
+        model = load_model(source, config, hub=hub, more=of_the_weights(settings))
     if device is not None:
         move(model, device)
     revision = getattr(config, "_commit_hash", None) or settings.get("revision")
@@ -148,6 +152,20 @@ def load_model(
             remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
         )
     return model
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keeps the progress bars of transformers and of the hub out of logs and notebooks' error streams."""
+    shown = logging.is_progress_bar_enabled()
+    if not shown or sys.stderr is None or sys.stderr.isatty():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _check_index(name: str, config: PreTrainedConfig, hub: Mapping[str, Any]) -> None:

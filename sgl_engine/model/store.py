@@ -13,13 +13,12 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from sgl_engine.prompt.encoded import salted
 
 Kind = Literal["pixels", "features", "tiles", "prefix"]
 
@@ -164,6 +163,7 @@ class KnownPictures:
         store: Its model's.
         max_bytes: What that may hold (``ReuseConfig``).
         still_wanted: Called before every picture; what it raises ends the work.
+        cache_salt: Only pictures that came with the same one are looked up.
     """
 
     def __init__(
@@ -173,9 +173,10 @@ class KnownPictures:
         store: ReuseStore,
         max_bytes: int,
         still_wanted: Callable[[], None],
+        cache_salt: str | None,
     ) -> None:
         self._own, self._process, self._store = own, process, store
-        self._max_bytes, self._still_wanted = max_bytes, still_wanted
+        self._max_bytes, self._still_wanted, self._salt = max_bytes, still_wanted, cache_salt
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
@@ -202,7 +203,7 @@ class KnownPictures:
             self._still_wanted()
             found.update(f"{picture.mode} {picture.size} ".encode())
             found.update(picture.tobytes())
-        return found.digest()
+        return salted(found.digest(), self._salt)
 
 
 def _pictures(images: Any) -> list[Image.Image] | None:

@@ -71,7 +71,9 @@ def fetch(
         while True:
             try:
                 return body.result(timeout=_LOOK_UP_S)
-            except WaitTimeoutError:
+            except WaitTimeoutError as error:
+                if body.done() and body.exception() is error:  # a time-out of the network's own
+                    raise
                 still_wanted()
                 if not body.done():
                     _remaining_s(url, policy, deadline)

@@ -62,6 +62,15 @@ class PruningPlan:
             return self.visual_tokens
         return int(self.tiles.made_of(self.chosen_tiles).sum())
 
+    @cached_property
+    def skipped_positions(self) -> tuple[int, ...]:
+        """Prompt positions of the visual tokens that enter no layer, ascending."""
+        if self.tiles is None or self.chosen_tiles is None:
+            return ()
+        enters = self.tiles.made_of(self.chosen_tiles).tolist()
+        positions = (position for span in self.spans for position in span.positions)
+        return tuple(position for position, left in zip(positions, enters, strict=True) if not left)
+
     def enter(self, prompt: EncodedPrompt) -> tuple[EncodedPrompt, PruningPlan]:
         """Takes the tiles that are left out from the plan's prompt: returns the rest, and the plan for it.
 
@@ -70,8 +79,7 @@ class PruningPlan:
         if self.tiles is None or self.chosen_tiles is None:
             return prompt, self
         enters = torch.ones(len(prompt), dtype=torch.bool)
-        visual = torch.tensor(prompt.visual_positions, dtype=torch.int64)
-        enters[visual[~self.tiles.made_of(self.chosen_tiles)]] = False
+        enters[list(self.skipped_positions)] = False
         columns = enters.nonzero()[:, 0]
         left = leave_out(PromptPart(prompt, columns, self.tiles, self.chosen_tiles))
         return left, replace(

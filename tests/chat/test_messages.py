@@ -20,7 +20,7 @@ from langchain_core.messages import (
 )
 from PIL import Image
 
-from langchain_sgl import image_block
+from langchain_sgl import InMemoryPictureStore, image_block
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.messages import to_engine_messages
 from sgl_engine.config import LimitsConfig
@@ -281,3 +281,23 @@ def test_mime_types_are_sniffed(format_: str, tmp_path: Path) -> None:
     file = tmp_path / "picture.dat"
     Image.new("RGB", (4, 4), "red").save(file, format=format_)
     assert image_block(file)["mime_type"] == Image.MIME[format_]
+
+
+@pytest.mark.parametrize("text", ["receipt.png", "./a/receipt.png", "/a/b.png", "C:\\a.png", "", BASE64[:80]])
+def test_a_text_that_is_no_url_is_refused_at_once(text: str) -> None:
+    for write in (image_block, InMemoryPictureStore().add):
+        with pytest.raises(MissingImageError, match="pathlib.Path") as caught:
+            write(text)
+        assert len(str(caught.value)) < 300
+    for url in (
+        "https://example.com/a.png",
+        "HTTP://example.com",
+        f"data:image/png;base64,{BASE64}",
+        "file:a",
+    ):
+        assert image_block(url)["url"] == url
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(MissingImageError, match=r"nowhere\.png"):
+        image_block(Path("nowhere.png"))

@@ -225,7 +225,7 @@ def test_without_langchain_it_says_what_to_install() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 1
-    assert "pip install 'langchain-sgl[agents]'" in done.stderr.splitlines()[-1]
+    assert "pip install '.[agents]'" in done.stderr.splitlines()[-1]
 
 
 def test_human_messages_are_left_alone(look: BaseTool) -> None:

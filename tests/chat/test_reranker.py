@@ -268,7 +268,7 @@ def test_runs_are_seen_and_counted(folder: Path, documents: list[Document]) -> N
     question = question_for(SEEDS[2])
     bad = Document("", metadata={"image_url": "data:image/png;base64,iVBORw0KGgo="})
     with get_sgl_usage_callback() as usage:
-        reranker = SGLImageReranker(root=folder)
+        reranker = SGLImageReranker(root=folder, model=ChatSGL(escalate="never"))
         ranked = reranker.compress_documents([*documents, bad], question, callbacks=[recorder])
     assert recorder.runs[0] == "SGLImageReranker"
     assert recorder.runs[1:] == [f"{question} (likelihood of 'none')"] * 5
@@ -379,7 +379,7 @@ def test_a_large_model_that_fails_leaves_the_small_ones_score(
 
 
 async def test_the_async_twin_ranks_alike(folder: Path, documents: list[Document]) -> None:
-    reranker = SGLImageReranker(root=folder)
+    reranker = SGLImageReranker(root=folder, model=ChatSGL(escalate="never"))
     question = question_for(SEEDS[3])
     recorder = Recorder()
     ranked = await reranker.acompress_documents(documents, question, callbacks=[recorder])
@@ -437,7 +437,7 @@ async def test_cancelling_stops_the_models(
 
 
 def test_pictures_of_any_kind_in_a_store() -> None:
-    picture = Image.fromarray(receipt(3).pixels)
+    picture = Image.fromarray(drawn(3).pixels)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     store = {"pil": picture, "bytes": buffer.getvalue()}

@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 import warnings
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from langchain_core import exceptions as core
 from langchain_core.messages import HumanMessage
 from pydantic import ValidationError
+from transformers.utils import logging
 
 from langchain_sgl import ChatSGL, image_block
 from langchain_sgl.chat import pair as pairs
@@ -19,6 +21,7 @@ from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.pair import Pair
 from langchain_sgl.chat.settings import ChatSettings
 from sgl_engine import (
+    VLM,
     ConfigError,
     InvalidRequestError,
     PictureConfig,
@@ -303,3 +306,13 @@ def test_a_calibration_that_is_there_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     file.write_text("{}")
     assert ChatSGL(calibration=file).calibration == file
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
+    written = StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", written)
+    VLM.from_pretrained(SMALL)
+    assert ("Loading weights" in written.getvalue()) is terminal
+    assert logging.is_progress_bar_enabled()  # as it was

@@ -214,3 +214,10 @@ def test_other_weights_under_the_same_name_are_another_model(bundled: SGLEngine)
         assert manifest(bundled, HeldOut(1), FAST).small.weights != before.small.weights
     finally:
         weight.data.copy_(kept)
+
+
+def test_a_folder_of_something_else_is_refused(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+    begin(bundled, HeldOut(1), tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"run\.json is not the description of a run"):
+        begin(bundled, HeldOut(1), tmp_path)

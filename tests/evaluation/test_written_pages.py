@@ -63,6 +63,12 @@ def test_blocks_of_a_page_are_replaced_and_nothing_else(report: Report) -> None:
     assert fill(filled, report.markdown(), numbers(report)) == filled
 
 
+def test_a_part_is_taken_whole_without_its_figures() -> None:
+    results = "# T\n\n## Scorers\n\n**A**\n\n| a |\n\n![x](x.png)\n\nend\n\n## Other\n\nno\n"
+    filled = fill("<!-- bench: scorers -->\n<!-- /bench -->\n", results, {})
+    assert filled == "<!-- bench: scorers -->\n**A**\n\n| a |\n\nend\n<!-- /bench -->\n"
+
+
 def test_a_table_that_a_run_lacks_is_named(report: Report) -> None:
     page = "<!-- bench: sweep -->\n<!-- /bench -->\n"
     assert "(this run has no table of that: The cascade at)" in fill(page, "", numbers(report))

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import pkgutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -211,6 +212,29 @@ def largest_gap(chosen: Tensor, rows: int, cols: int) -> float:
     right = (col[:, None] - col[chosen]).abs()
     down, right = torch.minimum(down, rows - down), torch.minimum(right, cols - right)
     return float((down**2 + right**2).float().sqrt().amin(dim=1).max())
+
+
+def test_what_others_attend_to_comes_first_grid_by_grid() -> None:
+    """Against sums that are written out token by token; over both grids at once they would be others."""
+    features = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)) * 2
+    spans = (VisualSpan(0, 2, 8, (2, 3), None), VisualSpan(0, 9, 15, (2, 3), None))
+    case = SimpleNamespace(
+        visual_embeddings=features,
+        large_prompt=SimpleNamespace(spans=spans),
+        large_map=lambda mass: ImportanceMap(mass, spans, 1),
+    )
+    mass = RANKERS["visionzip-like"](case).mass  # type: ignore[arg-type]  # all that it looks at
+
+    def received(tokens: Tensor) -> list[float]:
+        centred = (tokens - tokens.mean(dim=0)).double()
+        totals = [0.0] * len(tokens)
+        for asking in centred:
+            weights = [math.exp(float(asking @ asked) / math.sqrt(8)) for asked in centred]
+            totals = [t + w / sum(weights) / len(tokens) for t, w in zip(totals, weights, strict=True)]
+        return totals
+
+    assert mass.tolist() == pytest.approx(received(features[:6]) + received(features[6:]), rel=1e-4)
+    assert mass.tolist() != pytest.approx(received(features), rel=0.1)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(12, 12), (8, 20), (5, 7), (1, 9), (1, 1)])
