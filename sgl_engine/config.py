@@ -243,8 +243,7 @@ class ReuseConfig(_Config):
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
             follows is run: all layers of the small model, those before the pruning of the large one.
         min_prefix_tokens: Shorter prefixes are not kept: a first question runs its prompt in two forwards for
-            it, and what further ones save must make up for that. One of them does from about 100 tokens on,
-            in models of 14 million parameters and more (docs/performance.md).
+            it, which one further question makes up for from about 100 tokens on (docs/performance.md).
     """
 
     max_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
@@ -277,8 +276,7 @@ class SchedulerConfig(_Config):
 
     Attributes:
         max_queue: Requests under way at once, waiting ones included; one more fails with ``OverloadedError``.
-        max_wait_ms: How long a batch waits for the next of the requests that are already on their way to it.
-            A request that is alone never waits.
+        max_wait_ms: How long a batch waits for the next request on its way to it; one alone never waits.
         max_batch_size: Prompts that run side by side at most.
     """
 
