@@ -4,6 +4,7 @@
     python -m benchmarks.same_answers record after.json --questions 600       in the new one
     python -m benchmarks.same_answers compare before.json after.json
 
+``training.regenerate`` records the few that the tests compare with (``tests/engine/answers_before.json``).
 Each held-out question is asked three times: as configured, with the large model forced, and by
 ``score_answers`` with the right answer among others. Only public names are used, so that this file runs in
 either checkout (``PYTHONPATH=OLD python NEW/benchmarks/same_answers.py record ...``). Nothing is kept

@@ -11,6 +11,7 @@ the small model answers alone, and the agent is told.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,13 +30,13 @@ from langchain_sgl import ChatSGL, EscalationBudgetMiddleware, SGLToolkit, get_s
 from sgl_engine.demo import PICTURES
 
 PROMPT = "You answer questions about pictures with your tools. The picture files are: {names}."
+PAGE = json.loads((PICTURES / "demo.json").read_text())
 QUESTIONS = (
     ("receipt.png", "How much is the total?", "3.73"),
-    ("chart.png", "What color is may?", "green"),
-    ("scene.png", "How many purple shapes are there?", "3"),
+    *(("page.png", each["question"], each["answer"]) for each in PAGE[1:]),
     ("chart.png", "Which bar is orange?", "dec"),
 )
-"""Picture, question and what the picture says; the second and the third make the small model unsure."""
+"""Picture, question and what the picture says; those about the page make the small model unsure."""
 TASK = "Find out, one after the other: {questions} Then report every answer, and how far it can be trusted."
 
 

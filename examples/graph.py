@@ -12,25 +12,18 @@
     python examples/graph.py --person          # you are the person
     python examples/graph.py --measure 400     # how often each branch is taken, and how often it is right
 
-The same graph for any pair that the environment names (SGL_SMALL and SGL_LARGE); its rules come from what was
-measured on the bundled one:
+The same graph for any pair that the environment names (SGL_SMALL and SGL_LARGE). Its rules:
 
-- A tight crop of the evidence is no help to this pair, which knows whole pictures of 192 pixels only. Blown
-  up, it lowers exact match on low-scored questions from 47 % to 23 %, and confident answers about it are
-  right 16 % of the time. So the closer look shows the evidence *in its place*, on plain paper, and as wide as
-  the picture, because text is read along lines.
-- A second look alone proves little: where it gives the same answer, that is right in 46 % of the cases (112
-  of 600 questions). Where it gives the same answer *and* is sure of it, in 84 % (46 of 55, on 1,260 questions
-  that the rule was not chosen on). So agreement counts as evidence, and another answer never replaces the
-  first.
-- The large model is asked without pruning: of 187 questions that the small one is not sure about it answers
-  78 % right, and 57 % at 35 % retention (most of the difference is in transcriptions). Its own probability of
-  its answer tells which ones a person should see.
+- The closer look shows the evidence *in its place*, on plain paper, and as wide as the picture, because text
+  is read along lines and small pairs know pages of the sizes that they were trained on. A tight crop, blown
+  up, is another picture to them.
+- A second look alone proves little. Agreement counts as evidence where the small model is sure of it, and
+  another answer never replaces the first.
+- The large model is asked without pruning; its own probability of its answer tells which ones a person
+  should see.
 
-`--measure 400 --start 30000`: the small model settles 50 % of the questions and is right in 98 % of them, the
-closer look 5 % (76 %), the large model 33 % (86 %); 11 % go to a person. What the models settle is right in
-92 %. It is no way to save compute on this pair: 0.62 TFLOPs, where the large model, asked each question once,
-needs 0.52. A small pass costs a third of a large one here, and transcriptions need all three calls.
+`--measure 400 --start 30000` says how often each branch settles a question, and how often rightly; `--find`
+prints from which seed on the eight questions take every branch (`FIRST`), which depends on the pair.
 """
 
 from __future__ import annotations
@@ -62,6 +55,8 @@ SURE = 0.8
 LARGE_SURE = 0.5
 """What the large model's probability of its own answer must reach."""
 EVIDENCE_SHARE = 0.3
+FIRST = 0
+"""First seed of the questions that are shown: from here on, eight take every branch (``--find``)."""
 SAVED = "Saved below is against the large model answering every *call*; a question takes up to three.\n"
 BRANCHES = ("ask", "look_closer", "escalate", "person")
 
@@ -238,6 +233,15 @@ def show(console: Console, count: int, start: int, who: Person | None) -> int:
     return int(0 in taken.values())
 
 
+def find(count: int, start: int, most: int = 500) -> int:
+    """The first seed from which ``count`` questions take every branch; -1 where none of ``most`` does."""
+    taken = [state["branch"] for state, _, _ in runs(most, start, SGLUsageCallbackHandler())]
+    for first in range(most - count + 1):
+        if set(taken[first : first + count]) == set(BRANCHES):
+            return start + first
+    return -1
+
+
 def measure(console: Console, count: int, start: int) -> None:
     """A table of the branches: how often each settles a question, and how often rightly."""
     usage = SGLUsageCallbackHandler()
@@ -265,8 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--start", type=int, default=FIRST, help="first seed (default: %(default)s)")
     parser.add_argument(
-        "--start", type=int, default=105, help="first seed; from 105 on, eight take every branch"
+        "--find", action="store_true", help="print the first start of questions that take every branch"
     )
     parser.add_argument("--person", action="store_true", help="you answer what is handed over")
     parser.add_argument("--measure", type=int, metavar="N", help="measure N questions instead")
@@ -274,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable_progress_bar()
 
     console = Console(highlight=False)
+    if arguments.find:
+        console.print(f"FIRST = {find(arguments.questions, arguments.start)}")
+        return 0
     if arguments.measure:
         measure(console, arguments.measure, arguments.start)
         return 0

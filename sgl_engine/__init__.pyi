@@ -2,6 +2,7 @@ from .chat.text_stream import TextDelta as TextDelta
 from .chat.tool_stream import ToolCallDelta as ToolCallDelta
 from .config import (
     PRESETS as PRESETS,
+    TRANSCRIPTION_PRESET as TRANSCRIPTION_PRESET,
     EngineConfig as EngineConfig,
     Escalate as Escalate,
     ExitConfig as ExitConfig,

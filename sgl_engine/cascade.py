@@ -30,11 +30,13 @@ from sgl_engine.exit.decision import (
     DEFAULT_SCORER,
     Confidence,
     ExitDecision,
+    counts_as_empty,
     decide_exit,
     decision_confidence,
     permitted,
-    score_parts,
+    score_answer,
 )
+from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import LargePassResult
 from sgl_engine.passes.prefill import find_tiles
@@ -115,8 +117,8 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     small: SmallPassResult = job.result()
     clock.add("small", small.stage_ms)
     # decide: whether the small answer is kept; nothing of it has been shown until now
-    confidence = score_parts(small.parts, pair.config.exit.scorer)
-    decision = _decide(pair, asked, decoding, confidence, answer_tokens=len(small.generation))
+    confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
+    decision = _decide(pair, asked, decoding, confidence, small.generation)
     yield decision
     run = _Run(asked, confidence, decision, small)
     if not decision.exit:
@@ -197,14 +199,14 @@ def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
 def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
     """Loads the images, once for both models, and encodes the request for the small one."""
     config = pair.config
-
-    def shrink(width: int, height: int) -> int:
-        """How far both models would scale a picture down themselves."""
-        small = pair.small.shrink_factor(width, height, config.small_pictures)
-        return min(small, pair.large.shrink_factor(width, height, config.large_pictures))
-
+    sides = [(pair.small, config.small_pictures), (pair.large, config.large_pictures)]
+    sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides]
     check_texts(request, config.limits)  # before any picture is read
-    request = resolve_images(request, config.limits, shrink)
+    request = resolve_images(
+        request,
+        config.limits,  # and how far both models would scale a picture down themselves:
+        lambda width, height: min(vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes),
+    )
     prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
     return request, prompt
@@ -212,20 +214,20 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
 
 def _small_work(pair: Pair, asked: Asked) -> Work:
     """Makes work of the small pass, with the pair's settings."""
-    ratio = pair.config.exit.consistency_keep_ratio
-    return small_work(
-        pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=pair.config.reuse
-    )
+    ratio, reuse = pair.config.exit.consistency_keep_ratio, pair.config.reuse
+    return small_work(pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=reuse)
 
 
 def _decide(
-    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, *, answer_tokens: int
+    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, generation: Generation
 ) -> ExitDecision:
     """Decides whether the small answer is kept; a calibration, if there is one, sets score and threshold."""
     calibrated = None
-    if pair.exit_rule is not None:
+    if pair.exit_rule is not None and counts_as_empty(generation.text, pair.config.exit):
+        calibrated = pair.exit_rule.uncovered("the small answer is empty")
+    elif pair.exit_rule is not None:
         limit = asked.task.max_new_tokens
-        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, answer_tokens)
+        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, len(generation))
     return permitted(asked.request, decide_exit(confidence, pair.config.exit, calibrated))
 
 

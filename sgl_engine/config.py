@@ -59,6 +59,10 @@ PRESETS: dict[str, PruningConfig] = {
 }
 """The paper's operating points, by average retention of visual tokens; "100%" prunes nothing."""
 
+TRANSCRIPTION_PRESET = "100%"
+"""Which of them transcribing uses where nothing else is said: it needs all of a page, not the little that a
+question needs. What each of them makes of transcriptions is in a table of ``sgl bench``."""
+
 
 class ExitConfig(_Config):
     """When the small answer is kept (SGL, section 3.3).
@@ -72,6 +76,8 @@ class ExitConfig(_Config):
         calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
             calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.
         risk: Which of the file's target risks; None is the smallest that could be certified.
+        empty_answers: "escalate" scores a small answer of white space at most 0, calibrated or not: a model
+            that ends at once was sure of its end, not of an answer. "score" scores it like any other.
     """
 
     escalate: Escalate = "auto"
@@ -80,6 +86,7 @@ class ExitConfig(_Config):
     consistency_keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     calibration: Path | None = None
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    empty_answers: Literal["escalate", "score"] = "escalate"
 
     @model_validator(mode="after")
     def _risk_of_a_calibration(self) -> Self:
@@ -260,8 +267,7 @@ class ReuseConfig(_Config):
         return self.prefixes and self.max_bytes > 0
 
 
-NO_REUSE = ReuseConfig(max_bytes=0)
-"""Every request is computed from scratch."""
+NO_REUSE = ReuseConfig(max_bytes=0)  # every request is computed from scratch
 
 
 class SchedulerConfig(_Config):

@@ -172,13 +172,13 @@ class SGLEngine:
                     return
 
     def submit(self, request: Request) -> Future[Response]:
-        """Answers a request in the background.
+        """Answers a request in the background; nothing of it keeps the interpreter from ending.
 
         For asyncio: ``await asyncio.wrap_future(engine.submit(request))``.
 
         Returns:
             A future with the response, or the error that ``run`` would have raised. Cancelling it, at any
-            time, stops generation within one token.
+            time, stops generation within one token; so does the interpreter's end.
 
         Raises:
             OverloadedError: Too many requests are under way.

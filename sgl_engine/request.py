@@ -140,6 +140,13 @@ class Request:
             any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
             a template that does not know a name ignores it.
+        min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
+        max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
+        max_visual_tokens: The same in visual tokens of one picture.
+        cache_salt: Requests of one salt share what is known of pictures and prompts; with those of another
+            salt, or of none, they share nothing, so that neither times nor the report tell one tenant what
+            another asked about. None, the default, is one group like any other: right where all callers may
+            know of each other's pictures. A salt should be hard to guess for whoever may choose one.
     """
 
     messages: tuple[Message, ...]
@@ -165,6 +172,10 @@ class Request:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_visual_tokens: int | None = None
+    cache_salt: str | None = None
 
     @classmethod
     def ask(

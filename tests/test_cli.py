@@ -142,6 +142,7 @@ def test_json_stays_json_when_the_score_is_not_a_number(make_report: MakeReport)
         (["--retention", "9%"], {"prune_layer": 0, "kept_visual_tokens": 1}),
         (["--keep-ratio", "0.5"], {"prune_layer": 1, "kept_visual_tokens": 8}),
         (["--retention", "64%", "--keep-ratio", "1"], {"prune_layer": 2, "kept_visual_tokens": 16}),
+        (["--tiles", "5", "--retention", "64%"], {"tiles": 1, "kept_tiles": 1, "keep_ratio": 0.4}),
         (["--dtype", "bfloat16", "--device", "cpu"], {"route": "large"}),
     ],
 )
@@ -256,6 +257,7 @@ def test_bad_input_is_one_line_and_code_2(
         (["ask", "x.png", "q", "--keep-ratio", "half"], "not a number from 0 to 1"),
         (["ask", "x.png", "q", "--max-new-tokens", "0"], "whole number of at least 1"),
         (["ask", "x.png", "q", "--retention", "50%"], "invalid choice"),
+        (["ask", "x.png", "q", "--tiles", "0"], "whole number of at least 1"),
         (["explain", "x.png", "q"], "-o/--output"),
     ],
 )

@@ -158,6 +158,7 @@ def test_an_interrupt_says_what_is_kept(bench: Bench, monkeypatch: pytest.Monkey
         ),
         (["--retention", "1:0.5"], "'1:0.5' is neither"),
         (["--retention", "0:0"], "'0:0' is neither"),
+        (["--retention", "35%+0"], "'35%+0' is neither"),
         (["--questions", "0"], "'0' is not a whole number of at least 1"),
         (["--seed", "-1"], "'-1' is not a whole number of at least 0"),
     ],
@@ -177,8 +178,14 @@ def test_held_out_questions_and_the_bundled_pair_are_the_default() -> None:
     command.add_arguments(parser)
     arguments = parser.parse_args([])
     assert command._data(arguments) == HeldOut(200, transcriptions=True)
+    assert command._data(parser.parse_args(["--data", "generated"])) == HeldOut(200, transcriptions=True)
     assert list(arguments.retention) == ["64%", "35%", "9%"]
     assert command._cascade_point(arguments) == "35%"
+    points = parser.parse_args(["--retention", "35%+5,0.1:0.3+2"]).retention
+    assert [(point.layer_fraction, point.keep_ratio, point.tiles) for point in points.values()] == [
+        (0.2, 0.2, 5),
+        (0.1, 0.3, 2),
+    ]
     assert command._config(arguments).generation.max_new_tokens == 128
     assert command._cascade_point(parser.parse_args(["--retention", "9%,64%"])) == "9%"
 

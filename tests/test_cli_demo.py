@@ -21,9 +21,9 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(demo, "demo_engine", lambda: engine)
     monkeypatch.setattr(demo, "PICTURES", tmp_path)
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "page.png")
-    (tmp_path / "questions.json").write_text(
-        json.dumps({"page": {"What is it?": "milk", "And this?": "tea"}})
-    )
+    asked = [{"question": "What is it?", "answer": "milk", "tiles": "all"}]
+    asked += [{"question": "And this?", "answer": "tea", "tiles": 1}]
+    (tmp_path / "demo.json").write_text(json.dumps(asked))
     return tmp_path / "page.png"
 
 

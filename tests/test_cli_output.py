@@ -46,6 +46,8 @@ def test_the_report_of_an_escalation(make_report: MakeReport) -> None:
     assert lines["score"] == "0.50 by mean_product, below 0.80  (confidence 0.95, consistency 0.85)"
     assert lines["small answer"] == "12.50  (overruled)"
     assert lines["visual tokens"] == "28 of 144 kept from layer 2 on, 36% on average"
+    tiled = make_report(**ESCALATED, tiles=7, kept_tiles=2, encoded_tiles=1)
+    assert dict(output.rows(tiled))["visual tokens"].endswith("; 2 of 7 tiles given to the large model")
     assert lines["cost"] == "2.5 TFLOP, 25% more than the large model alone (2 TFLOP)"
     assert lines["tokens"] == "small 160 in, 3 out; large 160 in, 4 out"
     drafted = make_report(**ESCALATED, drafted_tokens=5, accepted_tokens=3)

@@ -1,5 +1,7 @@
 """The drawing: heat where the mass is, outlines around what is kept, dimmed elsewhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.explain.heatmap import colorize, draw_importance
-from sgl_engine.prompt.encoded import Box, VisualSpan
+from sgl_engine.prompt.encoded import Box, PromptTiles, VisualSpan
 from sgl_engine.pruning.plan import PruningPlan
 
 MARGIN = 20  # around the pictures in the drawing
@@ -179,3 +181,17 @@ def test_the_scale_runs_from_pale_yellow_to_red() -> None:
     assert (np.diff(lightness) < 0).all()
     assert scale[0].tolist() == [255, 237, 160]
     assert scale[-1].tolist() == [187, 0, 38]
+
+
+def test_tiles_that_are_left_out_are_dark() -> None:
+    spans = (span(3, box=(0.0, 0.0, 0.5, 1.0)), span(25, box=(0.5, 0.0, 1.0, 1.0)))
+    whole = replace(plan(3 + 5, spans=spans), spans=spans, tiles=PromptTiles.of(spans))
+    even = importance([1.0] * 32, *spans)
+
+    def light(of: PruningPlan) -> npt.NDArray[np.float64]:
+        return cells(draw_importance(grey(), even, of), cols=8).mean(axis=-1)
+
+    left = light(replace(whole, chosen_tiles=(0,)))
+    assert (left[:, 4:] < 60).all()
+    assert (left[:, :4] > 90).all()
+    assert (light(whole) > 90).all()  # the control: no tile is left out

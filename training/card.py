@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from training.curves import load
+from training.tables import percent
 
 HEAD = """# The bundled pair
 
@@ -73,12 +74,6 @@ def results(groups: dict[str, Any], head: str) -> list[str]:
     return lines
 
 
-def percent(interval: dict[str, float], form: str = ".1f") -> str:
-    """An interval of shares, in percent."""
-    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
-
-
 def cascade(found: dict[str, Any]) -> str:
     """What the cascade of the benchmark's threshold makes of it."""
     (system,) = (each for each in found["cascade"] if each["threshold"] == found["threshold"])
@@ -96,8 +91,8 @@ def measured(found: dict[str, Any]) -> list[str]:
     lines = [
         f"Exact match in % (95 % interval) on {found['rows']} held-out questions, one to a page, without",
         "transcriptions (`sgl bench`). Guided: the large model, pruned by the small one's map to",
-        "that average retention. AUROC: does the small model's score tell right answers from wrong? Of all questions",
-        f"{score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
+        "that average retention. AUROC: does the small model's score tell right answers from wrong?",
+        f"All: {score['auroc']['value']:.3f}, within a kind {score['auroc_within_kinds']:.3f} on average.",
         "",
         cascade(found),
         "",

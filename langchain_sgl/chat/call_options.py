@@ -63,6 +63,8 @@ class CallFields(BaseModel):
         top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; above 0, it sets
             ``logprobs``.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False}.
+        cache_salt: Calls of one salt share what is known of pictures and prompts, and nothing with calls of
+            another or of none: one salt per tenant, where tenants must not learn what others ask about.
         evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
         unknown_options: What becomes of options that other providers have (``reasoning_effort``, ...), and
             that mean nothing here: "refuse" is an error, so that nothing misspelt is lost; "warn" leaves them
@@ -91,6 +93,7 @@ class CallFields(BaseModel):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
     evidence: bool = False
     unknown_options: UnknownOptions = "refuse"
 
@@ -239,6 +242,7 @@ class CallOptions(CallFields):
             logprobs=self.with_logprobs,
             top_logprobs=self.top_logprobs or 0,
             chat_template_kwargs=self.chat_template_kwargs,
+            cache_salt=self.cache_salt,
             response_schema=enforceable(_response_schema(self.response_format)),
         )
 

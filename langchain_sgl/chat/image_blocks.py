@@ -61,7 +61,7 @@ def image_source(block: Block, root: Path | None) -> ImageSource:
             return source
     raise MissingImageError(
         f"A content block of type {block.get('type')!r} names no image; its keys are "
-        f"{', '.join(sorted(block))}.",
+        f"{', '.join(sorted(map(str, block)))}.",
         remedy=f"Send {ACCEPTED}.",
     )
 

@@ -211,8 +211,12 @@ class ChatSettings(CallFields, BaseChatModel):
             ConfigError: There is no such retention preset or scorer, or the calibration is of another pair or
                 other settings.
         """
+        return self.configured()
+
+    def configured(self, **options: Any) -> SGLEngine:
+        """The engine as these options of a call set it, laid over the instance's own; ``engine`` has none."""
         with as_langchain_errors():
-            return self._options().configure(self._base_engine())
+            return self._options(**options).configure(self._base_engine())
 
     @property
     def is_bundled(self) -> bool:

@@ -6,15 +6,15 @@ import hashlib
 import mimetypes
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
-from typing import TypeAlias, TypeGuard, cast
 
 from langchain_core.document_loaders import BlobLoader
 from langchain_core.documents.base import Blob
 
+from langchain_sgl.indexing.blobs import PictureSource, as_blob, is_named_picture, is_picture
 from sgl_engine import ConfigError, CorruptImageError, ImageLimitError, LimitsConfig
 from sgl_engine.prompt import mime_type_of, sniff
 
@@ -23,9 +23,6 @@ _SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .jxl .webp .qoi".split()
 _SHORT_MARKS = frozenset(("BMP", "PPM"))
 """Formats whose mark is two characters, so that a text may begin with it."""
 _HEADER_BYTES = 512
-
-PictureSource: TypeAlias = "str | PurePath | Blob | tuple[str, bytes]"
-"""A path, a LangChain blob, or an id with the picture's bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,13 @@ class FoundPictures:
 
     Attributes:
         blobs: In order.
+        total: How many, where that is known.
         in_folder: Whether they were found in a folder, and not named one by one.
         unreadable: Folders that cannot be listed.
     """
 
     blobs: Iterable[Blob]
+    total: int | None = None
     in_folder: bool = False
     unreadable: tuple[PictureFailure, ...] = ()
 
@@ -83,25 +82,23 @@ def find_pictures(
     """Lists the files of a folder that ``glob`` matches, sorted, hidden ones left out; or what was given.
 
     Args:
-        source: A folder or file, a blob, a blob loader, or any number of files and blobs.
+        source: A folder or file, a blob, a picture, a blob loader, or any number of these but folders.
         glob: As in ``Path.glob``, relative to the folder: "**/*", "*.png", "2026/**/*.jpg".
         follow_symlinks: Whether links within the folder are followed; a folder is visited once.
         relative_to: For the names of unreadable folders, see ``source_of``.
 
     Raises:
-        ConfigError: The folder or file does not exist.
+        ConfigError: The folder or file does not exist, or it is something else.
     """
     if isinstance(source, BlobLoader):
         return FoundPictures(source.yield_blobs())
-    if isinstance(source, Blob) or _is_named_bytes(source):
-        return FoundPictures([_as_blob(source)])
-    if not isinstance(source, str | PurePath):
-        many = cast("Iterable[PictureSource]", source)
-        blobs = map(_as_blob, many)
-        return FoundPictures(list(blobs) if isinstance(many, Collection) else blobs)
-    path = Path(source)
+    if isinstance(source, Blob) or is_picture(source) or is_named_picture(source):
+        return FoundPictures([as_blob(source)], total=1)
+    if isinstance(source, Iterable) and not isinstance(source, str | PurePath):
+        return FoundPictures(map(as_blob, source), len(source) if isinstance(source, Sized) else None)
+    path = Path(as_blob(source).path or "")  # what is no path raises
     if path.is_file():
-        return FoundPictures([_as_blob(path)])
+        return FoundPictures([as_blob(path)], total=1)
     if not path.is_dir():
         raise ConfigError(f"There is no picture file or folder {str(path)!r}.", remedy="Check the path.")
     unreadable: list[PictureFailure] = []
@@ -111,11 +108,11 @@ def find_pictures(
 
     patterns = PurePath(glob).parts
     files = [
-        _as_blob(file)
+        as_blob(file)
         for file in _walk(path, follow_symlinks=follow_symlinks, onerror=report)
         if _matches(file.relative_to(path).parts, patterns)
     ]
-    return FoundPictures(files, in_folder=True, unreadable=tuple(unreadable))
+    return FoundPictures(files, len(files), in_folder=True, unreadable=tuple(unreadable))
 
 
 def source_of(blob: Blob, relative_to: Path | None) -> str:
@@ -203,19 +200,6 @@ def _first_bytes(path: Path) -> bytes | None:
             return file.read(_HEADER_BYTES)
     except OSError:
         return None
-
-
-def _as_blob(item: PictureSource) -> Blob:
-    if isinstance(item, Blob):
-        return item
-    if isinstance(item, tuple):
-        name, data = item
-        return Blob.from_data(data, metadata={"source": name})
-    return Blob.from_path(item, guess_type=False)
-
-
-def _is_named_bytes(source: object) -> TypeGuard[tuple[str, bytes]]:
-    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], bytes)
 
 
 def _path_source(path: str | PurePath, relative_to: Path | None) -> str:

@@ -7,6 +7,7 @@ names -> bytes, hash -> known? -+-> the stored answer --------------------------
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,22 +16,25 @@ from langchain_core.document_loaders import BaseBlobParser, BaseLoader, BlobLoad
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
 from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from typing_extensions import override
 
+from langchain_sgl.indexing.blobs import PictureSource
 from langchain_sgl.indexing.documents import Report
-from langchain_sgl.indexing.files import PictureFailure, PictureSource, find_pictures
+from langchain_sgl.indexing.files import PictureFailure, find_pictures
 from langchain_sgl.indexing.manifest import IndexManifest, RemovedDocument
 from langchain_sgl.indexing.options import IndexOptions
 from langchain_sgl.indexing.progress import IndexProgress
 from langchain_sgl.indexing.reading import IndexedPicture
 from langchain_sgl.indexing.run import IndexingRun
-from sgl_engine import ConfigError, LimitsConfig
+from langchain_sgl.wrapped_models import models_inside
+from sgl_engine import TRANSCRIPTION_PRESET, ConfigError, LimitsConfig
 from sgl_engine.prompt import mime_type_of
 
 if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel, LanguageModelInput
+    from langchain_core.language_models import LanguageModelInput
+    from langchain_core.messages import AIMessage
 
 TRANSCRIBE = "transcribe the picture"
 """What the bundled pair understands, and other pairs do as well."""
@@ -65,12 +69,14 @@ class SGLImageIndexer(BaseLoader):
     at all. Give ``index`` the indexer, not the list that ``load`` returns: that one may be incomplete.
 
     Args:
-        source: A folder, a file, a blob loader, or any number of paths, blobs and (id, bytes) pairs.
-        model: Any chat model that sees pictures; None is ``ChatSGL()``, the bundled pair.
+        source: A folder, a file, a blob loader, or any number of paths, blobs, pictures (encoded bytes or
+            PIL images, whose "source" is then their hash) and (id, picture) pairs.
+        model: Any chat model that sees pictures, as it is or from its ``bind``, ``with_config``,
+            ``with_retry`` or ``with_fallbacks``; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
-        retention: Visual tokens that the large model keeps. A transcription needs every token of a page, so
-            "100%"; a caption does with less. None is the model's own setting; models other than ``ChatSGL``
-            need it.
+        retention: Visual tokens that the large model keeps; by default what transcriptions need
+            (``TRANSCRIPTION_PRESET``). A caption does with less. None is the model's own setting; models
+            other than ``ChatSGL`` need it.
         pages: Whether every page of a file is asked about, and becomes a Document ("all"), or the first one
             alone. Frames of an animation are pages. Those of a PDF need pypdfium2
             (``pip install '.[pictures]'`` in a checkout), and are drawn at ``LimitsConfig.pdf_dpi``.
@@ -108,9 +114,9 @@ class SGLImageIndexer(BaseLoader):
         self,
         source: PictureSource | BlobLoader | Iterable[PictureSource],
         *,
-        model: BaseChatModel | None = None,
+        model: Runnable[LanguageModelInput, AIMessage] | None = None,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         pages: Literal["all", "first"] = "all",
         max_pages: int = 1000,
         glob: str = "**/*",
@@ -142,7 +148,7 @@ class SGLImageIndexer(BaseLoader):
             pages=pages,
             max_pages=max_pages,
             relative_to=None if relative_to is None else Path(relative_to),
-            limits=limits or getattr(model, "limits", None) or LimitsConfig(),
+            limits=limits or getattr(models_inside(model)[0][0], "limits", None) or LimitsConfig(),
             unchanged=unchanged,
             failed=failed,
             incomplete=incomplete,
@@ -263,22 +269,31 @@ class SGLImageIndexer(BaseLoader):
             follow_symlinks=self._follow_symlinks,
             relative_to=self._options.relative_to,
         )
-        # The string by which LangChain's caches tell models and settings apart.
-        asked_of = self._model._get_llm_string(stop=None, **self._settings)  # noqa: SLF001
-        self._last = IndexingRun(found, self._options, asked_of, self._manifest)
+        self._last = IndexingRun(found, self._options, self._asked_of(), self._manifest)
         return self._last
 
+    def _asked_of(self) -> str:
+        """Names models and settings, by the strings by which LangChain's caches tell them apart."""
+        names = []
+        for chat, bound in models_inside(self._model):
+            options = {**bound, **self._settings}
+            stop = options.pop("stop", None)
+            names.append(chat._get_llm_string(stop=stop, **options))  # noqa: SLF001
+        return names[0] if len(names) == 1 else json.dumps(names)
+
+    # One by one: the batch of with_retry gives pictures each other's answers once one fails for good.
+
     def _ask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
-        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
-        answers: list[Any] = self._model.batch(
-            prompts, self._config, return_exceptions=True, **self._settings
+        prompts = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = Runnable.batch(
+            self._model, prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
     async def _aask(self, pictures: Sequence[IndexedPicture]) -> list[BaseMessage | Exception]:
-        prompts: list[LanguageModelInput] = [[self._message(picture)] for picture in pictures]
-        answers: list[Any] = await self._model.abatch(
-            prompts, self._config, return_exceptions=True, **self._settings
+        prompts = [[self._message(picture)] for picture in pictures]
+        answers: list[Any] = await Runnable.abatch(
+            self._model, prompts, self._config, return_exceptions=True, **self._settings
         )
         return answers
 
@@ -303,10 +318,10 @@ class SGLImageBlobParser(BaseBlobParser):
 
     def __init__(
         self,
-        model: BaseChatModel | None = None,
+        model: Runnable[LanguageModelInput, AIMessage] | None = None,
         *,
         prompt: str = TRANSCRIBE,
-        retention: str | None = "100%",
+        retention: str | None = TRANSCRIPTION_PRESET,
         report: Report = "flat",
     ) -> None:
         self._model, self._prompt, self._retention, self._report = model, prompt, retention, report

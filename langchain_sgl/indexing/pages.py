@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from langchain_sgl.indexing.files import PictureInfo
-from sgl_engine import CorruptImageError, ImageError, ImageLimitError, LimitsConfig
+from sgl_engine import CorruptImageError, ImageError, ImageLimitError, LimitsConfig, MissingImageError
 from sgl_engine.prompt import mime_type_of, sniff
 
 if TYPE_CHECKING:
@@ -58,6 +58,20 @@ def draw_pages(data: bytes, limits: LimitsConfig, count: int) -> Iterator[DrawnP
             break
     lost = CorruptImageError("The page lies behind one that cannot be read.", remedy="Send an intact file.")
     yield from [lost] * (count - page)
+
+
+def draw_page(data: bytes, limits: LimitsConfig, page: int) -> bytes:
+    """Draws one page, counted from 0, as PNG.
+
+    Raises:
+        ImageError: There is no such page, or it cannot be read.
+    """
+    drawn = next(_draw_from(data, limits, page), None) if page >= 0 else None
+    if drawn is None:
+        raise MissingImageError(f"The file has no page {page}.", remedy="Pages are counted from 0.")
+    if isinstance(drawn, Exception):
+        raise drawn
+    return drawn.data
 
 
 def _draw_from(data: bytes, limits: LimitsConfig, start: int) -> Iterator[DrawnPage | Exception]:

@@ -5,7 +5,7 @@ Nothing here calls a model: ``SGLImageIndexer`` does, between ``batches`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -72,8 +72,7 @@ class IndexingRun:
     progress: IndexProgress = field(default_factory=IndexProgress)
 
     def __post_init__(self) -> None:
-        blobs = self.found.blobs
-        self.progress = IndexProgress(total=len(blobs) if isinstance(blobs, Collection) else None)
+        self.progress = IndexProgress(total=self.found.total)
         self._number = 0 if self.manifest is None else self.manifest.begin()
         self._met: list[DeliveredDocument] = []
         self._missing = 0

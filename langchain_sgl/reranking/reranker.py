@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import override
@@ -19,7 +19,10 @@ from typing_extensions import override
 from langchain_sgl.chat.local_files import resolve_folder
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.errors import as_langchain_errors
+from langchain_sgl.indexing.blobs import is_picture
+from langchain_sgl.indexing.pages import draw_page
 from langchain_sgl.reranking.scored_run import score_picture
+from langchain_sgl.reranking.scoring_model import ScoringModel
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
 from sgl_engine import (
@@ -27,12 +30,13 @@ from sgl_engine import (
     IncompatiblePairError,
     InvalidRequestError,
     MissingImageError,
+    ProcessorError,
     RequestCancelledError,
     RequestError,
 )
 
 if TYPE_CHECKING:
-    from sgl_engine import ImageSource, SGLEngine
+    from sgl_engine import ImageSource, LimitsConfig, SGLEngine
 
 YES_OR_NO = 'Can this picture answer the question "{query}"? Answer Yes or No.'
 """What a pair that follows instructions is asked about each picture."""
@@ -60,13 +64,16 @@ class SGLImageReranker(BaseDocumentCompressor):
     ``prompt``, ``positive`` and ``negative`` are not set.
 
     Where a document's picture is: an id in ``store`` (metadata "source", or the document's id); metadata
-    "image_url"; base64 data or a data URL as text; or metadata "source" as a URL or a file under ``root``.
+    "image", encoded bytes or a PIL image; metadata "image_url"; base64 data or a data URL as text; or
+    metadata "source" as a URL or a file under ``root``. Of a file of several pages, the one of metadata
+    "page" is looked at (counted from 0, as ``SGLImageIndexer`` and LangChain's loaders write it).
 
     A document whose picture cannot be used never fails the others. It comes last, with a "relevance_score" of
     None and metadata "relevance_error".
 
     Attributes:
-        model: Whose engine scores. ``ChatSGL(escalate="never")`` leaves it to the small model; "always" has
+        model: Whose engine scores: a ``ChatSGL``, as it is or from its ``bind``, ``with_config`` or
+            ``with_retry``. ``ChatSGL(escalate="never")`` leaves it to the small model; "always" has
             the large one score every picture.
         root: The only folder that files are read from; None reads none.
         store: Pictures by id: a mapping, a ``PictureStore``, a LangChain or a LangGraph store.
@@ -86,7 +93,7 @@ class SGLImageReranker(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
-    model: ChatSGL = Field(default_factory=ChatSGL)
+    model: Runnable[Any, Any] = Field(default_factory=ChatSGL)
     root: Path | None = None
     store: Any = None
     prompt: str | None = None
@@ -101,9 +108,11 @@ class SGLImageReranker(BaseDocumentCompressor):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         """Chooses the question for the pair where the caller has set none, and checks what is set."""
+        with as_langchain_errors():
+            chat = ScoringModel.of(self.model).chat
         if self.prompt is None and self.positive is None and self.negative is None:
             self.prompt, self.positive, self.negative = (
-                ("{query}", None, "none") if _is_bundled(self.model) else (YES_OR_NO, "Yes", "No")
+                ("{query}", None, "none") if _is_bundled(chat) else (YES_OR_NO, "Yes", "No")
             )
         if self.prompt is None or "{query}" not in self.prompt:
             raise ValueError(f"prompt={self.prompt!r} does not contain {{query}}")
@@ -159,8 +168,9 @@ class SGLImageReranker(BaseDocumentCompressor):
             return []
         if self.root is not None:
             resolve_folder(self.root)  # a wrong folder is an error of the set-up, not one of every document
-        engine = self.model.engine
-        judge = partial(self._judge, engine, query, config=config, cancel=cancel)
+        scoring = ScoringModel.of(self.model)
+        engine = scoring.engine
+        judge = partial(self._judge, engine, scoring, query, config=config, cancel=cancel)
         first: Literal["small", "large"] = "large" if engine.config.exit.escalate == "always" else "small"
         with ContextThreadPoolExecutor(self.max_concurrency) as pool:
             try:
@@ -181,6 +191,7 @@ class SGLImageReranker(BaseDocumentCompressor):
     def _judge(
         self,
         engine: SGLEngine,
+        scoring: ScoringModel,
         query: str,
         document: Document,
         *,
@@ -193,19 +204,24 @@ class SGLImageReranker(BaseDocumentCompressor):
         assert self.negative is not None
         answers = [self.negative] if self.positive is None else [self.positive, self.negative]
         try:
-            scores = score_picture(
+            picture = find_picture(document, root=self.root, store=self.store)
+            once = partial(
+                score_picture,
                 engine,
-                find_picture(document, root=self.root, store=self.store),
+                _page(document, picture, engine.config.limits),
                 self.prompt.replace("{query}", query),
                 answers,
                 model=model,
-                timeout_s=self.model.timeout,
+                timeout_s=scoring.timeout_s,
+                cache_salt=scoring.cache_salt,
                 cancel=cancel,
-                config=config,
             )
+            scores = scoring.score(lambda config: once(config=config), config)
         except (InvalidRequestError, RequestCancelledError):  # the query's fault, or the caller's wish
             raise
-        except (RequestError, IncompatiblePairError) as error:  # the latter: both models tile it differently
+        except (RequestError, IncompatiblePairError, ProcessorError) as error:
+            # The models are there, so these two are about the picture: one that both tile differently, or
+            # that a processor does not take.
             return _with(document, relevance_score=None, relevance_error=f"{type(error).__name__}: {error}")
         # With one answer, "none" for example, the score is 1 - p; expm1 keeps what that would round away.
         score = scores.shares[0] if self.positive is not None else -math.expm1(scores.logprobs[0])
@@ -247,11 +263,14 @@ def find_picture(
         UnsafePathError: It is a file outside ``root``.
     """
     source, url = document.metadata.get("source"), document.metadata.get("image_url")
+    image = document.metadata.get("image")
     if store is not None:
         for name in (source, document.id):
             picture = store.get(name) if isinstance(name, str) else None
             if picture is not None:
                 return picture
+    if is_picture(image):
+        return bytes(image) if isinstance(image, bytearray) else image
     if isinstance(url, Mapping):  # as in OpenAI's messages
         url = url.get("url")
     if isinstance(url, str):
@@ -263,8 +282,24 @@ def find_picture(
         return resolve_picture(source, root=root, store=store)
     raise MissingImageError(
         f"The document {document.id!r} names no picture.",
-        remedy='Set metadata "source" or "image_url", or put base64 data into page_content.',
+        remedy='Set metadata "source", "image" or "image_url", or put base64 data into page_content.',
     )
+
+
+def _page(document: Document, picture: ImageSource, limits: LimitsConfig) -> ImageSource:
+    """Picks the page that a document is of, where its file has several.
+
+    Raises:
+        ImageError: There is no such page, or it cannot be read.
+    """
+    page, pages = document.metadata.get("page"), document.metadata.get("total_pages")
+    if not isinstance(page, int) or not isinstance(pages, int) or pages == 1:
+        return picture
+    if isinstance(picture, Path):
+        from sgl_engine.prompt import read_file
+
+        picture = read_file(picture, limits)
+    return draw_page(picture, limits, page) if isinstance(picture, bytes) else picture
 
 
 def _picture_in(text: str) -> ImageSource | None:

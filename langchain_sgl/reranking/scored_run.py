@@ -31,6 +31,7 @@ def score_picture(
     *,
     model: Literal["auto", "small", "large"] = "auto",
     timeout_s: float | None = None,
+    cache_salt: str | None = None,
     cancel: threading.Event | None = None,
     config: RunnableConfig | None = None,
 ) -> AnswerScores:
@@ -43,6 +44,7 @@ def score_picture(
         answers: What it may be answered with.
         model: Whose scores are returned, as in ``SGLEngine.score_answers``.
         timeout_s: Seconds for the whole call; None is no limit.
+        cache_salt: As in ``Request``.
         cancel: Once set, the call fails within one forward pass.
         config: Whose child the run is; None is the run around the call.
 
@@ -66,6 +68,7 @@ def score_picture(
         messages=(Message("user", (ImagePart(picture), question)),),
         deadline=None if timeout_s is None else time.monotonic() + timeout_s,
         cancel=cancel,
+        cache_salt=cache_salt,
         may_escalate=permission(run.run_id),
     )
     try:

@@ -33,7 +33,7 @@ from langchain_sgl.tools.picture_tool import (
     describe_run,
     told_to_the_agent,
 )
-from sgl_engine import InvalidRequestError
+from sgl_engine import TRANSCRIPTION_PRESET, InvalidRequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -183,8 +183,7 @@ class TranscribeTool(PictureTool):
     Attributes:
         prompt: What the model is asked; None is the bundled pair's own question for that pair, and
             ``TRANSCRIBE_PROMPT`` for any other.
-        retention: The pruning preset. "100%" drops nothing: a transcription needs every token of a page. Of
-            the bundled pair's transcriptions 67 % are right when nothing is pruned, and 10 % at "35%".
+        retention: The pruning preset; by default the one for transcriptions (``TRANSCRIPTION_PRESET``).
         max_tokens: Upper limit of answer tokens; None is the model's own.
     """
 
@@ -195,7 +194,7 @@ class TranscribeTool(PictureTool):
     )
     args_schema: Annotated[ArgsSchema | None, SkipValidation()] = TranscribeInput
     prompt: str | None = None
-    retention: str = "100%"
+    retention: str = TRANSCRIPTION_PRESET
     max_tokens: int | None = None
 
     def _run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from sgl_engine import ConfigError, ImagePart, Message, Request, Response
 from sgl_engine.calibration.records import CalibrationRecord, Failure, RecordsHeader, read_records
 from sgl_engine.decoding import AnswerTask
 from sgl_engine.evaluation.dataset import Data, DataSample
+from sgl_engine.evaluation.json_lines import BadLine, mend_end
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, DataRow
 from sgl_engine.exit import Conditions, bind, digest, system_hash
@@ -35,11 +36,13 @@ class Collector:
         system: System prompt of every request; None is none.
         alone: Also run the large model alone, unpruned: what the cascade is an alternative to. Nothing of it
             enters the guarantee; without it, its accuracy and time are unknown.
+        on_bad_line: Told of lines of the file of records that are none; their rows are asked again.
     """
 
     engine: SGLEngine
     system: str | None = None
     alone: bool = True
+    on_bad_line: Callable[[BadLine], None] = lambda _: None
 
     def collect(self, data: Data, path: Path) -> Iterator[CalibrationRecord | Failure]:
         """Yields the outcome of every row, in order: the one in the file, or a new one, which is appended.
@@ -90,7 +93,7 @@ class Collector:
             ConfigError: The file is of something else, or cannot be written.
         """
         header = self.header()
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(header.model_dump_json() + "\n", encoding="utf-8")
@@ -99,19 +102,19 @@ class Collector:
                     f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file."
                 ) from error
             return {}
-        found, records, _ = read_records(path)
-        differences = found.binding.differences(header.binding)
-        if found.conditions != header.conditions:
+        _mend(path)
+        found = read_records(path)
+        differences = found.header.binding.differences(header.binding)
+        if found.header.conditions != header.conditions:
             differences.append("the generation settings or the system prompt are others")
         if differences:
             raise ConfigError(
                 f"The records in {path} are of something else: {'; '.join(differences)}.",
                 remedy="Name a new file with --records, or use the settings of the old one.",
             )
-        content = path.read_text(encoding="utf-8")
-        if not content.endswith("\n"):  # cut short in the middle of a line
-            path.write_text(content[: content.rfind("\n") + 1], encoding="utf-8")
-        return {record.key: record for record in records}
+        for line in found.bad:
+            self.on_bad_line(line)
+        return {record.key: record for record in found.records}
 
     def _outcome(self, asking: SGLEngine, sample: DataSample) -> CalibrationRecord | Failure:
         try:
@@ -158,6 +161,15 @@ class Collector:
         limit = engine.config.generation.max_new_tokens
         result = run_large_pass(engine.large, AnswerTask(prompt, limit), keep_everything(prompt))
         return result.generation, 1e3 * (time.perf_counter() - started)
+
+
+def _mend(path: Path) -> None:
+    try:
+        mend_end(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read or written ({error.strerror or error}).", remedy="Name another file."
+        ) from error
 
 
 def observed_conditions(header: RecordsHeader, records: Sequence[CalibrationRecord]) -> Conditions:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from sgl_engine import ConfigError
+from sgl_engine.evaluation.json_lines import BadLine, read_json_lines
+from sgl_engine.evaluation.records import Json
 from sgl_engine.exit import Agreement, Binding, Conditions, Risk, observe
 
 
@@ -110,46 +111,59 @@ def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "te
     return not record.small_right and (risk == "error" or record.large_right)
 
 
-def read_records(path: Path) -> tuple[RecordsHeader, list[CalibrationRecord], list[Failure]]:
-    """Reads a file that a collection wrote. A row that was tried again counts once, with its last outcome.
+@dataclass(frozen=True)
+class RecordsFile:
+    """What a file of records holds.
+
+    Attributes:
+        header: What they were collected with.
+        records: A row that was tried again counts once, with its last outcome.
+        failures: Rows without a record.
+        bad: Lines that are neither.
+    """
+
+    header: RecordsHeader
+    records: list[CalibrationRecord]
+    failures: list[Failure]
+    bad: list[BadLine]
+
+
+def read_records(path: Path) -> RecordsFile:
+    """Reads a file that a collection wrote.
 
     Raises:
-        ConfigError: It cannot be read, or is no such file.
+        ConfigError: It cannot be read, or does not begin with a header.
     """
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror or error}).", remedy="Name a file of records."
         ) from error
-    header = _parse(RecordsHeader, path, 1, first)
-    outcomes: dict[str, CalibrationRecord | Failure] = {}
-    for number, line in enumerate(lines, start=2):
-        try:
-            kind: type[CalibrationRecord | Failure] = (
-                Failure if "error" in json.loads(line) else CalibrationRecord
-            )
-        except ValueError:
-            if number == len(lines) + 1:  # cut short by an interruption: collected again
-                break
-            kind = CalibrationRecord
-        outcome = _parse(kind, path, number, line)
-        outcomes[outcome.key] = outcome
-    records = [each for each in outcomes.values() if isinstance(each, CalibrationRecord)]
-    return header, records, [each for each in outcomes.values() if isinstance(each, Failure)]
-
-
-_Parsed = TypeVar("_Parsed", bound=_Line)
-
-
-def _parse(kind: type[_Parsed], path: Path, number: int, line: str) -> _Parsed:
-    try:
-        return kind.model_validate_json(line)
-    except ValidationError as error:
+    lines, bad = read_json_lines(content, _parse)
+    headers = [(number, line) for number, line in lines if isinstance(line, RecordsHeader)]
+    if not headers or headers[0][0] != 1:
+        said = f" ({bad[0].problem})" if bad and bad[0].number == 1 else ""
         raise ConfigError(
-            f"Line {number} of {path} is not a {kind.__name__} ({error.errors()[0]['msg']}).",
+            f"Line 1 of {path} is not a RecordsHeader{said}.",
             remedy="Collect the records again, into a new file.",
-        ) from error
+        )
+    outcomes = {line.key: line for _, line in lines if not isinstance(line, RecordsHeader)}
+    return RecordsFile(
+        headers[0][1],
+        [each for each in outcomes.values() if isinstance(each, CalibrationRecord)],
+        [each for each in outcomes.values() if isinstance(each, Failure)],
+        bad,
+    )
+
+
+def _parse(line: Json) -> RecordsHeader | CalibrationRecord | Failure:
+    if not isinstance(line, dict):
+        raise ValueError(f"a {type(line).__name__}, and no object")  # noqa: TRY004  # as for any other fault
+    kind: type[RecordsHeader | CalibrationRecord | Failure] = CalibrationRecord
+    if "binding" in line or "error" in line:
+        kind = RecordsHeader if "binding" in line else Failure
+    return kind.model_validate(line)
 
 
 def halves(

@@ -18,14 +18,14 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Self
 
+from sgl_engine.chat.interruptible import bound_operators, check_size
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Message, Request, ToolCall, ToolSpec
 
 _PRIVATE = range(0x100000, 0x10FFFE)
 """Code points of the last plane for private use: no letters, no case, no space, not escaped in JSON."""
 
-_KEPT = frozenset('"\\')
-"""Characters that JSON writes in another way; no control token consists of them alone."""
+_KEPT = frozenset('"\\')  # JSON writes them in another way; no control token consists of them alone
 
 
 class Disguise:
@@ -279,8 +279,7 @@ for _name in (
 for _name in ("lower", "upper", "casefold", "capitalize", "title", "swapcase"):
     setattr(CallerText, _name, _recasing(_name))
 
-_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-"""Variables that no argument of the caller's can set."""
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # only the conversation's
 
 
 def run_template(source: str, variables: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
@@ -333,10 +332,11 @@ def _compile(source: str) -> Any:
                 self.write("), ")
             self.write("))")
 
-    # transformers' own renderer takes every string apart to its base class, so only its environment is used.
-    compiled = chat_template_utils._compile_jinja_template(source)  # noqa: SLF001  # no public way
-    environment = compiled.environment.overlay()
+    # transformers' own renderer takes every string apart, so only its environment is used (no public way). Of
+    # an empty template: compiling works out what is constant, and would do so before anything is bounded.
+    environment = chat_template_utils._compile_jinja_template("").environment.overlay()  # noqa: SLF001
     environment.concat = _join
+    bound_operators(environment)
     environment.code_generator_class = Generator
     environment.filters = {**environment.filters, "tojson": write_json(environment.filters["tojson"])}
     return environment.from_string(source)
@@ -345,6 +345,6 @@ def _compile(source: str) -> Any:
 def _join(parts: Iterable[str]) -> str:
     """``"".join``, except that what holds text of the caller's goes on answering as such."""
     parts = list(parts)
-    joined = "".join(parts)
+    check_size(sum(map(len, parts)))
     disguised = next((part for part in parts if isinstance(part, CallerText)), None)
-    return joined if disguised is None else CallerText(joined, disguised.disguise)
+    return "".join(parts) if disguised is None else CallerText("".join(parts), disguised.disguise)

@@ -2,24 +2,29 @@
 
 A template is a program, and comes with the model: one may loop for ever. It runs in a thread of its own, into
 which an exception is thrown when nobody waits any more; that ends every loop, as loops are Python's. It does
-not end what is one long step inside the interpreter, such as a power of huge numbers.
+not end what is one long step inside the interpreter; so the operators whose result can be far larger than
+what they are given are bounded (``bound_operators``). Filters and methods that fill up to a width are not.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunningError
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sgl_engine.errors import ProcessorError
 
 MAX_S = 30.0
 """Longest that a template may take: it only ends what would hang."""
+MAX_CHARS = 2**25
+"""Longest text, or list, that one operator of a template may make."""
+_MAX_BITS = 2**16
 _LOOK_UP_S = 0.02
 _PATIENCE_S = 1.0
 
@@ -82,3 +87,49 @@ def _stop(thread: threading.Thread, done: Future[Result]) -> None:
         if thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
         thread.join(_LOOK_UP_S)
+
+
+def bound_operators(environment: Any) -> None:
+    """Makes a sandboxed environment refuse operators whose result would be too large.
+
+    Args:
+        environment: Of jinja2; for templates that are compiled from now on.
+    """
+    own = environment.call_binop
+
+    def call(context: Any, operator: str, left: Any, right: Any) -> Any:
+        _check_operands(operator, left, right)
+        return own(context, operator, left, right)
+
+    environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
+    environment.call_binop = call
+
+
+def check_size(size: int) -> None:
+    """Refuses a text or list of too many elements.
+
+    Raises:
+        ValueError: It is.
+    """
+    if size > MAX_CHARS:
+        raise ValueError(f"it makes a text of {size} characters; {MAX_CHARS} are allowed")
+
+
+def _check_operands(operator: str, left: Any, right: Any) -> None:
+    if operator == "**" and isinstance(left, int) and isinstance(right, int):
+        if left.bit_length() * right > _MAX_BITS:
+            raise ValueError(f"it makes a number of more than {_MAX_BITS} bits")
+    elif operator == "%" and isinstance(left, str) and re.search(r"\*|\d{7}", left):
+        raise ValueError("it formats something with a width that is too large or unknown")
+    elif operator == "*":
+        sizes = [operand if isinstance(operand, int) else _size(operand) for operand in (left, right)]
+        if not (isinstance(left, int) and isinstance(right, int)):
+            check_size(sizes[0] * sizes[1])
+        elif left.bit_length() + right.bit_length() > 2 * _MAX_BITS:
+            raise ValueError(f"it makes a number of more than {_MAX_BITS} bits")
+    elif operator == "+":
+        check_size(_size(left) + _size(right))
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, str | bytes | list | tuple) else 0

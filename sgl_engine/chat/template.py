@@ -65,11 +65,18 @@ def render(processor: Any, request: Request, *, image_token: str) -> Rendered:
     Raises:
         InvalidRequestError: ``chat_template_kwargs`` set what the conversation sets, the text cannot be
             disguised, or schemas or arguments are nested too deeply.
-        ProcessorError: There is no template, or none of the styles brings everything into the prompt.
+        ProcessorError: There is no template, none of the styles brings everything into the prompt, or it
+            asks for more than there is.
     """
     try:
         return _render(processor, request, image_token)
     except RecursionError as error:
+        nests = request.tools or request.chat_template_kwargs or any(m.tool_calls for m in request.messages)
+        if not nests:
+            raise ProcessorError(
+                f"The chat template of {type(processor).__name__} calls itself without an end.",
+                remedy="Use a model whose template ends.",
+            ) from error
         raise InvalidRequestError(
             "The parameters of a tool, or the arguments of a call, are nested too deeply to be written down.",
             remedy="Nest them less deeply, or leave the tool out.",
@@ -188,10 +195,16 @@ def _apply(processor: Any, request: Request, style: Style, disguise: Disguise) -
         for name, value in (request.chat_template_kwargs or {}).items()
     }
     # A template may loop for as long as it likes; the request's deadline and cancellation end it.
-    return interruptible(
-        lambda: run_template(_source(processor), variables, arguments),
-        partial(check_wanted, request, "while the chat template ran"),
-    )
+    try:
+        return interruptible(
+            lambda: run_template(_source(processor), variables, arguments),
+            partial(check_wanted, request, "while the chat template ran"),
+        )
+    except MemoryError as error:
+        raise ProcessorError(
+            f"The chat template of {type(processor).__name__} needs more memory than there is.",
+            remedy="Use a model whose template makes short prompts.",
+        ) from error
 
 
 def _named(message: Message, request: Request) -> Message:
@@ -263,7 +276,7 @@ def _template_errors() -> tuple[type[Exception], ...]:
     """What a template raises by itself, and what it runs into with content that it was not made for."""
     from jinja2 import TemplateError
 
-    return (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+    return (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 def _texts(request: Request) -> Iterator[str]:

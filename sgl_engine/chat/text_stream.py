@@ -20,6 +20,53 @@ class TextDelta:
     text: str
 
 
+_WINDOW = 16
+"""Tokens before the new ones that are decoded with them: their text depends on a few neighbours."""
+_FIRST_LOOK = 64
+
+
+class RunningText:
+    """Tokens so far -> their text, which takes as long for the last token as for the first.
+
+    Only the last tokens are decoded. Each time when there are twice as many as at the time before, all of
+    them are: should their text ever differ from what was put together, they are from then on.
+
+    Args:
+        decode: Tokens -> text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._begin = 0  # of the window
+        self._text = self._window = ""  # of the tokens up to the window's end when it was moved, and its own
+        self._move_at, self._look_at = 2 * _WINDOW, _FIRST_LOOK
+        self._is_local = True
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """Takes all tokens so far, which only grow; returns their text."""
+        tail = self._decode(ids[self._begin :])
+        text = self._text + tail[len(self._window) :]
+        self._is_local = self._is_local and tail.startswith(self._window)
+        if self._is_local and len(ids) >= self._look_at:
+            self._look_at = 2 * len(ids)
+            self._is_local = text == self._decode(ids)
+        if not self._is_local:
+            return self._decode(ids)
+        if len(ids) - self._begin >= self._move_at and not text.endswith(HALF):
+            self._move(ids, text)
+        return text
+
+    def _move(self, ids: Sequence[int], text: str) -> None:
+        """Begins the window later, at a token with which a character begins."""
+        for begin in range(len(ids) - _WINDOW, len(ids) - 2 * _WINDOW, -1):
+            window = self._decode(ids[begin:])
+            if text.endswith(window):
+                self._begin, self._text, self._window = begin, text, window
+                self._move_at = 2 * _WINDOW + len(ids) - _WINDOW - begin
+                return
+        self._move_at *= 2
+
+
 class TextStream:
     """Tokens so far -> the text that is final: no half characters, nothing that may become a stop string.
 

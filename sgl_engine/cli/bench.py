@@ -60,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     data = parser.add_argument_group("what is asked")
     data.add_argument(
-        "--data", metavar="FILE.jsonl", type=Path, help="your questions (default: held-out pages)"
+        "--data",
+        metavar="FILE.jsonl",
+        type=lambda name: None if name == options.GENERATED else Path(name),
+        help=f'your questions, or "{options.GENERATED}": about held-out pages of the bundled pair (default)',
     )
     data.add_argument(
         "--questions",
@@ -77,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_models(parser)
     _add_systems(parser)
+    _add_running(parser)
     _add_output(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
 
@@ -89,7 +93,8 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         type=_points,
         default=_POINTS,
         help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
-        f"fraction F of the layers on (default: {_POINTS})".replace("%", "%%"),
+        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens "
+        f"(default: {_POINTS})".replace("%", "%%"),
     )
     systems.add_argument(
         "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"
@@ -110,14 +115,18 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems.add_argument(
         "--seed", metavar="N", type=_whole, default=0, help="of what is drawn by lot (default: %(default)s)"
     )
-    systems.add_argument(
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("how it runs")
+    running.add_argument(
         "--side-by-side",
         metavar="N",
         type=options.count,
         default=32,
         help="passes of rankers that run at once at most: fewer need less memory (default: %(default)s)",
     )
-    systems.add_argument(
+    running.add_argument(
         "--processes",
         metavar="N",
         type=options.count,
@@ -125,7 +134,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         help="share the questions among N processes with models of their own, on one thread each, which "
         "compete for the machine: times are those of such a run (default: %(default)s)",
     )
-    systems.add_argument(
+    running.add_argument(
         "--threads", metavar="N", type=options.count, help="of each process (default: torch's; 1 of several)"
     )
 
@@ -167,6 +176,9 @@ def run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
     for line in data.bad:
         _say(f"line {line.number} is left out: {line.problem}")
+    store.records()
+    for line in store.bad:
+        _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")
     _measure(arguments, Runner(engine, data, systems, store))
     with output.waiting("Resampling and drawing"):
         report = _report(arguments, data, store, point)
@@ -243,7 +255,7 @@ def _rankers(wanted: str) -> tuple[str, ...]:
 def _records(arguments: argparse.Namespace, runner: Runner) -> Iterator[BenchRecord]:
     if arguments.processes == 1:
         return runner.run()
-    from sgl_engine.evaluation.processes import measured_by
+    from sgl_engine.evaluation.runner import measured_by
 
     # Each process on one thread, if nothing else is said: more would contend for the same cores.
     alone = argparse.Namespace(**{**vars(arguments), "threads": arguments.threads or 1})

@@ -28,7 +28,6 @@ DESCRIPTION = (
     "3 if not."
 )
 DRIFTED: Final = 3
-_GENERATED = "generated"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         required=True,
         help='one {"image": ..., "question": ..., "answers": [...]} a line, answers optional; or '
-        f'"{_GENERATED}": held-out questions of the bundled pair',
+        f'"{options.GENERATED}": questions about held-out pages of the bundled pair',
     )
     parser.add_argument("--questions", metavar="N", type=options.count, help="at most so many (default: all)")
     parser.add_argument("--start", metavar="SEED", type=int, default=0, help="first generated question")
@@ -138,7 +137,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments) if checked is None else _as_calibrated(checked)
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, config)
-    collector = Collector(engine, arguments.system, alone=not (checked or arguments.no_large_alone))
+    collector = Collector(
+        engine,
+        arguments.system,
+        alone=not (checked or arguments.no_large_alone),
+        on_bad_line=lambda line: _say(
+            f"Line {line.number} of the records is none, and its row is asked again: {line.problem}."
+        ),
+    )
     if checked is not None:
         return _check(arguments, checked, collector, data)
     records, failed = _collect(arguments, collector, data)
@@ -149,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> Data:
     from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
-    if arguments.data == _GENERATED:
+    if arguments.data == options.GENERATED:
         return HeldOut(arguments.questions or 2000, arguments.start)
     data = JsonLines.read(Path(arguments.data).expanduser(), arguments.questions, answers="optional")
     for line in data.bad[:5]:

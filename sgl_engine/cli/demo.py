@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgl_engine import Request, RunReport, SGLEngine
 from sgl_engine.cli import options, output
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HELP = "see what the method does on a page of six tiles"
 DESCRIPTION = (
-    "Asks the bundled pair questions about a page: one that the small model answers by itself, and one "
-    "that goes to the large model, which sees what the small one found important and overrules it. Each is "
-    "also put to the large model alone, in turns, and both are timed."
+    "Asks the bundled pair questions about a page: one that the small model answers by itself, one that goes "
+    "to the large model, which sees what the small one found important and overrules it, one for which the "
+    "large model skips tiles. Each is also put to the large model alone, in turns, and both are timed."
 )
 
 
@@ -71,15 +71,17 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     page = demo.PICTURES / "page.png"
-    asked: dict[str, str] = json.loads((demo.PICTURES / "questions.json").read_text())[page.stem]
+    asked: list[dict[str, Any]] = json.loads((demo.PICTURES / "demo.json").read_text())
     options.load_quietly()
     with output.waiting("Loading the models"):
         engine = demo.demo_engine()
     print(f"The page: {page}\n")
-    for number, (question, truth) in enumerate(asked.items(), start=1):
+    for number, each in enumerate(asked, start=1):
+        pruning = engine.config.pruning.model_copy(update={"tiles": each["tiles"]})
+        chosen = engine.with_config(engine.config.model_copy(update={"pruning": pruning}))
         with output.waiting("Asking, in turns"):
-            shown = ask(engine, page, question, truth, rounds=arguments.rounds)
-        print("\n".join([f"{number}. {question}", *(f"   {line}" for line in lines(shown)), ""]))
+            shown = ask(chosen, page, each["question"], each["answer"], rounds=arguments.rounds)
+        print("\n".join([f"{number}. {shown.question}", *(f"   {line}" for line in lines(shown)), ""]))
     print(
         f"Milliseconds are medians of {arguments.rounds} rounds in turns on {torch.get_num_threads()} "
         "thread(s), from the opened picture to the answer, with nothing known from a round before."
@@ -137,4 +139,6 @@ def _decision(report: RunReport, answer: str) -> str:
         return f"{small}, at least {report.threshold:g}: the large model is not asked"
     agreed = "agrees" if report.large_agreed else "overrules it"
     seen = f"{report.kept_visual_tokens} of {report.visual_tokens} visual tokens"
+    if report.kept_tiles is not None and report.kept_tiles != report.tiles:
+        seen += f" in {report.kept_tiles} of {report.tiles} tiles"
     return f"{small}, below {report.threshold:g}: the large one, which is given {seen}, {agreed}"

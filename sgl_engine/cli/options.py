@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+GENERATED = "generated"
+"""What names drawn pages where a file of questions may be named."""
+
+
 def add_request(parser: argparse.ArgumentParser) -> None:
     """PICTURE, QUESTION and how long the answer may be."""
     parser.add_argument(

@@ -10,6 +10,7 @@ behind the first difference, so a seed gives the same answer with a draft as wit
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from sgl_engine.chat.text_stream import TextStream
+from sgl_engine.chat.text_stream import RunningText, TextStream
 from sgl_engine.decoding.choice import Chooser, Penalties
 from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.errors import InvalidRequestError, RequestError
@@ -132,7 +133,7 @@ class Answer:
         self._likeliest: list[tuple[tuple[int, float], ...]] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
-        self._text = TextStream(vlm.text, task.decoding.stop, with_calls=self._held is not None)
+        self._text = TextStream(RunningText(vlm.text), task.decoding.stop, with_calls=self._held is not None)
 
     def attempt(self, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns; None where it finds something wrong with the request, or where it was."""
@@ -291,6 +292,9 @@ class Draft:
         self.wrong = False
         self._next = self._earliest = 0
         self._right = len(tokens)
+        self._places: dict[int, list[int]] = {}  # token -> where in the draft it is, in order
+        for at, token in enumerate(self.tokens):
+            self._places.setdefault(token, []).append(at)
 
     def expected(self) -> list[int]:
         """What comes next, if the draft is right."""
@@ -305,9 +309,11 @@ class Draft:
             return
         self.wrong = True
         self._right = 0
+        places = self._places.get(token, [])
+        behind = bisect_left(places, self._next)
         # Never before what was right, so that nothing is accepted twice.
-        places = (at for at in range(self._earliest, len(self.tokens)) if self.tokens[at] == token)
-        self._next = 1 + min(places, key=lambda at: abs(at - self._next), default=self._next)
+        nearest = [at for at in places[max(0, behind - 1) : behind + 1] if at >= self._earliest]
+        self._next = 1 + min(nearest, key=lambda at: abs(at - self._next), default=self._next)
 
 
 def draft_tokens(

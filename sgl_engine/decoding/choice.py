@@ -109,9 +109,15 @@ _NOT_HONOURED = {
     "constraints": None,
     "stop_strings": None,
     "watermarking_config": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "max_time": None,
+    "token_healing": False,
 }
-"""What may stand in a generation_config.json and is not done here, with the value that says nothing. How
-tokens are sampled is missing: temperature and the like are the engine's settings, greedy by default."""
+"""What may stand in a generation_config.json and is not done here, with the value that says nothing. What the
+engine has settings for is missing: temperature and the like, greedy by default, and the longest answer."""
 _WARNED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
@@ -252,16 +258,19 @@ class _Counted:
     """
 
     def __init__(self, tokens: int, presence: float, frequency: float) -> None:
-        self._tokens = tokens
+        self._counted = tokens
         self._presence = presence
         self._frequency = frequency
+        self._counts: Tensor | None = None
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Ids (1, N) and scores (1, vocab) -> scores."""
-        counts = torch.zeros_like(scores)
-        said = ids[:, self._tokens :]
-        counts.scatter_add_(1, said, torch.ones_like(said, dtype=scores.dtype))
-        return scores - self._frequency * counts - self._presence * (counts > 0)
+        """Ids (1, N), which only grow, and scores (1, vocab) -> scores."""
+        if self._counts is None:
+            self._counts = torch.zeros_like(scores)
+        said = ids[:, self._counted :]
+        self._counted = ids.shape[1]
+        self._counts.scatter_add_(1, said, torch.ones_like(said, dtype=scores.dtype))
+        return scores - self._frequency * self._counts - self._presence * (self._counts > 0)
 
 
 def _warn(vlm: VLM) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from sgl_engine.chat.text_stream import HALF
+from sgl_engine.chat.text_stream import HALF, RunningText
 from sgl_engine.decoding.answer import Answer, Generation, TokenLogprob
 from sgl_engine.prompt.encoded import PromptBatch
 
@@ -145,11 +145,11 @@ def _valid(answers: Sequence[Answer]) -> int:
 
 def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]:
     """The answer token by token: what each adds to the text, and its log-probability."""
-    ids = generation.token_ids.tolist()
+    ids, text = generation.token_ids.tolist(), RunningText(vlm.text)
     likeliest = generation.likeliest or [()] * len(ids)
     tokens, sent = [], 0
     for count, (logprob, others) in enumerate(zip(generation.logprobs.tolist(), likeliest, strict=True), 1):
-        final = vlm.text(ids[:count])
+        final = text(ids[:count])
         if count < len(ids):
             final = final.rstrip(HALF)
         before = ids[max(0, count - 1 - _CONTEXT_TOKENS) : count - 1]

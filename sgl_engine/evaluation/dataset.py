@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sgl_engine import ConfigError, ImageSource
 from sgl_engine.demo.drawing import Box
-from sgl_engine.demo.pages import heldout_pages
+from sgl_engine.demo.pages.generator import heldout_pages
+from sgl_engine.evaluation.json_lines import BadLine, read_json_lines
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import DataRow
 
@@ -36,19 +36,6 @@ class DataSample:
     images: tuple[ImageSource, ...]
     names: tuple[str, ...] = ()
     evidence: tuple[Box, ...] | None = None
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line that is no row.
-
-    Attributes:
-        number: From 1.
-        problem: What is wrong with it.
-    """
-
-    number: int
-    problem: str
 
 
 class Data(Protocol):
@@ -216,17 +203,8 @@ class JsonLines:
                 remedy="Name a file with one JSON object a line.",
             ) from error
         kind = Line if answers == "required" else OpenLine
-        rows: list[tuple[DataRow, tuple[str, ...]]] = []
-        bad: list[BadLine] = []
-        for number, text in enumerate(content.decode(errors="replace").splitlines(), start=1):
-            if not text.strip():
-                continue
-            try:
-                line = kind.model_validate(json.loads(text))
-            except (ValidationError, ValueError) as error:
-                bad.append(BadLine(number, _explain(error)))
-                continue
-            rows.append((_row(len(rows), number, line), line.image))
+        lines, bad = read_json_lines(content, kind.model_validate)
+        rows = [(_row(index, number, line), line.image) for index, (number, line) in enumerate(lines)]
         if not rows:
             said = f" Line {bad[0].number}: {bad[0].problem}." if bad else ""
             known = "" if answers == "required" else "; answers may be left out"
@@ -266,14 +244,3 @@ def _row(index: int, number: int, line: OpenLine) -> DataRow:
         question=line.question,
         answers=line.answers,
     )
-
-
-def _explain(error: ValueError) -> str:
-    """Says in one line what is wrong, without pydantic's frame."""
-    if not isinstance(error, ValidationError):
-        return f"no JSON ({error})"
-    faults = [
-        ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))))
-        for each in error.errors(include_url=False)
-    ]
-    return "; ".join(faults)

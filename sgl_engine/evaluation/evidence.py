@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sgl_engine.evaluation.dataset import DataSample
+from sgl_engine import ImageSource
+from sgl_engine.demo.drawing import Box
 from sgl_engine.evaluation.records import Json
 from sgl_engine.prompt import EncodedPrompt, VisualSpan
 
@@ -27,16 +28,24 @@ Plans = Mapping[str, Mapping[str, "PruningPlan"]]
 """Ranker -> operating point -> plan."""
 
 
-def about_prompt(case: RankingCase, plans: Plans, sample: DataSample) -> Json:
+def about_prompt(
+    case: RankingCase, plans: Plans, images: Sequence[ImageSource], boxes: Sequence[Box] | None
+) -> Json:
     """Tells into how many grids the large model's pictures were cut, and the share of the evidence kept.
+
+    Args:
+        case: The question.
+        plans: What is kept.
+        images: Its pictures.
+        boxes: The evidence, in pixels of the only picture; None where nobody knows.
 
     Returns:
         "grids", and "evidence": ranker -> point -> share; None where there is none, or nobody knows.
     """
     found: Json = {"grids": len(case.large_prompt.spans), "evidence": None}
-    if sample.evidence:
-        picture: Image = sample.images[0]  # type: ignore[assignment]  # evidence comes with drawn pages only
-        shown = evidence_mask(sample.evidence, picture.size, case.large_prompt.spans)
+    if boxes:
+        picture: Image = images[0]  # type: ignore[assignment]  # evidence comes with drawn pages only
+        shown = evidence_mask(boxes, picture.size, case.large_prompt.spans)
         found["evidence"] = {
             ranker: {point: _kept(plan, case.large_prompt, shown) for point, plan in points.items()}
             for ranker, points in plans.items()
@@ -50,7 +59,7 @@ def _kept(plan: PruningPlan, prompt: EncodedPrompt, shown: npt.NDArray[np.bool_]
 
 
 def evidence_mask(
-    boxes: Sequence[tuple[int, int, int, int]], size: tuple[int, int], spans: Sequence[VisualSpan]
+    boxes: Sequence[Box], size: tuple[int, int], spans: Sequence[VisualSpan]
 ) -> npt.NDArray[np.bool_]:
     """Marks the visual tokens of one picture that show evidence, (V,), in prompt order.
 

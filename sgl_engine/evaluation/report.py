@@ -12,9 +12,9 @@ from typing import Any
 
 from sgl_engine import ConfigError
 from sgl_engine.demo.pages.generator import TRANSCRIPTION
-from sgl_engine.evaluation.dataset import BadLine
 from sgl_engine.evaluation.figures import save
 from sgl_engine.evaluation.intervals import Interval
+from sgl_engine.evaluation.json_lines import BadLine
 from sgl_engine.evaluation.records import BenchRecord, Json, Scored
 from sgl_engine.evaluation.report_figures import charts
 from sgl_engine.evaluation.sections import Section

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import Empty
+from typing import Any, TypeAlias
 
-from sgl_engine import ConfigError, SGLEngine
+from sgl_engine import ConfigError, SGLEngine, SGLError
 from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.records import BenchRecord
 from sgl_engine.evaluation.store import BenchModel, Manifest, Store
 from sgl_engine.evaluation.studies import STUDIES
 from sgl_engine.evaluation.systems import Systems, measure
 from sgl_engine.report import engine_version
+
+Begin: TypeAlias = Callable[[], tuple[SGLEngine, Data, Systems]]
+"""Loads what a process needs; picklable."""
+_LOOK_S = 5.0
+"""Seconds after which it is looked whether a process that says nothing is still there."""
 
 
 def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
@@ -93,3 +101,56 @@ def _attempt(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchRe
         return BenchRecord(row=sample.row, outcome=measure(engine, sample, systems))
     except Exception as error:  # noqa: BLE001 - whatever a model or a library throws, the next row goes on
         return BenchRecord(row=sample.row, error=f"{type(error).__name__}: {error}")
+
+
+def measured_by(begin: Begin, rows: Sequence[int], processes: int) -> Iterator[BenchRecord]:
+    """Measures rows in so many processes, each with models of its own; yields records as they come.
+
+    Raises:
+        SGLError: A process could not begin, or ended before its work did.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+    said: Any = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(begin, rows[number::processes], said), daemon=True)
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in rows:
+            yield _next(said, workers)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _next(said: Any, workers: Sequence[Any]) -> BenchRecord:
+    while True:
+        try:
+            found = said.get(timeout=_LOOK_S)
+        except Empty:
+            if failed := [worker for worker in workers if worker.exitcode]:
+                raise SGLError(
+                    f"A process of the run ended with code {failed[0].exitcode}.",
+                    remedy="Where memory was short, use fewer processes; what was done is kept.",
+                ) from None
+            continue
+        if isinstance(found, Exception):
+            raise found
+        return BenchRecord.model_validate_json(found)
+
+
+def _work(begin: Begin, rows: Sequence[int], said: Any) -> None:
+    """A process: its rows, one after the other."""
+    try:
+        engine, data, systems = begin()
+        for record in measured(engine, data, systems, rows):
+            said.put(record.model_dump_json())
+    except Exception as error:  # noqa: BLE001  # whatever it was, the run's own process says it
+        remedy = "Run with --processes 1 to see where."
+        told = SGLError(f"{type(error).__name__}: {error}", remedy=remedy)
+        said.put(error if isinstance(error, SGLError) else told)
+    except KeyboardInterrupt:  # the run's own process says that, too
+        pass

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgl_engine import ConfigError
+from sgl_engine.evaluation.json_lines import BadLine, mend_end, read_json_lines
 from sgl_engine.evaluation.records import BenchRecord
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ class Store:
         manifest: Of the run that is about to begin or to go on.
         overwrite: Throw away what another run has left there.
 
+    Attributes:
+        bad: Lines that were no records when ``records`` last read them.
+
     Raises:
         ConfigError: It holds records of another run, or cannot be written.
     """
@@ -96,6 +100,7 @@ class Store:
     def __init__(self, folder: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.bad: tuple[BadLine, ...] = ()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -136,28 +141,15 @@ class Store:
     def records(self) -> dict[int, BenchRecord]:
         """Reads what is recorded, by the row's number; the last record of a row counts.
 
-        A last line that was cut off, as by a power failure, is removed from the file.
-
-        Raises:
-            ConfigError: Another line is no record.
+        A last line that was cut off, as by a power failure, is removed from the file. Other lines that are no
+        records are left out, and listed in ``bad``: their rows are asked about again.
         """
         if not self._records.exists():
             return {}
-        content = self._records.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self._records, len(whole))
-        found = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = BenchRecord.model_validate_json(line)
-            except ValidationError as error:
-                raise ConfigError(
-                    f"{self._records}, line {number}, is no record.",
-                    remedy="Remove that line, or begin anew with --overwrite.",
-                ) from error
-            found[record.row.index] = record
-        return found
+        mend_end(self._records)
+        lines, bad = read_json_lines(self._records.read_bytes(), BenchRecord.model_validate)
+        self.bad = tuple(bad)
+        return {record.row.index: record for _, record in lines}
 
     def append(self, record: BenchRecord) -> None:
         """Adds a record; it is on the disk, whole, when this returns."""

@@ -33,7 +33,7 @@ from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass, 
 from sgl_engine.prompt import MAX_ROWS, resolve_images
 from sgl_engine.pruning import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.report import answer_flops, average_retention
+from sgl_engine.report import answer_flops, average_retention, seen_patches
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
     )
     return outcome.model_copy(
         update={
-            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample)}
+            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample.images, sample.evidence)}
             | {name: study(case, outcome) for name, study in STUDIES.items()}
         }
     )
@@ -140,7 +140,7 @@ def alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> Ben
 def _tflops(vlm: VLM, task: AnswerTask, result: LargePassResult) -> float:
     flops = answer_flops(
         vlm.shape,
-        patches=vlm.tower_patches(task.prompt),
+        patches=seen_patches(vlm, task.prompt, result.plan),
         prompt_tokens=len(task.prompt),
         output_tokens=len(result.generation),
         plan=result.plan,
@@ -245,5 +245,5 @@ def _run(
     return [answers[_key(plan)] for plan in plans]
 
 
-def _key(plan: PruningPlan) -> tuple[int, tuple[int, ...]]:
-    return plan.layer, tuple(plan.keep.tolist())
+def _key(plan: PruningPlan) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
+    return plan.layer, tuple(plan.keep.tolist()), plan.chosen_tiles

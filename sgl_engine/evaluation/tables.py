@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
 from sgl_engine.evaluation.threshold_sweep import NEVER
-from sgl_engine.rankers import DEFAULT_RANKER
+from sgl_engine.rankers.guided import DEFAULT_RANKER
 
 if TYPE_CHECKING:
     from sgl_engine.evaluation.summary import Summary, SystemSummary

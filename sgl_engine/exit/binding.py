@@ -61,6 +61,7 @@ class Binding(_BindingPart):
         pruning: Where the large model is pruned.
         scorer: What computes the small model's score.
         consistency_keep_ratio: Visual tokens that its consistency pass sees.
+        empty_answers: What becomes of empty answers; of files that do not say, they were scored.
     """
 
     small: ModelIdentity
@@ -68,6 +69,7 @@ class Binding(_BindingPart):
     pruning: PruningConfig
     scorer: str
     consistency_keep_ratio: float
+    empty_answers: str = "score"
 
     def differences(self, other: Binding) -> list[str]:
         """Lists what is not as here, in phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
@@ -88,6 +90,8 @@ class Binding(_BindingPart):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 found.append(f"exit.{name} is {theirs!r}, not {mine!r}")
+        if other.empty_answers == "score" != self.empty_answers:  # the other way round is the stricter one
+            found.append(f"exit.empty_answers is {other.empty_answers!r}, not {self.empty_answers!r}")
         return found
 
 
@@ -115,6 +119,7 @@ def bind(small: VLM, large: VLM, config: EngineConfig) -> Binding:
         pruning=config.pruning,
         scorer=config.exit.scorer or DEFAULT_SCORER,
         consistency_keep_ratio=config.exit.consistency_keep_ratio,
+        empty_answers=config.exit.empty_answers,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sgl_engine.config import GenerationConfig
+from sgl_engine.config import GenerationConfig, PictureConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Conditions, bind, digest
 from sgl_engine.exit.calibration_file import Calibration, load_calibration
@@ -106,6 +106,9 @@ def not_covered(conditions: Conditions, request: Request, asked: GenerationConfi
     } | {
         "the answer has stop strings": bool(request.stop),
         "tokens have a logit_bias": bool(request.logit_bias),
+        "its pictures are shown at a size of their own": (
+            any(getattr(request, name) is not None for name in PictureConfig.model_fields)
+        ),
         "tools may be called": bool(request.tools),
         "the answer has to satisfy a schema": request.response_schema is not None,
         f"it has {images} images, calibrated with {span}": not (

@@ -198,6 +198,21 @@ def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confid
     return Confidence(score=score(parts), parts=parts)
 
 
+def counts_as_empty(text: str, config: ExitConfig) -> bool:
+    """Whether an answer says nothing, and the configuration does not want such answers scored."""
+    return config.empty_answers == "escalate" and not text.strip()
+
+
+def score_answer(text: str, parts: Mapping[str, float], config: ExitConfig) -> Confidence:
+    """``score_parts`` by the configured scorer, but 0 for an answer that ``counts_as_empty``.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    confidence = score_parts(parts, config.scorer)
+    return replace(confidence, score=0.0) if counts_as_empty(text, config) else confidence
+
+
 ANSWER_SHARE = "answer_share"
 """What reports call the score of ``decision_confidence``."""
 

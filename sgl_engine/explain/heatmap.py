@@ -46,6 +46,7 @@ _SHADE: Final = (
     0.55  # how much of the picture's own light and dark shows through the heat, so that text stays
 )
 _DIMMED: Final = 0.5  # brightness of what is dropped
+_DARK: Final = 0.25  # of tiles that are left out
 _GAMMA: Final = 0.6  # attention is heavy-tailed: without it one spot would be red and the rest blank
 _MIN_PEAK: Final = 4.0  # times the average; on a shorter scale an even map would look hot
 _PEAK_QUANTILE: Final = 0.995  # one runaway token must not leave everything else blank
@@ -72,7 +73,7 @@ def draw_importance(
     Args:
         images: The request's pictures, in order; any PIL mode.
         importance: Mass per visual token, with the spans that say where each token lies.
-        plan: Outlines the visual tokens that it keeps and dims the others.
+        plan: Outlines the visual tokens that it keeps and dims the others; tiles that it leaves out are dark.
         question: For the caption.
         answer: For the caption.
         size: Pixels. Each picture's longer side is brought to at least this, and to at most twice this.
@@ -110,11 +111,13 @@ class _Layer:
         box: What it covers, in fractions of the picture.
         density: Attention relative to even attention, float64 (rows, cols).
         kept: With a plan: which cells it keeps, bool (rows, cols).
+        skipped: With a plan: which cells lie in tiles that are left out, bool (rows, cols).
     """
 
     box: Box
     density: Floats
     kept: Flags | None
+    skipped: Flags | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +127,7 @@ class _Panel:
     Attributes:
         picture: Enlarged or reduced, RGB.
         heat: Attention relative to even attention, float64 (height, width).
-        light: Brightness, 1 or ``_DIMMED``, float64 (height, width).
+        light: Brightness, 1, ``_DIMMED`` or ``_DARK``, float64 (height, width).
         outlines: Where kept cells border on others, int64 (N, 4): x0, y0, x1, y1 in pixels.
     """
 
@@ -138,6 +141,7 @@ def _layers(importance: ImportanceMap, plan: PruningPlan | None, num_pictures: i
     """The spans that lie over each picture."""
     even = max(float(importance.mass.nansum()) / max(num_pictures, 1), 1e-12)
     positions = None if plan is None else plan.keep.numpy()
+    left_out = np.array([] if plan is None else plan.skipped_positions)
     layers: list[list[_Layer]] = [[] for _ in range(num_pictures)]
     for span, grid in zip(importance.spans, importance.grids(), strict=True):
         if span.image >= num_pictures:
@@ -152,11 +156,12 @@ def _layers(importance: ImportanceMap, plan: PruningPlan | None, num_pictures: i
             )
         x0, y0, x1, y1 = span.box
         cell_area = (x1 - x0) * (y1 - y0) / len(span)
-        kept = None
+        kept = skipped = None
         if positions is not None:
-            kept = np.isin(np.array(span.positions), positions).reshape(span.grid)
+            own = np.array(span.positions)
+            kept, skipped = (np.isin(own, some).reshape(span.grid) for some in (positions, left_out))
         layers[span.image].append(
-            _Layer(span.box, np.nan_to_num(grid.double().numpy()) / (even * cell_area), kept)
+            _Layer(span.box, np.nan_to_num(grid.double().numpy()) / (even * cell_area), kept, skipped)
         )
     if plan is not None:
         _check_same_prompt(layers, plan)
@@ -176,15 +181,16 @@ def _panel(picture: Image.Image, layers: list[_Layer], size: int) -> _Panel:
     longer = max(picture.size)
     scale = min(max(longer, size), 2 * size) / longer
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    heat, seen = np.zeros((height, width)), np.zeros((height, width))
+    heat, seen, entering = (np.zeros((height, width)) for _ in range(3))
     outlines = [np.zeros((0, 4))]
     for layer in layers:
         _add(heat, layer.density, layer.box)
         if layer.kept is not None:
             _add(seen, layer.kept.astype(np.float64), layer.box)
+            _add(entering, 1.0 - np.asarray(layer.skipped), layer.box)
             outlines.append(_boundary(layer.kept, layer.box) * [width, height, width, height])
     planned = any(layer.kept is not None for layer in layers)
-    light = np.where((seen > 0) | (not planned), 1.0, _DIMMED)
+    light = np.where((seen > 0) | (not planned), 1.0, np.where(entering > 0, _DIMMED, _DARK))
     scaled = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     return _Panel(scaled, heat, light, np.concatenate(outlines).round().astype(np.int64))
 
@@ -300,4 +306,6 @@ def _draw_legend(framed: Image.Image, top: int, peak: float, plan: PruningPlan |
     left += font.getlength(text) + 30
     pen.rectangle((left, top, left + 13, top + 13), outline=_OUTLINE, width=3)
     text = f"kept from layer {plan.layer} on: {plan.kept_visual_tokens} of {plan.visual_tokens} visual tokens"
+    if plan.tiles is not None and plan.chosen_tiles is not None:
+        text += f", in {len(plan.chosen_tiles)} of {len(plan.tiles)} tiles"
     pen.text((left + 24, top - 3), text, fill=_INK, font=font)

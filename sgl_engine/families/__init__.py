@@ -14,7 +14,7 @@ from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, Tiles, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,7 @@ class Family(Protocol):
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
         needs_check: Whether ``sgl_engine.passes.exactness`` must have seen the loaded model work.
+        tile_axis: The axis of vision inputs along which the tiles of a picture lie, where it has several.
         looks_back_only: Whether no prompt token sees a later one, so that what layers compute of a
             prompt's prefix is the same whatever follows.
     """
@@ -50,6 +51,7 @@ class Family(Protocol):
     first_prunable_layer: int
     plane_adder: str | None
     needs_check: bool
+    tile_axis: int
     looks_back_only: bool
 
     def text_model(self, model: Any) -> PreTrainedModel:
@@ -98,20 +100,18 @@ class Family(Protocol):
         None where pictures cannot be told apart, or where a picture's features depend on the others.
         """
 
-    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
         """What the vision tower sees apart of a prompt's pictures; None where it sees each in one piece."""
 
-    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
-        """Runs tower and projector on some tiles alone.
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Vision inputs of some tiles alone, by their numbers in ``cut``; they lie along ``tile_axis``."""
 
-        Args:
-            model: The model.
-            inputs: The prompt's, all tiles among them.
-            tiles: Which ones, by their numbers in ``cut``.
-
-        Returns:
-            (number of tiles, tokens of a tile, width).
-        """
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """Runs tower and projector on such slices: (number of tiles, tokens of a tile, width)."""
 
     def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """One row per image token, as ``image_features`` returns them.

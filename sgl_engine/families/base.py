@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
-from sgl_engine.prompt.encoded import Box, PictureAxes, Tiles, VisualSpan
+from sgl_engine.prompt.encoded import Box, PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,17 +138,27 @@ class BaseFamily:
         """One entry per tile, tile after tile."""
         return axes_of_tiles(inputs, spans, self.tile_inputs, axis=self.tile_axis)
 
-    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
         """A tile per span, where the inputs hold one entry for each."""
         del model
         if axes_of_tiles(inputs, spans, self.tile_inputs, axis=self.tile_axis) is None:
             return None
-        return Tiles.of(spans)
+        return PromptTiles.of(spans)
 
-    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
-        """Tower and projector, on a slice of the inputs."""
-        chosen = {name: entries(inputs[name], tiles, self.tile_axis) for name in self.vision_inputs(inputs)}
-        return self.features(model, chosen).unflatten(0, (len(tiles), -1))
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their entries."""
+        del config
+        return {name: entries(inputs[name], tiles, self.tile_axis) for name in self.vision_inputs(inputs)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """Tower and projector, on these entries."""
+        tiles = slices[self.tile_inputs[0]].shape[self.tile_axis]
+        rows = self.features(model, slices)
+        return rows.reshape(tiles, -1, rows.shape[-1])
 
     def join_tiles(self, model: Any, inputs: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """One after the other."""

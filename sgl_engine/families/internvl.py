@@ -58,6 +58,8 @@ class InternVL(BaseFamily):
 
     def resize(self, config: PreTrainedConfig, images: Any, wanted: PictureConfig) -> None:
         """Fewer tiles; the whole picture beside them is one more."""
+        if not hasattr(images, "max_patches"):  # of a checkpoint whose processor cuts no tiles
+            return
         rows, cols = self.tile_grid(config)
         tile = images.size["height"] * images.size["width"]
         area = most_area(wanted, tile // (rows * cols))

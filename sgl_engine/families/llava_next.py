@@ -14,7 +14,7 @@ from sgl_engine.errors import ProcessorError
 from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, entries, flat, side
 from sgl_engine.families.llava import clip_shape
 from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, Tiles, VisualSpan
+from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,9 @@ class LlavaNext(BaseFamily):
         """Tiles, and the sizes of the images that they were cut from."""
         return {name: inputs[name] for name in ("pixel_values", "image_sizes")}
 
-    def cut(self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]) -> Tiles | None:
+    def cut(
+        self, model: Any, inputs: Mapping[str, Tensor], spans: Sequence[VisualSpan]
+    ) -> PromptTiles | None:
         """Read off the model's own stitching, by features that say which tile they are of."""
         import torch
 
@@ -107,17 +109,26 @@ class LlavaNext(BaseFamily):
         image = (on_cpu["input_ids"][0] == self.image_token_id(model.config)).nonzero()[:, 0]
         visual = torch.tensor([position for span in spans for position in span.positions])
         pictures = tuple(picture for picture, count in enumerate(counts) for _ in range(count))
-        return Tiles(pictures, made[torch.searchsorted(image, visual)].T)
+        return PromptTiles(pictures, made[torch.searchsorted(image, visual)].T)
 
-    def tile_features(self, model: Any, inputs: Mapping[str, Tensor], tiles: Sequence[int]) -> Tensor:
-        """As the model's own ``get_image_features``, before it stitches."""
+    def tile_slices(
+        self, config: PreTrainedConfig, inputs: Mapping[str, Tensor], tiles: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Their pixels."""
         import torch
 
-        config, core, pixels = model.config, model.model, inputs["pixel_values"]
+        pixels = inputs["pixel_values"]
         if pixels.ndim == 5:  # pictures of fewer tiles are padded
             counts = self._tile_counts(config, inputs)
             pixels = torch.cat([own[:count] for own, count in zip(pixels, counts, strict=True)])
-        states = core.vision_tower(entries(pixels, tiles), output_hidden_states=True, return_dict=True)
+        return {"pixel_values": entries(pixels, tiles)}
+
+    def tile_features(self, model: Any, slices: Mapping[str, Tensor]) -> Tensor:
+        """As the model's own ``get_image_features``, before it stitches."""
+        import torch
+
+        config, core = model.config, model.model
+        states = core.vision_tower(slices["pixel_values"], output_hidden_states=True, return_dict=True)
         wanted = config.vision_feature_layer
         layers = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         hidden = torch.cat([states.hidden_states[layer] for layer in layers], dim=-1)

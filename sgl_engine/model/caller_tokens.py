@@ -8,7 +8,8 @@ text, and the pieces are read again.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,10 +45,17 @@ class CallerTokenizer:
         own: The tokenizer.
         disguise: Shows the text.
         control: Ids that disguised text must not become.
+        turn: Entered while the tokenizer reads.
     """
 
-    def __init__(self, own: Any, disguise: Disguise, control: frozenset[int]) -> None:
-        self._own, self._disguise, self._control = own, disguise, control
+    def __init__(
+        self,
+        own: Any,
+        disguise: Disguise,
+        control: frozenset[int],
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._own, self._disguise, self._control, self._turn = own, disguise, control, turn
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
@@ -58,6 +66,10 @@ class CallerTokenizer:
         Raises:
             InvalidRequestError: Some control token cannot be avoided.
         """
+        with self._turn():
+            return self._tokens(text, settings)
+
+    def _tokens(self, text: str | Sequence[str], settings: Mapping[str, Any]) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
         shown = [self._disguise.show(each) for each in texts]
         if shown == texts:

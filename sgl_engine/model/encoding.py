@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
+from pydantic import ValidationError
 
 from sgl_engine.chat.template import render
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
@@ -20,7 +24,7 @@ from sgl_engine.errors import (
     UnsupportedImageError,
 )
 from sgl_engine.model.caller_tokens import CallerTokenizer
-from sgl_engine.model.store import known_pixels
+from sgl_engine.model.store import KnownPictures, ReuseStore
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths
@@ -42,16 +46,20 @@ def encode(
     """Loads the request's images, and turns messages into tokens and pixels; see ``VLM.encode``."""
     # Measured first: what cannot fit is not read, loaded or tokenized.
     check_lengths(request, limits, vlm.processor.tokenizer, vlm.context_tokens, vlm.name)
+    pictures = pictures_for(request, pictures)
     processor = resized(vlm.family, vlm.config, vlm.processor, pictures)
     shrink = partial(shrink_factor, vlm.family, vlm.config, processor)
     loaded = resolve_images(request, limits, shrink)
-    image_token = vlm.family.image_text(vlm.processor, vlm.config)
     check_wanted(request, "before the processor read it")
-    waiting = partial(check_wanted, request, "while the processor read another request")
-    # Tokenizers keep padding and truncation as state, so one thread at a time uses the processor.
-    with vlm.processing(waiting), known_pixels(processor, vlm.store, reuse):
-        inputs = process(processor, loaded, image_token=image_token)
-    prompt = wrap_inputs(vlm, processor, inputs, loaded_sizes(loaded))
+    inputs = process(
+        with_image_processor(
+            processor, vlm.store, reuse, partial(check_wanted, request, _WHILE_READ), request.cache_salt
+        ),
+        loaded,
+        image_token=vlm.family.image_text(vlm.processor, vlm.config),
+        turn=lambda: vlm.processing(partial(check_wanted, request, "while other requests were tokenized")),
+    )
+    prompt = replace(wrap_inputs(vlm, processor, inputs, loaded_sizes(loaded)), cache_salt=request.cache_salt)
     check_visual_tokens(prompt, pictures)
     return prompt
 
@@ -103,21 +111,30 @@ def check_inputs(inputs: Mapping[str, Tensor], context_tokens: int, name: str) -
         )
 
 
+_WHILE_READ = "while the processor read its images"
 _KEPT = 2  # Pillow's own measure for scaling in two steps (reducing_gap of its thumbnails)
 _FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 """What processors raise over inputs that they do not take."""
 
 
-def process(processor: Any, request: Request, *, image_token: str) -> dict[str, Tensor]:
+def process(
+    processor: Any,
+    request: Request,
+    *,
+    image_token: str,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Tensor]:
     """Chat template, then tokens and pixels: the model's keyword arguments, batch of one.
 
     The tokens are those of the processor's own ``apply_chat_template``, except that nothing which the caller
-    wrote becomes a control token or an image.
+    wrote becomes a control token or an image. Only tokenizing takes turns with other requests: the template
+    runs, and pictures are scaled and cut, side by side with theirs.
 
     Args:
-        processor: The model's processor.
+        processor: The model's processor, or a copy of it.
         request: Its images loaded (``sgl_engine.prompt.images.resolve_images``).
         image_token: What the template writes for an image, and the processor replaces.
+        turn: Entered while the tokenizer reads, as tokenizers keep padding and truncation as state.
 
     Raises:
         InvalidRequestError: The text cannot be kept apart from control tokens, or ``chat_template_kwargs``
@@ -128,7 +145,7 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
     prompt = render(processor, request, image_token=image_token)
     reader = copy.copy(processor)
     reader.tokenizer = CallerTokenizer(
-        processor.tokenizer, prompt.disguise, frozenset(prompt.control.values())
+        processor.tokenizer, prompt.disguise, frozenset(prompt.control.values()), turn
     )
     images = [part.source for part in request.images]
     # A template that writes the first token, and a tokenizer that adds it, would give two.
@@ -145,6 +162,71 @@ def process(processor: Any, request: Request, *, image_token: str) -> dict[str, 
             remedy="Check that its chat template has one image token for each image.",
         ) from error
     return dict(inputs)
+
+
+def with_image_processor(
+    processor: Any,
+    store: ReuseStore,
+    reuse: ReuseConfig,
+    still_wanted: Callable[[], None],
+    cache_salt: str | None = None,
+) -> Any:
+    """A copy of a processor whose image processor is one request's alone.
+
+    Args:
+        processor: A model's processor, which is left as it is.
+        store: That model's.
+        reuse: What may be kept of pictures, or known.
+        still_wanted: Called before every step of a picture; what it raises ends the work.
+        cache_salt: The request's.
+    """
+    own = getattr(processor, "image_processor", None)
+    if own is None:
+        return processor
+    mine, watched = copy.copy(processor), copy.copy(own)
+    # Image processors work through pictures one by one, or alike ones together, by methods of their own.
+    for name in _methods(own.__class__):
+        of = own if name.startswith("to_") else watched  # descriptions of itself have no place for functions
+        setattr(watched, name, _after(still_wanted, getattr(of, name)))
+    mine.image_processor = watched
+    if reuse.keeps_pixels:
+        mine.image_processor = KnownPictures(own, watched, store, reuse.max_bytes, still_wanted, cache_salt)
+    return mine
+
+
+@cache
+def _methods(kind: type) -> tuple[str, ...]:
+    names = (name for name in dir(kind) if not name.startswith("__"))
+    return tuple(name for name in names if inspect.isfunction(inspect.getattr_static(kind, name)))
+
+
+def _after(check: Callable[[], None], step: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*given: Any, **settings: Any) -> Any:
+        check()
+        return step(*given, **settings)
+
+    return checked
+
+
+def pictures_for(request: Request, configured: PictureConfig) -> PictureConfig:
+    """How large a request's pictures are shown to a model: its own wishes come first.
+
+    Raises:
+        InvalidRequestError: A wish that the configuration would not take either.
+    """
+    wishes = {
+        name: wish for name in PictureConfig.model_fields if (wish := getattr(request, name)) is not None
+    }
+    if not wishes:
+        return configured
+    try:
+        return PictureConfig(**{**configured.model_dump(), **wishes})
+    except ValidationError as error:
+        listed = ", ".join(f"{name}={wish!r:.60}" for name, wish in wishes.items())
+        raise InvalidRequestError(
+            f"The request's pictures cannot be shown with {listed} ({error.errors()[0]['msg']}).",
+            remedy="Use whole numbers from 1 on, min_pixels at most max_pixels; None is the engine's.",
+        ) from error
 
 
 def resized(family: Family, config: PreTrainedConfig, processor: Any, wanted: PictureConfig) -> Any:
@@ -181,7 +263,7 @@ def check_visual_tokens(prompt: EncodedPrompt, wanted: PictureConfig) -> None:
             raise ImageLimitError(
                 f"Image {image + 1} of {len(counts)} has {tokens} visual tokens, and its model shows it "
                 f"in no fewer; the limit is {wanted.max_visual_tokens}.",
-                remedy="Raise PictureConfig.max_visual_tokens, or use a model that scales pictures.",
+                remedy="Raise max_visual_tokens (Request, PictureConfig), or use another model.",
             )
 
 

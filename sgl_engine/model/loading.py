@@ -22,8 +22,8 @@ from sgl_engine.errors import (
     UnsafeWeightsError,
     UnsupportedModelError,
 )
-from sgl_engine.families import find_family
 from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
+from sgl_engine.model.checks import check_config, check_folder
 from sgl_engine.model.settings import (
     LoadSettings,
     check_settings,
@@ -36,7 +36,6 @@ from sgl_engine.prompt.sources import shorten
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -64,7 +63,7 @@ def load(path_or_hub_id: str | Path, settings: LoadSettings) -> LoadedModel:
     check_folder(source)
     with _bars_on_terminals_only():
         config = load_config(source, hub)
-        find_family(config, source)  # before gigabytes of weights are read
+        check_config(config, source)  # before gigabytes of weights are read
         processor = load_processor(source, **hub)
         check_parts(processor, source)
         model = load_model(source, config, hub=hub, more=of_the_weights(settings))
@@ -72,46 +71,6 @@ def load(path_or_hub_id: str | Path, settings: LoadSettings) -> LoadedModel:
         move(model, device)
     revision = getattr(config, "_commit_hash", None) or settings.get("revision")
     return LoadedModel(model, processor, source, revision)
-
-
-def check_folder(name: str) -> None:
-    """Says what is wrong with a local folder before transformers guesses.
-
-    Raises:
-        ModelNotFoundError: It is not there, or holds no model.
-        UnsafeWeightsError: It holds pickled weights only.
-        UnsupportedModelError: It holds an adapter to another model.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-            raise ModelNotFoundError(
-                f"There is no model folder {name}.",
-                remedy="Check the path, or give a hub id such as owner/name.",
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"The folder {name} holds no config.json.",
-            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
-        )
-    if (folder / "adapter_config.json").is_file():
-        # transformers would load the model that it names instead or, without peft, ignore the adapter.
-        raise UnsupportedModelError(
-            f"The folder {name} holds an adapter (adapter_config.json) to a model that lies elsewhere.",
-            remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    if pickled:
-        raise UnsafeWeightsError(
-            f"The folder {name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
-            remedy="If you trust them, load them with transformers and call model.save_pretrained(folder).",
-        )
-    raise ModelNotFoundError(
-        f"The folder {name} holds no weights (*.safetensors).", remedy="Save the model there first."
-    )
 
 
 def load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:

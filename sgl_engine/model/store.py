@@ -11,18 +11,14 @@ import copy
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 
-from sgl_engine.config import ReuseConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from sgl_engine.prompt.encoded import salted
 
 Kind = Literal["pixels", "features", "tiles", "prefix"]
 
@@ -156,49 +152,58 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-@contextmanager
-def known_pixels(processor: Any, store: ReuseStore, reuse: ReuseConfig) -> Iterator[None]:
-    """Within the context, pictures that ``processor`` was given before are not processed again.
+class KnownPictures:
+    """Stands in for an image processor, for one request: pictures that it was given before are looked up.
 
-    The caller holds the model's lock: the processor is changed for as long.
+    Nothing that requests share is changed but the store, so any number may process pictures side by side.
 
     Args:
-        processor: A model's processor.
-        store: That model's.
-        reuse: What may be kept.
+        own: The image processor.
+        process: What processes pictures in its place.
+        store: Its model's.
+        max_bytes: What that may hold (``ReuseConfig``).
+        still_wanted: Called before every picture; what it raises ends the work.
+        cache_salt: Only pictures that came with the same one are looked up.
     """
-    own = getattr(processor, "image_processor", None)
-    if own is None or not reuse.keeps_pixels:
-        yield
-        return
-    processor.image_processor = _Remembering(own, store, reuse.max_bytes)
-    try:
-        yield
-    finally:
-        processor.image_processor = own
 
-
-class _Remembering:
-    """Stands in for an image processor."""
-
-    def __init__(self, own: Any, store: ReuseStore, max_bytes: int) -> None:
-        self._own, self._store, self._max_bytes = own, store, max_bytes
+    def __init__(
+        self,
+        own: Any,
+        process: Callable[..., Any],
+        store: ReuseStore,
+        max_bytes: int,
+        still_wanted: Callable[[], None],
+        cache_salt: str | None,
+    ) -> None:
+        self._own, self._process, self._store = own, process, store
+        self._max_bytes, self._still_wanted, self._salt = max_bytes, still_wanted, cache_salt
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
 
     def __call__(self, images: Any, **settings: Any) -> Any:
+        """What the image processor returns."""
         pictures = _pictures(images)
         if pictures is None:
-            return self._own(images, **settings)
-        key = _key(self._own, images, pictures, settings)
+            return self._process(images, **settings)
+        key = self._key(images, pictures, settings)
         found = self._store.get("pixels", key)
         self._store.count("pixels", hits=int(found is not None), misses=int(found is None))
         if found is None:
-            found = self._own(images, **settings)
+            found = self._process(images, **settings)
             tensors = [value for value in found.values() if isinstance(value, Tensor)]
             self._store.put("pixels", key, copy.copy(found), tensors, max_bytes=self._max_bytes)
         return copy.copy(found)  # processors take entries out of it
+
+    def _key(self, images: Any, pictures: list[Image.Image], settings: Mapping[str, Any]) -> bytes:
+        """Digest of the pictures, how they are nested, and how they are processed."""
+        how = f"{self._own.to_json_string()} {sorted(settings.items())} {_nesting(images)}"
+        found = hashlib.sha256(how.encode())
+        for picture in pictures:
+            self._still_wanted()
+            found.update(f"{picture.mode} {picture.size} ".encode())
+            found.update(picture.tobytes())
+        return salted(found.digest(), self._salt)
 
 
 def _pictures(images: Any) -> list[Image.Image] | None:
@@ -213,15 +218,6 @@ def _pictures(images: Any) -> list[Image.Image] | None:
             return None
         found += part
     return found
-
-
-def _key(own: Any, images: Any, pictures: list[Image.Image], settings: Mapping[str, Any]) -> bytes:
-    """Digest of the pictures, how they are nested, and how they are processed."""
-    found = hashlib.sha256(f"{own.to_json_string()} {sorted(settings.items())} {_nesting(images)}".encode())
-    for picture in pictures:
-        found.update(f"{picture.mode} {picture.size} ".encode())
-        found.update(picture.tobytes())
-    return found.digest()
 
 
 def _nesting(images: Any) -> str:

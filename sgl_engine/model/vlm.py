@@ -106,7 +106,7 @@ class VLM:
 
     @contextmanager
     def processing(self, still_wanted: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """As ``exclusive``, for the processor alone: requests are read while the model runs others."""
+        """As ``exclusive``, for the tokenizer alone: requests are read while the model runs others."""
         with self._processor_lock.held(still_wanted):
             yield
 

@@ -46,6 +46,7 @@ class Reused:
 NOTHING_REUSED = Reused()
 
 _MOST_TOGETHER = 8  # pictures in one pass; more hold more memory and gain little
+_MOST_TILES = 4 * _MOST_TOGETHER
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def embed_pictures(
     prompt: EncodedPrompt,
     reuse: ReuseConfig = NO_REUSE,
     *,
-    computed: Mapping[bytes, Tensor] = MappingProxyType({}),
+    computed: Mapping[Hashable, Tensor] = MappingProxyType({}),
 ) -> EmbeddedPrompt:
     """Embeds a prompt as ``vlm.embed`` does, from known features; unknown pictures are run in one pass.
 
@@ -80,15 +81,15 @@ def embed_pictures(
         vlm: The model.
         prompt: Encoded by it.
         reuse: What may be kept.
-        computed: Digest -> features of pictures that ``run_towers`` has run for this call. They are used if
-            they are all that is missing; else the tower runs on everything that is.
+        computed: What ``run_towers`` has run for this call. Pictures are used if they are all that is
+            missing; else the tower runs on everything that is.
 
     Raises:
         InvalidRequestError: The images do not give one feature for each image token.
     """
     part = prompt.part or _known_in_tiles(vlm, prompt, reuse)
     if part is not None:
-        return _embed_part(vlm, prompt, part, reuse)
+        return _embed_part(vlm, prompt, part, reuse, computed)
     if not (reuse.keeps_features and prompt.spans and prompt.picture_digests):
         return EmbeddedPrompt(vlm.embed(prompt), vlm.tower_patches(prompt))
     with vlm.exclusive():
@@ -131,30 +132,35 @@ def _known_in_tiles(vlm: VLM, prompt: EncodedPrompt, reuse: ReuseConfig) -> Prom
     if not any(vlm.store.holds("tiles", key) for key in _keys(vlm, prompt)):
         return None
     tiles = prompt.tiles
-    return tiles and PromptPart(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
+    if tiles is None:
+        return None
+    return PromptPart(prompt, torch.arange(len(prompt)), tiles, tuple(range(len(tiles))))
 
 
 @torch.inference_mode()
-def _embed_part(vlm: VLM, prompt: EncodedPrompt, part: PromptPart, reuse: ReuseConfig) -> EmbeddedPrompt:
+def _embed_part(
+    vlm: VLM, prompt: EncodedPrompt, part: PromptPart, reuse: ReuseConfig, computed: Mapping[Hashable, Tensor]
+) -> EmbeddedPrompt:
     """Embeds what is left of a prompt; the tower runs on its tiles that are not known."""
     with vlm.exclusive():
         pictures = _pictures_of(vlm, part, reuse)
-        missing = [tile for picture in pictures for tile in picture.missing]
-        features: Sequence[Tensor] = ()
-        if missing:
-            features = vlm.family.tile_features(vlm.model, part.whole.inputs, missing).unbind()
-        run = dict(zip(missing, features, strict=True))
-        rows = torch.cat([picture.rows(vlm, run, reuse) for picture in pictures])
+        missing = {tile: name for picture in pictures for tile, name in picture.missing.items()}
+        features = {tile: computed[name] for tile, name in missing.items() if name in computed}
+        left = [tile for tile in missing if tile not in features]
+        if left:
+            slices = vlm.family.tile_slices(vlm.config, part.whole.inputs, left)
+            features |= dict(zip(left, vlm.family.tile_features(vlm.model, slices), strict=True))
+        rows = torch.cat([picture.rows(vlm, features, reuse) for picture in pictures])
     misses = sum(bool(picture.missing) for picture in pictures)
     vlm.store.count("features", hits=len(pictures) - misses, misses=misses)
     is_image = part.whole.input_ids[0] == vlm.family.image_token_id(vlm.config)
     check_features(rows, int(is_image.sum()))
-    left = torch.zeros_like(is_image)
-    left[part.columns.to(left.device)] = True
+    stays = torch.zeros_like(is_image)
+    stays[part.columns.to(stays.device)] = True
     # Every tile is the same square, and so takes the same patches.
     patches = vlm.tower_patches(part.whole)[:1] * len(missing)
     return EmbeddedPrompt(
-        vlm.merge(prompt, rows[left[is_image].to(rows.device)]), patches, len(pictures) - misses
+        vlm.merge(prompt, rows[stays[is_image].to(rows.device)]), patches, len(pictures) - misses
     )
 
 
@@ -168,7 +174,8 @@ class _TiledPicture:
         tiles: Numbers of its tiles in the prompt.
         whole: Features of all of it, one row per image token, where these are known.
         known: Number of a tile in the picture -> its features (tokens of a tile, width).
-        missing: Numbers in the prompt of the tiles that the tower has to run on.
+        missing: Numbers in the prompt of the tiles that the tower has to run on, and what they are called
+            whatever prompt they are in.
     """
 
     key: _Key | None
@@ -176,7 +183,7 @@ class _TiledPicture:
     tiles: Sequence[int]
     whole: Tensor | None
     known: Mapping[int, Tensor]
-    missing: Sequence[int]
+    missing: Mapping[int, Hashable]
 
     def rows(self, vlm: VLM, run: Mapping[int, Tensor], reuse: ReuseConfig) -> Tensor:
         """Joins known tiles and those that the tower has run on, and keeps them; rows of others are blank."""
@@ -196,22 +203,22 @@ def _pictures_of(vlm: VLM, part: PromptPart, reuse: ReuseConfig) -> list[_TiledP
     """Looks up what is known of a part's pictures."""
     whole, chosen, pictures = part.whole, set(part.chosen), []
     inputs = split_pictures(whole.inputs, whole.picture_axes)
-    keys: list[_Key | None] = [*_keys(vlm, whole)] if reuse.keeps_features else [None] * len(inputs)
+    keys: Sequence[_Key | None] = _keys(vlm, whole) if reuse.keeps_features else [None] * len(inputs)
     for key, given, tiles in zip(keys, inputs, part.tiles.by_picture(len(inputs)), strict=True):
         rows = None if key is None else vlm.store.get("features", key)
         known = {} if key is None or rows is not None else vlm.store.get("tiles", key) or {}
-        missing = [tile for at, tile in enumerate(tiles) if tile in chosen and at not in known]
-        missing = missing if rows is None else []
+        missing = {tile: (key, at) for at, tile in enumerate(tiles) if tile in chosen and at not in known}
+        missing = missing if rows is None else {}
         pictures.append(_TiledPicture(key, given, tiles, rows, known, missing))
     return pictures
 
 
 @torch.inference_mode()
-def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[bytes, Tensor]:
+def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[Hashable, Tensor]:
     """Runs pictures of several prompts through the vision tower together, in few passes.
 
-    Only prompts of one unknown picture each take part, and only with others of the same shape. What is left
-    out here, or fails, is left to ``embed_pictures``.
+    Only prompts of one unknown picture each take part, and only with others of the same shape; and all tiles
+    of prompts without some of their tiles. What is left out here, or fails, is left to ``embed_pictures``.
 
     Args:
         vlm: The model.
@@ -219,8 +226,41 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
         reuse: What may be kept; where features are not, nothing is run here.
 
     Returns:
-        Digest -> features (V, width) of each picture that was run.
+        Digest -> features (V, width) of each picture that was run, and what a tile is called -> its features
+        (tokens of a tile, width).
     """
+    found = _run_pictures(vlm, prompts, reuse)
+    parts = [prompt.part for prompt in prompts if prompt.part is not None]
+    return found | _run_tiles(vlm, parts, reuse) if reuse.keeps_features and len(parts) > 1 else found
+
+
+def _run_tiles(vlm: VLM, parts: Sequence[PromptPart], reuse: ReuseConfig) -> dict[Hashable, Tensor]:
+    """Runs the tower on what is not known of several prompts' tiles."""
+    family, found = vlm.family, dict[Hashable, Tensor]()
+    alike: dict[Hashable, dict[Hashable, Mapping[str, Tensor]]] = {}
+    for part in parts:
+        for picture in _pictures_of(vlm, part, reuse):
+            for tile, name in picture.missing.items():
+                slices = family.tile_slices(vlm.config, part.whole.inputs, [tile])
+                shapes = tuple((key, value.shape) for key, value in sorted(slices.items()))
+                alike.setdefault(shapes, {})[name] = slices
+    for of_shape in alike.values():
+        left = list(of_shape.items())
+        while left:
+            together, left = left[:_MOST_TILES], left[_MOST_TILES:]
+            joined = {
+                name: torch.cat([slices[name] for _, slices in together], dim=family.tile_axis)
+                for name in together[0][1]
+            }
+            # If this fails, some picture may be at fault: which one shows when each is run by itself.
+            with suppress(Exception), vlm.exclusive():
+                features = family.tile_features(vlm.model, joined)
+                found |= dict(zip((name for name, _ in together), features, strict=True))
+    return found
+
+
+def _run_pictures(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -> dict[Hashable, Tensor]:
+    """Runs the tower on unknown pictures of prompts that have one each; digest -> features."""
     alike: dict[Hashable, dict[bytes, EncodedPrompt]] = {}
     for prompt in prompts:
         axes = prompt.picture_axes
@@ -233,7 +273,7 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
                 (name, axis, prompt.inputs[name].shape) for name, (axis, _) in sorted(axes.items())
             )
             alike.setdefault(shapes, {})[digest] = prompt
-    found: dict[bytes, Tensor] = {}
+    found: dict[Hashable, Tensor] = {}
     for of_shape in alike.values():
         left = list(of_shape.items())
         while len(left) > 1:  # a single one gains nothing from being run here
@@ -244,7 +284,7 @@ def run_towers(vlm: VLM, prompts: Sequence[EncodedPrompt], reuse: ReuseConfig) -
     return found
 
 
-def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[bytes, Tensor]:
+def _run_together(vlm: VLM, prompts: Mapping[bytes, EncodedPrompt]) -> dict[Hashable, Tensor]:
     """Runs the tower once on pictures of one shape, each the only one of its prompt; digest -> features."""
     token, axes = vlm.family.image_token_id(vlm.config), next(iter(prompts.values())).picture_axes
     assert axes is not None

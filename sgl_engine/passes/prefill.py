@@ -17,7 +17,7 @@ from sgl_engine.config import ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask
 from sgl_engine.passes.pictures import EmbeddedPrompt, embed_pictures, run_towers
 from sgl_engine.passes.prefixes import KnownPrefix, find_prefixes
-from sgl_engine.prompt.encoded import MAX_ROWS, EncodedPrompt, PromptBatch, Tiles, most_rows
+from sgl_engine.prompt.encoded import MAX_ROWS, EncodedPrompt, PromptBatch, PromptTiles, most_rows
 from sgl_engine.pruning.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def takes_padding(vlm: VLM) -> bool:
     return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_check
 
 
-def find_tiles(vlm: VLM, prompt: EncodedPrompt) -> Tiles | None:
+def find_tiles(vlm: VLM, prompt: EncodedPrompt) -> PromptTiles | None:
     """Finds the tiles of which some can be left out of a prompt, exactly as if they had been masked.
 
     None where no picture comes in several. Also where masks do not decide who sees what (``takes_padding``),

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from sgl_engine.model.vlm import VLM
 
-_Key: TypeAlias = tuple[int, torch.dtype, torch.device, bytes]
-"""Layers that see the whole prefix, how and where they compute, and a digest of pictures and tokens."""
+_Key: TypeAlias = tuple[int, torch.dtype, torch.device, str | None, bytes]
+"""Layers that see the whole prefix, how and where they compute, for which salt, and a digest of pictures and
+tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,10 @@ class _Prefix:
         count = min(len(self), limit)
         # Tokens are the same where both their ids and their rotary positions are.
         same = self.input_ids[:count] == prompt.input_ids[0, :count].cpu()
-        theirs = _positions(prompt, count)
-        if len(theirs) != len(self.positions):
+        positions = _positions(prompt, count)
+        if len(positions) != len(self.positions):
             return 0
-        same &= (self.positions[:, :count] == theirs).all(dim=0)
+        same &= (self.positions[:, :count] == positions).all(dim=0)
         common = count if bool(same.all()) else int(same.int().argmin())
         # All image tokens have one id, so pictures are compared by their digests.
         starts = _picture_starts(prompt)
@@ -95,6 +96,16 @@ class _Prefix:
                 common = min(common, start)
         # A window that has moved on, or a recurrent state, cannot be taken back: all of it fits, or nothing.
         return common if common == len(self) or _can_be_cut(self.layers) else 0
+
+    def cut(self, vlm: VLM, tokens: int) -> _Prefix:
+        """Returns the first ``tokens`` tokens of it, views of the same tensors."""
+        return _Prefix(
+            input_ids=self.input_ids[:tokens],
+            positions=self.positions[:, :tokens],
+            pictures=self.pictures,
+            layers=tuple(_cache(vlm, self.layers, tokens).layers[: len(self.layers)]),
+            lower=None if self.lower is None else self.lower.cut(tokens),
+        )
 
     def tensors(self) -> Iterator[Tensor]:
         """Yields all tensors that the entry holds, for the store to count their bytes."""
@@ -195,7 +206,7 @@ def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> _Key:
     found.update(prompt.input_ids[0, :end].cpu().numpy().tobytes())
     if prompt.positions is not None:
         found.update(prompt.positions[:, 0, :end].cpu().numpy().tobytes())
-    return layers, vlm.model.dtype, vlm.device, found.digest()
+    return layers, vlm.model.dtype, vlm.device, prompt.cache_salt, found.digest()
 
 
 def _find_or_compute(
@@ -210,8 +221,9 @@ def _find_or_compute(
     # Every entry is tried, not only the one under this key: prompts may share a beginning, as those of one
     # conversation do, and differ after that.
     for other, entry in vlm.store.items("prefix"):
-        # Only of the same layers, dtype and device; else the same tokens have other keys and values.
-        if isinstance(other, tuple) and other[:3] == key[:3]:
+        # Only of the same layers, dtype and device; else the same tokens have other keys and values. And only
+        # of the same salt, for text that stands before the first picture.
+        if isinstance(other, tuple) and other[:4] == key[:4]:
             tokens = entry.common_tokens(prompt, end)
             # The longest; what is too short is not worth the copy.
             if tokens > common and tokens >= reuse.min_prefix_tokens:
@@ -222,6 +234,8 @@ def _find_or_compute(
     vlm.store.count("prefix", hits=int(common > 0), misses=int(common == 0))
     if prefix is not None and common == len(prefix) == end:
         return prefix, common  # exactly this prefix: nothing to compute, nothing new to keep
+    if prefix is not None and common == end:
+        return prefix.cut(vlm, end), common  # all of it is the beginning of what is kept
     # Begin where the known tokens end; a longer entry is cut there. The result is an entry of its own.
     prefix = _compute(vlm, prompt, embeddings[:, common:end], key[0], prefix, common)
     vlm.store.put("prefix", key, prefix, prefix.tensors(), max_bytes=reuse.max_bytes)

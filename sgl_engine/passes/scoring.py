@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,19 +23,22 @@ from transformers.cache_utils import DynamicLayer
 from sgl_engine.attention.capture import capture_attention
 from sgl_engine.attention.importance import AttentionSums, ImportanceMap, importance_map
 from sgl_engine.attention.recorder import AttentionRecorder
+from sgl_engine.chat.caller_text import Disguise
+from sgl_engine.chat.template import control_tokens
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import (
     InvalidRequestError,
     PromptTooLongError,
     UnsupportedModelError,
 )
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.passes.pictures import NOTHING_REUSED, Reused, embed_pictures
 from sgl_engine.passes.prefill import Prefiller
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.prompt.texts import is_text
+from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
-from sgl_engine.request import Decoding, check_wanted
+from sgl_engine.request import Decoding, Request, check_wanted
 from sgl_engine.serving.job import finish
 
 if TYPE_CHECKING:
@@ -83,7 +86,8 @@ def stream_scoring_pass(
         reuse: What may be kept for, or known from, another request.
 
     Raises:
-        InvalidRequestError: No answers, an empty one, or one with a control token of the model in it.
+        InvalidRequestError: No answers, an empty one, or one with a control token that the model's tokenizer
+            cannot read as text.
         PromptTooLongError: An answer does not fit the context.
         DeadlineError: The deadline passed.
         RequestCancelledError: The answer is not wanted any more.
@@ -95,7 +99,8 @@ def stream_scoring_pass(
     guide = guide and bool(prompt.spans)
     assert not (guide and scoring.plan.prunes), "attention is read unpruned"
     with scoring.held("before the answers were scored"):
-        tokens = [_tokenize(vlm, answer) for answer in check_answers(answers)]
+        waiting = partial(check_wanted, decoding, "while the answers were tokenized")
+        tokens = [_tokenize(vlm, answer, waiting) for answer in check_answers(answers)]
         _check_model(vlm, prompt, tokens)
         scoring.prefill(Prefiller(vlm, reuse), guide=guide)
     yield
@@ -126,7 +131,7 @@ class _Scoring:
     @contextmanager
     def held(self, where: str) -> Iterator[None]:
         """Holds the model for one step, as long as the scores are wanted."""
-        # Alone, for two reasons: tokenizers have state, and hooks must see this request only.
+        # Alone, as hooks must see this request only.
         check_wanted(self._decoding, where)
         with self._vlm.exclusive(partial(check_wanted, self._decoding, where)):
             yield
@@ -209,7 +214,7 @@ def _importance(
     return importance_map(sums, prompt.spans)
 
 
-def check_answers(answers: Sequence[str]) -> Sequence[str]:
+def check_answers(answers: Any) -> Sequence[str]:
     """Returns the answers, if they can be scored.
 
     Raises:
@@ -222,22 +227,28 @@ def check_answers(answers: Sequence[str]) -> Sequence[str]:
             f"The answers to score are {answers!r:.200}; at least one is needed, and none may be empty.",
             remedy="Give a list of the texts that are to be compared.",
         )
-    return answers
+    return list(answers)
 
 
-def _tokenize(vlm: VLM, answer: str) -> list[int]:
-    """Splits ``answer`` into tokens as the model itself would write it, at the beginning of its message."""
-    tokenizer = vlm.processor.tokenizer
-    ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    # A control token would end the answer, or begin another message, instead of being read as text.
-    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-    control = {*tokenizer.all_special_ids, *added}.intersection(ids)
-    if control:
-        raise InvalidRequestError(
-            f"The answer {answer!r} contains {tokenizer.decode([min(control)])!r}, "
-            "which is a control token of the model.",
-            remedy="Remove it, or write it with a space inside.",
-        )
+def _tokenize(vlm: VLM, answer: str, still_wanted: Callable[[], None]) -> list[int]:
+    """Splits ``answer`` into tokens as text: what spells a control token is no control token."""
+    processor = vlm.processor
+    check_context(
+        Request.ask(answer),
+        processor.tokenizer,
+        context_tokens=vlm.context_tokens,
+        name=vlm.name,
+        still_wanted=still_wanted,
+    )
+    control = control_tokens(processor)
+    disguise = Disguise(control, [answer])
+    reader = CallerTokenizer(
+        processor.tokenizer,
+        disguise,
+        frozenset(control.values()),
+        lambda: vlm.processing(still_wanted),
+    )
+    ids: list[int] = reader(disguise.hide(answer), add_special_tokens=False)["input_ids"]
     return ids
 
 

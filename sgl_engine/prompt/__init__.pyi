@@ -4,6 +4,8 @@ from .encoded import (
     EncodedPrompt as EncodedPrompt,
     PictureAxes as PictureAxes,
     PromptBatch as PromptBatch,
+    PromptPart as PromptPart,
+    PromptTiles as PromptTiles,
     VisualSpan as VisualSpan,
 )
 from .formats import open_picture as open_picture

@@ -65,12 +65,13 @@ class EncodedPrompt:
         input_ids: int64 (B, S).
         spans: The visual tokens, in prompt order; image-token positions only, never the text between images.
         positions: int64 (axes, B, S), positions for rotary embeddings that see an image in two dimensions;
-            None where tokens are simply numbered.
+            one axis where tokens are left out; None where they are simply numbered.
         picture_axes: Where each picture lies in the inputs (``PictureAxes``); None where pictures cannot
             be told apart there.
         cut: Tells in which tiles the vision tower sees the pictures (``tiles``).
         part: Where the tokens of some tiles are left out (``leave_out``): of which prompt, and what is left.
             Then ``inputs`` are those of the text alone.
+        cache_salt: Prompts of other salts are none of its business (``Request.cache_salt``).
     """
 
     inputs: Mapping[str, Tensor]
@@ -78,8 +79,9 @@ class EncodedPrompt:
     spans: tuple[VisualSpan, ...]
     positions: Tensor | None = None
     picture_axes: PictureAxes | None = None
-    cut: Callable[[], Tiles | None] = lambda: None
+    cut: Callable[[], PromptTiles | None] = lambda: None
     part: PromptPart | None = None
+    cache_salt: str | None = None
 
     def __len__(self) -> int:
         """S, the number of prompt tokens."""
@@ -96,7 +98,7 @@ class EncodedPrompt:
         return tuple(position for span in self.spans for position in span.positions)
 
     @cached_property
-    def tiles(self) -> Tiles | None:
+    def tiles(self) -> PromptTiles | None:
         """What the vision tower sees apart; None where that is not known. Computed when first asked for."""
         return self.cut()
 
@@ -105,11 +107,12 @@ class EncodedPrompt:
         """Of each picture as the model is given it, or of all together; computed when first asked for."""
         if self.part is not None:
             return self.part.whole.picture_digests  # which of its tiles are there, positions tell
-        return picture_digests(self.inputs, self.picture_axes)
+        digests = picture_digests(self.inputs, self.picture_axes)
+        return tuple(salted(digest, self.cache_salt) for digest in digests)
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class PromptTiles:
     """The pieces in which the vision tower sees a prompt's pictures, in the order in which it takes them.
 
     Attributes:
@@ -126,7 +129,7 @@ class Tiles:
         return len(self.pictures)
 
     @classmethod
-    def of(cls, spans: Sequence[VisualSpan]) -> Tiles:
+    def of(cls, spans: Sequence[VisualSpan]) -> PromptTiles:
         """A tile for each span."""
         sizes = torch.tensor([len(span) for span in spans])
         tile = torch.arange(len(spans)).repeat_interleave(sizes)
@@ -139,11 +142,8 @@ class Tiles:
 
     def by_picture(self, pictures: int) -> list[list[int]]:
         """Numbers of the tiles of each picture; of all together, where pictures cannot be told apart."""
-        if pictures == 1:
-            return [list(range(len(self)))]
-        return [
-            [tile for tile, own in enumerate(self.pictures) if own == picture] for picture in range(pictures)
-        ]
+        of_tiles = self.pictures if pictures > 1 else (0,) * len(self)
+        return [[tile for tile, of in enumerate(of_tiles) if of == own] for own in range(pictures)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class PromptPart:
 
     whole: EncodedPrompt
     columns: Tensor
-    tiles: Tiles
+    tiles: PromptTiles
     chosen: tuple[int, ...]
 
 
@@ -173,6 +173,7 @@ def leave_out(part: PromptPart) -> EncodedPrompt:
         spans=_spans_of(part),
         positions=columns[None, None] if positions is None else positions[..., columns],
         part=part,
+        cache_salt=whole.cache_salt,
     )
 
 
@@ -183,8 +184,7 @@ def _spans_of(part: PromptPart) -> tuple[VisualSpan, ...]:
     for span in part.whole.spans:
         left = [column[position] for position in span.positions if position in column]
         if len(left) == len(span):
-            moved = span.stop - span.start
-            spans.append(replace(span, start=left[0], stop=left[0] + moved))
+            spans.append(replace(span, start=left[0], stop=left[0] + span.stop - span.start))
             continue
         starts = [at for at, before in zip(left, [-2, *left], strict=False) if at != before + 1]
         for start, after in pairwise([*starts, len(column)]):
@@ -213,6 +213,11 @@ def picture_digests(inputs: Mapping[str, Tensor], axes: PictureAxes | None) -> t
         axes: Where each picture lies in it; None gives one digest for all pictures together.
     """
     return tuple(_digest(part) for part in split_pictures(inputs, axes))
+
+
+def salted(digest: bytes, salt: str | None) -> bytes:
+    """A digest of 32 bytes as prompts of one salt have it; without a salt, the digest itself."""
+    return digest if salt is None else hashlib.sha256(digest + salt.encode()).digest()
 
 
 def split_pictures(inputs: Mapping[str, Tensor], axes: PictureAxes | None) -> list[dict[str, Tensor]]:

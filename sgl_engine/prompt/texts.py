@@ -123,6 +123,10 @@ _FIELDS: dict[str, tuple[_Fits, str]] = {
         lambda count: isinstance(count, Integral) and not _is_flag(count) and 0 <= int(count) <= 20,
         "an integer from 0 to 20",
     ),
+    "cache_salt": (
+        _or_none(lambda salt: is_text(salt) and bool(salt)),
+        "a string that is not empty, or None for what all requests without one share",
+    ),
     "response_schema": (_or_none(_is_json), "a JSON schema as a dict, or None"),
     "chat_template_kwargs": (
         _or_none(lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given)),

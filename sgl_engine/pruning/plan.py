@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.errors import ConfigError
-from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, Tiles, VisualSpan, leave_out
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptPart, PromptTiles, VisualSpan, leave_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class PruningPlan:
     kept_visual_tokens: int
     keep_ratio: float
     spans: tuple[VisualSpan, ...] = ()
-    tiles: Tiles | None = None
+    tiles: PromptTiles | None = None
     chosen_tiles: tuple[int, ...] | None = None
 
     @property
@@ -62,6 +62,15 @@ class PruningPlan:
             return self.visual_tokens
         return int(self.tiles.made_of(self.chosen_tiles).sum())
 
+    @cached_property
+    def skipped_positions(self) -> tuple[int, ...]:
+        """Prompt positions of the visual tokens that enter no layer, ascending."""
+        if self.tiles is None or self.chosen_tiles is None:
+            return ()
+        enters = self.tiles.made_of(self.chosen_tiles).tolist()
+        positions = (position for span in self.spans for position in span.positions)
+        return tuple(position for position, left in zip(positions, enters, strict=True) if not left)
+
     def enter(self, prompt: EncodedPrompt) -> tuple[EncodedPrompt, PruningPlan]:
         """Takes the tiles that are left out from the plan's prompt: returns the rest, and the plan for it.
 
@@ -70,8 +79,7 @@ class PruningPlan:
         if self.tiles is None or self.chosen_tiles is None:
             return prompt, self
         enters = torch.ones(len(prompt), dtype=torch.bool)
-        visual = torch.tensor(prompt.visual_positions, dtype=torch.int64)
-        enters[visual[~self.tiles.made_of(self.chosen_tiles)]] = False
+        enters[list(self.skipped_positions)] = False
         columns = enters.nonzero()[:, 0]
         left = leave_out(PromptPart(prompt, columns, self.tiles, self.chosen_tiles))
         return left, replace(
@@ -102,7 +110,7 @@ def plan_pruning(
     *,
     layer: int,
     keep_ratio: float,
-    tiles: Tiles | None = None,
+    tiles: PromptTiles | None = None,
     top_tokens: int | None = None,
 ) -> PruningPlan:
     """Plans to keep all text and the most important visual tokens. Pure.
@@ -133,7 +141,7 @@ def plan_pruning(
     ranking = torch.sort(mass, descending=True, stable=True).indices
     chosen = None
     if tiles is not None and top_tokens is not None:
-        chosen = _choose_tiles(tiles, ranking, top_tokens)
+        chosen = choose_tiles(tiles, ranking, top_tokens)
         # As many as without: so what is not spent on tiles that nobody looked at goes to the others.
         seen = tiles.made_of(chosen)[ranking]
         ranking = torch.cat((ranking[seen], ranking[~seen]))
@@ -155,8 +163,8 @@ def plan_pruning(
     )
 
 
-def _choose_tiles(tiles: Tiles, ranking: Tensor, top_tokens: int) -> tuple[int, ...]:
-    """Chooses the tiles that hold one of the first tokens of the ranking, picture by picture.
+def choose_tiles(tiles: PromptTiles, ranking: Tensor, top_tokens: int) -> tuple[int, ...]:
+    """Chooses the tiles that hold one of the first tokens of a ranking (V,), picture by picture. Pure.
 
     Not by their sums: attention also goes to places, whatever is asked, and that adds up. Picture by picture,
     because questions that compare pictures need something of each.

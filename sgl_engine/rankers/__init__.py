@@ -15,7 +15,7 @@ Each file ends with its rankers by name, in up to three dictionaries; here they 
 
 from __future__ import annotations
 
-from sgl_engine.rankers import baselines, diversity, guided, large_attention
+from sgl_engine.rankers import baselines, diversity, dominance, guided, large_attention, tiled
 from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.rankers.guided import DEFAULT_RANKER
 
@@ -23,6 +23,7 @@ BASELINES: dict[str, Ranker] = {
     **guided.BASELINES,
     **large_attention.BASELINES,
     **diversity.BASELINES,
+    **dominance.BASELINES,
     **baselines.BASELINES,
 }
 """What the paper's way is held against."""
@@ -30,7 +31,7 @@ BASELINES: dict[str, Ranker] = {
 PARTIAL: dict[str, Ranker] = {**large_attention.PARTIAL, **guided.PARTIAL}
 """Parts of the sums, for the paper's first finding."""
 
-MAPS: dict[str, Ranker] = {**guided.MAPS, **diversity.MAPS}
+MAPS: dict[str, Ranker] = {**guided.MAPS, **diversity.MAPS, **tiled.MAPS}
 """Better maps of the small model's attention, all training-free, against the plain sum."""
 
 RANKERS: dict[str, Ranker] = {**BASELINES, **PARTIAL, **MAPS}

@@ -185,16 +185,21 @@ def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
 
 def _tile_fields(large: PassCost, vlm: VLM) -> dict[str, Any]:
     """Returns the fields that say what of the pictures went through the large model's vision tower."""
-    plan, patches = large.plan, vlm.tower_patches(large.prompt)
-    chosen = None if plan is None else plan.chosen_tiles
-    kept = range(len(patches)) if chosen is None else chosen
-    skipped = (patches[tile] for tile in set(range(len(patches))) - set(kept))
+    every, seen = vlm.tower_patches(large.prompt), seen_patches(vlm, large.prompt, large.plan)
+    flops = [sum(cost.tower_flops(vlm.shape.vision, count) for count in some) for some in (every, seen)]
     return {
-        "tiles": len(patches),
-        "kept_tiles": len(kept),
+        "tiles": len(every),
+        "kept_tiles": len(seen),
         "encoded_tiles": len(_run_patches(vlm, large.prompt, large.reused)),
-        "skipped_tower_tflops": sum(cost.tower_flops(vlm.shape.vision, count) for count in skipped) / 1e12,
+        "skipped_tower_tflops": (flops[0] - flops[1]) / 1e12,
     }
+
+
+def seen_patches(vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan | None) -> tuple[int, ...]:
+    """Returns the patches of each tile that a plan gives to the vision tower."""
+    patches = vlm.tower_patches(prompt)
+    chosen = None if plan is None else plan.chosen_tiles
+    return patches if chosen is None else tuple(patches[tile] for tile in chosen)
 
 
 def small_cost(vlm: VLM, prompt: EncodedPrompt, result: SmallPassResult) -> PassCost:

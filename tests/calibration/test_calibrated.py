@@ -50,10 +50,10 @@ def path(models: tuple[VLM, VLM], tmp_path_factory: pytest.TempPathFactory) -> P
 def scripted(models: tuple[VLM, VLM], path: Path) -> Any:
     """An engine whose small model says "yes" with a given score."""
 
-    def build(score: float, risk: float | None = 0.02, **changes: Any) -> FakeEngine:
+    def build(score: float, risk: float | None = 0.02, says: str = "a", **changes: Any) -> FakeEngine:
         small, large = models
         settings = config(path, risk, **changes)
-        return FakeEngine(lambda _: "a", score=score, small=small, large=large, config=settings)
+        return FakeEngine(lambda _: says, score=score, small=small, large=large, config=settings)
 
     return build
 
@@ -106,6 +106,7 @@ def test_batches_and_streams_decide_alike(scripted: Any) -> None:
         (replace(ASK, repetition_penalty=1.1), "repetition_penalty is 1.1, calibrated with None"),
         (replace(ASK, top_k=3), "top_k is 3, calibrated with None"),
         (replace(ASK, logit_bias={3: 1.0}), "tokens have a logit_bias"),
+        (replace(ASK, max_pixels=10_000), "its pictures are shown at a size of their own"),
         (replace(ASK, stop=("x",)), "the answer has stop strings"),
         (
             replace(ASK, tools=(ToolSpec("look", "", {"type": "object", "properties": {}}),)),
@@ -129,6 +130,12 @@ def test_what_is_not_covered_goes_to_the_large_model(scripted: Any, request_: Re
     assert (report.route, report.uncovered, report.forced) == ("large", reason, True)
     assert report.calibrated_probability is None
     assert report.calibration is not None
+
+
+@pytest.mark.parametrize("says", ["", " \n"])
+def test_an_empty_answer_is_not_covered(scripted: Any, says: str) -> None:
+    report = scripted(1.0, says=says).run(ASK).report
+    assert (report.route, report.uncovered, report.score) == ("large", "the small answer is empty", 0.0)
 
 
 def test_given_answers_are_not_covered(models: tuple[VLM, VLM], path: Path) -> None:
@@ -156,8 +163,10 @@ def test_a_budget_can_still_keep_the_small_answer(scripted: Any) -> None:
     [
         ({"pruning": PruningConfig(keep_ratio=0.5)}, "pruning.keep_ratio is 0.5, not 0.2"),
         ({"pruning": PruningConfig(layer_fraction=0.5)}, "pruning.layer_fraction is 0.5, not 0.2"),
+        ({"pruning": PruningConfig(tiles=5)}, "pruning.tiles is 5, not all"),
         ({"scorer": "confidence"}, "exit.scorer is 'confidence', not 'answer_probability'"),
         ({"consistency_keep_ratio": 0.5}, "exit.consistency_keep_ratio is 0.5, not 0.05"),
+        ({"empty_answers": "score"}, "exit.empty_answers is 'score', not 'escalate'"),
     ],
 )
 def test_other_settings_are_refused(
@@ -167,6 +176,14 @@ def test_other_settings_are_refused(
     settings = config(path, **changes).model_copy(update={"pruning": pruning})
     with pytest.raises(Exception, match=f"made for something else: {message}"):
         SGLEngine(*models, settings)
+
+
+def test_the_laxer_setting_for_empty_answers_is_refused_and_the_stricter_is_not(
+    models: tuple[VLM, VLM],
+) -> None:
+    lax, strict = (bind(*models, config(empty_answers=each)) for each in ("score", "escalate"))
+    assert lax.differences(strict) == []
+    assert strict.differences(lax) == ["exit.empty_answers is 'score', not 'escalate'"]
 
 
 def test_another_pair_is_refused_and_named(models: tuple[VLM, VLM], path: Path) -> None:

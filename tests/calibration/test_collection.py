@@ -1,5 +1,6 @@
 """Asking both models: what is recorded, what a bad row does, and how a run goes on."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sgl_engine.config import GenerationConfig
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import HeldOut, JsonLines
+from sgl_engine.evaluation.json_lines import BadLine
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SETTINGS = EngineConfig(generation=GenerationConfig(max_new_tokens=4))
@@ -63,7 +65,8 @@ def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_pat
     assert second.images == 2
     assert isinstance(third, Failure)
     assert "gone.png" in third.error
-    header, kept, failed = read_records(records)
+    file = read_records(records)
+    header, kept, failed = file.header, file.records, file.failures
     assert (kept, failed) == ([first, second], [third])
     conditions = observed_conditions(header, kept)
     assert (conditions.min_images, conditions.max_images) == (1, 2)
@@ -93,9 +96,39 @@ def test_a_run_goes_on_where_it_was_cut(engine: SGLEngine, data: Path, tmp_path:
     assert [each.key for each in again] == [each.key for each in whole]
     assert again[0] == whole[0]  # with its times: it was not asked again
     assert again[1] != whole[1]
-    _, kept, failed = read_records(records)
+    file = read_records(records)
+    kept, failed = file.records, file.failures
     assert ([each.key for each in kept], len(failed)) == ([each.key for each in whole[:2]], 1)
     assert kept[0] == whole[0]
+
+
+def test_lines_that_nobody_can_read_are_named_and_asked_again(
+    engine: SGLEngine, data: Path, tmp_path: Path
+) -> None:
+    """A byte order mark, separators of Unicode in a string, a number, deep nesting, a cut in a character."""
+    data.write_text(
+        json.dumps({"image": "page.png", "question": "a\u2028b\u2029c\u0085d?"}) + "\n" + data.read_text()
+    )
+    records = tmp_path / "records.jsonl"
+    whole = collect(engine, data, records)
+    lines = records.read_bytes().split(b"\n")
+    assert "\u2028" in collect(engine, data, records)[0].model_dump_json() or len(whole) == 4
+    bad = [b"5", b'{"key": ' * 50_000, b'"\xe2\x80']
+    records.write_bytes(codecs.BOM_UTF8 + b"\r\n".join([lines[0], *bad, *lines[1:4], b"", lines[4][:30]]))
+    said: list[BadLine] = []
+    again = collect(engine, data, records, on_bad_line=said.append)
+    assert again[:3] == whole[:3]  # with their times: they were not asked again
+    assert [line.number for line in said] == [2, 3, 4]
+    for line, reason in zip(said, ("no object", "nested too deeply", "no text in UTF-8"), strict=True):
+        assert reason in line.problem
+    file = read_records(records)
+    assert file.records == whole[:3]
+    assert len(file.failures) == 1
+
+
+def test_a_file_that_was_only_made_is_begun(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
+    assert len(collect(engine, data, tmp_path / "records.jsonl")) == 3
 
 
 def test_a_failed_row_is_tried_again_and_counts_once(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
@@ -104,7 +137,8 @@ def test_a_failed_row_is_tried_again_and_counts_once(engine: SGLEngine, data: Pa
     (tmp_path / "page.png").rename(tmp_path / "gone.png")
     late = collect(engine, data, records)[-1]
     assert isinstance(late, CalibrationRecord)
-    _, kept, failed = read_records(records)
+    file = read_records(records)
+    kept, failed = file.records, file.failures
     assert (len(kept), failed) == (3, [])
 
 
@@ -113,7 +147,7 @@ def test_a_row_that_was_corrected_is_asked_again(engine: SGLEngine, data: Path, 
     collect(engine, data, records)
     data.write_text(data.read_text().replace("a page", "a leaf"))
     collect(engine, data, records)
-    _, kept, _ = read_records(records)
+    kept = read_records(records).records
     assert [each.key.partition(":")[0] for each in kept] == ["7", "line 2", "7"]
 
 
@@ -184,7 +218,7 @@ def test_agreement_by_metric_takes_the_large_answer_for_the_truth(
 
 def test_what_is_no_file_of_records_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    for content in ("", "{}", "nonsense"):
+    for content in ("", "{}", "nonsense", "5", "[" * 100_000, '{"key": "a", "error": "no header"}'):
         path.write_text(content)
         with pytest.raises(ConfigError, match="Line 1 of .* is not a RecordsHeader"):
             read_records(path)

@@ -145,6 +145,8 @@ def test_overrides_per_call(chat: ChatSGL) -> None:
     assert (sgl(exit_threshold=0.1)["route"], sgl(exit_threshold=0.1)["threshold"]) == ("small", 0.1)
     assert sgl(retention="64%")["keep_ratio"] == 0.4
     assert sgl(retention="100%")["kept_visual_tokens"] == 144
+    assert sgl(tiles=5, retention="64%")["keep_ratio"] == 0.4
+    assert chat._options(tiles=5).configure(chat.engine).config.pruning.tiles == 5
     assert sgl(model="sgl-demo-small")["route"] == "small"
     assert sgl(model="sgl-demo-large")["route"] == "large"
     assert sgl(scorer="mean_product")["scorer"] == "mean_product"

@@ -139,6 +139,7 @@ def test_paths_do_not_lead_out_of_the_root(path: str) -> None:
         ({"type": "image", "id": "x", "source_type": "id"}, InvalidRequestError, "file store"),
         ({"type": "image", "source": {"type": "file", "file_id": "f9"}}, InvalidRequestError, "f9"),
         ({"type": "image", "mime_type": "image/png"}, MissingImageError, "mime_type, type"),
+        ({"type": "image", 1: 2, "a": 3}, MissingImageError, "its keys are 1, a, type"),
         ({"type": "image_url"}, MissingImageError, "names no image"),
         ({"type": "image", "base64": "no base64!"}, CorruptImageError, "base64"),
         ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, InvalidRequestError, "audio/wav"),

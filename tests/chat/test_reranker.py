@@ -25,6 +25,7 @@ from sgl_engine.errors import (
     DeadlineError,
     InvalidRequestError,
     MissingImageError,
+    ProcessorError,
     RequestCancelledError,
     UnsafePathError,
 )
@@ -267,7 +268,7 @@ def test_runs_are_seen_and_counted(folder: Path, documents: list[Document]) -> N
     question = question_for(SEEDS[2])
     bad = Document("", metadata={"image_url": "data:image/png;base64,iVBORw0KGgo="})
     with get_sgl_usage_callback() as usage:
-        reranker = SGLImageReranker(root=folder)
+        reranker = SGLImageReranker(root=folder, model=ChatSGL(escalate="never"))
         ranked = reranker.compress_documents([*documents, bad], question, callbacks=[recorder])
     assert recorder.runs[0] == "SGLImageReranker"
     assert recorder.runs[1:] == [f"{question} (likelihood of 'none')"] * 5
@@ -378,7 +379,7 @@ def test_a_large_model_that_fails_leaves_the_small_ones_score(
 
 
 async def test_the_async_twin_ranks_alike(folder: Path, documents: list[Document]) -> None:
-    reranker = SGLImageReranker(root=folder)
+    reranker = SGLImageReranker(root=folder, model=ChatSGL(escalate="never"))
     question = question_for(SEEDS[3])
     recorder = Recorder()
     ranked = await reranker.acompress_documents(documents, question, callbacks=[recorder])
@@ -436,7 +437,7 @@ async def test_cancelling_stops_the_models(
 
 
 def test_pictures_of_any_kind_in_a_store() -> None:
-    picture = Image.fromarray(receipt(3).pixels)
+    picture = Image.fromarray(drawn(3).pixels)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     store = {"pil": picture, "bytes": buffer.getvalue()}
@@ -446,3 +447,41 @@ def test_pictures_of_any_kind_in_a_store() -> None:
         for document in SGLImageReranker(store=store).compress_documents(given, question_for(3))
     ]
     assert scores[0] == scores[1] > 0.5
+
+
+ODD = [(1093, 5), (1, 100), (100, 1), (8, 8), (7, 5), (1, 1), (3000, 10)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "mistral3", "llava_next", "smolvlm"])
+def test_a_picture_of_odd_size_fails_no_other(family: str) -> None:
+    engine = SGLEngine(tiny_vlm(family), tiny_vlm(family, size="large"))
+    pictures = {f"{width} x {height}": Image.new("RGB", (width, height), "red") for width, height in ODD}
+    pictures |= {"first": Image.new("RGB", (64, 64), "red"), "last": Image.new("RGB", (64, 48), "blue")}
+    documents = [Document("", metadata={"source": name, "image": each}) for name, each in pictures.items()]
+    ranked = SGLImageReranker(model=ChatSGL(engine=engine)).compress_documents(documents, "total?")
+    refused = {
+        document.metadata["source"]: document.metadata["relevance_error"]
+        for document in ranked
+        if document.metadata["relevance_score"] is None
+    }
+    assert len(ranked) == len(documents)
+    assert not {"first", "last"} & set(refused)
+    assert all(f"{name} pixels" in error for name, error in refused.items())
+    if family == "qwen2_5_vl":  # the control: here two of them are wider than any that the model takes
+        assert set(refused) == {"1093 x 5", "3000 x 10"}
+
+
+def test_a_picture_that_a_processor_does_not_take_fails_no_other(
+    folder: Path, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = SGLEngine.score_answers
+
+    def fail_for_one(engine: SGLEngine, request: Request, answers: Any, **options: Any) -> AnswerScores:
+        if request.images[0].source == folder / "3.png":
+            raise ProcessorError("It fails.", remedy="Send another.")
+        return score(engine, request, answers, **options)
+
+    monkeypatch.setattr(SGLEngine, "score_answers", fail_for_one)
+    ranked = SGLImageReranker(root=folder).compress_documents(documents, "milk price")
+    assert order(ranked)[-1] == "3.png"
+    assert [document.metadata["relevance_score"] is None for document in ranked] == [False] * 3 + [True]

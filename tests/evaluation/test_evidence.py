@@ -8,7 +8,7 @@ from sgl_engine.config import PRESETS
 from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.pages.cells import evidence_tokens
 from sgl_engine.engine import SGLEngine
-from sgl_engine.evaluation.dataset import DataSample, HeldOut
+from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.evaluation.evidence import about_prompt, evidence_mask
 from sgl_engine.evaluation.systems import Systems, plans_by
 from sgl_engine.prompt.encoded import VisualSpan
@@ -46,15 +46,12 @@ def test_the_share_that_is_kept(bundled: SGLEngine) -> None:
     case = RankingCase.of(bundled, Request.ask(sample.row.question, *sample.images))
     systems = Systems({"100%": PRESETS["100%"], "9%": PRESETS["9%"]}, ())
     plans = plans_by(bundled, case, {name: RANKERS[name](case) for name in ("uniform", "random")}, systems)
-    found = about_prompt(case, plans, sample)
+    found = about_prompt(case, plans, sample.images, sample.evidence)
     assert found["grids"] == len(case.large_prompt.spans)
     assert found["evidence"]["uniform"]["100%"] == found["evidence"]["random"]["100%"] == 1.0
     assert 0.0 <= found["evidence"]["random"]["9%"] < 1.0
     for nothing in (None, ()):
-        assert (
-            about_prompt(case, plans, DataSample(sample.row, sample.images, evidence=nothing))["evidence"]
-            is None
-        )
+        assert about_prompt(case, plans, sample.images, nothing)["evidence"] is None
 
 
 @pytest.mark.parametrize("boxes", [[], [(0, 0, 0, 0)]])

@@ -115,6 +115,21 @@ def test_an_interrupt_keeps_what_is_done(bundled: SGLEngine, no_studies: None, t
     assert runner.pending() == [1, 2]
 
 
+def test_a_line_of_the_records_that_is_none_is_named_and_its_row_asked_again(
+    bundled: SGLEngine, no_studies: None, tmp_path: Path
+) -> None:
+    runner = begin(bundled, HeldOut(3), tmp_path)
+    list(runner.run())
+    path = tmp_path / "records.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], b"5", lines[1][:40] + b"\xe2\x80", lines[2], b""]))
+    again = begin(bundled, HeldOut(3), tmp_path)
+    assert again.pending() == [1]
+    assert [line.number for line in again.store.bad] == [2, 3]
+    list(again.run())
+    assert again.pending() == []
+
+
 def test_a_bad_row_is_a_record_and_is_tried_again(
     bundled: SGLEngine, no_studies: None, tmp_path: Path
 ) -> None:
@@ -201,13 +216,8 @@ def test_other_weights_under_the_same_name_are_another_model(bundled: SGLEngine)
         weight.data.copy_(kept)
 
 
-def test_a_line_that_is_no_record_is_refused(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
-    runner = begin(bundled, HeldOut(1), tmp_path)
-    list(runner.run())
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"row": 3}\n' + path.read_bytes())
-    with pytest.raises(ConfigError, match=r"records\.jsonl, line 1, is no record"):
-        runner.pending()
+def test_a_folder_of_something_else_is_refused(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+    begin(bundled, HeldOut(1), tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json is not the description of a run"):
         begin(bundled, HeldOut(1), tmp_path)

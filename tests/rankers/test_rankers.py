@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import pkgutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from sgl_engine.passes.small import run_small_pass
 from sgl_engine.prompt.encoded import VisualSpan
 from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import keep_everything
-from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided
+from sgl_engine.rankers import BASELINES, DEFAULT_RANKER, MAPS, PARTIAL, RANKERS, RankingCase, guided, tiled
 from sgl_engine.rankers.baselines import even_spread
 from sgl_engine.rankers.diversity import farthest_first, least_similar_in_turn, suppressing
 from sgl_engine.testing import tiny_vlm
@@ -213,6 +214,29 @@ def largest_gap(chosen: Tensor, rows: int, cols: int) -> float:
     return float((down**2 + right**2).float().sqrt().amin(dim=1).max())
 
 
+def test_what_others_attend_to_comes_first_grid_by_grid() -> None:
+    """Against sums that are written out token by token; over both grids at once they would be others."""
+    features = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)) * 2
+    spans = (VisualSpan(0, 2, 8, (2, 3), None), VisualSpan(0, 9, 15, (2, 3), None))
+    case = SimpleNamespace(
+        visual_embeddings=features,
+        large_prompt=SimpleNamespace(spans=spans),
+        large_map=lambda mass: ImportanceMap(mass, spans, 1),
+    )
+    mass = RANKERS["visionzip-like"](case).mass  # type: ignore[arg-type]  # all that it looks at
+
+    def received(tokens: Tensor) -> list[float]:
+        centred = (tokens - tokens.mean(dim=0)).double()
+        totals = [0.0] * len(tokens)
+        for asking in centred:
+            weights = [math.exp(float(asking @ asked) / math.sqrt(8)) for asked in centred]
+            totals = [t + w / sum(weights) / len(tokens) for t, w in zip(totals, weights, strict=True)]
+        return totals
+
+    assert mass.tolist() == pytest.approx(received(features[:6]) + received(features[6:]), rel=1e-4)
+    assert mass.tolist() != pytest.approx(received(features), rel=0.1)
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(12, 12), (8, 20), (5, 7), (1, 9), (1, 1)])
 def test_the_uniform_grid_is_even_in_both_directions(rows: int, cols: int) -> None:
     order = even_spread(rows, cols).argsort()
@@ -343,3 +367,72 @@ def test_answers_of_one_token_leave_the_prompts_rows(looks: Tensor) -> None:
     for name in ("answer-rows", "sure-answer", "sure-tokens", "even-rows", "sure-even-rows"):
         ranked = RANKERS[name](case).mass.argsort()
         assert torch.equal(ranked, RANKERS["prompt-rows"](case).mass.argsort()), name
+
+
+class TestTileFirst:
+    """Two rows of three tiles of 4 x 4; the map is made by hand."""
+
+    @staticmethod
+    def case(mass: Tensor, question: Tensor) -> Any:
+        spans = tuple(
+            VisualSpan(0, 16 * tile, 16 * tile + 16, (4, 4), (tile % 3 / 3, tile // 3 / 2, 1, 1))
+            for tile in range(6)
+        )
+        # One layer: the last visual token's row, one of the question, and what the answer adds.
+        rows = torch.stack((torch.zeros(96), question.flatten(), (mass - question).flatten()))[None]
+        small_map = lambda found: ImportanceMap(found.float(), spans, 1)  # noqa: E731
+        return SimpleNamespace(
+            small=SimpleNamespace(importance=small_map(mass.flatten())),
+            small_prompt=SimpleNamespace(spans=spans, tiles=None),
+            rows=AttentionRows(plain=rows, by_value=rows, key_norms=rows[0], prompt_rows=2),
+            small_map=small_map,
+        )
+
+    @pytest.fixture
+    def mass(self) -> Tensor:
+        """Tile 5 has most in sum; tokens of 1 and 4 are looked at most."""
+        mass = torch.arange(96).reshape(6, 16) / 1e4
+        mass[5] += 0.5
+        mass[1, :4], mass[4, :1] = 0.9, 0.8
+        return mass
+
+    @staticmethod
+    def tiles(found: ImportanceMap, kept: int) -> list[int]:
+        """How many of the first tokens lie in each tile."""
+        order = torch.sort(found.mass, descending=True, stable=True).indices[:kept]
+        return torch.bincount(order // 16, minlength=6).tolist()
+
+    def test_gated(self, mass: Tensor) -> None:
+        found = tiled.tile_gated(self.case(mass, torch.zeros_like(mass)))
+        assert self.tiles(found, 5) == [0, 4, 0, 0, 1, 0]
+        assert self.tiles(found, 32) == [0, 16, 0, 0, 16, 0]
+        assert self.tiles(guided.plain(self.case(mass, mass)), 32) != [0, 16, 0, 0, 16, 0]  # the control
+        assert self.tiles(found, 48) == [0, 16, 0, 0, 16, 16]
+
+    def test_question(self, mass: Tensor) -> None:
+        question = torch.zeros_like(mass)
+        question[2, 7], question[0] = 0.1, 0.001
+        case = self.case(mass + question, question)
+        assert self.tiles(tiled.question_tile(case), 33) == [16, 0, 16, 0, 0, 1]
+        found = tiled.question_gated(case)
+        assert self.tiles(found, 32) == [16, 0, 16, 0, 0, 0]
+
+    def test_quota(self, mass: Tensor) -> None:
+        """The top 20 tokens: 4 in tile 1, 1 in tile 4, 15 in tile 5."""
+        found = tiled.tile_quota(self.case(mass, mass))
+        assert self.tiles(found, 20) == [0, 4, 0, 0, 1, 15]
+        assert self.tiles(found, 10)[1] == 2
+        first = torch.sort(found.mass[16:32], descending=True, stable=True).indices
+        wanted = torch.sort(mass[1], descending=True, stable=True).indices
+        assert first.tolist() == wanted.tolist()
+
+    def test_even(self, mass: Tensor) -> None:
+        found = tiled.even_tiles(self.case(mass, mass))
+        assert self.tiles(found, 5) == [0, 4, 0, 0, 1, 0]
+        assert torch.allclose(found.mass.reshape(6, 16).mean(dim=1), torch.ones(6))
+
+
+def test_in_one_piece_they_rank_as_the_plain_sum_does(case: RankingCase) -> None:
+    order = guided.plain(case).mass.sort(descending=True, stable=True).indices
+    for name, ranker in tiled.MAPS.items():
+        assert torch.equal(ranker(case).mass.sort(descending=True, stable=True).indices, order), name

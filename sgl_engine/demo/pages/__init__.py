@@ -13,13 +13,14 @@ from sgl_engine.demo.pages.generator import (
 )
 from sgl_engine.demo.pages.lines import LineChart
 from sgl_engine.demo.pages.scenes import PageScene, PageThing
-from sgl_engine.demo.pages.sheet import Fact
+from sgl_engine.demo.pages.sheet import Fact, Frame
 from sgl_engine.demo.pages.tables import Form, PageTable
 
 __all__ = [
     "BarChart",
     "Fact",
     "Form",
+    "Frame",
     "LineChart",
     "Page",
     "PageBar",

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from samples import REQUESTS, noise
 from tolerances import gap, of_logprobs
 
@@ -411,3 +413,19 @@ def test_scripted_engines_draft_too() -> None:
     spelt = large.text(own.generation.token_ids.tolist()[:3])
     engine = FakeEngine(lambda _: spelt, score=0.0, large=large)
     assert engine.run(request).text == own.generation.text
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    st.lists(st.integers(0, 4), min_size=1, max_size=40),
+)
+def test_a_draft_comes_back_at_the_nearest_place(tokens: list[int], answer: list[int]) -> None:
+    draft, at, earliest = Draft(tokens), 0, 0
+    for token in answer:
+        draft.take(token)
+        if at < len(tokens) and tokens[at] == token:
+            at = earliest = at + 1
+        else:  # looked for everywhere
+            places = (place for place in range(earliest, len(tokens)) if tokens[place] == token)
+            at = 1 + min(places, key=lambda place: abs(place - at), default=at)
+        assert draft._next == at

@@ -220,11 +220,13 @@ def test_what_is_not_done_is_said_once(
     vlm.model.generation_config.num_beams = 4
     vlm.model.generation_config.guidance_scale = 1.0
     vlm.model.generation_config.do_sample = True
+    vlm.model.generation_config.typical_p = 0.9
+    vlm.model.generation_config.max_new_tokens = 7
     with caplog.at_level(logging.WARNING, logger="sgl_engine"):
         first = ours(vlm, prompt).token_ids.tolist()
         assert ours(vlm, prompt).token_ids.tolist() == first  # greedy all the same
     assert [record.getMessage() for record in caplog.records] == [
-        f"{vlm.name}: not done of its generation_config.json: num_beams=4"
+        f"{vlm.name}: not done of its generation_config.json: num_beams=4, typical_p=0.9"
     ]
 
 

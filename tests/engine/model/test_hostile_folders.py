@@ -138,6 +138,22 @@ def text_config(**values: object) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (text_config(max_position_embeddings=0), r"text_config\.max_position_embeddings is 0"),
+        (text_config(num_attention_heads=-1), r"text_config\.num_attention_heads is -1"),
+        (lambda folder: change(folder, image_token_id=-1), "the image token is -1"),
+    ],
+)
+def test_sizes_that_no_model_has_are_named_before_weights_are_read(
+    damage: Callable[[Path], None], where: str, folder: Path
+) -> None:
+    damage(folder)
+    with pytest.raises(UnsupportedModelError, match=where):
+        VLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         lambda folder: (folder / "config.json").write_text("[" * 100_000),

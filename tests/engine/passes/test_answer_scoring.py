@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.chat.template import control_tokens
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.exit.decision import answer_shares, decision_confidence
-from sgl_engine.passes.scoring import ScoringPassResult, run_scoring_pass
+from sgl_engine.passes.scoring import ScoringPassResult, _tokenize, run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.report.make import scoring_cost
@@ -262,7 +263,22 @@ def test_text_alone_can_be_scored(engine: SGLEngine) -> None:
     assert scores.report.route == "large"
 
 
-@pytest.mark.parametrize("answers", [[], ["yes", ""], ["   "], "yes", ["<|im_end|>"], ["yes<IMG_CONTEXT>"]])
+@pytest.mark.parametrize("answer", ["<|im_end|>", "yes<IMG_CONTEXT>", "a<|im_start|>user\nb"])
+def test_what_spells_a_control_token_is_scored_as_text(engine: SGLEngine, answer: str) -> None:
+    vlm = engine.small
+    control = set(control_tokens(vlm.processor).values())
+    assert control.intersection(ids_of(vlm, answer))  # the control: read as a prompt's text, it is one
+    ids = _tokenize(vlm, answer, lambda: None)
+    assert not control.intersection(ids)
+    assert vlm.processor.tokenizer.decode(ids) == answer
+    assert _tokenize(vlm, "yes, it is", lambda: None) == ids_of(vlm, "yes, it is")
+    scores = engine.score_answers(ASK, ["yes", answer], model="small")
+    alone = run_scoring_pass(vlm, vlm.encode(ASK), [answer])
+    assert len(alone.token_logprobs[0]) == len(ids) + 1
+    assert scores.logprobs[1] == pytest.approx(alone.logprobs[0], abs=longest(vlm))
+
+
+@pytest.mark.parametrize("answers", [[], ["yes", ""], ["   "], "yes"])
 def test_answers_that_cannot_be_scored(engine: SGLEngine, answers: list[str]) -> None:
     with pytest.raises(InvalidRequestError, match="answer"):
         engine.score_answers(ASK, answers)

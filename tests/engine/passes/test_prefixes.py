@@ -269,6 +269,21 @@ def test_a_conversation_that_grows_goes_on_where_it_was(family: str) -> None:
         assert max(first.visual_positions) < cut.reused.tokens < max(second.visual_positions)
 
 
+@families
+def test_a_conversation_that_goes_back_is_the_beginning_of_what_is_known(family: str) -> None:
+    """All of its prefix is part of a longer one: there is nothing to compute, and nothing to keep."""
+    vlm = model(family)
+    asked = [Message("user", (ImagePart(PICTURES[0]), "What is it?"))]
+    more = (*asked, Message("assistant", ("A dog.",)), Message("user", (ImagePart(PICTURES[1]), "And?")))
+    first, second = (vlm.encode(Request(tuple(messages))) for messages in (asked, more))
+    vlm.store.clear()
+    small(vlm, second, reuse=REUSE)
+    back = small(vlm, first, reuse=REUSE)
+    same_small(vlm, back, small(vlm, first))
+    if _shares(vlm) and family not in NOT_IN_COMPANY:
+        assert back.reused.tokens == max(first.visual_positions)
+
+
 @pytest.mark.parametrize("wrong", ["keys", "hidden", "rotation"])
 def test_wrong_entries_are_noticed(wrong: str) -> None:
     """The control: answers do come from what is kept."""

@@ -212,6 +212,48 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x {} n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 'a' * 10**10 }}", "10000000000 characters"),
+        ("{{ [0] * 10**10 }}", "10000000000 characters"),
+        (DOUBLING.replace("{}", "~"), "67108864 characters"),
+        (DOUBLING.replace("{}", "+"), "67108864 characters"),
+        ("{{ 10 ** (10 ** 10) }}", "more than 65536 bits"),
+        (
+            DOUBLING.replace("'a'", "2**65000").replace("{}", "*"),
+            "more than 65536 bits",
+        ),
+        ("{{ '%9999999999d' % 1 }}", "a width that is too large"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without an end"),
+    ],
+)
+def test_what_a_template_asks_for_is_bounded(template: str, reason: str) -> None:
+    vlm = tiny_vlm()
+    vlm.processor.chat_template = template
+    with pytest.raises(ProcessorError, match=reason):
+        vlm.encode(Request.ask("Hi"))
+
+
+def test_a_template_that_runs_out_of_memory_is_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spend(*_: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("sgl_engine.chat.template.run_template", spend)
+    with pytest.raises(ProcessorError, match="more memory than there is"):
+        tiny_vlm().encode(Request.ask("Hi"))
+
+
+def test_operators_of_a_bounded_template_are_those_of_any() -> None:
+    vlm = tiny_vlm()
+    vlm.processor.chat_template = "{{ 'ab' * 3 ~ 2 ** 10 ~ ('%s-%d' % ('x', 7)) ~ ('a' + 'b') ~ (3 * 4) }}"
+    assert vlm.text(vlm.encode(Request.ask("Hi")).input_ids[0].tolist()) == "ababab1024x-7ab12"
+
+
 def test_what_ends_comes_back_as_it_is() -> None:
     assert interruptible(lambda: 7, lambda: None) == 7
 
