@@ -21,9 +21,7 @@ def draw(measured: list[dict[str, Any]], profiles: list[Stages], path: Path) -> 
     try:
         import matplotlib as mpl
     except ImportError:
-        raise ConfigError(
-            "Drawing needs matplotlib.", remedy="pip install '.[evaluation]'"
-        ) from None
+        raise ConfigError("Drawing needs matplotlib.", remedy="pip install '.[evaluation]'") from None
     mpl.use("agg")
     from matplotlib import pyplot as plt
 

@@ -55,7 +55,7 @@ SURE = 0.8
 LARGE_SURE = 0.5
 """What the large model's probability of its own answer must reach."""
 EVIDENCE_SHARE = 0.3
-FIRST = 0
+FIRST = 26
 """First seed of the questions that are shown: from here on, eight take every branch (``--find``)."""
 SAVED = "Saved below is against the large model answering every *call*; a question takes up to three.\n"
 BRANCHES = ("ask", "look_closer", "escalate", "person")
