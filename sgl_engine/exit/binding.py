@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from sgl_engine.config import GenerationConfig, PruningConfig
+from sgl_engine.config import GenerationConfig, PictureConfig, PruningConfig
 from sgl_engine.exit.decision import DEFAULT_SCORER
 from sgl_engine.request import Request
 
@@ -62,6 +63,8 @@ class Binding(_BindingPart):
         scorer: What computes the small model's score.
         consistency_keep_ratio: Visual tokens that its consistency pass sees.
         empty_answers: What becomes of empty answers; of files that do not say, they were scored.
+        small_pictures: How large the small model sees pictures.
+        large_pictures: How large the large model sees them.
     """
 
     small: ModelIdentity
@@ -70,18 +73,12 @@ class Binding(_BindingPart):
     scorer: str
     consistency_keep_ratio: float
     empty_answers: str = "score"
+    small_pictures: PictureConfig = PictureConfig()
+    large_pictures: PictureConfig = PictureConfig()
 
     def differences(self, other: Binding) -> list[str]:
         """Lists what is not as here, in phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
-        found = []
-        for size in ("small", "large"):
-            mine, theirs = getattr(self, size), getattr(other, size)
-            if mine.fingerprint != theirs.fingerprint:
-                found.append(f"the {size} model is {_label(theirs)}, not {_label(mine)}")
-            elif mine.prompt_format != theirs.prompt_format:
-                found.append(f"the {size} model's chat template or image processing is another one")
-            if mine.dtype != theirs.dtype:
-                found.append(f"the {size} model computes in {theirs.dtype}, not {mine.dtype}")
+        found = [each for size in ("small", "large") for each in self._of_model(size, other)]
         for name in ("layer_fraction", "keep_ratio", "tiles"):
             mine, theirs = getattr(self.pruning, name), getattr(other.pruning, name)
             if mine != theirs:
@@ -93,6 +90,19 @@ class Binding(_BindingPart):
         if other.empty_answers == "score" != self.empty_answers:  # the other way round is the stricter one
             found.append(f"exit.empty_answers is {other.empty_answers!r}, not {self.empty_answers!r}")
         return found
+
+    def _of_model(self, size: str, other: Binding) -> Iterator[str]:
+        """Yields what is not as here in one of the models, or in how it sees pictures."""
+        mine, theirs = getattr(self, size), getattr(other, size)
+        if mine.fingerprint != theirs.fingerprint:
+            yield f"the {size} model is {_label(theirs)}, not {_label(mine)}"
+        elif mine.prompt_format != theirs.prompt_format:
+            yield f"the {size} model's chat template or image processing is another one"
+        if mine.dtype != theirs.dtype:
+            yield f"the {size} model computes in {theirs.dtype}, not {mine.dtype}"
+        own, given = getattr(self, f"{size}_pictures"), getattr(other, f"{size}_pictures")
+        if own != given:
+            yield f"{size}_pictures is {_set(given)}, not {_set(own)}"
 
 
 class Conditions(_BindingPart):
@@ -120,7 +130,15 @@ def bind(small: VLM, large: VLM, config: EngineConfig) -> Binding:
         scorer=config.exit.scorer or DEFAULT_SCORER,
         consistency_keep_ratio=config.exit.consistency_keep_ratio,
         empty_answers=config.exit.empty_answers,
+        small_pictures=config.small_pictures,
+        large_pictures=config.large_pictures,
     )
+
+
+def _set(pictures: PictureConfig) -> str:
+    """The settings that say something, for messages."""
+    given = pictures.model_dump(exclude_none=True)
+    return ", ".join(f"{name}={value}" for name, value in given.items()) or "the processor's own size"
 
 
 def identify(vlm: VLM) -> ModelIdentity:

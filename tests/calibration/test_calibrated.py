@@ -10,7 +10,7 @@ from calibration_samples import make_calibration, make_records
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request, SGLEngine, ToolSpec
-from sgl_engine.config import GenerationConfig
+from sgl_engine.config import GenerationConfig, PictureConfig
 from sgl_engine.exit.binding import Conditions, bind, identify
 from sgl_engine.exit.calibrated import system_hash
 from sgl_engine.exit.calibration_file import save_calibration
@@ -232,3 +232,11 @@ def test_a_risk_needs_a_calibration() -> None:
 def test_a_configuration_with_a_calibration_is_plain_json(path: Path) -> None:
     settings = config(path, 0.05)
     assert EngineConfig.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_sizes_of_pictures_belong_to_what_a_calibration_is_tied_to(models: tuple[VLM, VLM]) -> None:
+    usual = bind(*models, EngineConfig())
+    halved = bind(*models, EngineConfig(large_pictures=PictureConfig(max_pixels=10_000)))
+    assert usual.differences(usual) == []
+    assert usual.differences(halved) == ["large_pictures is max_pixels=10000, not the processor's own size"]
+    assert halved.differences(usual) == ["large_pictures is the processor's own size, not max_pixels=10000"]
