@@ -4,7 +4,7 @@
     python -m training.make_pictures --pages 400     # looks longer for the page of ``sgl demo``
 
 What the three small pictures say is fixed, and held out; how they are drawn is searched, so that the bundled
-pair answers all their questions, some by itself and some only when it escalates. The page of six tiles is
+pair answers all their questions. The page of six tiles is
 searched among held-out ones, for questions that show what the method does. ``questions.json`` maps each
 picture to its questions and their true answers; ``demo.json`` holds those of ``sgl demo``, in order;
 ``places.json`` says where on a picture an answer stands.
@@ -67,13 +67,11 @@ class Wanted:
         exits: The question that the small model is to answer by itself.
         seen: Kind and answer of the drawn question with the same evidence as that one, which then has to lie
             in the box of what the small model looked at.
-        escalates: The one that is to go to the large model; None where that does not matter.
     """
 
     content: Content
     asked: Mapping[str, str]
     exits: str
-    escalates: str | None = None
     seen: tuple[str, str] | None = None
 
 
@@ -109,10 +107,9 @@ WANTED = {
         {
             "What color is the shape with number 18?": "orange",
             "What number is on the purple triangle?": "59",
-            "How many purple shapes are there?": "3",
+            "What number is on the blue star?": "89",
         },
         exits="What color is the shape with number 18?",
-        escalates="How many purple shapes are there?",
     ),
     "chart": Wanted(
         BarChart("plain", tuple((PageBar(*bar),) for bar in BARS)),
@@ -144,7 +141,7 @@ def faults(page: Page, wanted: Wanted, engine: SGLEngine) -> int:
     if place is not None and importance is not None:
         x0, y0, x1, y1 = focus_box(importance)
         wrong += not (x0 <= place[0] and y0 <= place[1] and x1 >= place[2] and y1 >= place[3])
-    return wrong + (wanted.escalates is not None and not answers[wanted.escalates].report.escalated)
+    return wrong
 
 
 def place_of(page: Page, wanted: Wanted) -> tuple[float, float, float, float] | None:

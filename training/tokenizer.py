@@ -23,9 +23,10 @@ NAMES = {
     "start_image_token": IMAGE_START,
     "end_image_token": IMAGE_END,
     "context_image_token": IMAGE,
-    "video_token": "<|tool|>",
+    "video_token": PAD,
 }
-"""What InternVLProcessor asks its tokenizer for; the pair has no videos, so an unused token stands in."""
+"""What InternVLProcessor asks its tokenizer for; the pair has no videos, so one that no prompt holds stands in."""
+ROLES = [USER, ASSISTANT, "<|system|>", "<|tool|>"]
 # Mean and deviation of the generated pictures, so that paper is near zero and ink far from it.
 MEAN, STD = (0.85, 0.85, 0.85), (0.25, 0.25, 0.25)
 # The pair learnt with pictures before the text of a turn, so the template puts them there.
@@ -74,6 +75,10 @@ def save_processor(tokenizer_folder: Path, folder: Path) -> None:
     tokenizer = with_names(tokenizer_folder)
     processor = build_processor(tokenizer)
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    saved = json.loads(path.read_text())
+    saved |= {"extra_special_tokens": ROLES, "processor_class": "InternVLProcessor"}
+    path.write_text(json.dumps(saved, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     # save_pretrained of a processor without its video half fails, so its one file is written here.
     settings = {

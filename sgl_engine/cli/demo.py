@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine import Request, RunReport, SGLEngine
+from sgl_engine import Request, RunReport
 from sgl_engine.cli import options, output
 
 if TYPE_CHECKING:
+    from sgl_engine import SGLEngine
     from sgl_engine.evaluation.records import BenchAnswer
 
 HELP = "see what the method does on a page of six tiles"

@@ -203,13 +203,13 @@ def test_the_recipe_in_the_docstring(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         exec(recipe, names)
         return len(target.store.store)
 
-    assert [run(), run()] == [3, 3]
+    assert [run(), run()] == [4, 4]
     shutil.copy("scans/scene.png", "scans/later.png")
     (tmp_path / "scans/receipt.png").write_bytes(picture(90, 90))
-    assert run(ChatSGL(timeout=1e-9)) == 3 + 1  # the answer to later.png is known, receipt.png keeps its own
+    assert run(ChatSGL(timeout=1e-9)) == 4 + 1  # the answer to later.png is known, receipt.png keeps its own
     (tmp_path / "scans/later.png").unlink()
     shutil.copy(PICTURES / "receipt.png", "scans/receipt.png")
-    assert run() == 3
+    assert run() == 4
 
 
 # Metadata.

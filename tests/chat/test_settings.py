@@ -313,6 +313,7 @@ def test_progress_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, *, ter
     written = StringIO()
     monkeypatch.setattr(written, "isatty", lambda: terminal)
     monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setattr(logging, "_tqdm_active", True)  # other tests run the command line, which is quiet
     VLM.from_pretrained(SMALL)
     assert ("Loading weights" in written.getvalue()) is terminal
     assert logging.is_progress_bar_enabled()  # as it was

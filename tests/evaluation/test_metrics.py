@@ -119,5 +119,5 @@ def test_exact_only_forgives_space_around() -> None:
 def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidfuzz", None)
     monkeypatch.delitem(sys.modules, "rapidfuzz.distance", raising=False)
-    with pytest.raises(ConfigError, match=r"rapidfuzz.* is not installed.*langchain-sgl\[evaluation\]"):
+    with pytest.raises(ConfigError, match=r"rapidfuzz.* is not installed.*pip install '\.\[evaluation\]'"):
         extra("rapidfuzz.distance")

@@ -23,7 +23,7 @@ from sgl_engine.testing import tiny_vlm
 
 Name = Literal["tiny", "bundled"]
 MODELS: dict[Name, VLM] = {"tiny": tiny_vlm(), "bundled": demo_engine().small}
-WIDTHS: dict[Name, int] = {"tiny": 272, "bundled": 576}  # of the logits: more than the tokenizers have tokens
+WIDTHS: dict[Name, int] = {"tiny": 272, "bundled": 640}  # of the logits: more than the tokenizers have tokens
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},

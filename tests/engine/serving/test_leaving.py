@@ -20,6 +20,7 @@ from concurrent.futures import wait
 from sgl_engine import Request, SGLEngine
 from sgl_engine.testing import tiny_vlm
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 how, model, stop_at = sys.argv[1], sys.argv[2], 3
 small, large = tiny_vlm(size="small"), tiny_vlm(size="large")
 engine = SGLEngine(small, large)
