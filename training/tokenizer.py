@@ -25,7 +25,7 @@ NAMES = {
     "context_image_token": IMAGE,
     "video_token": PAD,
 }
-"""What InternVLProcessor asks its tokenizer for; there are no videos: a token stands in that no prompt has."""
+"""What InternVLProcessor asks its tokenizer for; there are no videos: what no prompt has stands in."""
 ROLES = [USER, ASSISTANT, "<|system|>", "<|tool|>"]
 # Mean and deviation of the generated pictures, so that paper is near zero and ink far from it.
 MEAN, STD = (0.85, 0.85, 0.85), (0.25, 0.25, 0.25)
