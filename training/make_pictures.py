@@ -239,7 +239,7 @@ def main() -> None:
     (PICTURES / "demo.json").write_text(json.dumps(asked, indent=1) + "\n")
     if len(shown) > 1:
         page_file, question = str(PICTURES / "page.png"), asked[1]["question"]
-        cli.main(["explain", page_file, str(question), "--escalate", "always", "-o", str(EXPLAINED)])
+        cli.main(["explain", page_file, str(question), "-o", str(EXPLAINED)])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Muon for matrices, AdamW for the rest, over two processes where asked.
+"""Muon for matrices, AdamW for the rest.
 
 Muon (Jordan et al., 2024) steps along the orthogonalised momentum. torch.optim.Muon orthogonalises in
-bfloat16, which CPUs without bfloat16 units run ten times slower than float32; here it is float32, batched
-over matrices of one shape, and shared out between the workers.
+bfloat16, which CPUs without bfloat16 units run ten times slower than float32; here it is float32, and batched
+over matrices of one shape.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 
@@ -48,30 +47,17 @@ class MuonAdamW:
 
     @torch.no_grad()
     def step(self, muon_rate: float, vision_rate: float, adamw_rate: float) -> None:
-        """One step; the gradients are those of the mean over all workers already."""
+        """One step on the gradients that there are."""
         for group in self.adamw.param_groups:
             group["lr"] = adamw_rate
         self.adamw.step()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # What has no gradient (the decoder, while the vision tower trains alone) costs nothing.
         groups = {k: [e for e in g if e[1].grad is not None] for k, g in self.groups.items()}
         groups = {k: g for k, g in groups.items() if g}
-        updates = []
-        for index, group in enumerate(groups.values()):
-            stack = torch.stack([self._momentum(name, p).flatten(1) for name, p in group])
-            # Workers take alternate slices of each group; the others' slices arrive by the sum below.
-            update = torch.zeros_like(stack)
-            mine = slice((rank + index) % world, None, world)
-            if stack[mine].numel():
-                update[mine] = orthogonalize(stack[mine])
-            updates.append(update)
-        if world > 1:
-            flat = torch.cat([u.flatten() for u in updates])
-            dist.all_reduce(flat)
-            updates = [
-                part.view_as(u)
-                for part, u in zip(flat.split([u.numel() for u in updates]), updates, strict=True)
-            ]
+        updates = [
+            orthogonalize(torch.stack([self._momentum(name, p).flatten(1) for name, p in group]))
+            for group in groups.values()
+        ]
         for (key, group), update in zip(groups.items(), updates, strict=True):
             rate = (vision_rate if key[0] else muon_rate) * max(1.0, key[1] / key[2]) ** 0.5
             for (_, parameter), change in zip(group, update, strict=True):

@@ -45,8 +45,7 @@ def turns(request: Request, style: Style) -> list[dict[str, Any]]:
 
 def instructions(request: Request) -> str:
     """What must be said about tools where the template does not say it."""
-    tools = request.callable_tools
-    return tool_instructions(tools, request.tool_choice) if tools else ""
+    return tool_instructions(request.callable_tools, request.tool_choice)
 
 
 def _with_instructions(request: Request, style: Style) -> Sequence[Message]:

@@ -42,8 +42,7 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
         InvalidRequestError: A wish that the configuration would not take either, or wishes about tools
             that contradict each other.
     """
-    if request.tools or request.tool_choice == "any" or request.tool_name is not None:
-        check_tools(request)
+    check_tools(request)
     values = defaults.model_dump(exclude={"draft"})  # what that changes is no wish of a request's
     values |= {name: wish for name in values if (wish := getattr(request, name)) is not None}
     try:
