@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import httpx
@@ -186,13 +187,19 @@ def call(name: str, **arguments: Any) -> str:
     return render_call(ToolCall(id="", name=name, arguments=arguments))
 
 
+@cache
+def scripted_engine() -> FakeEngine:
+    """One for every test, as ChatSGL shares the bundled pair."""
+    pair = demo_engine()
+    return FakeEngine(scripted, small=pair.small, large=pair.large)
+
+
 class TestScriptedSmallPass(Profile, ChatModelIntegrationTests):
     """The tests that the bundled pair is excused from, and what goes with them, on a scripted answer."""
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        pair = demo_engine()
-        return {"engine": FakeEngine(scripted, small=pair.small, large=pair.large)}
+        return {"engine": scripted_engine()}
 
     @property
     def model_override_value(self) -> str:
