@@ -117,7 +117,7 @@ class OnAPair(Profile, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # A model that does not follow instructions writes as much as it may, and the suites are long.
-        return super().chat_model_params | {"max_tokens": 1024 if PAIR else 96}
+        return super().chat_model_params | {"max_tokens": 1024 if PAIR else 48}
 
     @property
     def model_override_value(self) -> str:
