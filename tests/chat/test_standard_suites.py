@@ -114,10 +114,19 @@ def offline_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class OnAPair(Profile, ChatModelIntegrationTests):
+    room = 96
+    """Tokens of an answer. A call or an object takes up to 76, with nothing in it."""
+
+    @pytest.fixture(autouse=True)
+    def _room_for_words(self, request: pytest.FixtureRequest) -> None:
+        """A model that does not follow instructions writes as much as it may, and the suites are long."""
+        formed = ("tool", "structured", "json", "agent")
+        if not any(word in request.node.name for word in formed):
+            self.room = 12
+
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # A model that does not follow instructions writes as much as it may, and the suites are long.
-        return super().chat_model_params | {"max_tokens": 1024 if PAIR else 48}
+        return super().chat_model_params | {"max_tokens": 1024 if PAIR else self.room}
 
     @property
     def model_override_value(self) -> str:
