@@ -15,8 +15,7 @@ import pytest
 from scheduling import HANG_S
 
 SCRIPT = """
-import atexit, gc, json, os, signal, sys, threading
-gc.disable()  # until everything is imported: it stays to the end
+import atexit, json, os, signal, sys, threading
 from concurrent.futures import wait
 from sgl_engine import Request, SGLEngine
 from sgl_engine.testing import tiny_vlm
@@ -24,8 +23,6 @@ from sgl_engine.testing import tiny_vlm
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 how, model, stop_at = sys.argv[1], sys.argv[2], 3
 small, large = tiny_vlm(size="small"), tiny_vlm(size="large")
-gc.freeze()
-gc.enable()
 engine = SGLEngine(small, large)
 engine = engine.with_config(engine.config.escalating("always"))
 stopping, futures, rows, errors = engine._scheduler._worker.stopping, [], [], []
