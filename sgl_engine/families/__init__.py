@@ -60,6 +60,9 @@ class Family(Protocol):
     def decoder_layers(self, model: Any) -> Sequence[Module]:
         """The L decoder layers, in order."""
 
+    def recurrence(self, layer: Module) -> Module:
+        """What mixes the tokens of a decoder layer that has no attention."""
+
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """The token that stands for one visual token."""
 
@@ -153,6 +156,9 @@ class Family(Protocol):
             cache: The keys and values so far.
             first: Column at which the embeddings begin.
         """
+
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """The LM head on hidden states (B, N, hidden), as the model applies it: (B, N, vocab)."""
 
     def first_plain_layer(self, config: PreTrainedConfig) -> int:
         """The first decoder layer from which on no visual features are added to hidden states any more."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.base import flat, side
+from sgl_engine.families.own import as_the_tower
 from sgl_engine.families.qwen2_vl import Qwen2VL
 from sgl_engine.families.shape import VisionShape
 
@@ -31,7 +32,9 @@ class Qwen3VL(Qwen2VL):
 
         if inputs.get("pixel_values") is None:
             return None
-        seen = model.model.get_image_features(**self.vision_inputs(inputs), return_dict=True)
+        seen = model.model.get_image_features(
+            **as_the_tower(model, self.vision_inputs(inputs)), return_dict=True
+        )
         planes = [seen.pooler_output, *seen.deepstack_features]
         return torch.cat([flat(plane) for plane in planes], dim=-1)
 

@@ -199,8 +199,8 @@ def _prune_first_forward(
         exist = kept.exist(rows.shape[1], device)
         hide = _without_fillers if index in kept.recurrent else _hiding_fillers
         mask = hide(mask, exist)
-    known = {"attention_mask", *_ALONG}
-    pruned = {name: value if name in known else _own_rows(value, rows, columns) for name, value in kwargs.items()}
+    others = {name: value for name, value in kwargs.items() if name not in {"attention_mask", *_ALONG}}
+    pruned = {name: _own_rows(value, rows, columns) for name, value in others.items()}
     pruned |= {name: _along(kwargs[name], rows, axis) for name, axis in _ALONG.items() if name in kwargs}
     pruned["attention_mask"] = mask
     rest = [_own_rows(value, rows, columns) for value in rest]
