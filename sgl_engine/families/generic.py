@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_engine.families.base import BaseFamily, Tile, runs
 from sgl_engine.families.own import own_logits
 from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
+from sgl_engine.prompt.encoded import TOKEN_INPUTS, PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _DECODERS = ("language_model", "text_model")
-_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention"})
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention", "conv"})
 _SAID: Mapping[str, str] = {
-    "conv": "short convolutions",
     "chunked_attention": "attention within chunks",
-    "indexed_attention": "an indexer that chooses the keys of each token, so that pruning would change "
-    "what is chosen",
-    "minimax_m3_sparse": "an indexer that chooses blocks of keys, so that pruning would change what is chosen",
+    "indexed_attention": "an indexer chooses the keys of each token, so pruning would change what is chosen",
+    "minimax_m3_sparse": "an indexer chooses blocks of keys, so pruning would change what is chosen",
     "hybrid": "convolutions inside attention",
     "hybrid_sliding": "convolutions inside attention",
     "reference_sliding_attention": "a window that always shows the whole picture",
@@ -41,21 +39,15 @@ _SAID: Mapping[str, str] = {
 
 def why_not_generic(config: PreTrainedConfig) -> str | None:
     """What of a configuration speaks against the generic path; None where nothing does."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder and a decoder: what it sees is no part of its prompt"
     text = getattr(config, "text_config", None)
     if text is None or getattr(config, "vision_config", None) is None:
         return "it is not a decoder and a vision tower"
     if not isinstance(getattr(config, "image_token_id", None), int):
         return "it has no single image token"
-    if getattr(text, "cross_attention_layers", None):
-        return "its decoder looks at pictures by cross-attention: there are no visual tokens to prune"
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     odd = sorted({_SAID.get(kind, kind) for kind in kinds - _KNOWN_LAYERS})
     if odd:
         return f"its decoder is not plain attention throughout ({'; '.join(odd)})"
-    if getattr(text, "num_kv_shared_layers", None):
-        return "layers of its decoder share keys and values"
     return None
 
 
@@ -118,6 +110,10 @@ class Generic(BaseFamily):
     def logits(self, model: Any, hidden: Tensor) -> Tensor:
         """With whatever factor or cap the model's own forward has."""
         return own_logits(model, hidden)
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that is not about the text."""
+        return {name: value for name, value in inputs.items() if name not in TOKEN_INPUTS}
 
     def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Not counted."""

@@ -7,7 +7,7 @@ many layers as there are kinds of them; everything else of the model is shared w
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +56,7 @@ def float32_copy(vlm: VLM) -> VLM | None:
     if head.bias is not None:
         short.bias = nn.Parameter(head.bias[:_MOST_LOGITS].float(), requires_grad=False)
     model.set_output_embeddings(short)
-    model.set_input_embeddings(_InFloat32(vlm.model.get_input_embeddings()))
+    decoder.forward = _in_float32(decoder.forward)
     return Model(model, vlm.processor, name=vlm.name)
 
 
@@ -77,19 +77,20 @@ def _kinds_seen(layers: Sequence[nn.Module]) -> int:
     return max(named.index(kind) for kind in set(named)) + 1
 
 
-class _InFloat32(nn.Module):
-    """Embeddings of another precision, rounded no further."""
+def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The decoder's forward, given in float32 what the rest of the model computes in less."""
 
-    def __init__(self, embeddings: nn.Module) -> None:
-        super().__init__()
-        self.embeddings = embeddings
+    def run(**settings: Any) -> Any:
+        return forward(**{name: _wide(value) for name, value in settings.items()})
 
-    @property
-    def weight(self) -> Any:
-        """The table."""
-        return self.embeddings.weight
+    return run
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(..., hidden)."""
-        found: Tensor = self.embeddings(ids)
-        return found.float()
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if type(value) in {list, tuple}:
+        return type(value)(_wide(part) for part in value)
+    if type(value) is dict:
+        return {name: _wide(part) for name, part in value.items()}
+    return value
