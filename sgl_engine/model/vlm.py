@@ -316,8 +316,7 @@ class VLM:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
         output = self.text_model(**given, position_ids=positions, cache=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state
-        logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
-        return logits.float()
+        return self.family.logits(self.model, hidden[:, hidden.shape[1] - logit_rows :]).float()
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
