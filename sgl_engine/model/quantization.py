@@ -40,6 +40,7 @@ def int8_bytes(model: Any, dtype: torch.dtype) -> int:
         model: The model, quantized or not; on any device, "meta" too.
         dtype: What is not quantized.
     """
+    import torch
     from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -50,7 +51,7 @@ def int8_bytes(model: Any, dtype: torch.dtype) -> int:
         if isinstance(module, nn.Linear) and should_convert_module(f"{name}.weight", kept):
             rows, columns = module.weight.shape
             size += rows * columns * (1 - dtype.itemsize)
-            size += rows * (dtype.itemsize + 1)  # a scale, and a zero point of eight bits, which is 0
+            size += rows * (torch.float32.itemsize + 1)  # a scale, and a zero point of eight bits: 0
     return size
 
 
