@@ -50,9 +50,9 @@ configurations.
 
 A page of {width} x {height} pixels (A4 at 150 dpi), an answer of {tokens} tokens, preset {preset}, caches in
 16 bit. "Saved" is what is left of the operations of the large model alone where so many questions escalate,
-and nothing of the small answer can be taken over. How many do escalate depends on the pair and on the questions:
-`sgl calibrate` says. Operations are not seconds: writing an answer waits for memory more than for arithmetic.
-How often the answers are right is not in this table at all.
+and nothing of the small answer can be taken over. How many do escalate depends on the pair and on the
+questions: `sgl calibrate` says. Operations are not seconds: writing an answer waits for memory more than for
+arithmetic. How often the answers are right is not in this table at all.
 """
 _MORE = """
 The same for any other pair, with every preset, the setting that fits a machine and the line of Python to

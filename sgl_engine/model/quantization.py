@@ -41,18 +41,27 @@ def int8_bytes(model: Any, dtype: torch.dtype) -> int:
         dtype: What is not quantized.
     """
     import torch
+
+    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    for module in quantized_layers(model).values():
+        rows, columns = module.weight.shape
+        size += rows * columns * (1 - dtype.itemsize)
+        size += rows * (torch.float32.itemsize + 1)  # a scale, and a zero point of eight bits: 0
+    return size
+
+
+def quantized_layers(model: Any) -> dict[str, Any]:
+    """The linear layers whose matrices are quantized, by name: all but the head, as transformers does."""
     from torch import nn
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     kept = get_keys_to_not_convert(model)
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and should_convert_module(f"{name}.weight", kept):
-            rows, columns = module.weight.shape
-            size += rows * columns * (1 - dtype.itemsize)
-            size += rows * (torch.float32.itemsize + 1)  # a scale, and a zero point of eight bits: 0
-    return size
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and should_convert_module(f"{name}.weight", kept)
+    }
 
 
 def weight_bytes(model: Any) -> int:
