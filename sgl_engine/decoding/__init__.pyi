@@ -5,3 +5,4 @@ from .answer import (
     TokenLogprob as TokenLogprob,
 )
 from .draft import Draft as Draft, draft_tokens as draft_tokens
+from .reader import agree as agree

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
+from sgl_engine.families.own import as_the_tower
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import Box, PictureAxes, PromptTiles, VisualSpan
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+_RECURRENCES = frozenset({"linear_attn", "conv", "mamba"})
 _FOREIGN = "Use the processor that was saved with this model, and pass all that it returned."
 
 
@@ -76,6 +78,10 @@ class BaseFamily:
         """The decoder's layers."""
         layers: Any = self.text_model(model).layers
         return list(layers)
+
+    def recurrence(self, layer: Module) -> Module:
+        """What mixes the tokens of a layer that has no attention."""
+        return next(part for name, part in layer.named_children() if name in _RECURRENCES)
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """From the configuration."""
@@ -173,7 +179,13 @@ class BaseFamily:
 
     def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Rows (V, hidden) of what the vision side is given."""
-        return flat(model.model.get_image_features(**inputs, return_dict=True).pooler_output)
+        seen = model.model.get_image_features(**as_the_tower(model, inputs), return_dict=True)
+        return flat(getattr(seen, "pooler_output", seen))
+
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """The LM head alone."""
+        logits: Tensor = model.get_output_embeddings()(hidden)
+        return logits
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the vision side takes."""

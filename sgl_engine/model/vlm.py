@@ -126,7 +126,11 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where embeddings live, and so where inputs go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        embeddings = self.model.get_input_embeddings()
+        device: torch.device = embeddings.weight.device
+        if device.type == "meta" and hasattr(embeddings, "_hf_hook"):
+            # Offloaded by a device_map: accelerate fetches them to where they are used.
+            device = torch.device(embeddings._hf_hook.execution_device)  # noqa: SLF001  # the only place that says so
         return device
 
     @property
@@ -323,8 +327,7 @@ class VLM:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
         output = self.text_model(**given, position_ids=positions, cache=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state
-        logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
-        return logits.float()
+        return self.family.logits(self.model, hidden[:, hidden.shape[1] - logit_rows :]).float()
 
     def text(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of generated tokens; special tokens are left out, or only those that frame it."""
