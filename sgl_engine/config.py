@@ -115,8 +115,8 @@ class GenerationConfig(_Config):
         repetition_penalty: Makes tokens of prompt and answer less likely, above 1; None is the model's own.
         presence_penalty: Taken off the logit of a token that the answer has.
         frequency_penalty: Taken off it for each time that the answer has it.
-        draft: Whether the large model checks the small answer in one forward, and writes only what it would not
-            have said itself. Its answers are the same, but that in half precision equals may change places.
+        draft: Whether the large model checks the small answer in one forward, and writes only what it would
+            not have said itself. Its answers are the same; in half precision, equals may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from sgl_engine.model.vlm import VLM
+VLM: TypeAlias = Any
+"""A ``model.vlm.VLM``, which imports this module."""
 
 
 def frame_tokens(tokenizer: Any, ends: frozenset[int]) -> frozenset[int]:
