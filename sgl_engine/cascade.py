@@ -16,12 +16,12 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_calls import ParsedAnswer
-from sgl_engine.chat.tool_stream import ToolCallDelta
+from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.config import EngineConfig
-from sgl_engine.decoding.answer import AnswerTask, Generation, draft_tokens
+from sgl_engine.decoding.answer import AnswerTask, Generation
 from sgl_engine.decoding.choice import hold_to_form, resolve
+from sgl_engine.decoding.draft import draft_tokens
 from sgl_engine.decoding.loop import token_logprobs
 from sgl_engine.decoding.reader import AnswerReader, agree, read_answer, read_stream
 from sgl_engine.exit.calibrated import ExitRule
@@ -62,7 +62,7 @@ from sgl_engine.serving.job import Job, Work
 
 Result = TypeVar("Result")
 
-AnswerEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta
+AnswerEvent: TypeAlias = ExitDecision | Delta
 
 Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
 """A generator that yields events, and work, for which it is sent the job; it returns its result."""
@@ -96,8 +96,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; after an escalation, work for the large model; then text and
-        tool call deltas.
+        Work for the small model; the decision; after an escalation, work for the large model; then deltas.
 
     Raises:
         RequestError: This request is bad.
@@ -133,7 +132,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         clock.add("large", large.stage_ms)
         run = replace(run, large_prompt=large_prompt, large=large)
     else:
-        yield from reader.push(small.generation.text)
+        yield from reader.replay(small.generation)
     # answer: what the reader has held back, as a tool call may have followed, and the report
     held_back, parsed = reader.finish(run.generation)
     yield from held_back
@@ -156,10 +155,10 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
         RequestError: This request, or an answer, is bad.
         IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
-    # read
+    # read: answers are scored, so thoughts are over
     clock.resume()
     check_fields(request)
-    answers = tuple(check_answers(answers))
+    request, answers = replace(request, max_reasoning_tokens=0), tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
     # small: attention is recorded only where the large model may need the map
@@ -221,7 +220,7 @@ def _decide(
     pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, small: SmallPassResult
 ) -> ExitDecision:
     """Decides whether the small answer is kept; a calibration, if there is one, sets score and threshold."""
-    calibrated, generation = None, small.generation
+    calibrated, generation = None, small.generation.answer
     if pair.exit_rule is not None and counts_as_empty(generation.text, pair.config.exit):
         calibrated = pair.exit_rule.uncovered("the small answer is empty")
     elif pair.exit_rule is not None:
@@ -247,7 +246,7 @@ def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, .
     if not pair.config.generation.draft:
         return ()
     waiting = partial(check_wanted, request, "while the large model was busy")
-    return draft_tokens(pair.small, pair.large, small.generation.token_ids.tolist(), waiting)
+    return draft_tokens(pair.small, pair.large, small.generation.answer.token_ids.tolist(), waiting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,11 +299,12 @@ def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Resp
     )
     return Response(
         text=parsed.text,
+        reasoning=run.generation.reasoning,
         finish_reason=run.generation.finish_reason,
         report=make_report(outcome, pair.small, pair.large, clock.stage_ms()),
         tool_calls=parsed.tool_calls,
         invalid_tool_calls=parsed.invalid_tool_calls,
-        tokens=token_logprobs(vlm, run.generation) if request.logprobs else (),
+        tokens=token_logprobs(vlm, run.generation.answer) if request.logprobs else (),
         importance=small.importance,
         plan=None if large is None else large.plan,
     )

@@ -106,21 +106,21 @@ class GenerationConfig(_Config):
     the same. Scores and log-probabilities are those of the model, before anything of this.
 
     Attributes:
-        max_new_tokens: Upper limit of answer tokens.
+        max_new_tokens: Upper limit of answer tokens, thoughts apart.
+        max_reasoning_tokens: Upper limit of thoughts; then they are ended. 0 answers at once.
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
         top_k: Draws from so many of the likeliest tokens, at a temperature above 0; None from all.
         min_p: Draws from tokens at least so likely as a fraction of the likeliest, at a temperature above 0.
-        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1; None is
-            the model's generation_config.json.
+        repetition_penalty: Makes tokens of prompt and answer less likely, above 1; None is the model's own.
         presence_penalty: Taken off the logit of a token that the answer has.
         frequency_penalty: Taken off it for each time that the answer has it.
-        draft: Whether the large model checks the small answer in the forward that reads the prompt, and
-            writes only what it would not have said itself. Its answers are the same either way, but for
-            rounding: in half precision two tokens that are equally likely may change places.
+        draft: Whether the large model checks the small answer in one forward, and writes only what it would
+            not have said itself. Its answers are the same; in half precision, equals may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] = 1024
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None

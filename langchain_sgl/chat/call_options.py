@@ -63,6 +63,9 @@ class CallFields(BaseModel):
         logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
         top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; above 0, it sets
             ``logprobs``.
+        max_reasoning_tokens: What thinking models may think before they answer, in tokens; 0 has them answer
+            at once. ``max_tokens`` is about the answer.
+        skip_special_tokens: False keeps special tokens in the text, for models that mark up with them.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False}.
         cache_salt: Calls of one salt share what is known of pictures and prompts, and nothing with calls of
             another or of none: one salt per tenant, where tenants must not learn what others ask about.
@@ -93,6 +96,8 @@ class CallFields(BaseModel):
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
+    skip_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     evidence: bool = False
@@ -253,6 +258,8 @@ class CallOptions(CallFields):
             logprobs=self.with_logprobs,
             top_logprobs=self.top_logprobs or 0,
             chat_template_kwargs=self.chat_template_kwargs,
+            max_reasoning_tokens=self.max_reasoning_tokens,
+            skip_special_tokens=self.skip_special_tokens,
             cache_salt=self.cache_salt,
             response_schema=enforceable(_response_schema(self.response_format)),
         )

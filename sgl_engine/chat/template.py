@@ -30,8 +30,8 @@ from sgl_engine.request import Message, Request, check_wanted
 
 _PRINTED_LIST = "[{'type': '"
 """How a template that expects strings shows a list of parts."""
-_THOUGHT = "</think>"
-"""Where this is, templates leave out what is before it, and should."""
+THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"))
+"""What thoughts stand between; templates leave them out of earlier turns, and should."""
 _USES_TOOLS = re.compile(r"\{[%{](?:(?!%\}|\}\}).)*\btools\b", re.DOTALL)
 
 
@@ -135,6 +135,8 @@ def control_tokens(processor: Any) -> dict[str, int]:
             f"The chat template of {type(processor).__name__} cannot be read ({error}).",
             remedy="Correct it, or save the processor with another one.",
         ) from error
+    tags = [tag for pair in THOUGHT_TAGS if any(tag in written for tag in pair) for tag in pair]
+    written = "\0".join((written, *tags))  # a template that opens thoughts leaves it to the model to end them
     found = {}
     for index, token in tokenizer.added_tokens_decoder.items():
         text = str(token.content)
@@ -242,7 +244,9 @@ def _must_hold(request: Request, style: Style) -> Iterator[str]:
         texts = [part for part in message.content if isinstance(part, str)]
         if message.role in {"system", "tool"}:
             yield from texts
-        elif message.role == "assistant" and not any(_THOUGHT in text for text in texts):
+        elif message.role == "assistant" and not any(
+            end in text for text in texts for _, end in THOUGHT_TAGS
+        ):
             yield from texts[1:]
     if style.tools_to_template:
         yield from (tool.name for tool in request.callable_tools)
@@ -293,7 +297,7 @@ def _texts(request: Request) -> Iterator[str]:
     """All text of the caller that a prompt can hold."""
     for message in request.messages:
         yield from (part for part in message.content if isinstance(part, str))
-        yield from (value for value in (message.name, message.tool_call_id) if value)
+        yield from (value for value in (message.name, message.tool_call_id, message.reasoning) if value)
         yield from (value for call in message.tool_calls for value in (call.id, render_call(call)))
     yield from (dump(function_schema(tool)) for tool in request.callable_tools)
     yield repr(request.chat_template_kwargs)

@@ -75,6 +75,11 @@ def _followed(content: Sequence[str | ImagePart], joint: str, text: str) -> list
 
 
 def _turn(message: Message, style: Style) -> dict[str, Any]:
+    turn = _spoken(message, style)
+    return turn | {"reasoning_content": message.reasoning} if message.reasoning else turn
+
+
+def _spoken(message: Message, style: Style) -> dict[str, Any]:
     content = list(message.content)
     known = {"name": message.name, "tool_call_id": message.tool_call_id}
     if message.role == "tool" and style.tool_turns:

@@ -129,6 +129,7 @@ def not_covered(conditions: Conditions, request: Request, asked: GenerationConfi
         "its pictures are shown at a size of their own": (
             any(getattr(request, name) is not None for name in PictureConfig.model_fields)
         ),
+        "its chat template is given arguments": bool(request.chat_template_kwargs),
         "tools may be called": bool(request.tools),
         "the answer has to satisfy a schema": request.response_schema is not None,
         f"it has {images} images, calibrated with {span}": not (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sgl_engine.chat.thoughts import ThoughtTags, thought_tags
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.shape import ModelShape
@@ -23,6 +24,7 @@ from sgl_engine.model.encoding import check_features, encode, resized, shrink_fa
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
+from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
@@ -173,6 +175,11 @@ class VLM:
         own = self.processor.tokenizer.eos_token_id
         return frozenset(int(token) for token in (*several, own) if token is not None)
 
+    @cached_property
+    def thought_tags(self) -> ThoughtTags | None:
+        """What parts its thoughts from its answers; None where it answers at once."""
+        return thought_tags(self.processor)
+
     def shrink_factor(self, width: int, height: int, pictures: PictureConfig | None = None) -> int:
         """How far a picture may be scaled down while it is read; see ``model.processor.shrink_factor``."""
         processor = resized(self.family, self.config, self.processor, pictures or PictureConfig())
@@ -322,7 +329,10 @@ class VLM:
         hidden = output.last_hidden_state
         return self.family.logits(self.model, hidden[:, hidden.shape[1] - logit_rows :]).float()
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens, special tokens left out."""
-        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    def text(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of generated tokens; special tokens are left out, or only those that frame it."""
+        if not skip_special:
+            frame = frame_tokens(self.processor.tokenizer, self.eos_token_ids)
+            token_ids = [token for token in token_ids if token not in frame]
+        settings = {"skip_special_tokens": skip_special, "clean_up_tokenization_spaces": False}
         return str(self.processor.tokenizer.decode(list(token_ids), **settings))

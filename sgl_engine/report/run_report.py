@@ -74,10 +74,14 @@ class RunReport(BaseModel):
         saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
         stage_ms: Milliseconds per stage; "queue" is waiting, "total" is the whole run. Time of work that
             requests do together is divided equally among them; the others' parts count as waiting.
+        left_out_tokens: Special tokens that the model of ``route`` wrote and that are no part of the answer's
+            text; ``skip_special_tokens=False`` keeps them.
         small_input_tokens: Prompt tokens of the small model.
         small_output_tokens: Tokens that it generated.
+        small_reasoning_tokens: How many of those came before its answer: thoughts, and what parts the two.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
+        large_reasoning_tokens: How many of those came before its answer.
         drafted_tokens: Tokens of the small answer that the large model was given to check, instead of writing
             them itself; as its own tokenizer counts them, without the one that ends an answer. 0 where that
             is switched off; None also where given answers were scored.
@@ -122,6 +126,7 @@ class RunReport(BaseModel):
     large_alone_tflops: float
     saved_fraction: float
     stage_ms: dict[str, float]
+    left_out_tokens: list[str] = []
     small_input_tokens: int
     small_output_tokens: int
     tiles: int | None = None
@@ -132,6 +137,8 @@ class RunReport(BaseModel):
     large_output_tokens: int | None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    small_reasoning_tokens: int = 0
+    large_reasoning_tokens: int | None = None
     small_known_tokens: int = 0
     small_known_pictures: int = 0
     large_known_tokens: int | None = None

@@ -579,6 +579,8 @@ OPTIONS: dict[str, Any] = {
     "timeout": 2.5,
     "logprobs": True,
     "top_logprobs": 2,
+    "max_reasoning_tokens": 9,
+    "skip_special_tokens": False,
     "chat_template_kwargs": {"enable_thinking": False},
     "evidence": True,
     "cache_salt": "tenant",

@@ -76,12 +76,13 @@ QWEN3_5 = (
     "{%- elif messages[0].role == 'system' %}"
     "{{- '<|im_start|>system\\n' + render_content(messages[0].content, false) | trim + '<|im_end|>\\n' }}{%- endif %}"
     """
-{%- set ns = namespace(last_query_index=messages | length - 1) %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages | length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages | length - 1) - loop.index0 %}
     {%- set content = render_content(message.content, false) | trim %}
-    {%- if ns.last_query_index == messages | length - 1 and message.role == "user"
+    {%- if ns.multi_step_tool and message.role == "user"
         and not (content.startswith('<tool_response>') and content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
         {%- set ns.last_query_index = index %}
     {%- endif %}
 {%- endfor %}

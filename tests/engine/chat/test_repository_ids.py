@@ -91,8 +91,8 @@ OWN_WORDING: dict[str, set[str]] = {
     "mistral3": CALLS | NO_PART,
     "pixtral": CALLS | ALTERNATE,
 }
-"""Where transformers raises, or its template leaves calls, tools or parts out, or tags in a message would become
-control tokens: there the wording is ours. Everywhere else ids are the same."""
+"""Where transformers raises, or its template leaves calls, tools or parts out, or tags in a message would
+become control tokens: there the wording is ours. Everywhere else ids are the same."""
 
 
 @cache
@@ -234,3 +234,12 @@ def test_template_arguments_are_those_of_transformers(wish: bool) -> None:
     text = processor.tokenizer.decode(ours["input_ids"][0])
     assert text.endswith("<think>\n" if wish else "<think>\n\n</think>\n\n")
     assert "Picture 2: " in text
+
+
+def test_a_caller_cannot_end_thoughts() -> None:
+    """Qwen3-VL's template opens them, and leaves it to the model to end them: with a control token."""
+    processor, image = loaded("qwen3_vl thinking")
+    ids = process(processor, talk(("user", ["a</think>b"])), image_token=image)["input_ids"][0].tolist()
+    end = processor.tokenizer.convert_tokens_to_ids("</think>")
+    assert end not in ids
+    assert end in processor.tokenizer("a</think>b")["input_ids"]
