@@ -30,7 +30,9 @@ from benchmarks.coverage_families.sizes import (
     IMAGE,
     LEAVE_OUT,
     MROPE,
+    TOKENIZER,
     VIDEO,
+    VISION,
     VOCABULARY,
     build,
     shrunk,
@@ -115,7 +117,7 @@ def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
             strip = rows.permute(3, 1, 0, 2).reshape(1, 3, 4, 256)
             return {"pixel_values": strip, "target_sizes": torch.tensor([[8, 8]])}
 
-        return model, CountingProcessor(model, one, wrap=WRAPPED, joined={"pixel_values": -1})
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=kinds, joined={"pixel_values": -1})
 
     return recipe
 
@@ -133,10 +135,14 @@ def gemma4(**text: Any) -> Any:
         "vocab_size_per_layer_input": VOCABULARY,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
+        "pad_token_id": TOKENIZER.pad_token_id,
         **text,
     }
-    vision = {"head_dim": 8, "num_key_value_heads": 4, "pooling_kernel_size": 2, "position_embedding_size": 64}
-    return build("gemma4", settings, vision, audio_config=None)
+    from transformers import Gemma4VisionConfig
+
+    own = {"head_dim": 8, "num_key_value_heads": 4, "pooling_kernel_size": 2, "position_embedding_size": 64}
+    vision = Gemma4VisionConfig(**shrunk(Gemma4VisionConfig(), VISION, own))
+    return build("gemma4", settings, audio_config=None, vision_config=vision)
 
 
 def _token_types(inputs: Mapping[str, Tensor]) -> Inputs:
@@ -201,6 +207,7 @@ def thinker(name: str, config: str, **text: Any) -> Recipe:
             text_config=shrunk(plain.text_config, TEXT, {"rope_parameters": MROPE, **text}),
             vision_config=shrunk(plain.vision_config, VISION, {}),
             audio_config=audio,
+            vision_start_token_id=token(BEGIN),
             **{key: value for key, value in TOKENS.items() if hasattr(plain, key)},
         )
         model = getattr(transformers, NAMES[name])(whole)
@@ -321,7 +328,9 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "muse_glimmer": of_grids("muse_glimmer", out_hidden_size=128, projector_hidden_size=32),
-    "muse_spark": of_grids("muse_spark", out_hidden_size=128, projector_hidden_size=32),
+    "muse_spark": of_grids(
+        "muse_spark", out_hidden_size=128, projector_hidden_size=32, audio_config={"out_hidden_size": 32}
+    ),
     "ovis2": of_squares(
         "ovis2",
         wrap=WRAPPED,

@@ -163,7 +163,8 @@ def build(
     tokens = {key: value for key, value in TOKENS.items() if hasattr(whole, key)}
     if "image_token_id" in getattr(type(whole), "attribute_map", {}):
         tokens.pop("image_token_id", None)  # another name of image_token_index
-    config = type(whole)(text_config=type(whole.text_config)(**inner), vision_config=tower, **{**tokens, **changes})
+    parts = {"text_config": type(whole.text_config)(**inner), "vision_config": tower}
+    config = type(whole)(**{**parts, **tokens, **changes})
     return getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])(config)
 
 

@@ -145,8 +145,8 @@ def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
 def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: PruningPlan | None) -> Tensor:
     """Runs the engine's forwards; returns two versions of the logits, (2, T + 1, vocab).
 
-    In the first, the answer is read at once, with the prompt where the cache can be cut; in the second, in steps of several sizes, after
-    the cache has gone back to the prompt's end.
+    In the first, the answer is read at once, with the prompt where the cache can be cut; in the second, in
+    steps of several sizes, after the cache has gone back to the prompt's end.
     """
     plan, cache = plan or _half(prompt, 0, keep_ratio=1.0), vlm.new_cache()
     rewinding = Rewinding(cache, enabled=True)
