@@ -48,6 +48,8 @@ from .errors import (
 from .exit.decision import ExitDecision as ExitDecision
 from .model.settings import LoadSettings as LoadSettings
 from .model.vlm import VLM as VLM
+from .planning.check import check_pair as check_pair
+from .planning.result import PairCheck as PairCheck
 from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
 from .request import (
     Decoding as Decoding,

@@ -38,15 +38,14 @@ from sgl_engine.exit.decision import (
 )
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.large import LargePassResult
-from sgl_engine.passes.prefill import find_tiles
+from sgl_engine.passes.large import LargePassResult, plan_large
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
-from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
+from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import (
     Clock,
     Outcome,
@@ -118,12 +117,12 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     clock.add("small", small.stage_ms)
     # decide: whether the small answer is kept; nothing of it has been shown until now
     confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
-    decision = _decide(pair, asked, decoding, confidence, small.generation)
+    decision = _decide(pair, asked, decoding, confidence, small)
     yield decision
     run = _Run(asked, confidence, decision, small)
     if not decision.exit:
         # plan: what the large model sees of the picture, and what it is given to check
-        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
         draft = _draft(pair, request, small)
         clock.lap("encode_large")
         reader = AnswerReader(pair.large, request, large_prompt)
@@ -177,7 +176,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     run = _ScoringRun(task, confidence, decision, small)
     if not decision.exit:
         # plan
-        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
         clock.lap("encode_large")
         # large
         large_task = ScoringTask(large_prompt, task.answers, decoding, plan=plan)
@@ -219,48 +218,28 @@ def _small_work(pair: Pair, asked: Asked) -> Work:
 
 
 def _decide(
-    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, generation: Generation
+    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, small: SmallPassResult
 ) -> ExitDecision:
     """Decides whether the small answer is kept; a calibration, if there is one, sets score and threshold."""
-    calibrated = None
+    calibrated, generation = None, small.generation
     if pair.exit_rule is not None and counts_as_empty(generation.text, pair.config.exit):
         calibrated = pair.exit_rule.uncovered("the small answer is empty")
     elif pair.exit_rule is not None:
         limit = asked.task.max_new_tokens
-        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, len(generation))
+        seen = None if small.importance is None else small.importance.describe()
+        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, len(generation), seen)
     return permitted(asked.request, decide_exit(confidence, pair.config.exit, calibrated))
 
 
 def _plan(
-    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock
+    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock, decision: ExitDecision
 ) -> tuple[EncodedPrompt, PruningPlan]:
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     config = pair.config
     prompt = pair.large.encode(request, config.limits, config.reuse, config.large_pictures)
-    return prompt, plan_large(pair, prompt, importance)
-
-
-def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-    """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.
-
-    Args:
-        pair: The models, and their configuration.
-        prompt: The prompt that is pruned.
-        importance: The small model's map; None, as for a request without images, keeps everything.
-
-    Raises:
-        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
-    """
-    if importance is None:
-        return keep_everything(prompt)
-    pruning = pair.config.pruning
-    # Some families cannot be pruned in their first layers, whatever fraction is configured.
-    layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
-    top = pruning.top_tokens
-    tiles = None if top is None else find_tiles(pair.large, prompt)
-    ratio = pruning.keep_ratio
-    return plan_pruning(prompt, importance, layer=layer, keep_ratio=ratio, tiles=tiles, top_tokens=top)
+    pruning = config.pruning if decision.rung is None else decision.rung.pruning
+    return prompt, plan_large(pair.large, prompt, importance, pruning)
 
 
 def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:

@@ -42,7 +42,8 @@ class CallFields(BaseModel):
         model: The name of one of the pair, which then answers; None lets the score decide.
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
-        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
+        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none;
+            "auto" leaves it to the calibration, question by question.
         tiles: Tiles that the large model is given: those that hold one of so many of a picture's most
             important tokens, or "all".
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
@@ -151,6 +152,16 @@ class CallOptions(CallFields):
             InvalidRequestError: ``model`` is not one of the pair.
             ConfigError: There is no such preset or scorer.
         """
+        update = self.changes(engine)
+        return engine.with_config(engine.config.model_copy(update=update)) if update else engine
+
+    def changes(self, engine: SGLEngine) -> dict[str, Any]:
+        """Returns the parts of the engine's configuration that these options want otherwise.
+
+        Raises:
+            InvalidRequestError: ``model`` is not one of the pair.
+            ConfigError: There is no such preset.
+        """
         config = engine.config
         exits = {
             "escalate": self._route(engine),
@@ -165,7 +176,7 @@ class CallOptions(CallFields):
         pruning = self._pruning(config)
         if pruning != config.pruning:
             update["pruning"] = pruning
-        return engine.with_config(config.model_copy(update=update)) if update else engine
+        return update
 
     def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
         """Says how the exit changes where these options differ from what the calibration was made with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
@@ -47,7 +47,7 @@ def _torch_name(value: Any) -> Any:
 _TorchName: TypeAlias = Annotated[Any, BeforeValidator(_torch_name)]
 _OF_BOTH = (
     *("dtype", "device", "device_map", "trust_remote_code"),
-    *("attn_implementation", "quantization_config", "model_kwargs"),
+    *("attn_implementation", "quantization", "quantization_config", "model_kwargs"),
 )
 _PARTS_OF_THE_ENGINE = ("limits", "small_pictures", "large_pictures", "reuse", "scheduler")
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
@@ -70,9 +70,10 @@ class ChatSettings(CallFields, BaseChatModel):
         device_map: As in transformers, instead of ``device``.
         trust_remote_code: Run code that comes with the models.
         attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2", ...
-        quantization_config: As in transformers, an object or a dict.
+        quantization: "int8" stores weights in eight bits (``pip install "langchain-sgl[quantized]"``).
+        quantization_config: Any other format, as in transformers, an object or a dict.
         model_kwargs: What else ``from_pretrained`` of both models takes.
-        small_settings: Of the small model alone: any of the seven above, and "revision" on the hub, as
+        small_settings: Of the small model alone: any of the eight above, and "revision" on the hub, as
             ``{"device": "cuda:1"}``. They count before those of both.
         large_settings: Of the large model alone.
         small_pictures: How large the small model sees pictures; None is the engine's.
@@ -108,6 +109,7 @@ class ChatSettings(CallFields, BaseChatModel):
     device_map: str | dict[str, Any] | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    quantization: Literal["int8"] | None = None
     quantization_config: Any = None
     model_kwargs: dict[str, Any] | None = None
     small_settings: dict[str, Any] | None = None
@@ -159,8 +161,12 @@ class ChatSettings(CallFields, BaseChatModel):
                     remedy="Give one of them: a calibration has a threshold of its own.",
                 )
             self._options()  # refuses values out of their range
-            if self.retention is not None:
-                pruning_preset(self.retention)
+            alone = self.calibration is None and self.ready_engine is None
+            if self.retention is not None and pruning_preset(self.retention).auto and alone:
+                raise ConfigError(
+                    "retention='auto' leaves the choice to a calibration, and none is given.",
+                    remedy="Make one with sgl calibrate --retention auto: ChatSGL(calibration=...).",
+                )
             if self.scorer is not None:
                 find_scorer(self.scorer)
             if self.calibration is not None and not self.calibration.is_file():
@@ -238,13 +244,13 @@ class ChatSettings(CallFields, BaseChatModel):
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
         own_parts = {name: getattr(self, name) for name in _PARTS_OF_THE_ENGINE}
         update: dict[str, Any] = {name: part for name, part in own_parts.items() if part is not None}
-        # A calibration is checked against pruning and scorer, so these two are set first.
+        # A calibration is checked against pruning and scorer, so they are set with it.
         if self.calibration is not None:
-            engine = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer).configure(
-                engine
-            )
+            options = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer)
+            changes = options.changes(engine)
+            leaving = changes.get("exit", engine.config.exit)
             own = {"calibration": self.calibration, "risk": self.risk}
-            update["exit"] = ExitConfig(**{**engine.config.exit.model_dump(), **own})
+            update |= changes | {"exit": ExitConfig(**{**leaving.model_dump(), **own})}
         return engine.with_config(engine.config.model_copy(update=update)) if update else engine
 
     def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:

@@ -1,2 +1,3 @@
 from .text_stream import TextDelta as TextDelta
 from .tool_stream import ToolCallDelta as ToolCallDelta
+from .tool_calls import ParsedAnswer as ParsedAnswer

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from sgl_engine.chat.caller_text import Disguise, literals, run_template
@@ -23,12 +24,14 @@ from sgl_engine.chat.tool_calls import (
     is_hermes,
     render_call,
 )
-from sgl_engine.chat.turns import Style, instructions, turns
+from sgl_engine.chat.turns import Content, Style, instructions, turns
 from sgl_engine.errors import InvalidRequestError, ProcessorError
 from sgl_engine.request import Message, Request, check_wanted
 
 _PRINTED_LIST = "[{'type': '"
 """How a template that expects strings shows a list of parts."""
+_THOUGHT = "</think>"
+"""Where this is, templates leave out what is before it, and should."""
 _USES_TOOLS = re.compile(r"\{[%{](?:(?!%\}|\}\}).)*\btools\b", re.DOTALL)
 
 
@@ -126,7 +129,7 @@ def control_tokens(processor: Any) -> dict[str, int]:
     tokenizer = processor.tokenizer
     listed = getattr(tokenizer, "chat_control_tokens", None)
     try:
-        written = literals(_template(processor))
+        written = literals(chat_template(processor))
     except _template_errors() as error:
         raise ProcessorError(
             f"The chat template of {type(processor).__name__} cannot be read ({error}).",
@@ -151,7 +154,7 @@ def _disguise(processor: Any, request: Request, control: Mapping[str, int], imag
     kinds = ("image_token", "video_token", "audio_token")
     replaced = [text for text in (getattr(processor, kind, None) for kind in kinds) if isinstance(text, str)]
     hidden = [*control, *replaced, image_token, _PRINTED_LIST]
-    return Disguise(hidden, [*_texts(request), _template(processor)])
+    return Disguise(hidden, [*_texts(request), chat_template(processor)])
 
 
 def reads_natively(processor: Any, request: Request) -> bool:
@@ -161,23 +164,27 @@ def reads_natively(processor: Any, request: Request) -> bool:
     """
     free = request.tool_choice == "auto" and request.response_schema is None
     known = getattr(processor.tokenizer, "response_template", None) is not None
-    template = _template(processor)
+    template = chat_template(processor)
     return (
         free and known and bool(request.callable_tools) and _takes_tools(template) and not is_hermes(template)
     )
 
 
 def _styles(processor: Any, request: Request) -> Iterator[Style]:
-    """From the most natural to the plainest."""
-    template = _template(processor)
+    """From the most natural to the plainest; turns are merged where nothing else will do."""
+    template = chat_template(processor)
     shows = _takes_tools(template) and (is_hermes(template) or reads_natively(processor, request))
+    empty = any(not message.content for message in request.messages)
+    whole: tuple[Content, ...] = ("parts", "joined", "string")
     for tools_to_template in (True, False) if shows and request.callable_tools else (False,):
-        for strings in (False, True):
+        for content, filled in product(whole, (False, True) if empty else (True,)):
+            style = Style(tools_to_template, content=content, filled=filled)
             if "tool_calls" in template:
-                yield Style(tools_to_template, own_calls=True, tool_turns=True, strings=strings)
-            yield Style(tools_to_template, tool_turns=True, strings=strings)
-            yield Style(tools_to_template, strings=strings)
-            yield Style(tools_to_template, merged=True, strings=strings)
+                yield replace(style, own_calls=True, tool_turns=True)
+            yield replace(style, tool_turns=True)
+            yield style
+        for content in whole:
+            yield Style(tools_to_template, merged=True, content=content)
 
 
 def _apply(processor: Any, request: Request, style: Style, disguise: Disguise) -> str:
@@ -230,10 +237,13 @@ def _first_missing(
 
 
 def _must_hold(request: Request, style: Style) -> Iterator[str]:
-    """What templates are known to leave out. What is said between user and assistant is none of it."""
+    """What templates are known to leave out: what is not said between user and assistant, and later parts."""
     for message in request.messages:
+        texts = [part for part in message.content if isinstance(part, str)]
         if message.role in {"system", "tool"}:
-            yield from (part for part in message.content if isinstance(part, str))
+            yield from texts
+        elif message.role == "assistant" and not any(_THOUGHT in text for text in texts):
+            yield from texts[1:]
     if style.tools_to_template:
         yield from (tool.name for tool in request.callable_tools)
     else:
@@ -246,7 +256,7 @@ def _holds(text: str, part: str) -> bool:
     return any(form in text for form in (part, dump(part)[1:-1], json.dumps(part)[1:-1]))
 
 
-def _template(processor: Any) -> str:
+def chat_template(processor: Any) -> str:
     """The chat template's source; empty where there is none."""
     template = getattr(processor, "chat_template", None) or getattr(
         processor.tokenizer, "chat_template", None
@@ -262,7 +272,7 @@ def _source(processor: Any) -> str:
     Raises:
         ValueError: There is none.
     """
-    template = _template(processor)
+    template = chat_template(processor)
     if not template:
         raise ValueError("Neither the processor nor its tokenizer has a chat template")
     return template

@@ -14,14 +14,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import ConfigError, ModelError, RequestError, __version__
-from sgl_engine.cli import ask, bench, calibrate, demo, explain
+from sgl_engine.cli import ask, bench, calibrate, check, demo, explain
 
 OK: Final = 0
 ENGINE_FAILED: Final = 1
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = {"ask": ask, "explain": explain, "bench": bench, "calibrate": calibrate, "demo": demo}
+_COMMANDS: Final = {
+    "ask": ask,
+    "explain": explain,
+    "check": check,
+    "bench": bench,
+    "calibrate": calibrate,
+    "demo": demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,3 +6,4 @@ from .answer import (
     TokenLogprob as TokenLogprob,
     draft_tokens as draft_tokens,
 )
+from .reader import agree as agree

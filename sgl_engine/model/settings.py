@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from sgl_engine.errors import ConfigError
 
@@ -22,8 +22,10 @@ class LoadSettings(TypedDict, total=False):
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code that comes with the model.
         attn_implementation: As in transformers: "sdpa", "eager", "flash_attention_2", ...
-        quantization_config: As in transformers, an object or a dict; a quantized model is placed by
-            ``device_map``.
+        quantization: "int8" stores the matrices of linear layers in eight bits, on any device (needs torchao:
+            ``pip install "langchain-sgl[quantized]"``).
+        quantization_config: Any other format, as in transformers, an object or a dict; a quantized model is
+            placed by ``device_map``.
         model_kwargs: What else ``from_pretrained`` of the model takes, as {"max_memory": ...}; "cache_dir",
             "token" and "local_files_only" also go to the processor's.
     """
@@ -34,11 +36,14 @@ class LoadSettings(TypedDict, total=False):
     revision: str | None
     trust_remote_code: bool
     attn_implementation: str | None
+    quantization: Literal["int8"] | None
     quantization_config: Any
     model_kwargs: Mapping[str, Any] | None
 
 
-_PLACES = frozenset(("device", "device_map"))
+_EITHER_OR = (frozenset(("device", "device_map")), frozenset(("quantization", "quantization_config")))
+"""Of each, one says the same as the other."""
+QUANTIZATIONS = ("int8",)
 _DTYPES = frozenset("auto float16 bfloat16 float32 float64 half float double".split())
 _OF_THE_HUB = frozenset("cache_dir token local_files_only".split())
 _SET_HERE = frozenset(
@@ -53,7 +58,8 @@ def settings_of_each(
 
     Args:
         common: Settings of both models; None is not set.
-        small: The small model's own; a ``device`` of its own takes the place of a common ``device_map``.
+        small: The small model's own; a ``device`` of its own takes the place of a common ``device_map``, and
+            a ``quantization`` that of a common ``quantization_config``.
         large: The large model's own.
 
     Raises:
@@ -66,15 +72,16 @@ def _laid_over(common: Mapping[str, Any], own: Mapping[str, Any] | None, whose: 
     check_settings(own or {}, whose)
     mine = dict(own or {})
     kept = {name: value for name, value in common.items() if value is not None}
-    if _PLACES & mine.keys():
-        kept = {name: value for name, value in kept.items() if name not in _PLACES}
+    for pair in _EITHER_OR:
+        if pair & mine.keys():
+            kept = {name: value for name, value in kept.items() if name not in pair}
     both: Any = {**kept, **mine}
     settings: LoadSettings = both
     return settings
 
 
 def check_settings(settings: Mapping[str, Any], whose: str) -> None:
-    """Refuses names of settings that do not exist, and two places for one model.
+    """Refuses names of settings that do not exist, and two places or two formats for one model.
 
     Args:
         settings: Of one model, or of both.
@@ -101,12 +108,29 @@ def check_settings(settings: Mapping[str, Any], whose: str) -> None:
             f"Both device={str(device)!r} and device_map={device_map!r} are given.",
             remedy="Use device for the whole model in one place, or device_map to spread it.",
         )
+    _check_quantization(settings, whose)
     taken = sorted(_SET_HERE & (settings.get("model_kwargs") or {}).keys())
     if taken:
         raise ConfigError(
             f"model_kwargs names {taken[0]!r}, which is not passed on like that.",
             remedy=f"Only safetensors weights are loaded; settings of their own are "
             f"{', '.join(LoadSettings.__annotations__)}.",
+        )
+
+
+def _check_quantization(settings: Mapping[str, Any], whose: str) -> None:
+    asked, other = settings.get("quantization"), settings.get("quantization_config")
+    if asked is None:
+        return
+    if asked not in QUANTIZATIONS:
+        raise ConfigError(
+            f"{whose} names the quantization {asked!r:.100}, which is not done here.",
+            remedy=f"Use {', '.join(QUANTIZATIONS)}, or a quantization_config of transformers.",
+        )
+    if other is not None:
+        raise ConfigError(
+            f"Both quantization={asked!r} and a quantization_config are given.",
+            remedy="Use one of them.",
         )
 
 
@@ -121,9 +145,17 @@ def of_the_hub(settings: LoadSettings) -> dict[str, Any]:
 
 
 def of_the_weights(settings: LoadSettings) -> dict[str, Any]:
-    """Picks what only the weights are loaded with."""
+    """Picks what only the weights are loaded with.
+
+    Raises:
+        ConfigError: They are to be quantized, and what that needs is not installed.
+    """
     more = settings.get("model_kwargs") or {}
     own = {name: settings.get(name) for name in ("device_map", "attn_implementation", "quantization_config")}
+    if settings.get("quantization") is not None:
+        from sgl_engine.model.quantization import int8_config
+
+        own["quantization_config"] = int8_config()
     return {
         "dtype": settings.get("dtype") or "auto",
         **{name: value for name, value in own.items() if value is not None},

@@ -126,7 +126,11 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where embeddings live, and so where inputs go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        embeddings = self.model.get_input_embeddings()
+        device: torch.device = embeddings.weight.device
+        if device.type == "meta" and hasattr(embeddings, "_hf_hook"):
+            # Offloaded by a device_map: accelerate fetches them to where they are used.
+            device = torch.device(embeddings._hf_hook.execution_device)  # noqa: SLF001  # the only place that says so
         return device
 
     @property

@@ -119,8 +119,13 @@ def takes_padding(vlm: VLM) -> bool:
 
     Not with flash attention, and not in a model whose architecture is not known.
     """
+    return attention_of(vlm).endswith(("sdpa", "eager")) and not vlm.family.needs_check
+
+
+def attention_of(vlm: VLM) -> str:
+    """Returns the name of the attention that its decoder runs, as transformers calls it."""
     implementation: str = vlm.text_model.config._attn_implementation  # noqa: SLF001  # no public getter
-    return implementation.endswith(("sdpa", "eager")) and not vlm.family.needs_check
+    return implementation
 
 
 def find_tiles(vlm: VLM, prompt: EncodedPrompt) -> PromptTiles | None:

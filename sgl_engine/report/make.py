@@ -133,6 +133,7 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         calibration=decision.calibration,
         calibrated_probability=decision.calibrated_probability,
         uncovered=decision.uncovered,
+        certified_risk=decision.risk if decision.policy == "threshold" else None,
         confidence=parts["confidence"],
         consistency=parts.get("consistency_product"),
         # The two models may cut a picture differently: the count is that of the model whose answer this is.
@@ -151,6 +152,7 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         large_agreed=outcome.large_agreed,
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
         large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+        retention=None if large is None or decision.rung is None else decision.rung.name,
         **_large_fields(large, large_vlm),
     )
 

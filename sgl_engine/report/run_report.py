@@ -44,6 +44,8 @@ class RunReport(BaseModel):
         calibrated_probability: Probability that keeping the small answer is harmless, in the sense of the
             calibration's risk; None without a calibration, or where it does not cover the request.
         uncovered: Why the calibration does not cover the request, which then always goes to the large model.
+        certified_risk: Target risk that the calibration certifies, over all requests like this one; None
+            where it says nothing.
         threshold: What the score was compared with; not used when ``forced``.
         forced: True when the configuration, a budget or a calibration that does not cover the request, and
             not the score, chose the route.
@@ -55,6 +57,8 @@ class RunReport(BaseModel):
         kept_visual_tokens: How many of those the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.
         keep_ratio: Fraction of the visual tokens that it was to keep.
+        retention: The operating point that the calibration chose for this question, by its name; None where
+            the configuration says it, and where only everything would do (``keep_ratio`` is 1 then).
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
         tiles: Tiles that the pictures come in, for the large model: those that a picture is cut into, and the
             whole one beside them; a picture in one piece is one.
@@ -102,6 +106,7 @@ class RunReport(BaseModel):
     calibration: str | None = None
     calibrated_probability: float | None = None
     uncovered: str | None = None
+    certified_risk: float | None = None
     threshold: float
     forced: bool
     confidence: float
@@ -110,6 +115,7 @@ class RunReport(BaseModel):
     kept_visual_tokens: int | None
     prune_layer: int | None
     keep_ratio: float | None
+    retention: str | None = None
     average_retention: float | None
     small_tflops: float
     large_tflops: float

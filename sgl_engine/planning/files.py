@@ -1,0 +1,139 @@
+"""Where a repository's small files are: its folder, or the hub, from which only these are fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_engine.errors import ModelError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.model.checks import check_folder
+from sgl_engine.model.settings import path_or_name
+
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+"""Configuration, processor, tokenizer, template; ``.py`` only matters to ``trust_remote_code``."""
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """A repository without its weights.
+
+    Attributes:
+        name: Path or hub id, as it was given.
+        folder: Where the files are.
+        revision: Commit on the hub.
+        download_bytes: Of the safetensors weights, where that is known.
+        problem: What is wrong with the weights, by their names alone.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    download_bytes: int | None = None
+    problem: ModelError | None = None
+
+
+def find_files(path_or_hub_id: str | Path, *, revision: str | None = None) -> SmallFiles:
+    """Finds a model's small files, and fetches them where they are on the hub.
+
+    Args:
+        path_or_hub_id: A local folder, which need not hold any weights, or "owner/name" on the hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelNotFoundError: No such folder or hub id, or the hub cannot be reached.
+        UnsupportedModelError: It is an adapter to another model.
+    """
+    name = path_or_name(path_or_hub_id)
+    folder = Path(name)
+    if folder.is_dir() or not _is_hub_id(name):
+        problem = _folder_problem(folder)
+        return SmallFiles(name, folder, download_bytes=_local_bytes(folder), problem=problem)
+    return _from_hub(name, revision)
+
+
+def _is_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not Path(name).exists()
+
+
+def _folder_problem(folder: Path) -> ModelError | None:
+    """What is wrong with a folder's weights; that there are none is not wrong here."""
+    try:
+        check_folder(str(folder))
+    except UnsafeWeightsError as error:
+        return error
+    except ModelNotFoundError:
+        if not (folder / "config.json").is_file():
+            raise
+    return None
+
+
+def _local_bytes(folder: Path) -> int | None:
+    """Bytes of the weights that are there, or that an index names."""
+    there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if there:
+        return there
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+        return int(index["metadata"]["total_size"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _from_hub(name: str, revision: str | None) -> SmallFiles:
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        info = _model_info(HfApi(), name, revision)
+        if info is not None and any(file.rfilename == "adapter_config.json" for file in info.siblings):
+            raise UnsupportedModelError(
+                f"{name} is an adapter (adapter_config.json) to another model.",
+                remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
+            )
+        at = revision if info is None else info.sha
+        folder = Path(snapshot_download(name, revision=at, allow_patterns=list(_SMALL)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelNotFoundError(
+            f"The files of {name} cannot be fetched ({type(error).__name__}: {reason}).",
+            remedy="Check the hub id, the revision and the network; gated models need `hf auth login`.",
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{name} has no config.json.", remedy="Give a repository in transformers format."
+        )
+    if info is None:
+        return SmallFiles(name, folder, folder.name, _local_bytes(folder))
+    weights = [file for file in info.siblings if file.rfilename.endswith(".safetensors")]
+    size = sum(file.size or 0 for file in weights) or None
+    return SmallFiles(name, folder, info.sha, size, _weights_problem(name, info.siblings))
+
+
+def _model_info(api: Any, name: str, revision: str | None) -> Any:
+    """What the hub says of the repository; None where it is not asked (HF_HUB_OFFLINE)."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return api.model_info(name, revision=revision, files_metadata=True)
+    except OfflineModeIsEnabled:
+        return None
+
+
+def _weights_problem(name: str, files: Iterable[Any]) -> ModelError | None:
+    names = [file.rfilename for file in files]
+    if any(each.endswith(".safetensors") for each in names):
+        return None
+    pickled = [each for each in names if each.endswith(_PICKLED)]
+    if pickled:
+        return UnsafeWeightsError(
+            f"{name} holds pickled weights only ({', '.join(pickled[:3])}); loading can run code.",
+            remedy="Use a revision with safetensors weights; pickled ones are never loaded.",
+        )
+    return ModelNotFoundError(
+        f"{name} holds no weights (*.safetensors).", remedy="Use a repository in transformers format."
+    )
