@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     share: float
 
 
-SHORT, LONG, WHOLE = LAYOUTS = (Layout(48, 10, 0.55), Layout(32, 15, 0.37), Layout(4, 160, 0.08))
+SHORT, LONG, WHOLE = LAYOUTS = (Layout(32, 10, 0.52), Layout(20, 15, 0.33), Layout(4, 160, 0.15))
 """Short questions, long ones first, and transcriptions."""
 THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
