@@ -97,9 +97,9 @@ class Disguise:
             message,
             content=tuple(self.hide(part) if isinstance(part, str) else part for part in message.content),
             tool_calls=tuple(calls),
-            tool_call_id=None if message.tool_call_id is None else self.hide(message.tool_call_id),
-            name=None if message.name is None else self.hide(message.name),
-            reasoning=None if message.reasoning is None else self.hide(message.reasoning),
+            tool_call_id=self.hide_all(message.tool_call_id),
+            name=self.hide_all(message.name),
+            reasoning=self.hide_all(message.reasoning),
         )
 
 
