@@ -27,20 +27,33 @@ def main() -> None:
     known = sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="model types; all where none is named")
+    parser.add_argument("--found", type=Path, help="a file that keeps outcomes; what it has is not run again")
     parser.add_argument("--figures", action="store_true", help="print what was compared")
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "docs/families.md")
     arguments = parser.parse_args()
     warm_up()
-    outcomes = []
+    found = _read(arguments.found)
     for name in arguments.names or known:
-        outcome = apart(name)
-        outcomes.append(outcome)
+        if name in found:
+            continue
+        found[name] = outcome = apart(name)
         print(f"{name}: {outcome.verdict} | {outcome.family} | {outcome.reason[:400]}", flush=True)
         if arguments.figures:
             print("   ", outcome.figures, flush=True)
-    print(summary(outcomes))
-    if not arguments.names:
-        write(arguments.page, outcomes)
+        if arguments.found:
+            arguments.found.write_text(json.dumps([asdict(each) for each in found.values()]))
+    print(summary(list(found.values())))
+    if set(found) >= set(known):
+        write(arguments.page, [found[name] for name in known])
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """Outcomes of an earlier call, by name."""
+    from benchmarks.coverage_families.checks import Outcome
+
+    if path is None or not path.is_file():
+        return {}
+    return {each["name"]: Outcome(**each) for each in json.loads(path.read_text())}
 
 
 def warm_up() -> None:

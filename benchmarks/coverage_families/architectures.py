@@ -30,10 +30,11 @@ from benchmarks.coverage_families.sizes import (
     IMAGE,
     LEAVE_OUT,
     MROPE,
+    TOKENIZER,
     VIDEO,
+    VISION,
     VOCABULARY,
     build,
-    default,
     shrunk,
     token,
 )
@@ -105,6 +106,22 @@ def of_patch_rows(make: Callable[[], Any], also: Mapping[str, Tensor], *, more: 
     return recipe
 
 
+def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
+    """A picture is a strip of patches, (1, 3, patch, N * patch), beside its grid."""
+
+    def recipe() -> Built:
+        model = build(name, text, {"window_kernel_size": (2, 2), "insert_layer_id": 0}, **changes)
+
+        def one(picture: Image.Image) -> Inputs:
+            rows = patch_rows(picture).reshape(64, 4, 4, 3)
+            strip = rows.permute(3, 1, 0, 2).reshape(1, 3, 4, 256)
+            return {"pixel_values": strip, "target_sizes": torch.tensor([[8, 8]])}
+
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=kinds, joined={"pixel_values": -1})
+
+    return recipe
+
+
 def _places() -> Tensor:
     axes = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy")
     return torch.stack(axes, -1).reshape(1, 64, 2)
@@ -112,18 +129,24 @@ def _places() -> Tensor:
 
 def gemma4(**text: Any) -> Any:
     """With per-layer embeddings where ``text`` says so; its larger heads are those of full attention."""
-    whole = default("gemma4")
     settings = {
         "global_head_dim": 16,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "vocab_size_per_layer_input": VOCABULARY,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
+        "pad_token_id": TOKENIZER.pad_token_id,
         **text,
     }
-    vision = {"head_dim": 8, "num_key_value_heads": 4, "pooling_kernel_size": 2, "position_embedding_size": 64}
-    del whole
-    return build("gemma4", settings, vision, audio_config=None)
+    from transformers import Gemma4VisionConfig
+
+    own = {"head_dim": 8, "num_key_value_heads": 4, "pooling_kernel_size": 2, "position_embedding_size": 64}
+    vision = Gemma4VisionConfig(**shrunk(Gemma4VisionConfig(), VISION, own))
+    return build("gemma4", settings, audio_config=None, vision_config=vision)
+
+
+def _token_types(inputs: Mapping[str, Tensor]) -> Inputs:
+    return {"token_type_ids": (inputs["input_ids"] == token(IMAGE)).long()}
 
 
 def _two_kinds(inputs: Mapping[str, Tensor]) -> Inputs:
@@ -184,6 +207,7 @@ def thinker(name: str, config: str, **text: Any) -> Recipe:
             text_config=shrunk(plain.text_config, TEXT, {"rope_parameters": MROPE, **text}),
             vision_config=shrunk(plain.vision_config, VISION, {}),
             audio_config=audio,
+            vision_start_token_id=token(BEGIN),
             **{key: value for key, value in TOKENS.items() if hasattr(plain, key)},
         )
         model = getattr(transformers, NAMES[name])(whole)
@@ -287,9 +311,9 @@ RECIPES: dict[str, Recipe] = {
         also=_SIZES,
         image_grid_pinpoints=[[32, 32], [64, 32], [32, 64]],
     ),
-    "minicpmv4_6": of_squares("minicpmv4_6", _QWEN3_5),
-    "minicpmv4_7": of_squares("minicpmv4_7", _QWEN3_5),
-    "minicpm_ocr": of_squares("minicpm_ocr", _QWEN3_5),
+    "minicpmv4_6": of_packed("minicpmv4_6", _QWEN3_5),
+    "minicpmv4_7": of_packed("minicpmv4_7", _QWEN3_5),
+    "minicpm_ocr": of_packed("minicpm_ocr", _QWEN3_5),
     "minimax_m3_vl": of_grids("minimax_m3_vl", {"layer_types": _FULL}),
     "molmo2": of_squares(
         "molmo2",
@@ -303,8 +327,10 @@ RECIPES: dict[str, Recipe] = {
             "text_hidden_size": 32,
         },
     ),
-    "muse_glimmer": of_grids("muse_glimmer"),
-    "muse_spark": of_grids("muse_spark"),
+    "muse_glimmer": of_grids("muse_glimmer", out_hidden_size=128, projector_hidden_size=32),
+    "muse_spark": of_grids(
+        "muse_spark", out_hidden_size=128, projector_hidden_size=32, audio_config={"out_hidden_size": 32}
+    ),
     "ovis2": of_squares(
         "ovis2",
         wrap=WRAPPED,
@@ -331,7 +357,9 @@ RECIPES: dict[str, Recipe] = {
         decoder_sparse_step=1,
     ),
     "qwen3_vl_moe": of_grids("qwen3_vl_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}, more=kinds),
-    "shieldgemma2": of_squares("shieldgemma2", {}, {"image_size": 32}, mm_tokens_per_image=16),
+    "shieldgemma2": of_squares(
+        "shieldgemma2", {}, {"image_size": 32}, more=_token_types, mm_tokens_per_image=16
+    ),
     "step3p7": of_squares(
         "step3p7",
         {

@@ -29,6 +29,7 @@ class CountingProcessor:
         wrap: What a template writes for a picture; holds ``IMAGE`` once.
         more: Makes further inputs of those that there are.
         rows: Text for a picture, from its inputs; None is as many image tokens as it has features.
+        joined: The axis along which pictures lie in an input, where it is not the first.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class CountingProcessor:
         wrap: str = IMAGE,
         more: Callable[[Mapping[str, Tensor]], Inputs] | None = None,
         rows: Callable[[Inputs], str] | None = None,
+        joined: Mapping[str, int] = {},
     ) -> None:
         self.tokenizer, self.image_token, self.image_token_id = TOKENIZER, IMAGE, token(IMAGE)
         self.boi_token, self.image_processor = wrap, None
         self.chat_template = chat_template(wrap)
-        self._model, self._one, self._more, self._rows = model, one, more, rows
+        self._model, self._one, self._more, self._rows, self._joined = model, one, more, rows, joined
 
     def apply_chat_template(
         self, turns: Any, tools: Any = None, *, add_generation_prompt: bool = True, **settings: Any
@@ -70,7 +72,10 @@ class CountingProcessor:
         each = [self._one(picture) for picture in pictures]
         for one, tail in zip(each, tails, strict=True):
             head += (self._rows(one) if self._rows else IMAGE * self._count(one)) + tail
-        inputs: Inputs = {name: torch.cat([one[name] for one in each]) for name in (each[0] if each else ())}
+        inputs: Inputs = {
+            name: torch.cat([one[name] for one in each], dim=self._joined.get(name, 0))
+            for name in (each[0] if each else ())
+        }
         read = TOKENIZER(head, return_tensors="pt", add_special_tokens=False)
         inputs |= {name: read[name] for name in ("input_ids", "attention_mask")}
         return inputs | (self._more(inputs) if self._more else {})

@@ -121,11 +121,18 @@ def default(name: str) -> Any:
 
 def shrunk(config: Any, sizes: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``config``'s class: those of ``sizes`` that it knows, then ``changes``."""
-    known = {name: value for name, value in sizes.items() if hasattr(config, name)}
+    known = {name: value for name, value in sizes.items() if _has(config, name)}
     for name in ("patch_size", "image_size"):
         if isinstance(getattr(config, name, None), list | tuple) and name in known:
             known[name] = [known[name]] * len(getattr(config, name))
     return {name: value for name, value in {**known, **changes}.items() if value is not LEAVE_OUT}
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except Exception:  # noqa: BLE001  # a setting that differs between layers cannot be read as one
+        return True
 
 
 def text_settings(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +163,8 @@ def build(
     tokens = {key: value for key, value in TOKENS.items() if hasattr(whole, key)}
     if "image_token_id" in getattr(type(whole), "attribute_map", {}):
         tokens.pop("image_token_id", None)  # another name of image_token_index
-    config = type(whole)(text_config=type(whole.text_config)(**inner), vision_config=tower, **{**tokens, **changes})
+    parts = {"text_config": type(whole.text_config)(**inner), "vision_config": tower}
+    config = type(whole)(**{**parts, **tokens, **changes})
     return getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])(config)
 
 

@@ -237,15 +237,16 @@ class BaseFamily:
         return ModelShape(decoder=self.decoder_shape(config), vision=self.vision_shape(config))
 
     def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """From the text configuration."""
-        text = config.text_config
+        """From the text configuration; what differs between layers is measured (``measured.py``)."""
+        text = config.get_text_config(decoder=True)
+        heads = size_of(text, "num_attention_heads")
         return DecoderShape(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
-            query_heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            intermediate=text.intermediate_size,
+            query_heads=heads,
+            kv_heads=size_of(text, "num_key_value_heads") or heads,
+            head_dim=size_of(text, "head_dim") or text.hidden_size // heads,
+            intermediate=size_of(text, "intermediate_size"),
             vocab=text.vocab_size,
         )
 
@@ -344,6 +345,15 @@ def flat(features: Any) -> Tensor:
 
     rows: Tensor = features if isinstance(features, torch.Tensor) else torch.cat(tuple(features), dim=0)
     return rows.reshape(-1, rows.shape[-1])
+
+
+def size_of(config: PreTrainedConfig, name: str) -> int:
+    """A size in a configuration; 0 where it has none, or another in each layer."""
+    try:
+        value = getattr(config, name, None)
+    except ValueError:
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def most_area(wanted: PictureConfig, per_token: int) -> int | None:

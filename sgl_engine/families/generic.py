@@ -9,12 +9,13 @@ decoder; the vision tower is not counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.base import BaseFamily, Tile, runs
 from sgl_engine.families.own import own_logits
-from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.shape import DecoderShape, VisionShape
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ class Generic(BaseFamily):
         """Not counted."""
         del config, inputs
         return ()
+
+    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """What recurrences do beside their matrices is not counted."""
+        kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+        recurrent = tuple(layer for layer, kind in enumerate(kinds) if kind in {"linear_attention", "conv"})
+        return replace(super().decoder_shape(config), recurrent_layers=recurrent)
 
     def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
         """Not counted."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_ENCODER = "it is an encoder and a decoder: what it sees is no part of its prompt, so there is nothing to prune"
+_ENCODER = "it is an encoder and a decoder: what it sees is no part of its prompt, so nothing can be pruned"
 _CROSS = "its decoder looks at pictures by cross-attention: there are no visual tokens in its prompt to prune"
 _QUERIES = "it turns every picture into a few dozen queries, in a prompt part of its own: nothing to prune"
 _DISCRETE = "it writes pictures as words of its vocabulary, which no other model's map fits"
@@ -33,7 +33,7 @@ REFUSED: Mapping[str, str] = {
     "gemma4_unified": "it has no vision tower: patches go into the decoder as they are",
     "git": "it puts pictures in front of the prompt inside the model, where they cannot be pruned",
     "glm5_next": _INDEXER,
-    "granite4_vision": "its decoder adds visual features before layers in code of its own, which pruning would shift",
+    "granite4_vision": "its decoder adds visual features before layers, in a way that pruning does not know",
     "hy_v4_vl": _INDEXER,
     "idefics": _CROSS,
     "inkling2": _MIXED,

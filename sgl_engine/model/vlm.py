@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,6 +20,7 @@ from transformers import DynamicCache
 from sgl_engine.chat.thoughts import ThoughtTags, thought_tags
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
+from sgl_engine.families.measured import measured
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.encoding import check_features, encode, resized, shrink_factor, wrap_inputs
 from sgl_engine.model.loading import load
@@ -154,8 +156,12 @@ class VLM:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Sizes, for counting operations."""
-        return self.family.shape(self.config)
+        """Sizes, for counting operations; measured where no test holds the decoder's counts."""
+        shape = self.family.shape(self.config)
+        if not self.family.needs_check:
+            return shape
+        layers = self.family.decoder_layers(self.model)
+        return replace(shape, decoder=measured(shape.decoder, layers, self.text_model.config))
 
     @property
     def context_tokens(self) -> int:

@@ -145,8 +145,8 @@ def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
 def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: PruningPlan | None) -> Tensor:
     """Runs the engine's forwards; returns two versions of the logits, (2, T + 1, vocab).
 
-    In the first, the answer is read at once with the prompt; in the second, in steps of several sizes, after
-    the cache has gone back to the prompt's end.
+    In the first, the answer is read at once, with the prompt where the cache can be cut; in the second, in
+    steps of several sizes, after the cache has gone back to the prompt's end.
     """
     plan, cache = plan or _half(prompt, 0, keep_ratio=1.0), vlm.new_cache()
     rewinding = Rewinding(cache, enabled=True)
@@ -155,7 +155,12 @@ def _engine_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor, plan: Prunin
         with prune_visual_tokens(vlm, plan):
             return vlm.forward(embeddings, prompt=prompt, first_position=first, cache=cache, logit_rows=rows)
 
-    at_once = forward(vlm.append_tokens(vlm.embed(prompt), answer), 0, len(answer) + 1)
+    if rewinding.crops:
+        at_once = forward(vlm.append_tokens(vlm.embed(prompt), answer), 0, len(answer) + 1)
+    else:  # a recurrence goes back to where a forward began, so the answer has one of its own
+        at_once = forward(vlm.embed(prompt), 0, 1)
+        rewinding.mark(len(prompt), guesses=True)
+        at_once = torch.cat((at_once, forward(vlm.embed_tokens(answer), len(prompt), len(answer))))
     first, stepwise = rewinding.back_to(len(prompt), len(prompt) + len(answer)), [at_once[:1]]
     for piece in answer.split(list(_STEPS)):
         stepwise.append(forward(vlm.embed_tokens(piece), first, len(piece)))

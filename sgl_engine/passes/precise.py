@@ -42,13 +42,15 @@ def float32_copy(vlm: VLM) -> VLM | None:
     if not all(each.is_floating_point() for layer in first for each in layer.parameters()):
         return None
     own = {id(each) for layer in first for each in layer.parameters()}
-    own |= {id(each) for each in vlm.text_model.norm.parameters()}
+    norms = [name for name, _ in vlm.text_model.named_children() if "norm" in name]
+    own |= {id(each) for name in norms for each in getattr(vlm.text_model, name).parameters()}
     # What is in the memo is shared and not copied.
     shared: dict[int, Any] = {id(each): each for each in vlm.model.parameters() if id(each) not in own}
     model = copy.deepcopy(vlm.model, shared)
     decoder = vlm.family.text_model(model)
     decoder.layers = nn.ModuleList(list(decoder.layers)[: len(first)]).float()
-    decoder.norm.float()
+    for name in norms:
+        getattr(decoder, name).float()
     head = vlm.model.get_output_embeddings()
     rows = head.weight[:_MOST_LOGITS].float()
     short = nn.Linear(rows.shape[1], rows.shape[0], bias=head.bias is not None, device=rows.device)
