@@ -1,5 +1,4 @@
-from .chat.text_stream import TextDelta as TextDelta
-from .chat.thoughts import ReasoningDelta as ReasoningDelta
+from .chat.text_stream import ReasoningDelta as ReasoningDelta, TextDelta as TextDelta
 from .chat.tool_stream import ToolCallDelta as ToolCallDelta
 from .config import (
     PRESETS as PRESETS,

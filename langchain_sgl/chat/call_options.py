@@ -61,18 +61,15 @@ class CallFields(BaseModel):
         stop: Strings that end the answer.
         timeout: Seconds for the whole call, waiting for the model included.
         logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
-        top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; above 0, it sets
-            ``logprobs``.
-        max_reasoning_tokens: What thinking models may think before they answer, in tokens; 0 has them answer
-            at once. ``max_tokens`` is about the answer.
+        top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; any sets ``logprobs``.
+        max_reasoning_tokens: Thoughts before an answer, in tokens; 0 has thinking models answer at once.
         skip_special_tokens: False keeps special tokens in the text, for models that mark up with them.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False}.
         cache_salt: Calls of one salt share what is known of pictures and prompts, and nothing with calls of
             another or of none: one salt per tenant, where tenants must not learn what others ask about.
         evidence: Put the small model's importance map into ``response_metadata["sgl_evidence"]``.
-        unknown_options: What becomes of options that other providers have (``reasoning_effort``, ...), and
-            that mean nothing here: "refuse" is an error, so that nothing misspelt is lost; "warn" leaves them
-            out with a warning, "ignore" without one.
+        unknown_options: What becomes of options that only other providers have (``reasoning_effort``, ...):
+            "refuse" is an error, "warn" leaves them out with a warning, "ignore" without one.
     """
 
     model: str | None = None

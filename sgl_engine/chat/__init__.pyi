@@ -1,4 +1,3 @@
-from .text_stream import TextDelta as TextDelta
-from .thoughts import ReasoningDelta as ReasoningDelta, ThoughtTags as ThoughtTags
+from .text_stream import ReasoningDelta as ReasoningDelta, TextDelta as TextDelta
 from .tool_stream import ToolCallDelta as ToolCallDelta
 from .tool_calls import ParsedAnswer as ParsedAnswer

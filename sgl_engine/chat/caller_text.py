@@ -89,17 +89,16 @@ class Disguise:
         )
 
     def _hide_message(self, message: Message) -> Message:
-        calls = (
-            ToolCall(self.hide(call.id), self.hide(call.name), self.hide_all(call.arguments))
-            for call in message.tool_calls
-        )
+        calls = message.tool_calls
         return replace(
             message,
             content=tuple(self.hide(part) if isinstance(part, str) else part for part in message.content),
-            tool_calls=tuple(calls),
-            tool_call_id=None if message.tool_call_id is None else self.hide(message.tool_call_id),
-            name=None if message.name is None else self.hide(message.name),
-            reasoning=None if message.reasoning is None else self.hide(message.reasoning),
+            tool_calls=tuple(
+                ToolCall(self.hide(c.id), self.hide(c.name), self.hide_all(c.arguments)) for c in calls
+            ),
+            tool_call_id=self.hide_all(message.tool_call_id),
+            name=self.hide_all(message.name),
+            reasoning=self.hide_all(message.reasoning),
         )
 
 

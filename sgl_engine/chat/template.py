@@ -301,3 +301,18 @@ def _texts(request: Request) -> Iterator[str]:
         yield from (value for call in message.tool_calls for value in (call.id, render_call(call)))
     yield from (dump(function_schema(tool)) for tool in request.callable_tools)
     yield repr(request.chat_template_kwargs)
+
+
+def close_thoughts(text: str, template: str) -> str:
+    """A prompt whose thoughts are over where they have begun, as templates write it; others as they are."""
+    for begin, end in THOUGHT_TAGS:
+        if text.rstrip().endswith(begin):
+            before, behind = space_around(template, begin)
+            return f"{text}{before}{end}{behind}"
+    return text
+
+
+def space_around(template: str, begin: str) -> tuple[str, str]:
+    """The white space before and behind the tag that ends thoughts: as much as follows the first tag."""
+    lines = f"{begin}\\n" in template or f"{begin}\n" in template
+    return ("\n", "\n\n") if lines else ("", "")

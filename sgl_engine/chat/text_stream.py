@@ -20,6 +20,19 @@ class TextDelta:
     text: str
 
 
+@dataclass(frozen=True)
+class ReasoningDelta:
+    """A piece of the thoughts, in order; the pieces of a stream join to ``Response.reasoning``."""
+
+    text: str
+
+
+class ReasoningText(str):
+    """Text of thoughts, where text of the answer could be expected as well."""
+
+    __slots__ = ()
+
+
 _WINDOW = 16
 """Tokens before the new ones that are decoded with them: their text depends on a few neighbours."""
 _FIRST_LOOK = 64

@@ -9,8 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sgl_engine.chat.template import reads_natively
-from sgl_engine.chat.text_stream import TextDelta
-from sgl_engine.chat.thoughts import ReasoningDelta, ReasoningText
+from sgl_engine.chat.text_stream import ReasoningDelta, ReasoningText, TextDelta
 from sgl_engine.chat.tool_calls import ParsedAnswer, dump, parse_with_tokenizer
 from sgl_engine.chat.tool_stream import Delta, ToolCallDelta, ToolCallStream
 from sgl_engine.decoding.answer import Generation

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sgl_engine.chat.text_stream import HALF, RunningText
-from sgl_engine.chat.thoughts import ReasoningText, ThoughtTags
+from sgl_engine.chat.text_stream import HALF, ReasoningText, RunningText
+
+if TYPE_CHECKING:
+    from sgl_engine.model.thoughts import ThoughtTags
 
 MOST_AROUND = 8
 """Tokens at most that are neither thoughts nor the answer: tags, and white space behind them."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 from pydantic import ValidationError
 
-from sgl_engine.chat.template import chat_template, render
-from sgl_engine.chat.thoughts import closed
+from sgl_engine.chat.template import chat_template, close_thoughts, render
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.errors import (
     ImageLimitError,
@@ -144,7 +143,11 @@ def process(
         ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
     prompt = render(processor, request, image_token=image_token)
-    text = closed(prompt.text, chat_template(processor)) if request.max_reasoning_tokens == 0 else prompt.text
+    text = (
+        close_thoughts(prompt.text, chat_template(processor))
+        if request.max_reasoning_tokens == 0
+        else prompt.text
+    )
     reader = copy.copy(processor)
     reader.tokenizer = CallerTokenizer(
         processor.tokenizer, prompt.disguise, frozenset(prompt.control.values()), turn

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sgl_engine.chat.thoughts import ThoughtTags, thought_tags
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.measured import measured
@@ -28,6 +27,7 @@ from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
 from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
+from sgl_engine.model.thoughts import ThoughtTags, thought_tags
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 

@@ -13,7 +13,7 @@ from samples import noise
 from sgl_engine import VLM, Message, ReasoningDelta, Request, Response, SGLEngine, TextDelta
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.template import render
-from sgl_engine.chat.thoughts import ReasoningText
+from sgl_engine.chat.text_stream import ReasoningText
 from sgl_engine.config import PRESETS, EngineConfig, ExitConfig, GenerationConfig, LimitsConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.exit import measure_answer

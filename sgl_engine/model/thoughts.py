@@ -11,20 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_engine.chat.template import THOUGHT_TAGS, chat_template
-
-
-@dataclass(frozen=True)
-class ReasoningDelta:
-    """A piece of the thoughts, in order; the pieces of a stream join to ``Response.reasoning``."""
-
-    text: str
-
-
-class ReasoningText(str):
-    """Text of thoughts, where text of the answer could be expected as well."""
-
-    __slots__ = ()
+from sgl_engine.chat.template import THOUGHT_TAGS, chat_template, space_around
 
 
 @dataclass(frozen=True)
@@ -56,26 +43,11 @@ def thought_tags(processor: Any) -> ThoughtTags | None:
         known = [tokenizer.convert_tokens_to_ids(tag) for tag in (begin, end)]
         if not {begin, end} & set(_written(template)) or {None, tokenizer.unk_token_id} & set(known):
             continue
-        before, behind = _around(template, begin)
+        before, behind = space_around(template, begin)
         spaces = [tokenizer.encode(space, add_special_tokens=False) for space in (before, behind)]
         return ThoughtTags(known[0], known[1], (*spaces[0], known[1], *spaces[1]))
     return None
 
 
-def closed(text: str, template: str) -> str:
-    """A prompt whose thoughts are over where they have begun, as templates write it; others as they are."""
-    for begin, end in THOUGHT_TAGS:
-        if text.rstrip().endswith(begin):
-            before, behind = _around(template, begin)
-            return f"{text}{before}{end}{behind}"
-    return text
-
-
 def _written(template: str) -> list[str]:
     return [tag for tags in THOUGHT_TAGS for tag in tags if tag in template]
-
-
-def _around(template: str, begin: str) -> tuple[str, str]:
-    """The white space before and behind the tag that ends thoughts: as much as follows the first tag."""
-    lines = f"{begin}\\n" in template or f"{begin}\n" in template
-    return ("\n", "\n\n") if lines else ("", "")
