@@ -18,7 +18,7 @@ from sgl_engine.config import EngineConfig
 from sgl_engine.errors import ConfigError, EngineError, OverloadedError
 from sgl_engine.exit.calibrated import exit_rule
 from sgl_engine.exit.decision import ExitDecision, find_scorer
-from sgl_engine.model.settings import LoadSettings, settings_of_each
+from sgl_engine.model.settings import LoadSettings, same_source, settings_of_each
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
@@ -89,6 +89,8 @@ class SGLEngine:
     ) -> SGLEngine:
         """Loads both models; errors are those of ``VLM.from_pretrained``.
 
+        One folder or hub id with the same settings is loaded once: one model, one store, in both places.
+
         Args:
             small: Folder or hub id of the small model.
             large: Folder or hub id of the large model.
@@ -98,8 +100,9 @@ class SGLEngine:
             settings: Of both: dtype, device, ...; ``sgl_engine.model.LoadSettings`` describes them.
         """
         own = settings_of_each(settings, small_settings, large_settings)
-        models = [VLM.from_pretrained(name, **each) for name, each in zip((small, large), own, strict=True)]
-        return cls(models[0], models[1], config)
+        first = VLM.from_pretrained(small, **own[0])
+        is_one = own[0] == own[1] and same_source(small, large)
+        return cls(first, first if is_one else VLM.from_pretrained(large, **own[1]), config)
 
     def with_config(self, config: EngineConfig) -> SGLEngine:
         """Makes an engine on the same models with another configuration; costs nothing.

@@ -16,7 +16,6 @@ from torch import Tensor
 from benchmarks.coverage_families.pictures import (
     CountingProcessor,
     Inputs,
-    OnePicture,
     grid,
     kinds,
     patch_rows,
@@ -92,7 +91,9 @@ def of_squares(
     return recipe
 
 
-def of_patch_rows(make: Callable[[], Any], also: Mapping[str, Tensor], *, more: Any = None, wrap: str = IMAGE) -> Recipe:
+def of_patch_rows(
+    make: Callable[[], Any], also: Mapping[str, Tensor], *, more: Any = None, wrap: str = IMAGE
+) -> Recipe:
     """A picture is a padded sequence of patches, with a table that says where each stands."""
 
     def recipe() -> Built:
@@ -187,7 +188,7 @@ def thinker(name: str, config: str, **text: Any) -> Recipe:
 
         import transformers
         from transformers.models.auto.modeling_auto import (
-            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,  # noqa: N811
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
         )
 
         from benchmarks.coverage_families.sizes import TEXT, TOKENS, VISION
@@ -373,6 +374,10 @@ RECIPES: dict[str, Recipe] = {
     "video_llama_3": of_grids("video_llama_3", temporal=1, also={"image_merge_sizes": torch.tensor([2])}),
     "video_llava": of_squares("video_llava"),
     "vipllava": of_squares(
-        "vipllava", {}, {"num_hidden_layers": 3}, vision_feature_layers=(-1, -2), vision_feature_layer=(-1, -2)
+        "vipllava",
+        {},
+        {"num_hidden_layers": 3},
+        vision_feature_layers=(-1, -2),
+        vision_feature_layer=(-1, -2),
     ),
 }

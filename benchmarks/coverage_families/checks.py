@@ -38,9 +38,7 @@ in either, so single rows may be far off in both.
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """A picture without two equal regions."""
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 REQUESTS = {
@@ -93,7 +91,9 @@ def examine(name: str, model: Any, processor: Any) -> Outcome:
         for check, value in _compare(vlm, vlm.encode(request), references, which):
             figures[f"{which} {check}"] = value
     figures["batch"], figures["reuse"] = _engine(vlm)
-    wrong = {key: value for key, value in figures.items() if value is False or (value is not True and value > NEAR)}
+    wrong = {
+        key: value for key, value in figures.items() if value is False or (value is not True and value > NEAR)
+    }
     if wrong:
         return Outcome(name, "wrong", family, str(wrong), figures)
     half = VLM(model.to(torch.bfloat16), processor, name=name)

@@ -20,7 +20,9 @@ _TOKEN_KINDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 def own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Sequence[int]) -> Tensor:
     """Logits of the prompt's last token and of each answer token, float32 (T + 1, vocab)."""
     inputs = dict(prompt.inputs)
-    inputs["input_ids"] = torch.cat((prompt.input_ids, torch.tensor([list(answer)], dtype=torch.int64)), dim=1)
+    inputs["input_ids"] = torch.cat(
+        (prompt.input_ids, torch.tensor([list(answer)], dtype=torch.int64)), dim=1
+    )
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     for name in _TOKEN_KINDS:
         if name in inputs:  # an answer is text
@@ -35,7 +37,7 @@ def own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Sequence[int]) -> Tensor
 @contextmanager
 def eager(vlm: VLM) -> Iterator[None]:
     """The whole model attends as its own file writes it out."""
-    before = vlm.text_model.config._attn_implementation
+    before = vlm.text_model.config._attn_implementation  # noqa: SLF001  # there is no public getter
     vlm.model.set_attn_implementation("eager")
     try:
         yield
@@ -91,7 +93,7 @@ def _on_rows(forward: Any, rows: list[int]) -> Any:
 
 
 def received_attention(vlm: VLM, prompt: EncodedPrompt) -> dict[int, Tensor]:
-    """Per layer, eager attention that visual tokens receive, from the last of them on, heads added up: (V,)."""
+    """Per layer, eager attention that visual tokens receive from the last of them on, heads added up: (V,)."""
     visual, found = list(prompt.visual_positions), dict[int, Tensor]()
 
     def add(layer: int) -> Any:

@@ -1,4 +1,4 @@
-"""A processor for any architecture: pictures as its tower takes them, and as many image tokens as it makes."""
+"""A processor for any architecture: pictures as its tower takes them, and image tokens for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.coverage_families.sizes import IMAGE, TOKENIZER, token
-from sgl_engine.families.base import flat
+from sgl_engine.families.sizes import flat
 from sgl_engine.families.tiny.tokenizer import chat_template
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -106,7 +106,7 @@ def square(edge: int = 32) -> OnePicture:
 
 
 def grid(temporal: int = 2, *, patch: int = 4, merge: int = 2, as_pictures: bool = False) -> OnePicture:
-    """Patches of a grid of the picture's own shape, in merge blocks; ``as_pictures``: (N, 3, patch, patch)."""
+    """Patches of a grid of the picture's own shape, in blocks; ``as_pictures``: (N, 3, patch, patch)."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     images = Qwen2VLImageProcessorPil(

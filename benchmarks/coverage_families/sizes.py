@@ -143,7 +143,10 @@ def text_settings(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
         merged["layer_types"] = [kinds[layer % len(kinds)] for layer in range(LAYERS)]
     rotary = getattr(config, "rope_parameters", None)
     if isinstance(rotary, dict):
-        merged["rope_parameters"] = {**rotary, **({"mrope_section": [2, 1, 1]} if "mrope_section" in rotary else {})}
+        merged["rope_parameters"] = {
+            **rotary,
+            **({"mrope_section": [2, 1, 1]} if "mrope_section" in rotary else {}),
+        }
     merged |= changes
     slides = any("sliding" in str(kind) for kind in merged.get("layer_types") or ())
     if "sliding_window" not in merged and not slides:
@@ -151,9 +154,7 @@ def text_settings(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return shrunk(config, TEXT, merged)
 
 
-def build(
-    name: str, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {}, **changes: Any
-) -> Any:
+def build(name: str, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {}, **changes: Any) -> Any:
     """A tiny model of an architecture, its weights as transformers starts them."""
     whole = default(name)
     inner = text_settings(whole.text_config, text)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import BaseFamily, flat
+from sgl_engine.families.base import BaseFamily
 from sgl_engine.families.generic import Generic
 from sgl_engine.families.own import as_the_tower
+from sgl_engine.families.sizes import flat
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import BaseFamily, Scaled, Tile, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,10 @@ from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import BaseFamily, Tile, runs
+from sgl_engine.families.base import BaseFamily, Tile
 from sgl_engine.families.own import own_logits
 from sgl_engine.families.shape import DecoderShape, VisionShape
+from sgl_engine.families.sizes import runs
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, PictureAxes, VisualSpan
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
-from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, most_area, side
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import most_area, side
 
 if TYPE_CHECKING:
     from torch import Tensor

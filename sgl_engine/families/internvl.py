@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
-from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, most_area, runs
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import most_area, runs
 from sgl_engine.prompt.encoded import Box
 
 if TYPE_CHECKING:

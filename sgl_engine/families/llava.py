@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile, axes_of_pictures, side
+from sgl_engine.families.base import WHOLE, BaseFamily, Scaled, Tile
 from sgl_engine.families.cropping import centre_crop
 from sgl_engine.families.mistral3 import Mistral3
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import axes_of_pictures, side
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, entries, flat, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile
 from sgl_engine.families.llava import clip_shape
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import axes_of_pictures, entries, flat, side
 from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Scaled, Tile, axes_of_pictures, flat, most_area, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import axes_of_pictures, flat, most_area, side
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:

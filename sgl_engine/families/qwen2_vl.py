@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
-from sgl_engine.families.base import BaseFamily, Scaled, Tile, side
+from sgl_engine.families.base import BaseFamily, Scaled, Tile
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import side
 from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sgl_engine.families.base import side
 from sgl_engine.families.deepstack import DeepStack
 from sgl_engine.families.qwen2_vl import Qwen2VL
 from sgl_engine.families.shape import VisionShape
+from sgl_engine.families.sizes import side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +26,9 @@ def check_folder(name: str) -> None:
     """Says what is wrong with a local folder before transformers guesses.
 
     Raises:
-        ModelNotFoundError: It is not there, or holds no model.
+        ModelNotFoundError: It is not there, or holds no whole model.
         UnsafeWeightsError: It holds pickled weights only.
-        UnsupportedModelError: It holds an adapter to another model.
+        UnsupportedModelError: It holds an adapter to another model, or weights for other programs.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -36,18 +38,25 @@ def check_folder(name: str) -> None:
                 remedy="Check the path, or give a hub id such as owner/name.",
             )
         return
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"The folder {name} holds no config.json.",
-            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
-        )
     if (folder / "adapter_config.json").is_file():
         # transformers would load the model that it names instead or, without peft, ignore the adapter.
         raise UnsupportedModelError(
             f"The folder {name} holds an adapter (adapter_config.json) to a model that lies elsewhere.",
             remedy="Merge it first: model.merge_and_unload().save_pretrained(folder).",
         )
-    if any(folder.glob("*.safetensors")):
+    safe, packed = sorted(folder.glob("*.safetensors")), sorted(each.name for each in folder.glob("*.gguf"))
+    if packed and not safe:
+        raise UnsupportedModelError(
+            f"The folder {name} holds GGUF weights ({', '.join(packed[:3])}), which are for other programs.",
+            remedy="Use the model's repository in transformers format, with safetensors files.",
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"The folder {name} holds no config.json.",
+            remedy="Give the folder that model.save_pretrained() wrote, not the one above it.",
+        )
+    if safe:
+        _check_shards(folder)
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -60,14 +69,93 @@ def check_folder(name: str) -> None:
     )
 
 
+def _check_shards(folder: Path) -> None:
+    """Refuses a folder that lacks files which its own index of weights names."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return  # there is none, or loading says what is wrong with it
+    missing = sorted(each for each in map(str, named) if not (folder / each).is_file())
+    if missing:
+        raise ModelNotFoundError(
+            f"The folder {folder} lacks {len(missing)} of its {len(named)} files of weights "
+            f"({', '.join(missing[:3])}).",
+            remedy="Download the missing files: the index beside them names them all.",
+        )
+
+
+_FORMATS: Mapping[str, str] = {
+    "internvl_chat": 'Use the repository in transformers format: the same name, ending in "-hf".',
+    "llava_llama": "Use the repository in transformers format: llava-hf/...",
+    "llava_qwen": "Use the repository in transformers format: llava-hf/...",
+    "minicpmv": "Use a MiniCPM-V repository in transformers format (4.6 or later).",
+    "ovis": "Use an Ovis repository in transformers format, whose model_type is ovis2.",
+}
+"""``model_type`` of repositories that only run with code of their own -> what to use instead."""
+
+
+def check_format(content: Mapping[str, Any], name: str) -> None:
+    """Refuses a config.json that only code beside it can read.
+
+    Args:
+        content: What it holds.
+        name: Path or hub id, for the message.
+
+    Raises:
+        UnsupportedModelError: It is in the format of its authors, not of transformers.
+    """
+    remedy = _FORMATS.get(str(content.get("model_type")))
+    if remedy is not None:
+        raise UnsupportedModelError(
+            f"{name} is in the format {content['model_type']!r} of its authors, which only their own code "
+            "can run.",
+            remedy=remedy,
+        )
+
+
+_PACKAGES: Mapping[str, str] = {
+    "awq": "gptqmodel",
+    "gptq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "hqq": "hqq",
+    "quanto": "optimum",
+    "torchao": "torchao",
+    "fbgemm_fp8": "fbgemm_gpu",
+}
+_ONLY_ON_GPUS = frozenset({"awq", "fbgemm_fp8", "fp8"})
+
+
+def _check_quantization(config: PreTrainedConfig, name: str) -> None:
+    """Refuses weights in a format that nothing here can compute with, before they are read."""
+    import torch
+
+    settings: Any = getattr(config, "quantization_config", None)
+    settings = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method") or ""))
+    package = _PACKAGES.get(method)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UnsupportedModelError(
+            f"The weights of {name} are quantized ({method}), and the package {package} is not installed.",
+            remedy=f"pip install {package.replace('_', '-')}, or use the repository that is not quantized.",
+        )
+    if method in _ONLY_ON_GPUS and not torch.cuda.is_available():
+        raise UnsupportedModelError(
+            f"The weights of {name} are quantized ({method}) in a format for GPUs, and there is none here.",
+            remedy='Use the repository that is not quantized, with quantization="int8" if memory is short.',
+        )
+
+
 def check_config(config: PreTrainedConfig, name: str) -> None:
     """Refuses a configuration that no model can have, which transformers would load all the same.
 
     Raises:
-        UnsupportedModelError: No family knows the architecture, a size is below 1, or the image token
-            is none.
+        UnsupportedModelError: No family knows the architecture, the weights are quantized in a way that
+            cannot be run here, a size is below 1, or the image token is none.
     """
     family = find_family(config, name)
+    _check_quantization(config, name)
     wrong = {where: value for where, value in _sizes(config.to_dict()) if value < 1}
     token: Any = family.image_token_id(config)
     if not isinstance(token, int) or token < 0:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import logging
 
 from sgl_engine.errors import (
@@ -23,7 +23,7 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.families.processors import image_only_class, load_image_only, obey_thumbnail_switch
-from sgl_engine.model.checks import check_config, check_folder
+from sgl_engine.model.checks import check_config, check_folder, check_format
 from sgl_engine.model.settings import (
     LoadSettings,
     check_settings,
@@ -32,9 +32,6 @@ from sgl_engine.model.settings import (
     path_or_name,
 )
 from sgl_engine.prompt.sources import shorten
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 _INDEX = "model.safetensors.index.json"
 
@@ -85,13 +82,14 @@ def load_config(name: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
         UnsupportedModelError: transformers does not know the architecture.
     """
     try:
+        check_format(PreTrainedConfig.get_config_dict(name, **hub)[0], name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, **hub)
     except OSError as error:
         raise ModelNotFoundError(
             f"The configuration of {name} cannot be loaded ({_first_line(error)}).",
             remedy="Check the path or hub id, the revision and the network.",
         ) from error
-    except MemoryError:
+    except (MemoryError, UnsupportedModelError):
         raise
     except Exception as error:
         # A config.json may hold anything (a list, numbers for names, a thousand brackets), and transformers'

@@ -163,6 +163,13 @@ def of_the_weights(settings: LoadSettings) -> dict[str, Any]:
     }
 
 
+def same_source(first: str | Path, second: str | Path) -> bool:
+    """Whether two folders or hub ids are one."""
+    names = [path_or_name(each) for each in (first, second)]
+    places = [Path(name).resolve() if Path(name).is_dir() else Path(name) for name in names]
+    return names[0] == names[1] or (places[0] == places[1] and places[0].is_dir())
+
+
 def path_or_name(source: str | Path) -> str:
     """Writes a folder without ``~``, and a hub id as it is."""
     folder = Path(source).expanduser()

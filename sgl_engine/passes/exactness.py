@@ -46,6 +46,7 @@ _LEAST_NOISE = 0.03
 _ROUGHLY = 0.5
 """The same difference of a whole model in half precision, whose layers were compared in float32 before."""
 
+
 def check_exactness(vlm: VLM) -> None:
     """Runs the model on a small picture, a dozen times, unless it is checked already, or needs no check.
 

@@ -33,7 +33,9 @@ def with_decoder(model_type: str, **settings: Any) -> VLM:
     """The tiny InternVL, with another decoder of about its sizes."""
     plain = tiny_vlm("internvl")
     config = plain.config
-    kept = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    kept = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    )
     sizes = {name: getattr(config.text_config, name) for name in kept.split()}
     config.text_config = AutoConfig.for_model(model_type, **{**sizes, "pad_token_id": None, **settings})
     config.text_config._experts_implementation = "eager"
