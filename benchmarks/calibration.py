@@ -30,6 +30,7 @@ from sgl_engine.calibration.certify import certify, empirical_threshold
 from sgl_engine.calibration.collection import Collector
 from sgl_engine.calibration.fitting import Method
 from sgl_engine.calibration.records import CalibrationRecord, halves
+from sgl_engine.calibration.ways import LADDER, Ways
 from sgl_engine.demo import demo_engine
 from sgl_engine.evaluation.dataset import HeldOut
 from sgl_engine.exit.calibration_file import Risk
@@ -77,33 +78,29 @@ class _Found:
     risk: float
 
     @classmethod
-    def of(
-        cls,
-        threshold: float | None,
-        certifying: tuple[list[float], list[bool]],
-        fresh: tuple[list[float], list[bool]],
-    ) -> _Found:
-        """Counts on both; each is probabilities and harm."""
-        limit = np.inf if threshold is None else threshold
-        exits = np.asarray(fresh[0]) >= limit
-        fresh_harm = exits & np.asarray(fresh[1])
-        harm = (np.asarray(certifying[0]) >= limit) & np.asarray(certifying[1])
+    def of(cls, threshold: float | None, certifying: Ways, fresh: Ways) -> _Found:
+        """Counts on both."""
+        exits = fresh.choose(threshold) == 0
+        harm, fresh_harm = certifying.harmed(threshold), fresh.harmed(threshold)
         both = float(np.concatenate([harm, fresh_harm]).mean())
         return cls(threshold is not None, float(exits.mean()), float(fresh_harm.mean()), both)
 
 
-def measure(records: Sequence[CalibrationRecord], promise: Promise) -> list[CalibrationRow]:
+def measure(
+    records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequence[str] = ()
+) -> list[CalibrationRow]:
     """All splits, for each target."""
     found: dict[float, list[tuple[_Found, _Found]]] = {target: [] for target in promise.targets}
     for seed in track(range(SPLITS), description=f"{promise.risk}, {promise.method}"):
         used, unused = halves(records, seed)
         fitting, rest = halves(used, seed + SPLITS)
-        fitted = fit_half(fitting, promise)
-        certifying, fresh = ((fitted.probabilities(each), promise.harmful(each)) for each in (rest, unused))
+        fitted = fit_half(fitting, promise, rungs)
+        certifying, fresh = fitted.ways(rest), fitted.ways(unused)
+        given = (certifying.probabilities, certifying.harmful, fitted.thresholds)
         for target, outcomes in found.items():
             level = promise.confidence_level
-            point = certify(*certifying, fitted.thresholds, target_risk=target, confidence_level=level)
-            control = empirical_threshold(*certifying, fitted.thresholds, target_risk=target)
+            point = certify(*given, target_risk=target, confidence_level=level)
+            control = empirical_threshold(*given, target_risk=target)
             ours, uncertified = (
                 _Found.of(threshold, certifying, fresh) for threshold in (point.threshold, control)
             )
@@ -170,18 +167,23 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--records", type=Path, default=Path("runs/heldout.records.jsonl"))
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="certify exits, tiles and tokens (sgl calibrate --retention auto)",
+    )
     parser.add_argument("--json", type=Path, help="also write every row here")
     options = parser.parse_args()
     data = HeldOut(options.questions, options.start)
-    bar = track(
-        Collector(demo_engine()).collect(data, options.records), description="questions", total=len(data)
-    )
+    rungs = LADDER if options.whole else {}
+    collector = Collector(demo_engine(), rungs=rungs)
+    bar = track(collector.collect(data, options.records), description="questions", total=len(data))
     records = [outcome for outcome in bar if isinstance(outcome, CalibrationRecord)]
     rows = [
         row
         for risk in get_args(Risk)
         for method in get_args(Method)
-        for row in measure(records, Promise(targets=TARGETS, risk=risk, method=method))
+        for row in measure(records, Promise(targets=TARGETS, risk=risk, method=method), tuple(rungs))
     ]
     console = Console(width=150)
     console.print(table(rows, len(records)), f"{len(data) - len(records)} rows without a record")

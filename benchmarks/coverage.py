@@ -6,11 +6,16 @@ A score u is uniform in [0, 1]. A good score's answers do harm with probability 
 score that knows nothing, with 0.125. Of 1000 records, one half is fitted on and the other certifies at 90 %
 confidence. The true risk of the threshold is an integral, and may be above its target in at most 10 % of the
 sets. The control takes the threshold whose observed risk is within the target.
+
+"The whole": questions also have a focus c, uniform in [0, 1] and independent of u. What does not exit goes to
+the cheaper of two rungs, whose answers do harm with probability 0.3 * (1 - c) and 0.1 * (1 - c), as far as
+calibrated probabilities reach the threshold; all that is done is certified.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -19,6 +24,7 @@ from rich.console import Console
 
 from sgl_engine.calibration.certify import certify, empirical_threshold, thresholds_of
 from sgl_engine.calibration.fitting import fit
+from sgl_engine.calibration.ways import choose
 from sgl_engine.evaluation.tables import Table
 from sgl_engine.exit.calibrators import SCORE, Isotonic, Logistic
 
@@ -63,6 +69,56 @@ def simulate(*, informative: bool, target: float, sets: int = SETS) -> Coverage:
     return Coverage(ours, control, fmean(exits), sets)
 
 
+def simulate_whole(*, target: float, sets: int = SETS) -> Coverage:
+    """The same where calibrators of two rungs choose as well, and everything that is done is certified."""
+    ours, control, exits = 0, 0, []
+    for seed in range(sets):
+        rng = np.random.default_rng((seed, 7))
+        values = rng.random((RECORDS, 2))  # score and focus
+        harmful = rng.random((RECORDS, 3)) < _chances(values)
+        half = RECORDS // 2
+        calibrators = [
+            fit("isotonic", [{SCORE: each} for each in column.tolist()], (~harm).tolist())
+            for column, harm in zip(values[:half, _READS].T, harmful[:half].T, strict=True)
+        ]
+        probabilities = _probabilities(calibrators, values)
+        grid = thresholds_of(probabilities[:half].ravel().tolist())
+        rest = (probabilities[half:], harmful[half:], grid)
+        certified = certify(*rest, target_risk=target, confidence_level=LEVEL)
+        observed = empirical_threshold(*rest, target_risk=target)
+        ours += _whole_risk(calibrators, certified.threshold) > target
+        control += _whole_risk(calibrators, observed) > target
+        exits.append(certified.exit_share)
+    return Coverage(ours, control, fmean(exits), sets)
+
+
+_READS = [0, 1, 1]
+"""What each way's calibrator reads: the exit's the score, the rungs' the focus."""
+_GRID = np.stack(np.meshgrid(*2 * [(np.arange(80) + 0.5) / 80]), axis=-1).reshape(-1, 2)
+
+
+def _chances(values: np.ndarray) -> np.ndarray:
+    """Probability of harm of each way, (n, 3)."""
+    return (1 - values[:, _READS]) * (HARM, 0.3, 0.1)
+
+
+def _probabilities(calibrators: Sequence[Isotonic | Logistic], values: np.ndarray) -> np.ndarray:
+    """What ``calibrator.probability`` says of each, (n, 3), all at once."""
+    columns = [
+        np.interp(column, each.x, each.y)
+        for column, each in zip(values[:, _READS].T, calibrators, strict=True)
+        if isinstance(each, Isotonic)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _whole_risk(calibrators: Sequence[Isotonic | Logistic], threshold: float | None) -> float:
+    """P(harm) of all that is done at a threshold, over scores and focuses."""
+    chances = np.column_stack([_chances(_GRID), np.zeros(len(_GRID))])
+    chosen = choose(_probabilities(calibrators, _GRID), threshold)
+    return float(chances[np.arange(len(_GRID)), chosen].mean())
+
+
 def draw(rng: np.random.Generator, *, informative: bool) -> tuple[np.ndarray, np.ndarray]:
     """Scores and harm of one set."""
     scores = rng.random(RECORDS)
@@ -102,6 +158,10 @@ def main() -> None:
             name = "a good score" if informative else "a score that knows nothing"
             counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
             rows.append((name, f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
+    for target in TARGETS:
+        found = simulate_whole(target=target, sets=sets)
+        counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
+        rows.append(("the whole", f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
     columns = ("score", "target", "risk above it", "control: above it", "exits")
     Console().print(Table(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
 

@@ -21,7 +21,8 @@ from rich.table import Table
 
 from benchmarks.heldout import parse, percent, questions
 from sgl_engine import SGLEngine
-from sgl_engine.decoding.answer import AnswerTask, draft_tokens
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.draft import draft_tokens
 from sgl_engine.demo import demo_engine
 from sgl_engine.exit.decision import decide_exit, score_parts
 from sgl_engine.passes.large import LargePassResult, run_large_pass

@@ -152,7 +152,7 @@ class ChatSGL(ChatInput):
                 announce(event, run)
                 continue
             for chunk in to_generation_chunks(event, options):
-                if run_manager and chunk.text:
+                if run_manager and (chunk.text or chunk.message.additional_kwargs):
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
@@ -170,7 +170,7 @@ class ChatSGL(ChatInput):
                 await aannounce(event, run)
                 continue
             for chunk in to_generation_chunks(event, options):
-                if run_manager and chunk.text:
+                if run_manager and (chunk.text or chunk.message.additional_kwargs):
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 

@@ -1,4 +1,5 @@
 from .chat.text_stream import TextDelta as TextDelta
+from .chat.thoughts import ReasoningDelta as ReasoningDelta
 from .chat.tool_stream import ToolCallDelta as ToolCallDelta
 from .config import (
     PRESETS as PRESETS,

@@ -16,12 +16,12 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_calls import ParsedAnswer
-from sgl_engine.chat.tool_stream import ToolCallDelta
+from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.config import EngineConfig
-from sgl_engine.decoding.answer import AnswerTask, Generation, draft_tokens
+from sgl_engine.decoding.answer import AnswerTask, Generation
 from sgl_engine.decoding.choice import hold_to_form, resolve
+from sgl_engine.decoding.draft import draft_tokens
 from sgl_engine.decoding.loop import token_logprobs
 from sgl_engine.decoding.reader import AnswerReader, agree, read_answer, read_stream
 from sgl_engine.exit.calibrated import ExitRule
@@ -38,15 +38,14 @@ from sgl_engine.exit.decision import (
 )
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.large import LargePassResult
-from sgl_engine.passes.prefill import find_tiles
+from sgl_engine.passes.large import LargePassResult, plan_large
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
-from sgl_engine.pruning.plan import PruningPlan, keep_everything, plan_pruning
+from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import (
     Clock,
     Outcome,
@@ -63,7 +62,7 @@ from sgl_engine.serving.job import Job, Work
 
 Result = TypeVar("Result")
 
-AnswerEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta
+AnswerEvent: TypeAlias = ExitDecision | Delta
 
 Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
 """A generator that yields events, and work, for which it is sent the job; it returns its result."""
@@ -97,8 +96,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; after an escalation, work for the large model; then text and
-        tool call deltas.
+        Work for the small model; the decision; after an escalation, work for the large model; then deltas.
 
     Raises:
         RequestError: This request is bad.
@@ -118,12 +116,12 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     clock.add("small", small.stage_ms)
     # decide: whether the small answer is kept; nothing of it has been shown until now
     confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
-    decision = _decide(pair, asked, decoding, confidence, small.generation)
+    decision = _decide(pair, asked, decoding, confidence, small)
     yield decision
     run = _Run(asked, confidence, decision, small)
     if not decision.exit:
         # plan: what the large model sees of the picture, and what it is given to check
-        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
         draft = _draft(pair, request, small)
         clock.lap("encode_large")
         reader = AnswerReader(pair.large, request, large_prompt)
@@ -134,7 +132,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         clock.add("large", large.stage_ms)
         run = replace(run, large_prompt=large_prompt, large=large)
     else:
-        yield from reader.push(small.generation.text)
+        yield from reader.replay(small.generation)
     # answer: what the reader has held back, as a tool call may have followed, and the report
     held_back, parsed = reader.finish(run.generation)
     yield from held_back
@@ -157,10 +155,10 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
         RequestError: This request, or an answer, is bad.
         IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
-    # read
+    # read: answers are scored, so thoughts are over
     clock.resume()
     check_fields(request)
-    answers = tuple(check_answers(answers))
+    request, answers = replace(request, max_reasoning_tokens=0), tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
     # small: attention is recorded only where the large model may need the map
@@ -177,7 +175,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     run = _ScoringRun(task, confidence, decision, small)
     if not decision.exit:
         # plan
-        large_prompt, plan = _plan(pair, request, small.importance, clock)
+        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
         clock.lap("encode_large")
         # large
         large_task = ScoringTask(large_prompt, task.answers, decoding, plan=plan)
@@ -219,48 +217,28 @@ def _small_work(pair: Pair, asked: Asked) -> Work:
 
 
 def _decide(
-    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, generation: Generation
+    pair: Pair, asked: Asked, decoding: Decoding, confidence: Confidence, small: SmallPassResult
 ) -> ExitDecision:
     """Decides whether the small answer is kept; a calibration, if there is one, sets score and threshold."""
-    calibrated = None
+    calibrated, generation = None, small.generation.answer
     if pair.exit_rule is not None and counts_as_empty(generation.text, pair.config.exit):
         calibrated = pair.exit_rule.uncovered("the small answer is empty")
     elif pair.exit_rule is not None:
         limit = asked.task.max_new_tokens
-        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, len(generation))
+        seen = None if small.importance is None else small.importance.describe()
+        calibrated = pair.exit_rule.judge(asked.request, decoding, limit, confidence, len(generation), seen)
     return permitted(asked.request, decide_exit(confidence, pair.config.exit, calibrated))
 
 
 def _plan(
-    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock
+    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock, decision: ExitDecision
 ) -> tuple[EncodedPrompt, PruningPlan]:
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     config = pair.config
     prompt = pair.large.encode(request, config.limits, config.reuse, config.large_pictures)
-    return prompt, plan_large(pair, prompt, importance)
-
-
-def plan_large(pair: Pair, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
-    """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.
-
-    Args:
-        pair: The models, and their configuration.
-        prompt: The prompt that is pruned.
-        importance: The small model's map; None, as for a request without images, keeps everything.
-
-    Raises:
-        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
-    """
-    if importance is None:
-        return keep_everything(prompt)
-    pruning = pair.config.pruning
-    # Some families cannot be pruned in their first layers, whatever fraction is configured.
-    layer = max(pruning.layer(pair.large.num_layers), pair.large.family.first_prunable_layer)
-    top = pruning.top_tokens
-    tiles = None if top is None else find_tiles(pair.large, prompt)
-    ratio = pruning.keep_ratio
-    return plan_pruning(prompt, importance, layer=layer, keep_ratio=ratio, tiles=tiles, top_tokens=top)
+    pruning = config.pruning if decision.rung is None else decision.rung.pruning
+    return prompt, plan_large(pair.large, prompt, importance, pruning)
 
 
 def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
@@ -268,7 +246,7 @@ def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, .
     if not pair.config.generation.draft:
         return ()
     waiting = partial(check_wanted, request, "while the large model was busy")
-    return draft_tokens(pair.small, pair.large, small.generation.token_ids.tolist(), waiting)
+    return draft_tokens(pair.small, pair.large, small.generation.answer.token_ids.tolist(), waiting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,11 +299,12 @@ def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Resp
     )
     return Response(
         text=parsed.text,
+        reasoning=run.generation.reasoning,
         finish_reason=run.generation.finish_reason,
         report=make_report(outcome, pair.small, pair.large, clock.stage_ms()),
         tool_calls=parsed.tool_calls,
         invalid_tool_calls=parsed.invalid_tool_calls,
-        tokens=token_logprobs(vlm, run.generation) if request.logprobs else (),
+        tokens=token_logprobs(vlm, run.generation.answer) if request.logprobs else (),
         importance=small.importance,
         plan=None if large is None else large.plan,
     )

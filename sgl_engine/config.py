@@ -31,15 +31,16 @@ class PruningConfig(_Config):
     Attributes:
         layer_fraction: The first pruned layer is K = int(L * layer_fraction), so less than 1.
         keep_ratio: Fraction of visual tokens kept from K on; 1 keeps all, bit for bit.
-        tiles: Tiles of a picture that the large model sees at all: those that hold one of so many of the
-            picture's most important visual tokens, a small picture of the whole among them where the
-            processor makes one; "all" leaves none out. Others do not go through the vision tower. Pictures
-            that come in one piece are always whole.
+        tiles: Tiles of a picture that the large model sees at all: those with one of so many of its most
+            important visual tokens, a small picture of the whole among them where there is one; "all" leaves
+            none out. Others do not go through the vision tower; pictures in one piece are always whole.
+        auto: A calibration (``ExitConfig``) chooses for each question; the rest is for where it cannot.
     """
 
     layer_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     tiles: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    auto: bool = False
 
     @property
     def top_tokens(self) -> int | None:
@@ -105,22 +106,21 @@ class GenerationConfig(_Config):
     the same. Scores and log-probabilities are those of the model, before anything of this.
 
     Attributes:
-        max_new_tokens: Upper limit of answer tokens.
+        max_new_tokens: Upper limit of answer tokens, thoughts apart.
+        max_reasoning_tokens: Upper limit of thoughts; then they are ended. 0 answers at once.
         temperature: 0 is greedy.
         top_p: Nucleus; only used when the temperature is above 0.
         top_k: Draws from so many of the likeliest tokens, at a temperature above 0; None from all.
         min_p: Draws from tokens at least so likely as a fraction of the likeliest, at a temperature above 0.
-        repetition_penalty: Makes tokens of the prompt and the answer less likely where it is above 1; None is
-            the model's generation_config.json.
+        repetition_penalty: Makes tokens of prompt and answer less likely, above 1; None is the model's own.
         presence_penalty: Taken off the logit of a token that the answer has.
         frequency_penalty: Taken off it for each time that the answer has it.
-        draft: Whether the large model checks the small answer in the forward that reads the prompt, and
-            writes only what it would not have said itself in the same words. Its answers are the same either
-            way, sampled ones too, but for rounding: in half precision two tokens that are as good as equally
-            likely may change places.
+        draft: Whether the large model checks the small answer in one forward, and writes only what it would
+            not have said itself. Its answers are the same; in half precision, equals may change places.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] = 1024
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
@@ -237,8 +237,7 @@ class ReuseConfig(_Config):
     Attributes:
         max_bytes: Bytes that a model's store may hold after this engine has put something into it; the least
             recently used goes first. 0 keeps nothing, and looks nothing up.
-        pixels: Whether scaled and cut pictures are kept (in main memory), so that a known one is not
-            processed again.
+        pixels: Whether scaled and cut pictures are kept, in main memory.
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
             follows is run: all layers of the small model, those before the pruning of the large one.
@@ -336,15 +335,16 @@ class EngineConfig(_Config):
 
 
 def pruning_preset(retention: str) -> PruningConfig:
-    """Looks an operating point up by its name in ``PRESETS``.
+    """Looks an operating point up by its name in ``PRESETS``; "auto" leaves it to a calibration.
 
     Raises:
         ConfigError: There is no such preset.
     """
-    try:
-        return PRESETS[retention]
-    except KeyError:
+    if retention == "auto":
+        return PruningConfig(layer_fraction=0.0, keep_ratio=1.0, auto=True)
+    if retention not in PRESETS:
         raise ConfigError(
             f"There is no retention preset {retention!r}.",
-            remedy=f"Use one of {', '.join(PRESETS)}, or PruningConfig(layer_fraction=..., keep_ratio=...).",
-        ) from None
+            remedy=f"Use one of {', '.join((*PRESETS, 'auto'))}, or a PruningConfig(...) of your own.",
+        )
+    return PRESETS[retention]

@@ -22,6 +22,7 @@ from sgl_engine.model.settings import LoadSettings, settings_of_each
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
+from sgl_engine.passes.large import plan_large
 from sgl_engine.passes.work import SmallPass, run_small
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
@@ -338,4 +339,4 @@ class SGLEngine:
         Raises:
             IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
         """
-        return cascade.plan_large(self._pair, prompt, importance)
+        return plan_large(self.large, prompt, importance, self.config.pruning)

@@ -96,6 +96,8 @@ class Message:
         tool_calls: Of an assistant: the calls after its text.
         tool_call_id: Of a tool: id of the call that this is the result of.
         name: Of a tool: its name; None where it is not known.
+        reasoning: Of an assistant: what it thought; only for templates that show it, as some do while tools
+            are called.
     """
 
     role: Role
@@ -103,6 +105,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Request:
 
     Attributes:
         messages: The conversation; the last message is the one that is answered.
-        max_new_tokens: Answer tokens at most.
+        max_new_tokens: Answer tokens at most, thoughts apart.
         temperature: 0 always takes the likeliest token.
         top_p: Nucleus in (0, 1]; only used when the temperature is above 0.
         stop: Strings that end the answer; they are not part of it. JSON and tool calls are never cut: inside
@@ -140,6 +143,11 @@ class Request:
             any JSON object. With tools, the answer is such JSON, or calls. Not together with a forced call.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False};
             a template that does not know a name ignores it.
+        max_reasoning_tokens: What a thinking model may think before it answers, in tokens; when they are used
+            up, its thoughts are ended, and it answers. 0 has it answer at once.
+        skip_special_tokens: Whether special tokens are left out of the answer's text. False keeps all but
+            those that begin, end or fill a text, for models that mark up with them (DocTags, boxes); None is
+            the model's generation_config.json, and left out where that says nothing. Reports name them.
         min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
         max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
         max_visual_tokens: The same in visual tokens of one picture.
@@ -172,6 +180,8 @@ class Request:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] | None = None
+    max_reasoning_tokens: int | None = None
+    skip_special_tokens: bool | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_visual_tokens: int | None = None
@@ -229,6 +239,8 @@ class Decoding:
         frequency_penalty: Taken off it for each time that the answer has it.
         logit_bias: Token id -> what is added to its logit.
         top_logprobs: How many of the likeliest tokens are noted at each step.
+        max_reasoning_tokens: Tokens of thoughts at most, before the answer.
+        skip_special_tokens: Whether special tokens are left out of the text; None is the model's own.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         deadline: ``time.monotonic()`` value in seconds, or None.
@@ -251,6 +263,8 @@ class Decoding:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int = 0
+    max_reasoning_tokens: int = 1024
+    skip_special_tokens: bool | None = None
 
 
 def check_wanted(wish: Request | Decoding, where: str) -> None:

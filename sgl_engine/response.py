@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from sgl_engine.chat.text_stream import TextDelta
-from sgl_engine.chat.tool_stream import ToolCallDelta
+from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.exit.decision import ExitDecision, answer_shares
 from sgl_engine.report.run_report import RunReport
 from sgl_engine.request import InvalidToolCall, ToolCall
@@ -23,7 +22,7 @@ class Response:
     """The answer, and how it came about.
 
     Attributes:
-        text: The answer, tool calls left out.
+        text: The answer, tool calls and thoughts left out.
         finish_reason: Why the answer ends: "stop" or "length".
         report: What it cost and how it was decided; JSON-safe.
         tool_calls: What the model wants to have run, in order.
@@ -31,6 +30,7 @@ class Response:
         tokens: The answer's tokens, the end-of-sequence token included, where the request asked for them.
         importance: The small model's map; None when the request holds no image.
         plan: What the large model saw; None when it was not called.
+        reasoning: What the model thought before it answered; empty where it did not.
     """
 
     text: str
@@ -41,10 +41,11 @@ class Response:
     tokens: tuple[TokenLogprob, ...] = ()
     importance: ImportanceMap | None = None
     plan: PruningPlan | None = None
+    reasoning: str = ""
 
 
-StreamEvent: TypeAlias = ExitDecision | TextDelta | ToolCallDelta | Response
-"""``SGLEngine.stream`` yields the decision, then text and tool call deltas, then one Response, last."""
+StreamEvent: TypeAlias = ExitDecision | Delta | Response
+"""``SGLEngine.stream`` yields the decision, then pieces of thoughts, text and calls, then one Response."""
 
 
 @dataclass(frozen=True)

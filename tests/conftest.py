@@ -3,6 +3,7 @@
 Sockets are disabled by pytest-socket (`--disable-socket` in pyproject.toml).
 """
 
+import gc
 import os
 
 # Before anything imports huggingface_hub, which reads it once.
@@ -20,6 +21,10 @@ from sgl_engine.report.run_report import ModelInfo, RunReport
 
 # One thread: tiny tensors gain nothing from more. Results must not depend on it, which can be tried with two.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# Collection makes a million objects that stay to the end; to search them for cycles, again and again, took a
+# third of its time. `pytest_collection_finish` switches it on again.
+gc.disable()
 
 _stores: WeakSet[ReuseStore] = WeakSet()
 
@@ -59,6 +64,12 @@ def _forget() -> None:
 def pytest_runtest_setup() -> None:
     """Random weights and numbers are the same whatever ran before, in whichever process."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """From here on cycles are looked for among what tests make, not among modules and items as well."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

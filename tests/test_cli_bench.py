@@ -105,7 +105,10 @@ def test_the_same_command_goes_on_and_another_is_refused(
 
 
 @pytest.mark.slow
-def test_several_processes_record_what_one_does(bench: Bench, tmp_path: Path) -> None:
+def test_several_processes_record_what_one_does(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "charts", lambda _summary: {})  # drawing takes most of the time
     plain = ("--retention", "35%", "--rankers", "random")
     assert bench(*plain)[0] == 0
     assert bench(*plain, "--processes", 2, "--out", tmp_path / "two")[0] == 0

@@ -9,15 +9,16 @@ from PIL import Image
 
 from sgl_engine import demo
 from sgl_engine.cli import main
-from sgl_engine.config import EngineConfig, ExitConfig
+from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.engine import SGLEngine
 from sgl_engine.testing import tiny_vlm
 
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A page with two questions, asked of a pair of random models."""
-    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+    """A page with two questions, asked of a pair of random models, which would write as much as they may."""
+    config = EngineConfig(generation=GenerationConfig(max_new_tokens=6))
+    engine = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), config)
     monkeypatch.setattr(demo, "demo_engine", lambda: engine)
     monkeypatch.setattr(demo, "PICTURES", tmp_path)
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "page.png")
@@ -47,7 +48,8 @@ def test_an_early_exit_asks_no_large_model(
     page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = demo.demo_engine()
-    monkeypatch.setattr(engine, "config", EngineConfig(exit=ExitConfig(threshold=0.0)))
+    config = engine.config.model_copy(update={"exit": ExitConfig(threshold=0.0)})
+    monkeypatch.setattr(engine, "config", config)
     out = told(capsys)
     assert out.count("the large model is not asked") == 2
     assert "overrules" not in out

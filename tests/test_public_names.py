@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,6 +197,12 @@ def shown_names(packages: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(module, name) for module in modules for name in module.__all__}
 
 
+@cache
+def our_packages() -> list[str]:
+    return [name for name, tree in read_modules(ROOT, stubs=True).items() if shown_by(tree)]
+
+
+@cache
 def our_functions() -> set[str]:
     """Names of our functions that no page can mean by accident: those of several words."""
     return {
@@ -247,10 +254,9 @@ def _fields(value: Any) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_can_be_imported(page: str) -> None:
     text = (ROOT / page).read_text()
-    packages = [name for name, tree in read_modules(ROOT, stubs=True).items() if shown_by(tree)]
     assert import_faults(text) == []
     # The README is for users, who know the two packages and nothing behind them.
-    public = shown_names(PACKAGES if page == "README.md" else packages)
+    public = shown_names(PACKAGES if page == "README.md" else our_packages())
     assert word_faults(text, public, our_functions()) == []
 
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.messages import REASONING_KEY
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
-from sgl_engine import Response, RunReport, TextDelta, TokenLogprob, ToolCallDelta
+from sgl_engine import ReasoningDelta, Response, RunReport, TextDelta, TokenLogprob, ToolCallDelta
 
 NOT_A_CALL = "not a valid call: "
 """Stands before what a model wrote as arguments of a call that cannot be read, so that nobody repairs it."""
@@ -36,7 +37,7 @@ def to_chat_result(response: Response, options: CallOptions) -> ChatResult:
 
 
 def to_generation_chunks(
-    event: TextDelta | ToolCallDelta | Response, options: CallOptions
+    event: ReasoningDelta | TextDelta | ToolCallDelta | Response, options: CallOptions
 ) -> Iterator[ChatGenerationChunk]:
     """Writes one event of a stream as what ``_stream`` yields: pieces of the answer, or its end.
 
@@ -46,6 +47,9 @@ def to_generation_chunks(
     """
     if isinstance(event, TextDelta):
         yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+    elif isinstance(event, ReasoningDelta):
+        chunk = AIMessageChunk(content="", additional_kwargs={REASONING_KEY: event.text})
+        yield ChatGenerationChunk(message=chunk)
     elif isinstance(event, Response):
         calls = _call_chunks(event)
         if calls:
@@ -66,6 +70,7 @@ def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
     """
     return AIMessage(
         content=response.text,
+        additional_kwargs={REASONING_KEY: response.reasoning} if response.reasoning else {},
         tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in response.tool_calls],
         invalid_tool_calls=[
             invalid_tool_call(name=c.name, args=NOT_A_CALL + c.arguments, id=c.id, error=c.error)
@@ -108,12 +113,16 @@ def usage_metadata(report: RunReport) -> UsageMetadata:
     given = (report.large_input_tokens if large else report.small_input_tokens) or 0
     written = (report.large_output_tokens if large else report.small_output_tokens) or 0
     details: dict[str, int] = {"image": report.visual_tokens} if report.visual_tokens else {}
-    return UsageMetadata(
+    thought = (report.large_reasoning_tokens if large else report.small_reasoning_tokens) or 0
+    usage = UsageMetadata(
         input_tokens=given,
         output_tokens=written,
         total_tokens=given + written,
         input_token_details=InputTokenDetails(**details),  # type: ignore[typeddict-item]  # more keys are allowed
     )
+    if thought:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=thought)
+    return usage
 
 
 def response_metadata(response: Response, *, logprobs: bool, evidence: bool) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class CallFields(BaseModel):
         model: The name of one of the pair, which then answers; None lets the score decide.
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         exit_threshold: The small answer is kept when its score is at least this, in [0, 1].
-        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none.
+        retention: Operating point of the pruning: "64%", "35%", "9%", or "100%" for none;
+            "auto" leaves it to the calibration, question by question.
         tiles: Tiles that the large model is given: those that hold one of so many of a picture's most
             important tokens, or "all".
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
@@ -62,6 +63,9 @@ class CallFields(BaseModel):
         logprobs: Put the tokens' log-probabilities into ``response_metadata["logprobs"]``.
         top_logprobs: How many of the likeliest tokens to put beside each, 0 to 20; above 0, it sets
             ``logprobs``.
+        max_reasoning_tokens: What thinking models may think before they answer, in tokens; 0 has them answer
+            at once. ``max_tokens`` is about the answer.
+        skip_special_tokens: False keeps special tokens in the text, for models that mark up with them.
         chat_template_kwargs: Further variables for the models' chat templates, as {"enable_thinking": False}.
         cache_salt: Calls of one salt share what is known of pictures and prompts, and nothing with calls of
             another or of none: one salt per tenant, where tenants must not learn what others ask about.
@@ -92,6 +96,8 @@ class CallFields(BaseModel):
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
+    skip_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     evidence: bool = False
@@ -151,6 +157,16 @@ class CallOptions(CallFields):
             InvalidRequestError: ``model`` is not one of the pair.
             ConfigError: There is no such preset or scorer.
         """
+        update = self.changes(engine)
+        return engine.with_config(engine.config.model_copy(update=update)) if update else engine
+
+    def changes(self, engine: SGLEngine) -> dict[str, Any]:
+        """Returns the parts of the engine's configuration that these options want otherwise.
+
+        Raises:
+            InvalidRequestError: ``model`` is not one of the pair.
+            ConfigError: There is no such preset.
+        """
         config = engine.config
         exits = {
             "escalate": self._route(engine),
@@ -165,7 +181,7 @@ class CallOptions(CallFields):
         pruning = self._pruning(config)
         if pruning != config.pruning:
             update["pruning"] = pruning
-        return engine.with_config(config.model_copy(update=update)) if update else engine
+        return update
 
     def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
         """Says how the exit changes where these options differ from what the calibration was made with."""
@@ -242,6 +258,8 @@ class CallOptions(CallFields):
             logprobs=self.with_logprobs,
             top_logprobs=self.top_logprobs or 0,
             chat_template_kwargs=self.chat_template_kwargs,
+            max_reasoning_tokens=self.max_reasoning_tokens,
+            skip_special_tokens=self.skip_special_tokens,
             cache_salt=self.cache_salt,
             response_schema=enforceable(_response_schema(self.response_format)),
         )

@@ -3,8 +3,9 @@
 Text blocks stay text; every way to write an image becomes an ``ImagePart``; an assistant's ``tool_calls`` and
 a tool's result keep their ids. Blocks that this package cannot pass on (audio, files, ids of somebody's file
 store) are errors: a picture that is dropped in silence gives a confident wrong answer. The one exception is
-what an *assistant* message of another provider says about itself (its thinking, its raw tool blocks): that is
-left out, because ``tool_calls`` holds the calls already.
+what an *assistant* message of another provider says about itself (its raw tool blocks): that is left out,
+because ``tool_calls`` holds the calls already. Thoughts are no part of the answer: they go along as
+``Message.reasoning``, for templates that show them between calls of tools.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
+REASONING_KEY = "reasoning_content"
+"""Where LangChain looks for thoughts, among ``additional_kwargs``: ``content_blocks`` has them as a block."""
 _ABOUT_ITSELF = frozenset(
     "thinking redacted_thinking reasoning reasoning_content tool_use tool_call tool_call_chunk "
     "invalid_tool_call function_call server_tool_call server_tool_call_chunk server_tool_result".split()
@@ -79,7 +82,22 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
         )
     if isinstance(message, ToolMessage):
         return Message("tool", tuple(parts), tool_call_id=message.tool_call_id, name=message.name)
-    return Message(role, tuple(parts), tool_calls=calls, name=message.name if role == "tool" else None)
+    thoughts = _reasoning(message) if role == "assistant" else None
+    name = message.name if role == "tool" else None
+    return Message(role, tuple(parts), tool_calls=calls, name=name, reasoning=thoughts)
+
+
+def _reasoning(message: BaseMessage) -> str | None:
+    """What an assistant thought, as far as it can be read: LangChain's blocks, or the field that streams."""
+    blocks = message.content if isinstance(message.content, list) else []
+    texts = [
+        block.get("reasoning") or block.get("thinking")
+        for block in blocks
+        if isinstance(block, dict) and block.get("type") in {"reasoning", "thinking"}
+    ]
+    told = "".join(text for text in texts if isinstance(text, str))
+    field = message.additional_kwargs.get(REASONING_KEY)
+    return told or (field if isinstance(field, str) and field else None)
 
 
 def _role(message: BaseMessage) -> Role:

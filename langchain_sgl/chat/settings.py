@@ -161,8 +161,12 @@ class ChatSettings(CallFields, BaseChatModel):
                     remedy="Give one of them: a calibration has a threshold of its own.",
                 )
             self._options()  # refuses values out of their range
-            if self.retention is not None:
-                pruning_preset(self.retention)
+            alone = self.calibration is None and self.ready_engine is None
+            if self.retention is not None and pruning_preset(self.retention).auto and alone:
+                raise ConfigError(
+                    "retention='auto' leaves the choice to a calibration, and none is given.",
+                    remedy="Make one with sgl calibrate --retention auto: ChatSGL(calibration=...).",
+                )
             if self.scorer is not None:
                 find_scorer(self.scorer)
             if self.calibration is not None and not self.calibration.is_file():
@@ -240,13 +244,13 @@ class ChatSettings(CallFields, BaseChatModel):
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
         own_parts = {name: getattr(self, name) for name in _PARTS_OF_THE_ENGINE}
         update: dict[str, Any] = {name: part for name, part in own_parts.items() if part is not None}
-        # A calibration is checked against pruning and scorer, so these two are set first.
+        # A calibration is checked against pruning and scorer, so they are set with it.
         if self.calibration is not None:
-            engine = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer).configure(
-                engine
-            )
+            options = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer)
+            changes = options.changes(engine)
+            leaving = changes.get("exit", engine.config.exit)
             own = {"calibration": self.calibration, "risk": self.risk}
-            update["exit"] = ExitConfig(**{**engine.config.exit.model_dump(), **own})
+            update |= changes | {"exit": ExitConfig(**{**leaving.model_dump(), **own})}
         return engine.with_config(engine.config.model_copy(update=update)) if update else engine
 
     def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:

@@ -9,14 +9,14 @@ the end of the prompt (A^P), and one per generated token that is fed back (A^D).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sgl_engine.attention.recorder import AttentionRecorder
+from sgl_engine.attention.recorder import AttentionRecorder, Scoring
 from sgl_engine.attention.rows import RowKeeper
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
 
 _PREFIX = "sgl_capture_"
+
+_UNPLACED = "sgl_unplaced_"
 
 _RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("sgl_attention_recorder", default=None)
 
@@ -56,7 +58,9 @@ def capture_attention(
     token = _RECORDER.set(recorder)
     try:
         # Where one recording stands in another, the model already runs the capturing twin: wrap it only once.
-        config._attn_implementation = _register(original.removeprefix(_PREFIX))  # noqa: SLF001
+        config._attn_implementation = _register(  # noqa: SLF001
+            original.removeprefix(_PREFIX), _PREFIX, _CapturingAttention
+        )
         yield recorder
         # Rows that still wait hold the cache's keys. Add them now, so that the cache can be freed.
         recorder.catch_up()
@@ -112,20 +116,20 @@ class _EnoughSeen(Exception):  # noqa: N818  # it is no error
     """Ends a forward pass of which only the beginning was wanted."""
 
 
-def _register(implementation: str) -> str:
-    """Makes the capturing twin of an attention implementation known to transformers; returns its name.
+def _register(implementation: str, prefix: str, twin: Callable[[str], Any]) -> str:
+    """Makes a twin of an attention implementation known to transformers; returns its name.
 
-    It is registered once and stays. Without a recorder it does nothing but call the original.
+    It is registered once and stays. Without a recorder, the capturing one only calls the original.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = _PREFIX + implementation
+    name = prefix + implementation
     if name not in ALL_ATTENTION_FUNCTIONS:
         # The mask function goes by the same name: for an unknown one, transformers silently builds no mask.
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-        AttentionInterface.register(name, _CapturingAttention(implementation))
+        AttentionInterface.register(name, twin(implementation))
     return name
 
 
@@ -145,20 +149,57 @@ class _CapturingAttention:
         scaling: float,
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        attend = self._original(module)
+        attend = original_of(self._implementation, module)
         # The model's output is the original function's, bit for bit; recording only reads what went in.
         output: tuple[Tensor, Tensor | None] = attend(
             module, query, key, value, attention_mask, scaling=scaling, **settings
         )
         recorder = _RECORDER.get()
         if recorder is not None:  # None where another thread runs the model meanwhile
-            recorder.record(module.layer_idx, query, key, value, attention_mask, scaling)
+            scoring = scoring_of(self._implementation, settings)
+            recorder.record(module.layer_idx, query, key, value, attention_mask, scaling, scoring)
         return output
 
-    def _original(self, module: Any) -> Any:
-        """Returns the function that the model's own attention setting names."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        # Eager attention is not registered anywhere: every modelling file brings its own.
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        return ALL_ATTENTION_FUNCTIONS.get(self._implementation, eager)
+def original_of(implementation: str, module: Any) -> Any:
+    """The function that an attention setting names, for one attention module."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # Eager attention is not registered anywhere: every modelling file brings its own.
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get(implementation, eager)
+
+
+def scoring_of(implementation: str, settings: Mapping[str, Any]) -> Scoring:
+    """What beside scaling shapes the probabilities, of what an attention function is told.
+
+    SDPA knows neither caps nor sinks: where a model runs it all the same, it attends without them.
+    """
+    if implementation.endswith("sdpa"):
+        return Scoring()
+    return Scoring(settings.get("softcap"), settings.get("s_aux"))
+
+
+@contextmanager
+def without_positions(vlm: VLM) -> Iterator[None]:
+    """Keeps position ids from the text model's attention function, which layers go on to be given.
+
+    Some decoders scale queries by them, and then hand them on.
+    """
+    config = vlm.text_model.config
+    original = config._attn_implementation  # noqa: SLF001
+    try:
+        config._attn_implementation = _register(original, _UNPLACED, _unplaced)  # noqa: SLF001
+        yield
+    finally:
+        config._attn_implementation = original  # noqa: SLF001
+
+
+def _unplaced(implementation: str) -> Any:
+    """An attention function that is told no positions."""
+
+    def attend(module: Any, *args: Any, **settings: Any) -> Any:
+        settings.pop("position_ids", None)
+        return original_of(implementation, module)(module, *args, **settings)
+
+    return attend

@@ -35,6 +35,20 @@ class ImportanceMap:
             first += len(span)
         return tuple(grids)
 
+    def describe(self) -> dict[str, float]:
+        """Measures what tells how little of the pictures may be enough; what calibrations are made of.
+
+        Returns:
+            "map_top_share", the share of all mass that the 5 % most important tokens have, and
+            "visual_tokens". Nothing where there is no mass.
+        """
+        mass = self.mass.double()
+        total = float(mass.sum())
+        if not total > 0.0:
+            return {}
+        top = mass.topk(max(1, len(mass) // 20)).values
+        return {"map_top_share": float(top.sum()) / total, "visual_tokens": float(len(mass))}
+
     def resample(self, spans: tuple[VisualSpan, ...]) -> ImportanceMap:
         """Carries the map onto another prompt's visual tokens: other tiles, grids, model or family.
 

@@ -16,6 +16,22 @@ from sgl_engine.prompt.encoded import PromptBatch
 _ROWS_AT_ONCE = 64  # bounds the probabilities in memory to heads x 64 x keys, whatever the batch
 
 
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What beside scaling shapes the attention probabilities of some decoders.
+
+    Attributes:
+        softcap: Products are bounded to (-softcap, softcap), by a tanh, before the mask; None is unbounded.
+        sinks: One score per head, (H,), of a column that takes its share of attention and holds nothing.
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+PLAIN = Scoring()
+
+
 class AttentionRecorder:
     """Adds attention rows up, in float32, per layer and prompt.
 
@@ -69,7 +85,14 @@ class AttentionRecorder:
         )
 
     def record(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        scoring: Scoring = PLAIN,
     ) -> None:
         """Adds the attention of one call of one layer, now or together with later calls.
 
@@ -80,6 +103,7 @@ class AttentionRecorder:
             value: (B, H_kv, N, D); used only where rows are kept apart.
             mask: Boolean (True = visible) or additive, (1 or B, 1, Q, N); None is causal.
             scaling: Factor on the products of queries and keys.
+            scoring: What else shapes them.
         """
         if not any(self._visual_tokens):
             return  # no visual token receives anything
@@ -98,10 +122,10 @@ class AttentionRecorder:
             # Prompt rows, several prompts or tokens, a mask, or a window that has dropped keys: the newest
             # keys of a later call would not do for these rows, so they are added at once.
             self._add_waiting(layer)
-            self._add(layer, query, key, value, mask, scaling, before)
+            self._add(layer, query, key, value, mask, (scaling, scoring), before)
         elif waiting is None:
             # The usual step of one answer. It waits: most of the cost of one row is the calls.
-            self._waiting[layer] = _Waiting([query], key, value, scaling)
+            self._waiting[layer] = _Waiting([query], key, value, (scaling, scoring))
         else:
             waiting.queries.append(query)
             waiting.key, waiting.value = key, value  # these begin with all earlier ones
@@ -117,7 +141,7 @@ class AttentionRecorder:
         if waiting is not None:
             # The rows are the last of the columns, and a causal mask hides from each what came after it.
             query, before = torch.cat(waiting.queries, dim=2), waiting.key.shape[2] - len(waiting.queries)
-            self._add(layer, query, waiting.key, waiting.value, None, waiting.scaling, before)
+            self._add(layer, query, waiting.key, waiting.value, None, waiting.shaping, before)
 
     def _add(
         self,
@@ -126,7 +150,7 @@ class AttentionRecorder:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        scaling: float,
+        shaping: tuple[float, Scoring],
         before: int,
     ) -> None:
         """Adds the attention of rows whose first one stands in column ``before``; shapes as in ``record``."""
@@ -142,7 +166,7 @@ class AttentionRecorder:
         at_once = max(1, _ROWS_AT_ONCE // len(query))
         for first in range(start, rows, at_once):
             last = min(first + at_once, rows)
-            paid = _attention_rows(query, key, mask, scaling, first, last)  # (B, H * (last - first), N)
+            paid = _attention_rows(query, key, mask, shaping, first, last)  # (B, H * (last - first), N)
             if is_prompt and self._starts.differ:
                 # In prompts side by side, the last visual token stands in different columns.
                 paid = self._starts.hide_earlier(paid, before + first, before + last)
@@ -204,13 +228,13 @@ class _Waiting:
         queries: (1, H, 1, D), of consecutive tokens.
         key: (1, H_kv, N, D), all keys that the last of these tokens saw; each token before saw one key less.
         value: (1, H_kv, N, D), of the same columns.
-        scaling: Factor on the products of queries and keys.
+        shaping: Factor on the products of queries and keys, and what else shapes them.
     """
 
     queries: list[Tensor]
     key: Tensor
     value: Tensor
-    scaling: float
+    shaping: tuple[float, Scoring]
 
     def is_followed_by(self, keys: int) -> bool:
         """Tells whether a row that sees ``keys`` keys may be added to these, and there is room for it."""
@@ -255,14 +279,16 @@ class _FirstRows:
 
 
 def _attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first: int, last: int
+    query: Tensor, key: Tensor, mask: Tensor | None, shaping: tuple[float, Scoring], first: int, last: int
 ) -> Tensor:
     """Computes the probabilities of query rows [first, last), float32 (B, H * rows, N), heads outermost."""
+    scaling, scoring = shaping
     batch, heads, keys = len(query), query.shape[1], key.shape[2]
     groups = heads // key.shape[1]
     # Query heads of one group share a key head, so the keys need not be repeated.
     rows = query[:, :, first:last].float().reshape(batch, key.shape[1], groups * (last - first), -1)
     scores = (rows * scaling @ key.float().transpose(2, 3)).reshape(batch, heads, last - first, keys)
+    scores = capped(scores, scoring.softcap)
     if mask is None and last - first == 1 and first + 1 == query.shape[2]:
         pass  # causal, but the last row sees everything
     elif mask is None:
@@ -275,4 +301,17 @@ def _attention_rows(
     else:
         # As for eager attention: 0 or a large negative number.
         scores = scores + mask[:, :, first:last].float()
-    return scores.softmax(dim=-1).reshape(batch, -1, keys)
+    return probabilities(scores, scoring.sinks).reshape(batch, -1, keys)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores, bounded where there is a cap."""
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def probabilities(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """What each key receives of scores (B, H, Q, N); what sinks (H,) receive is left out."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    taken = sinks.to(scores).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, taken), dim=-1).softmax(dim=-1)[..., :-1]

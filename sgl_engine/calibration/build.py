@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgl_engine import ConfigError
+from sgl_engine import ConfigError, PruningConfig
 from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
-from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
-from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Samples
+from sgl_engine.calibration.records import CalibrationRecord, halves
+from sgl_engine.calibration.ways import Ways, harms
+from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Rung, Samples
 from sgl_engine.report import engine_version
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Promise:
         confidence_level: 1 - delta.
         risk: What is bounded.
         agreement: How answers are compared, where that is disagreement.
-        method: Of the calibrator.
+        method: Of the calibrators.
         seed: Of the split into halves.
     """
 
@@ -57,51 +58,56 @@ class Promise:
         if not self.targets:
             raise ConfigError("No target risk is given.", remedy="Give at least one, such as 0.05.")
 
-    def harmful(self, records: Sequence[CalibrationRecord]) -> list[bool]:
-        """Says of each record whether keeping its small answer does harm."""
-        return [is_harmful(record, self.risk, self.agreement) for record in records]
-
 
 @dataclass(frozen=True)
 class Fitted:
     """One half's work, which the other half knows nothing of.
 
     Attributes:
-        calibrator: Observation -> probability.
+        calibrator: Observation -> probability that an exit is harmless.
         thresholds: To be tested, strictest first.
+        rungs: The same calibrators of the rungs, by name, the cheapest first.
+        promise: What they were fitted for.
     """
 
     calibrator: Isotonic | Logistic
     thresholds: tuple[float, ...]
+    rungs: Mapping[str, Isotonic | Logistic]
+    promise: Promise
 
-    def probabilities(self, records: Sequence[CalibrationRecord]) -> list[float]:
-        """Computes each record's probability; 0, which never exits early, where it has no score."""
-        found = (self.calibrator.probability(record.observation) for record in records)
-        return [0.0 if probability is None else probability for probability in found]
+    def ways(self, records: Sequence[CalibrationRecord]) -> Ways:
+        """Computes probabilities and harm of each way in which each record can be answered."""
+        return Ways.of(records, self.calibrator, self.rungs, self.promise.risk, self.promise.agreement)
 
 
-def fit_half(records: Sequence[CalibrationRecord], promise: Promise) -> Fitted:
-    """Fits the calibrator and fixes the thresholds.
+def fit_half(records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequence[str] = ()) -> Fitted:
+    """Fits the calibrators and fixes the thresholds.
+
+    Args:
+        records: The fitting half.
+        promise: What is to be certified.
+        rungs: Names of the rungs, the cheapest first; none certifies exits alone.
 
     Raises:
-        ConfigError: A record has no score, or scikit-learn is not installed.
+        ConfigError: A record has no score, or lacks a rung; or scikit-learn is not installed.
     """
     observations = [record.observation for record in records]
-    harmless = [not harm for harm in promise.harmful(records)]
-    calibrator = fit(promise.method, observations, harmless)
-    fitted = Fitted(calibrator, ())  # thresholds are quantiles of its own probabilities
-    return Fitted(calibrator, thresholds_of(fitted.probabilities(records)))
+    harm = harms(records, rungs, promise.risk, promise.agreement)
+    leaving, *others = (fit(promise.method, observations, (~column).tolist()) for column in harm.T)
+    fitted = Fitted(leaving, (), dict(zip(rungs, others, strict=True)), promise)
+    # Thresholds are quantiles of their own probabilities.
+    return replace(fitted, thresholds=thresholds_of(fitted.ways(records).probabilities.ravel().tolist()))
 
 
 def certify_half(
     records: Sequence[CalibrationRecord], fitted: Fitted, promise: Promise
 ) -> tuple[OperatingPoint, ...]:
     """Tests the thresholds for every target, ascending."""
-    probabilities, harmful = fitted.probabilities(records), promise.harmful(records)
+    ways = fitted.ways(records)
     return tuple(
         certify(
-            probabilities,
-            harmful,
+            ways.probabilities,
+            ways.harmful,
             fitted.thresholds,
             target_risk=target,
             confidence_level=promise.confidence_level,
@@ -118,6 +124,7 @@ def calibrate(
     conditions: Conditions,
     data: str,
     failed: int = 0,
+    rungs: Mapping[str, PruningConfig] | None = None,
 ) -> Calibration:
     """Makes a calibration of the records.
 
@@ -128,6 +135,8 @@ def calibrate(
         conditions: What the requests were like.
         data: Name of the data.
         failed: Rows that could not be answered.
+        rungs: What the large model may be shown, by name, the cheapest first; then all that the cascade does
+            is certified against the large model that is shown everything. None certifies exits alone.
 
     Raises:
         ConfigError: There are fewer than ten records, or the risk needs answers that they do not have.
@@ -140,7 +149,8 @@ def calibrate(
     fitting, certifying = halves(records, promise.seed)
     if not fitting or not certifying:
         raise ConfigError("All questions are about one picture.", remedy="Calibrate with more pictures.")
-    fitted = fit_half(fitting, promise)
+    rungs = rungs or {}
+    fitted = fit_half(fitting, promise, tuple(rungs))
     return Calibration(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=engine_version(),
@@ -150,6 +160,9 @@ def calibrate(
         agreement=promise.agreement,
         confidence_level=promise.confidence_level,
         calibrator=fitted.calibrator,
+        rungs=tuple(
+            Rung(name=name, pruning=pruning, calibrator=fitted.rungs[name]) for name, pruning in rungs.items()
+        ),
         points=certify_half(certifying, fitted, promise),
         samples=Samples(
             data=data,

@@ -5,6 +5,11 @@ loses against always asking the large model, and it can only grow when the thres
 thresholds from the strictest on wastes nothing. (The risk among exits has no such order, and the strictest
 thresholds have too few exits to be tested first; it is reported, not certified.)
 
+Where the calibration also chooses what the large model is shown, the risk is that of all that is done,
+against the large model that is shown everything. It need not grow when the threshold falls: a question may go
+from a rung that fails it to a cheaper one that happens not to. The test is valid all the same, as it needs no
+order; what it may lose is a looser threshold behind one that fails.
+
 Angelopoulos, Bates, Candes, Jordan, Lei: "Learn then Test" (2021), section 4 on fixed sequences; p-values are
 those of the exact binomial test, without an approximation. The thresholds must be fixed before the records
 are looked at: they come from the other half.
@@ -49,8 +54,9 @@ def certify(
     P(risk of the result <= target_risk) >= confidence_level, over draws of the records.
 
     Args:
-        probabilities: Calibrated ones (n,), of records that neither the calibrator nor the thresholds saw.
-        harmful: Whether keeping each small answer does harm (n,).
+        probabilities: Calibrated ones (n,), of records that neither the calibrator nor the thresholds saw; or
+            (n, ways), where there is more to choose than whether to exit (``Ways``).
+        harmful: Whether keeping each small answer, or taking each way, does harm; of the same shape.
         thresholds: Strictest (highest) first.
         target_risk: In (0, 1).
         confidence_level: 1 - delta, in (0, 1).
@@ -58,13 +64,13 @@ def certify(
     Raises:
         ConfigError: scipy is not installed.
     """
-    errors, exits = _counts(probabilities, harmful, thresholds)
-    p_values = binomial_p_values(errors, len(probabilities), target_risk)
+    errors, taken = _counts(probabilities, harmful, thresholds)
+    p_values = binomial_p_values(errors.sum(axis=1), len(probabilities), target_risk)
     # In a fixed sequence, the first test that fails ends it: whatever follows may not be looked at.
     failed = np.flatnonzero(~(p_values <= 1 - confidence_level))
     last = (int(failed[0]) if len(failed) else len(p_values)) - 1
     if last < 0:  # not even the strictest
-        seen = int(errors[0]) if len(errors) else 0
+        seen = int(errors[0].sum()) if len(errors) else 0
         return OperatingPoint(
             target_risk=target_risk,
             threshold=None,
@@ -80,9 +86,11 @@ def certify(
         target_risk=target_risk,
         threshold=float(thresholds[last]),
         records=len(probabilities),
-        exits=int(exits[last]),
-        harmful_exits=int(errors[last]),
+        exits=int(taken[last, 0]),
+        harmful_exits=int(errors[last, 0]),
         p_value=float(p_values[last]),
+        rungs=tuple(taken[last, 1:].tolist()),
+        harmful_rungs=int(errors[last, 1:].sum()),
     )
 
 
@@ -95,7 +103,7 @@ def empirical_threshold(
 ) -> float | None:
     """Finds the loosest threshold whose *observed* risk is within the target. It promises nothing."""
     errors, _ = _counts(probabilities, harmful, thresholds)
-    good = np.flatnonzero(errors <= target_risk * len(probabilities))
+    good = np.flatnonzero(errors.sum(axis=1) <= target_risk * len(probabilities))
     return float(thresholds[int(good[-1])]) if len(good) else None
 
 
@@ -104,13 +112,14 @@ def _counts(
     harmful: Sequence[bool] | NDArray[np.bool_],
     thresholds: Sequence[float],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Counts harmful exits and exits at each threshold, int64 (thresholds,); a tie with it exits."""
+    """Counts how often each way does harm, and is taken, at each threshold: int64 (thresholds, ways) both."""
     values, losses = np.asarray(probabilities, dtype=np.float64), np.asarray(harmful, dtype=bool)
-    levels = np.asarray(thresholds, dtype=np.float64)
-    return tuple(  # type: ignore[return-value]
-        len(chosen) - np.searchsorted(np.sort(chosen), levels, side="left")
-        for chosen in (values[losses], values)
-    )
+    if values.ndim == 1:
+        values, losses = values[:, None], losses[:, None]
+    # (thresholds, n, ways): which way is the first whose probability is enough, as ``Ways.choose`` does.
+    enough = values >= np.asarray(thresholds, dtype=np.float64)[:, None, None]
+    taken = enough & (enough.cumsum(axis=2) == 1)
+    return (taken & losses).sum(axis=1), taken.sum(axis=1)
 
 
 def binomial_p_values(

@@ -4,27 +4,74 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sgl_engine import ConfigError, ImagePart, Message, Request, Response
-from sgl_engine.calibration.records import CalibrationRecord, Failure, RecordsHeader, read_records
-from sgl_engine.decoding import AnswerTask
+from sgl_engine import (
+    PRESETS,
+    ConfigError,
+    ImagePart,
+    Message,
+    PruningConfig,
+    Request,
+    Response,
+    SGLEngine,
+    pruning_preset,
+)
+from sgl_engine.calibration.records import (
+    CalibrationRecord,
+    Failure,
+    RecordsHeader,
+    RungOutcome,
+    read_records,
+)
+from sgl_engine.chat import ParsedAnswer
+from sgl_engine.decoding import AnswerTask, agree
 from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.json_lines import BadLine, mend_end
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, DataRow
+from sgl_engine.evaluation.systems import Once
 from sgl_engine.exit import Conditions, bind, digest, system_hash
 from sgl_engine.passes import run_large_pass
 from sgl_engine.pruning import keep_everything
 
 if TYPE_CHECKING:
-    from sgl_engine import SGLEngine
     from sgl_engine.decoding import Generation
+
+
+class Asking:
+    """Asks both models every question: no reuse, no other calibration; at several operating points."""
+
+    def __init__(self, engine: SGLEngine, rungs: Mapping[str, PruningConfig]) -> None:
+        leaving = engine.config.exit.model_copy(
+            update={"escalate": "always", "calibration": None, "risk": None}
+        )
+        config = engine.config.model_copy(update={"exit": leaving}).without_reuse()
+        if rungs:
+            config = config.model_copy(update={"pruning": PRESETS["100%"]})
+        self._engine, self._config, self._rungs = engine, config, rungs
+
+    def both(self, request: Request) -> tuple[Response, dict[str, Response]]:
+        """Asks the small model once, and the large one at every operating point.
+
+        Returns:
+            The response at the engine's own point, and those at the rungs, by name.
+        """
+        if not self._rungs:
+            return self._engine.with_config(self._config).run(request), {}
+        engine, once = self._engine, Once()
+        with SGLEngine(engine.small, engine.large, self._config, small_pass=once) as asked:
+            response = asked.run(request)
+            points = {
+                name: asked.with_config(self._config.model_copy(update={"pruning": pruning}))
+                for name, pruning in self._rungs.items()
+            }
+            return response, {name: point.run(request) for name, point in points.items()}
 
 
 @dataclass(frozen=True)
@@ -37,12 +84,15 @@ class Collector:
         alone: Also run the large model alone, unpruned: what the cascade is an alternative to. Nothing of it
             enters the guarantee; without it, its accuracy and time are unknown.
         on_bad_line: Told of lines of the file of records that are none; their rows are asked again.
+        rungs: Operating points at which the large model is asked besides, by name, the cheapest first
+            (``ways.LADDER``). Where there are any, the engine itself shows it everything.
     """
 
     engine: SGLEngine
     system: str | None = None
     alone: bool = True
     on_bad_line: Callable[[BadLine], None] = lambda _: None
+    rungs: Mapping[str, PruningConfig] = field(default_factory=dict)
 
     def collect(self, data: Data, path: Path) -> Iterator[CalibrationRecord | Failure]:
         """Yields the outcome of every row, in order: the one in the file, or a new one, which is appended.
@@ -56,7 +106,7 @@ class Collector:
         Raises:
             ConfigError: The file is of another pair, other settings or other requests, or cannot be written.
         """
-        known, asking = self._open(path), self._asking()
+        known, asking = self._open(path), Asking(self.engine, self.rungs)
         try:
             with path.open("a", encoding="utf-8") as lines:
                 for index in range(len(data)):
@@ -72,19 +122,15 @@ class Collector:
                 f"{path} cannot be written ({error.strerror or error}).", remedy="Make room, or name another."
             ) from error
 
-    def _asking(self) -> SGLEngine:
-        """Returns an engine that asks both models every question: no reuse, no other calibration."""
-        exit_config = self.engine.config.exit.model_copy(
-            update={"escalate": "always", "calibration": None, "risk": None}
-        )
-        config = self.engine.config.model_copy(update={"exit": exit_config})
-        return self.engine.with_config(config.without_reuse())
-
     def header(self) -> RecordsHeader:
         """Describes what the records are tied to."""
         engine = self.engine
         conditions = Conditions(generation=engine.config.generation, system=system_hash(self.system))
-        return RecordsHeader(binding=bind(engine.small, engine.large, engine.config), conditions=conditions)
+        config = engine.config
+        if self.rungs:  # what an engine says to which a calibration of these records belongs
+            config = config.model_copy(update={"pruning": pruning_preset("auto")})
+        binding = bind(engine.small, engine.large, config)
+        return RecordsHeader(binding=binding, conditions=conditions, rungs=dict(self.rungs))
 
     def _open(self, path: Path) -> dict[str, CalibrationRecord | Failure]:
         """Reads what is known already, by key, or begins the file.
@@ -107,6 +153,8 @@ class Collector:
         differences = found.header.binding.differences(header.binding)
         if found.header.conditions != header.conditions:
             differences.append("the generation settings or the system prompt are others")
+        if list(found.header.rungs.items()) != list(header.rungs.items()):
+            differences.append(f"it has the rungs {', '.join(found.header.rungs) or 'none'}")
         if differences:
             raise ConfigError(
                 f"The records in {path} are of something else: {'; '.join(differences)}.",
@@ -116,16 +164,16 @@ class Collector:
             self.on_bad_line(line)
         return {record.key: record for record in found.records}
 
-    def _outcome(self, asking: SGLEngine, sample: DataSample) -> CalibrationRecord | Failure:
+    def _outcome(self, asking: Asking, sample: DataSample) -> CalibrationRecord | Failure:
         try:
             return self._record(asking, sample)
         except Exception as error:  # noqa: BLE001 - one bad row never ends the run
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             return Failure(key=_key(sample), error=reason)
 
-    def _record(self, asking: SGLEngine, sample: DataSample) -> CalibrationRecord:
+    def _record(self, asking: Asking, sample: DataSample) -> CalibrationRecord:
         request = _request(sample, self.system)
-        response = asking.run(request)
+        response, rungs = asking.both(request)
         report, row = response.report, sample.row
         alone, alone_ms = self._alone(request) if self.alone else (None, None)
         assert report.small_answer is not None
@@ -152,6 +200,8 @@ class Collector:
             small_ms=_model_ms(response, "_small"),
             large_ms=_model_ms(response, "_large"),
             alone_ms=alone_ms,
+            seen={} if response.importance is None else response.importance.describe(),
+            rungs={name: _rung(row, each, response) for name, each in rungs.items()},
         )
 
     def _alone(self, request: Request) -> tuple[Generation, float]:
@@ -161,6 +211,22 @@ class Collector:
         limit = engine.config.generation.max_new_tokens
         result = run_large_pass(engine.large, AnswerTask(prompt, limit), keep_everything(prompt))
         return result.generation, 1e3 * (time.perf_counter() - started)
+
+
+def _rung(row: DataRow, response: Response, whole: Response) -> RungOutcome:
+    """What the large model says at a rung, beside what it says when it is shown everything."""
+    return RungOutcome(
+        answer=response.text,
+        agreed=agree(_parsed(response), _parsed(whole)),
+        agreed_by_metric=agree_by_metric(row.metric, response.text, whole.text),
+        right=_right(row, response.text),
+        tflops=response.report.large_tflops,
+        ms=_model_ms(response, "_large"),
+    )
+
+
+def _parsed(response: Response) -> ParsedAnswer:
+    return ParsedAnswer(response.text, response.tool_calls, response.invalid_tool_calls)
 
 
 def _mend(path: Path) -> None:

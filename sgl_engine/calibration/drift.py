@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from sgl_engine import ConfigError
-from sgl_engine.calibration.records import CalibrationRecord, is_harmful
+from sgl_engine.calibration.records import CalibrationRecord
+from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.optional import extra
 from sgl_engine.exit import Calibration, OperatingPoint, Reference
 
@@ -26,8 +27,8 @@ class PointCheck:
         point: As it was certified.
         records: New ones.
         exits: Of them, how many exit.
-        harmful_exits: Of those, how many did harm.
-        p_too_many: P(at least so many harmful exits) if the risk were the target: small = it is more.
+        harmed: How many were answered, by either model, so that it did harm.
+        p_too_many: P(at least so many) if the risk were the target: small = it is more.
         p_few_enough: P(at most so many) if the risk were the target: small = certified anew.
         exits_p: Two-sided Fisher test of the share of exits against that of the calibration.
     """
@@ -35,7 +36,7 @@ class PointCheck:
     point: OperatingPoint
     records: int
     exits: int
-    harmful_exits: int
+    harmed: int
     p_too_many: float
     p_few_enough: float
     exits_p: float
@@ -70,9 +71,9 @@ class DriftCheck:
         """Says it in plain words: the verdict, risk and exits of each operating point, the scores."""
         lines = [_VERDICTS[self.verdict]]
         for each in self.points:
-            observed, point = each.harmful_exits / each.records, each.point
+            observed, point = each.harmed / each.records, each.point
             lines.append(
-                f"Risk {point.target_risk:.1%}: observed {observed:.2%} ({each.harmful_exits} of "
+                f"Risk {point.target_risk:.1%}: observed {observed:.2%} ({each.harmed} of "
                 f"{each.records}), when calibrated {point.observed_risk:.2%}; so many, or more, would have a "
                 f"probability of {each.p_too_many:.3f} at that risk."
             )
@@ -111,10 +112,8 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
             "There is nothing to check: no record, or no certified threshold.",
             remedy="Check a calibration that certifies something, on data with rows that can be answered.",
         )
-    found = (calibration.calibrator.probability(record.observation) for record in records)
-    probabilities = np.array([0.0 if probability is None else probability for probability in found])
-    harmful = np.array([is_harmful(record, calibration.risk, calibration.agreement) for record in records])
-    points = tuple(_check(point, probabilities, harmful) for point in certified)
+    ways = Ways.under(calibration, records)
+    points = tuple(_check(point, ways) for point in certified)
     distance, scores_p = scores_shift(calibration.reference, [record.score for record in records])
     return DriftCheck(
         _verdict(points, scores_p, 1 - calibration.confidence_level),
@@ -125,17 +124,17 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
     )
 
 
-def _check(point: OperatingPoint, probabilities: np.ndarray, harmful: np.ndarray) -> PointCheck:
+def _check(point: OperatingPoint, ways: Ways) -> PointCheck:
     assert point.threshold is not None, "certified ones only"
     stats = extra("scipy.stats")
-    exits = probabilities >= point.threshold
-    count, left, harmed = len(exits), int(exits.sum()), int((exits & harmful).sum())
+    exits = ways.choose(point.threshold) == 0
+    count, left, harmed = len(exits), int(exits.sum()), int(ways.harmed(point.threshold).sum())
     table = [[left, count - left], [point.exits, point.records - point.exits]]
     return PointCheck(
         point=point,
         records=count,
         exits=left,
-        harmful_exits=harmed,
+        harmed=harmed,
         p_too_many=float(stats.binom.sf(harmed - 1, count, point.target_risk)),
         p_few_enough=float(stats.binom.cdf(harmed, count, point.target_risk)),
         exits_p=float(stats.fisher_exact(table).pvalue),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgl_engine.calibration.outcomes import CascadeOutcome, share_interval
+from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.figures import COLOURS, GREY, MARKERS, new_figure, styled
 
 if TYPE_CHECKING:
@@ -20,16 +21,13 @@ _BINS = 10
 _BLUE, _ORANGE = COLOURS[:2]
 
 
-def risk_curve(
-    path: Path, probabilities: Sequence[float], harmful: Sequence[bool], points: Sequence[OperatingPoint]
-) -> None:
+def risk_curve(path: Path, ways: Ways, points: Sequence[OperatingPoint]) -> None:
     """Draws observed risk against the share of questions that exit, certified points marked."""
     with _drawn(path, 7.0, 4.2) as axes:
-        order = np.argsort(-np.asarray(probabilities), kind="stable")
-        values, harm = np.asarray(probabilities)[order], np.cumsum(np.asarray(harmful)[order])
-        ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # ties exit together
-        total = len(values)
-        axes.plot(100 * (ends + 1) / total, 100 * harm[ends] / total, color=_BLUE, label="observed")
+        thresholds = np.unique(ways.probabilities)[::-1]
+        exits = np.array([(ways.choose(each) == 0).mean() for each in thresholds])
+        risks = np.array([ways.harmed(each).mean() for each in thresholds])
+        axes.plot(100 * exits, 100 * risks, color=_BLUE, label="observed")
         for point in points:
             axes.axhline(100 * point.target_risk, color=GREY, linewidth=0.8, linestyle="--")
             axes.annotate(
@@ -54,10 +52,10 @@ def risk_curve(
                     color=_ORANGE,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 )
-        top = max([100 * harm[-1] / total, *(130 * point.target_risk for point in points)])
+        top = max([100 * risks[-1], *(130 * point.target_risk for point in points)])
         axes.set(xlim=(0, 100), ylim=(0, min(top * 1.05, 100 * max(p.target_risk for p in points) * 3)))
         axes.set_xlabel("questions that never reach the large model, %")
-        axes.set_ylabel("risk: harmful exits, % of all questions")
+        axes.set_ylabel("risk: harmful answers, % of all questions")
 
 
 def reliability_figure(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from sgl_engine.calibration.records import CalibrationRecord
+from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.optional import extra
 
 
@@ -17,7 +19,8 @@ class CascadeOutcome:
     Attributes:
         questions: How many.
         exits: Of them, how many never reach the large model.
-        harmful_exits: Of those, how many did the harm that is bounded.
+        harmed: How many were answered so that it did the harm that is bounded.
+        rungs: Of those that reach it, how many are answered at each rung; the rest is shown everything.
         accuracy: Of the cascade.
         small_accuracy: Of the small model alone.
         guided_accuracy: Of the large model, guided and pruned, if it answered every question.
@@ -30,7 +33,8 @@ class CascadeOutcome:
 
     questions: int
     exits: int
-    harmful_exits: int
+    harmed: int
+    rungs: tuple[int, ...]
     accuracy: float | None
     small_accuracy: float | None
     guided_accuracy: float | None
@@ -72,53 +76,61 @@ class CascadeOutcome:
 
 
 def outcome(
-    records: Sequence[CalibrationRecord],
-    probabilities: Sequence[float],
-    harmful: Sequence[bool],
-    threshold: float | None,
+    records: Sequence[CalibrationRecord], ways: Ways, rungs: Sequence[str], threshold: float | None
 ) -> CascadeOutcome:
     """Sums up what the cascade at a threshold would have done.
 
     Args:
         records: At least one.
-        probabilities: Calibrated, one each.
-        harmful: Whether keeping each small answer does harm.
+        ways: Of each record.
+        rungs: Names of all ways but the first.
         threshold: None escalates every question.
     """
-    exits = [threshold is not None and probability >= threshold for probability in probabilities]
-    pairs = list(zip(records, exits, strict=True))
+    chosen = ways.choose(threshold).tolist()
+    answers = [_answer(each, way, rungs) for each, way in zip(records, chosen, strict=True)]
     return CascadeOutcome(
         questions=len(records),
-        exits=sum(exits),
-        harmful_exits=sum(left and harm for left, harm in zip(exits, harmful, strict=True)),
-        accuracy=_mean(each.small_right if left else each.large_right for each, left in pairs),
+        exits=chosen.count(0),
+        harmed=int(ways.harmed(threshold).sum()),
+        rungs=tuple(chosen.count(1 + number) for number in range(len(rungs))),
+        accuracy=_mean(answer.right for answer in answers),
         small_accuracy=_mean(each.small_right for each in records),
         guided_accuracy=_mean(each.large_right for each in records),
         large_accuracy=_mean(each.alone_right for each in records),
-        tflops=fmean(each.small_tflops + each.large_tflops * (not left) for each, left in pairs),
+        tflops=fmean(answer.tflops for answer in answers),
         large_tflops=fmean(each.alone_tflops for each in records),
-        ms=fmean(each.small_ms + each.large_ms * (not left) for each, left in pairs),
+        ms=fmean(answer.ms for answer in answers),
         large_ms=_mean(each.alone_ms for each in records),
     )
 
 
+class _Answer(NamedTuple):
+    """What one way of answering comes to, the small pass included."""
+
+    right: bool | None
+    tflops: float
+    ms: float
+
+
+def _answer(record: CalibrationRecord, way: int, rungs: Sequence[str]) -> _Answer:
+    if way == 0:
+        return _Answer(record.small_right, record.small_tflops, record.small_ms)
+    large = _Answer(record.large_right, record.large_tflops, record.large_ms)
+    if way <= len(rungs):
+        rung = record.rungs[rungs[way - 1]]
+        large = _Answer(rung.right, rung.tflops, rung.ms)
+    return _Answer(large.right, record.small_tflops + large.tflops, record.small_ms + large.ms)
+
+
 def outcomes_by_kind(
-    records: Sequence[CalibrationRecord],
-    probabilities: Sequence[float],
-    harmful: Sequence[bool],
-    threshold: float | None,
+    records: Sequence[CalibrationRecord], ways: Ways, rungs: Sequence[str], threshold: float | None
 ) -> Mapping[str, CascadeOutcome]:
     """Calls ``outcome``, which has the same arguments, for each kind of question, in alphabetical order."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.kind, []).append(index)
     return {
-        kind: outcome(
-            [records[index] for index in rows],
-            [probabilities[index] for index in rows],
-            [harmful[index] for index in rows],
-            threshold,
-        )
+        kind: outcome([records[index] for index in rows], ways.only(rows), rungs, threshold)
         for kind, rows in sorted(groups.items())
     }
 

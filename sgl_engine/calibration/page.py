@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from sgl_engine import ConfigError
 from sgl_engine.calibration import figures
 from sgl_engine.calibration.outcomes import CascadeOutcome, outcome, outcomes_by_kind, share_interval
-from sgl_engine.calibration.records import CalibrationRecord, halves, is_harmful
+from sgl_engine.calibration.records import CalibrationRecord, halves
+from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.tables import Table
-from sgl_engine.exit import RISKS
 
 if TYPE_CHECKING:
     from sgl_engine.exit import Calibration, ModelIdentity, OperatingPoint
@@ -49,18 +49,16 @@ class _Page:
     def __init__(self, calibration: Calibration, records: Sequence[CalibrationRecord]) -> None:
         self.calibration = calibration
         self.records = records
-        found = (calibration.calibrator.probability(record.observation) for record in records)
-        self.probabilities = [0.0 if probability is None else probability for probability in found]
-        self.harmful = [is_harmful(record, calibration.risk, calibration.agreement) for record in records]
+        self.ways = Ways.under(calibration, records)
+        self.rungs = tuple(rung.name for rung in calibration.rungs)
         self.certified = [point for point in calibration.points if point.threshold is not None]
 
     def write(self, folder: Path) -> str:
         """Draws the figures, and returns the text."""
-        figures.risk_curve(folder / "risk.png", self.probabilities, self.harmful, self.calibration.points)
+        figures.risk_curve(folder / "risk.png", self.ways, self.calibration.points)
         scores = [record.score for record in self.records]
-        before, after = figures.reliability_figure(
-            folder / "reliability.png", scores, self.probabilities, [not harm for harm in self.harmful]
-        )
+        leaving, harmless = self.ways.probabilities[:, 0].tolist(), (~self.ways.harmful[:, 0]).tolist()
+        before, after = figures.reliability_figure(folder / "reliability.png", scores, leaving, harmless)
         sections = [self._head(), self._summary(), self._table(), "![Risk against exits](risk.png)"]
         if self.certified:
             sections.append(self._kinds(folder))
@@ -68,7 +66,7 @@ class _Page:
         return "\n\n".join(sections) + "\n"
 
     def _outcome(self, point: OperatingPoint) -> CascadeOutcome:
-        return outcome(self.records, self.probabilities, self.harmful, point.threshold)
+        return outcome(self.records, self.ways, self.rungs, point.threshold)
 
     def _head(self) -> str:
         small, large = self.calibration.binding.small.name, self.calibration.binding.large.name
@@ -80,7 +78,7 @@ class _Page:
     def _summary(self) -> str:
         level = self.calibration.confidence_level
         return "\n".join(
-            f"- {point.summary(level) if point.threshold is None else _sentence(point, self._outcome(point))}"
+            f"- {point.summary(level) if point.threshold is None else self._sentence(point)}"
             for point in self.calibration.points
         )
 
@@ -96,7 +94,8 @@ class _Page:
             (
                 f"{point.target_risk:.1%}",
                 _share(result.exits, result.questions),
-                _share(result.harmful_exits, result.questions),
+                *self._seen(result),
+                _share(result.harmed, result.questions),
                 f"{result.tflops_saved:.0%}",
                 _percent(result.ms_saved),
                 " / ".join(
@@ -114,6 +113,7 @@ class _Page:
         names = (
             "risk allowed",
             "never reach the large model",
+            *([f"large model sees {', '.join(self.rungs)} / everything"] if self.rungs else []),
             "risk observed",
             "operations saved",
             "time saved",
@@ -121,10 +121,18 @@ class _Page:
         )
         return f"{about}\n\n{Table('What each risk buys', names, rows).markdown()}"
 
+    def _seen(self, result: CascadeOutcome) -> list[str]:
+        """Shares of all questions that the large model answers at each rung, and shown everything."""
+        if not self.rungs:
+            return []
+        counts = [*result.rungs, result.questions - result.exits - sum(result.rungs)]
+        shares = [f"{count / result.questions:.0%}" for count in counts]
+        return [f"{', '.join(shares[:-1])} / {shares[-1]}"]
+
     def _kinds(self, folder: Path) -> str:
         by_risk = {
             f"At {point.target_risk:.1%} risk": outcomes_by_kind(
-                self.records, self.probabilities, self.harmful, point.threshold
+                self.records, self.ways, self.rungs, point.threshold
             )
             for point in self.certified
         }
@@ -140,7 +148,7 @@ class _Page:
                     kind,
                     str(each.questions),
                     f"{each.exit_share:.0%}",
-                    f"{each.harmful_exits} ({each.harmful_exits / each.questions:.1%})",
+                    f"{each.harmed} ({each.harmed / each.questions:.1%})",
                     f"{each.tflops_saved:.0%}",
                     f"{_percent(each.accuracy)} / {_percent(each.large_accuracy)}",
                 )
@@ -173,13 +181,16 @@ class _Page:
             for point in self.certified
             if point.exits
         ]
+        about = "what final small answers do, not about what pruning the large model costs"
+        if self.rungs:
+            about = "all that the cascade does, against the large model that is shown everything"
         text = _paragraph(f"""
             The risk of an operating point is the share of all questions of which it is true that
-            {RISKS[made.risk]}. If the calibration were repeated with other questions of the same sort, the
+            {made.risk_in_words}. If the calibration were repeated with other questions of the same sort, the
             risk would be within its target in at least {made.confidence_level:.0%} of the repetitions. Each
             target is promised by itself, so choose one before you look at the table. The promise is about
-            what final small answers do, not about what pruning the large model costs, and about questions
-            like these; run `sgl calibrate --check` on newer ones from time to time. It is about all
+            {about}, and about questions like these; run `sgl calibrate --check` on newer ones from time to
+            time. It is about all
             questions, not about the exits alone, among which harm is more frequent
             ({", ".join(among) or "there are none"}), and not about single kinds. The test takes questions for
             independent; the {samples.fitting + samples.certifying} here are about {samples.pictures}
@@ -203,9 +214,28 @@ class _Page:
         ]
         return "## Where it comes from\n\n" + "\n".join(f"- {line}" for line in lines)
 
+    def _sentence(self, point: OperatingPoint) -> str:
+        """Says what a hurried reader takes away."""
+        result = self._outcome(point)
+        words = _saved(point, result)
+        if result.accuracy_lost is None:
+            return words
+        lost = 100 * result.accuracy_lost
+        words += (
+            f" Of 100 questions, {abs(lost):.1f} {'fewer' if lost >= 0 else 'more'} are answered right "
+            f"than by the large model alone ({_percent(result.accuracy, 1)} against "
+            f"{_percent(result.large_accuracy, 1)})"
+        )
+        if result.lost_by_exits is None or self.rungs:
+            return f"{words}."
+        exits = 100 * result.lost_by_exits
+        return (
+            f"{words}: {exits:.1f} because small answers are kept, {lost - exits:.1f} because the large "
+            "model is shown fewer visual tokens."
+        )
 
-def _sentence(point: OperatingPoint, result: CascadeOutcome) -> str:
-    """Says what a hurried reader takes away."""
+
+def _saved(point: OperatingPoint, result: CascadeOutcome) -> str:
     share = f"{result.exit_share:.0%} of the questions never reach the large model"
     saved = f"That saves {result.tflops_saved:.0%} of its operations"
     if result.ms_saved is not None:
@@ -214,17 +244,7 @@ def _sentence(point: OperatingPoint, result: CascadeOutcome) -> str:
             if result.ms_saved >= 0
             else f", and takes {-result.ms_saved:.0%} longer"
         )
-    words = [f"**At {point.target_risk:.1%} risk, {share}.**", f"{saved}."]
-    if result.lost_by_exits is not None and result.accuracy_lost is not None:
-        lost = 100 * result.accuracy_lost
-        words.append(
-            f"Of 100 questions, {abs(lost):.1f} {'fewer' if lost >= 0 else 'more'} are answered right than "
-            f"by the large model alone ({_percent(result.accuracy, 1)} against "
-            f"{_percent(result.large_accuracy, 1)}): {100 * result.lost_by_exits:.1f} because small answers "
-            f"are kept, {lost - 100 * result.lost_by_exits:.1f} because the large model is shown fewer "
-            "visual tokens."
-        )
-    return " ".join(words)
+    return f"**At {point.target_risk:.1%} risk, {share}.** {saved}."
 
 
 def _paragraph(text: str) -> str:

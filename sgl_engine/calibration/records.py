@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from sgl_engine import ConfigError
+from sgl_engine import ConfigError, PruningConfig
 from sgl_engine.evaluation.json_lines import BadLine, read_json_lines
 from sgl_engine.evaluation.records import Json
 from sgl_engine.exit import Agreement, Binding, Conditions, Risk, observe
@@ -16,6 +16,26 @@ from sgl_engine.exit import Agreement, Binding, Conditions, Risk, observe
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RungOutcome(_Line):
+    """The large model's answer to a question at one operating point.
+
+    Attributes:
+        answer: What it says.
+        agreed: Whether that is what the large model says when it is shown everything.
+        agreed_by_metric: Whether it is by the row's metric, the other answer taken for the truth.
+        right: Whether it is right; None without known answers.
+        tflops: Cost of the large pass; 1e12 floating-point operations.
+        ms: Time of the large model, encoding included.
+    """
+
+    answer: str
+    agreed: bool
+    agreed_by_metric: bool
+    right: bool | None
+    tflops: float
+    ms: float
 
 
 class CalibrationRecord(_Line):
@@ -30,7 +50,8 @@ class CalibrationRecord(_Line):
         parts: ``Confidence.parts``.
         answer_tokens: Tokens of the small answer, its end included.
         small_answer: The small model's.
-        large_answer: The large model's as the cascade runs it: guided and pruned.
+        large_answer: The large model's as the cascade runs it: guided and pruned; shown everything where
+            there are rungs.
         agreed: Whether they say the same (``RunReport.large_agreed``).
         agreed_by_metric: Whether they do by the row's metric, the large answer taken for the truth.
         small_right: Whether the small answer is right; None without known answers.
@@ -42,6 +63,8 @@ class CalibrationRecord(_Line):
         small_ms: Time of the small model, encoding included.
         large_ms: Time of the guided large model, encoding included.
         alone_ms: Time of the large model alone; None where it was not run.
+        seen: Where the small model looked (``ImportanceMap.describe``).
+        rungs: What the large model says at each operating point that may be chosen, by name.
     """
 
     key: str
@@ -64,11 +87,13 @@ class CalibrationRecord(_Line):
     small_ms: float
     large_ms: float
     alone_ms: float | None = None
+    seen: dict[str, float] = {}
+    rungs: dict[str, RungOutcome] = {}
 
     @property
     def observation(self) -> dict[str, float]:
         """What features are made of."""
-        return observe(self.score, self.parts, self.answer_tokens)
+        return observe(self.score, self.parts, self.answer_tokens, self.seen)
 
 
 class Failure(_Line):
@@ -89,10 +114,12 @@ class RecordsHeader(_Line):
     Attributes:
         binding: The pair and its settings.
         conditions: What the requests were like.
+        rungs: Operating points that each question was asked at, by name, the cheapest first.
     """
 
     binding: Binding
     conditions: Conditions
+    rungs: dict[str, PruningConfig] = {}
 
 
 def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "text") -> bool:
@@ -102,13 +129,35 @@ def is_harmful(record: CalibrationRecord, risk: Risk, agreement: Agreement = "te
         ConfigError: The risk needs known answers, and this record has none.
     """
     if risk == "disagreement":
-        return not (record.agreed if agreement == "text" else record.agreed_by_metric)
+        return _differs(record, agreement)
     if record.small_right is None or record.large_right is None:
         raise ConfigError(
             f"The risk {risk!r} needs known answers; the row {record.key} has none.",
             remedy='Add "answers" to every row, or use the risk "disagreement", which needs none.',
         )
     return not record.small_right and (risk == "error" or record.large_right)
+
+
+def is_harmful_rung(record: CalibrationRecord, name: str, risk: Risk, agreement: Agreement = "text") -> bool:
+    """Says whether the large model's answer at a rung does the harm that ``risk`` counts.
+
+    Raises:
+        ConfigError: The record lacks this rung, or the risk needs known answers that it does not have.
+    """
+    if name not in record.rungs:
+        raise ConfigError(
+            f"The row {record.key} was not asked at {name}; it was at {', '.join(record.rungs) or 'none'}.",
+            remedy="Collect the records again with --retention auto, into a new file.",
+        )
+    rung = record.rungs[name]
+    if risk == "disagreement":
+        return _differs(rung, agreement)
+    as_small = record.model_copy(update={"small_right": rung.right})
+    return is_harmful(as_small, risk, agreement)
+
+
+def _differs(answer: CalibrationRecord | RungOutcome, agreement: Agreement) -> bool:
+    return not (answer.agreed if agreement == "text" else answer.agreed_by_metric)
 
 
 @dataclass(frozen=True)

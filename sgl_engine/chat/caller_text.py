@@ -99,6 +99,7 @@ class Disguise:
             tool_calls=tuple(calls),
             tool_call_id=None if message.tool_call_id is None else self.hide(message.tool_call_id),
             name=None if message.name is None else self.hide(message.name),
+            reasoning=None if message.reasoning is None else self.hide(message.reasoning),
         )
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from sgl_engine.chat.caller_text import Disguise, literals, run_template
@@ -23,12 +24,14 @@ from sgl_engine.chat.tool_calls import (
     is_hermes,
     render_call,
 )
-from sgl_engine.chat.turns import Style, instructions, turns
+from sgl_engine.chat.turns import Content, Style, instructions, turns
 from sgl_engine.errors import InvalidRequestError, ProcessorError
 from sgl_engine.request import Message, Request, check_wanted
 
 _PRINTED_LIST = "[{'type': '"
 """How a template that expects strings shows a list of parts."""
+THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"))
+"""What thoughts stand between; templates leave them out of earlier turns, and should."""
 _USES_TOOLS = re.compile(r"\{[%{](?:(?!%\}|\}\}).)*\btools\b", re.DOTALL)
 
 
@@ -126,12 +129,14 @@ def control_tokens(processor: Any) -> dict[str, int]:
     tokenizer = processor.tokenizer
     listed = getattr(tokenizer, "chat_control_tokens", None)
     try:
-        written = literals(_template(processor))
+        written = literals(chat_template(processor))
     except _template_errors() as error:
         raise ProcessorError(
             f"The chat template of {type(processor).__name__} cannot be read ({error}).",
             remedy="Correct it, or save the processor with another one.",
         ) from error
+    tags = [tag for pair in THOUGHT_TAGS if any(tag in written for tag in pair) for tag in pair]
+    written = "\0".join((written, *tags))  # a template that opens thoughts leaves it to the model to end them
     found = {}
     for index, token in tokenizer.added_tokens_decoder.items():
         text = str(token.content)
@@ -151,7 +156,7 @@ def _disguise(processor: Any, request: Request, control: Mapping[str, int], imag
     kinds = ("image_token", "video_token", "audio_token")
     replaced = [text for text in (getattr(processor, kind, None) for kind in kinds) if isinstance(text, str)]
     hidden = [*control, *replaced, image_token, _PRINTED_LIST]
-    return Disguise(hidden, [*_texts(request), _template(processor)])
+    return Disguise(hidden, [*_texts(request), chat_template(processor)])
 
 
 def reads_natively(processor: Any, request: Request) -> bool:
@@ -161,23 +166,27 @@ def reads_natively(processor: Any, request: Request) -> bool:
     """
     free = request.tool_choice == "auto" and request.response_schema is None
     known = getattr(processor.tokenizer, "response_template", None) is not None
-    template = _template(processor)
+    template = chat_template(processor)
     return (
         free and known and bool(request.callable_tools) and _takes_tools(template) and not is_hermes(template)
     )
 
 
 def _styles(processor: Any, request: Request) -> Iterator[Style]:
-    """From the most natural to the plainest."""
-    template = _template(processor)
+    """From the most natural to the plainest; turns are merged where nothing else will do."""
+    template = chat_template(processor)
     shows = _takes_tools(template) and (is_hermes(template) or reads_natively(processor, request))
+    empty = any(not message.content for message in request.messages)
+    whole: tuple[Content, ...] = ("parts", "joined", "string")
     for tools_to_template in (True, False) if shows and request.callable_tools else (False,):
-        for strings in (False, True):
+        for content, filled in product(whole, (False, True) if empty else (True,)):
+            style = Style(tools_to_template, content=content, filled=filled)
             if "tool_calls" in template:
-                yield Style(tools_to_template, own_calls=True, tool_turns=True, strings=strings)
-            yield Style(tools_to_template, tool_turns=True, strings=strings)
-            yield Style(tools_to_template, strings=strings)
-            yield Style(tools_to_template, merged=True, strings=strings)
+                yield replace(style, own_calls=True, tool_turns=True)
+            yield replace(style, tool_turns=True)
+            yield style
+        for content in whole:
+            yield Style(tools_to_template, merged=True, content=content)
 
 
 def _apply(processor: Any, request: Request, style: Style, disguise: Disguise) -> str:
@@ -230,10 +239,15 @@ def _first_missing(
 
 
 def _must_hold(request: Request, style: Style) -> Iterator[str]:
-    """What templates are known to leave out. What is said between user and assistant is none of it."""
+    """What templates are known to leave out: what is not said between user and assistant, and later parts."""
     for message in request.messages:
+        texts = [part for part in message.content if isinstance(part, str)]
         if message.role in {"system", "tool"}:
-            yield from (part for part in message.content if isinstance(part, str))
+            yield from texts
+        elif message.role == "assistant" and not any(
+            end in text for text in texts for _, end in THOUGHT_TAGS
+        ):
+            yield from texts[1:]
     if style.tools_to_template:
         yield from (tool.name for tool in request.callable_tools)
     else:
@@ -246,7 +260,7 @@ def _holds(text: str, part: str) -> bool:
     return any(form in text for form in (part, dump(part)[1:-1], json.dumps(part)[1:-1]))
 
 
-def _template(processor: Any) -> str:
+def chat_template(processor: Any) -> str:
     """The chat template's source; empty where there is none."""
     template = getattr(processor, "chat_template", None) or getattr(
         processor.tokenizer, "chat_template", None
@@ -262,7 +276,7 @@ def _source(processor: Any) -> str:
     Raises:
         ValueError: There is none.
     """
-    template = _template(processor)
+    template = chat_template(processor)
     if not template:
         raise ValueError("Neither the processor nor its tokenizer has a chat template")
     return template
@@ -283,7 +297,7 @@ def _texts(request: Request) -> Iterator[str]:
     """All text of the caller that a prompt can hold."""
     for message in request.messages:
         yield from (part for part in message.content if isinstance(part, str))
-        yield from (value for value in (message.name, message.tool_call_id) if value)
+        yield from (value for value in (message.name, message.tool_call_id, message.reasoning) if value)
         yield from (value for call in message.tool_calls for value in (call.id, render_call(call)))
     yield from (dump(function_schema(tool)) for tool in request.callable_tools)
     yield repr(request.chat_template_kwargs)

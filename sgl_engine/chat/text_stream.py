@@ -100,8 +100,10 @@ class TextStream:
         held = max((search.matched for search in self._searches), default=0)
         return self._send(len(whole) - held)
 
-    def flush(self) -> str:
-        """Everything that was held back."""
+    def flush(self, *, cut_off: bool = False) -> str:
+        """Everything that was held back; of a text that was cut off within a character, whole ones only."""
+        if cut_off:
+            self.text = self.text.rstrip(HALF)
         return self._send(len(self.text))
 
     def _send(self, upto: int) -> str:

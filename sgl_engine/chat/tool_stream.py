@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sgl_engine.chat.text_stream import TextDelta
+from sgl_engine.chat.thoughts import ReasoningDelta
 from sgl_engine.chat.tool_calls import CLOSE, OPEN, check_call, dump, load_prefix, new_id, read_call
 from sgl_engine.request import InvalidToolCall, ToolCall
 
@@ -37,7 +38,7 @@ _TAG_OUTSIDE_STRINGS = re.compile(
     rf'(?:[^"<]++|"(?:[^"\\]|\\.)*+"|<(?!/?tool_call>))*+(?P<tag>{OPEN}|{CLOSE})', re.DOTALL
 )
 
-Delta: TypeAlias = TextDelta | ToolCallDelta
+Delta: TypeAlias = ReasoningDelta | TextDelta | ToolCallDelta
 
 
 class ToolCallStream:

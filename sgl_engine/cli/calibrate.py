@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from rich.console import Console
 from rich.progress import track
 
-from sgl_engine import ConfigError, EngineConfig, ExitConfig, GenerationConfig
+from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
 from sgl_engine.cli import options, output
 from sgl_engine.exit import Agreement, Risk
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 HELP = "bound what an early exit may lose"
 DESCRIPTION = (
     "Asks both models every question of --data, and finds from which score on the small answer may be kept "
-    "so that the risk stays within its target. Writes a file for ExitConfig(calibration=...) and for "
-    "--calibration. With --check, tells whether such a file still holds on new data: exit code 0 if it does, "
-    "3 if not."
+    "so that the risk stays within its target; with --retention auto, also how much of the picture the large "
+    "model is to be shown. Writes a file for ExitConfig(calibration=...) and for --calibration. With "
+    "--check, tells whether such a file still holds on new data: exit code 0 if it does, 3 if not."
 )
 DRIFTED: Final = 3
 
@@ -133,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     checked = None if arguments.check is None else load_calibration(arguments.check)
+    rungs = _rungs(arguments, checked)
     data = _data(arguments)
     config = _config(arguments) if checked is None else _as_calibrated(checked)
     with output.waiting("Loading the models"):
@@ -144,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         on_bad_line=lambda line: _say(
             f"Line {line.number} of the records is none, and its row is asked again: {line.problem}."
         ),
+        rungs=rungs,
     )
     if checked is not None:
         return _check(arguments, checked, collector, data)
@@ -165,12 +167,25 @@ def _data(arguments: argparse.Namespace) -> Data:
     return data
 
 
+def _rungs(arguments: argparse.Namespace, checked: Any) -> dict[str, PruningConfig]:
+    """What the calibration may choose among, the cheapest first; nothing where --retention says one point."""
+    from sgl_engine.calibration.ways import LADDER
+
+    if checked is not None:
+        return {rung.name: rung.pruning for rung in checked.rungs}
+    if arguments.retention != "auto":
+        return {}
+    tiles = {"tiles": arguments.tiles}
+    return {name: PruningConfig(**{**point.model_dump(), **tiles}) for name, point in LADDER.items()}
+
+
 def _config(arguments: argparse.Namespace) -> EngineConfig:
     generation = GenerationConfig()
     if arguments.max_new_tokens is not None:
         generation = GenerationConfig(max_new_tokens=arguments.max_new_tokens)
+    pruning = options.pruning_config(arguments)
     return EngineConfig(
-        pruning=options.pruning_config(arguments),
+        pruning=PRESETS["100%"] if pruning.auto else pruning,  # there is no calibration yet
         exit=ExitConfig(scorer=arguments.scorer),
         generation=generation,
     )
@@ -180,7 +195,7 @@ def _as_calibrated(calibration: Any) -> EngineConfig:
     """The settings of a calibration: nothing else could be compared with it."""
     binding = calibration.binding
     return EngineConfig(
-        pruning=binding.pruning,
+        pruning=PRESETS["100%"] if calibration.rungs else binding.pruning,
         exit=ExitConfig(scorer=binding.scorer, consistency_keep_ratio=binding.consistency_keep_ratio),
         generation=calibration.conditions.generation,
     )
@@ -234,6 +249,7 @@ def _calibrate(
         conditions=observed_conditions(header, records),
         data=data.name,
         failed=failed + len(data.bad),
+        rungs=header.rungs,
     )
     save_calibration(calibration, arguments.out)
     print(output.printable(calibration.describe()))

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from sgl_engine import PRESETS, ConfigError, EngineConfig, Escalate, ExitConfig, LimitsConfig, PruningConfig
+from sgl_engine import (
+    PRESETS,
+    ConfigError,
+    EngineConfig,
+    Escalate,
+    ExitConfig,
+    LimitsConfig,
+    PruningConfig,
+    pruning_preset,
+)
 from sgl_engine.prompt import load_image
 
 if TYPE_CHECKING:
@@ -64,9 +73,10 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
     pruning = parser.add_argument_group("what the large model sees of the picture")
     pruning.add_argument(
         "--retention",
-        choices=tuple(PRESETS),
+        choices=(*PRESETS, "auto"),
         default="35%",
-        help="named after the visual tokens that an average layer sees (default: %(default)s)",
+        help="named after the visual tokens that an average layer sees; auto: a calibration chooses for each "
+        "question (default: %(default)s)",
     )
     pruning.add_argument(
         "--keep-ratio",
@@ -133,7 +143,9 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
 
 def pruning_config(arguments: argparse.Namespace) -> PruningConfig:
     """The operating point of the pruning."""
-    pruning: PruningConfig = PRESETS[arguments.retention]
+    pruning = pruning_preset(arguments.retention)
+    if pruning.auto:  # tiles are part of what the calibration chooses among
+        return pruning
     ratio = pruning.keep_ratio if arguments.keep_ratio is None else arguments.keep_ratio
     return PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=ratio, tiles=arguments.tiles)
 

@@ -10,11 +10,9 @@ behind the first difference, so a seed gives the same answer with a draft as wit
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
@@ -23,7 +21,10 @@ from torch import Tensor
 from sgl_engine.chat.text_stream import RunningText, TextStream
 from sgl_engine.decoding.choice import Chooser, Penalties
 from sgl_engine.decoding.constraint import TokenConstraint
+from sgl_engine.decoding.draft import Draft
+from sgl_engine.decoding.thoughts import MOST_AROUND, Thoughts
 from sgl_engine.errors import InvalidRequestError, RequestError
+from sgl_engine.model.special_tokens import keeps_special_tokens, left_out
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding, check_wanted
 
@@ -38,14 +39,18 @@ class Generation:
     """A finished answer.
 
     Attributes:
-        text: Without special tokens, cut before a stop string.
-        token_ids: int64 (T,), the end-of-sequence token included where it was generated.
+        text: Without special tokens, cut before a stop string; without thoughts.
+        token_ids: int64 (T,), the end-of-sequence token included where it was generated; thoughts come first.
         logprobs: float32 (T,), natural log of each token's probability under the model's own distribution:
             temperature 1, nothing masked, without penalties, whatever the sampling did.
         entropies: float32 (T,), in nats, of the same distribution at each step.
         finish_reason: "stop" (end-of-sequence token, stop string, or the end of the grammar) or "length".
         likeliest: Per token, the likeliest tokens of that distribution with their log-probabilities, the best
             first; empty where nobody asked.
+        reasoning: What the model thought before it answered; empty where it did not.
+        reasoning_tokens: How many of the tokens are not the answer's: thoughts, their tags, space behind.
+        skips_special: Whether special tokens are no part of the text.
+        left_out: Those of the answer that therefore are none.
     """
 
     text: str
@@ -54,10 +59,29 @@ class Generation:
     entropies: Tensor
     finish_reason: FinishReason
     likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    skips_special: bool = True
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """T."""
         return int(self.token_ids.shape[0])
+
+    @property
+    def answer(self) -> Generation:
+        """The same without thoughts: what scores, drafts and log-probabilities are about."""
+        if not self.reasoning_tokens:
+            return self
+        begin = self.reasoning_tokens
+        return replace(
+            self,
+            token_ids=self.token_ids[begin:],
+            logprobs=self.logprobs[begin:],
+            entropies=self.entropies[begin:],
+            likeliest=self.likeliest[begin:],
+            reasoning_tokens=0,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ class AnswerTask:
 
     Attributes:
         prompt: The prompt.
-        max_new_tokens: Upper limit; the context's end is one too.
+        max_new_tokens: Upper limit, thoughts apart; the context's end is one too.
         decoding: How tokens are chosen, stop strings, deadline, cancellation.
         stop_at_eos: False goes on to the limit, whatever the model says.
         draft: Tokens that the answer is expected to begin with. They change how much work it is, and nothing
@@ -122,18 +146,22 @@ class Answer:
         self.fed: list[tuple[int, int]] = []
         self._vlm = vlm
         self._task = task
-        self._limit = min(task.max_new_tokens, vlm.context_tokens - len(task.prompt))
+        wish = task.decoding.skip_special_tokens
+        self._skips = not keeps_special_tokens(vlm) if wish is None else wish
+        self._decode = partial(vlm.text, skip_special=self._skips)
+        self._limit, self._thoughts = self._plan_thoughts()
         self.draft = Draft(task.draft[: max(0, self._limit - 1)])
         self._choose = Chooser(task.decoding, vlm.device)
-        self._penalties = self.attempt(
-            partial(Penalties, vlm, task.prompt.input_ids, task.decoding, self._limit)
-        )
+        most = min(vlm.context_tokens - len(task.prompt), self._limit + self._thoughts.most)
+        self._penalties = self.attempt(partial(Penalties, vlm, task.prompt.input_ids, task.decoding, most))
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
         self._likeliest: list[tuple[tuple[int, float], ...]] = []
         self._ended = self._done = False
         self._held = self.attempt(self._constrain)
-        self._text = TextStream(RunningText(vlm.text), task.decoding.stop, with_calls=self._held is not None)
+        self._text = TextStream(
+            RunningText(self._decode), task.decoding.stop, with_calls=self._held is not None
+        )
 
     def attempt(self, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns; None where it finds something wrong with the request, or where it was."""
@@ -166,7 +194,7 @@ class Answer:
 
     def check_wanted(self, where: str | None = None) -> None:
         """Puts an answer that is not wanted any more in error."""
-        where = where or f"after {len(self.ids)} of {self._limit} answer tokens"
+        where = where or f"after {len(self.ids)} of {self._limit + self._thoughts.count} answer tokens"
         self.attempt(partial(check_wanted, self._task.decoding, where))
 
     def take(self, logits: Tensor) -> str:
@@ -181,7 +209,9 @@ class Answer:
             again: Whether more is expected after an expected token was wrong.
         """
         expected = self.draft.expected() if again or not self.draft.wrong else []
-        return self.ids[fed:] + expected[: self._limit - 1 - len(self.ids)]
+        if not self._thoughts.over:
+            expected = []  # nobody knows what it thinks
+        return self.ids[fed:] + expected[: self._limit - 1 - len(self.ids) + self._thoughts.count]
 
     def note_forward(self, start: int, stop: int) -> None:
         """Notes that the tokens from ``start`` to ``stop`` were fed, for ``fed``."""
@@ -199,14 +229,15 @@ class Answer:
         Returns:
             The text that is newly final.
         """
-        text = ""
+        pieces: list[str] = []
         known = len(self.ids) - fed - len(chunk) + len(logits) - 1  # rows that say what is chosen already
         for row in logits[known:]:
-            text += self.take(row)
+            pieces += filter(None, [self.take(row)])
             place = len(self.ids) - 1 - fed
             if not (self.goes_on() and place < len(chunk) and chunk[place] == self.ids[-1]):
                 break
-        return text
+        # Thoughts come one by one: they are never expected, so no forward has some and the answer's text.
+        return pieces[0] if len(pieces) == 1 else "".join(pieces)
 
     def generation(self) -> Generation:
         """The whole.
@@ -223,18 +254,53 @@ class Answer:
             entropies=torch.tensor(self._entropies, dtype=torch.float32),
             finish_reason="stop" if self._ended or self._text.stopped else "length",
             likeliest=tuple(self._likeliest),
+            reasoning=self._thoughts.text,
+            reasoning_tokens=(begin := min(self._thoughts.count, max(0, len(self.ids) - 1))),
+            skips_special=self._skips,
+            left_out=left_out(self._vlm, self.ids[begin:]) if self._skips else (),
         )
+
+    def _plan_thoughts(self) -> tuple[int, Thoughts]:
+        """How many tokens the answer may have, and what may come before them: both fit the context."""
+        vlm, task = self._vlm, self._task
+        room, tags = vlm.context_tokens - len(task.prompt), vlm.thought_tags
+        around = MOST_AROUND + (0 if tags is None else len(tags.closing))
+        most = max(0, min(task.decoding.max_reasoning_tokens, room - task.max_new_tokens - around))
+        is_open = tags is not None and room > around and tags.are_open(task.prompt.input_ids[0].tolist())
+        limit = min(task.max_new_tokens, room - (most + around if is_open else 0))
+        formed = task.decoding.grammar is not None
+        return limit, Thoughts(tags, is_open=is_open, decode=self._decode, most=most, formed=formed)
 
     def _take(self, logits: Tensor) -> str:
         self.steps += 1
         assert self._penalties is not None, "an answer in error takes no tokens"
-        wanted = self._penalties(self.ids, logits)
-        token = self._choose(wanted) if self._held is None else self._held.choose(wanted, self._choose)
+        token = self._next(self._penalties(self.ids, logits))
         if token is None:  # whole, and nothing that the grammar allows fits any more
             self._done = True
             return self._text.flush()
         self.ids.append(token)
+        self._note(token, logits)
+        thought = self._thoughts.take(token, self._vlm.eos_token_ids)
+        if thought is not None:
+            return thought
         self.draft.take(token)
+        at_end = self._task.stop_at_eos and token in self._vlm.eos_token_ids
+        self._ended = at_end or (self._held is not None and self._held.finished)
+        said = self.ids[self._thoughts.count :]
+        text = self._text.push(said)
+        self._done = self._ended or self._text.stopped or len(said) == self._limit
+        cut_off = not (self._ended or self._text.stopped)
+        return text + self._text.flush(cut_off=cut_off) if self._done else text
+
+    def _next(self, wanted: Tensor) -> int | None:
+        """The token that is chosen from these logits; None where the answer has to end before it."""
+        if not self._thoughts.over:
+            ends = self._vlm.eos_token_ids if self._task.stop_at_eos else frozenset[int]()
+            return self._thoughts.given(partial(self._choose, wanted), ends)
+        return self._choose(wanted) if self._held is None else self._held.choose(wanted, self._choose)
+
+    def _note(self, token: int, logits: Tensor) -> None:
+        """Notes how likely a token was."""
         logprobs = logits.log_softmax(dim=-1)  # unmasked, without penalties: how likely by itself
         entropy = torch.special.entr(logprobs.exp()).sum()
         logprob, spread = torch.stack((logprobs[token], entropy)).tolist()
@@ -243,11 +309,6 @@ class Answer:
         if count := min(self._task.decoding.top_logprobs, len(logprobs)):
             values, tokens = logprobs.topk(count)
             self._likeliest.append(tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
-        at_end = self._task.stop_at_eos and token in self._vlm.eos_token_ids
-        self._ended = at_end or (self._held is not None and self._held.finished)
-        text = self._text.push(self.ids)
-        self._done = self._ended or self._text.stopped or len(self.ids) == self._limit
-        return text + self._text.flush() if self._done else text
 
     def _constrain(self) -> TokenConstraint | None:
         """What holds the answer to the decoding's grammar, where it has one."""
@@ -268,71 +329,3 @@ class Answer:
                 max_new_tokens=self._limit,
                 still_wanted=waiting,
             )
-
-
-class Draft:
-    """A draft, and where in it the answer stands.
-
-    All of it is expected at first. After a token that differs, the answer may come back to it: behind the
-    nearest place with that token, or else behind the token that it stands for. From there, nothing is
-    expected until a token is right, and then twice as much as has been right since: so little is fed in vain.
-
-    Args:
-        tokens: What the answer is expected to be.
-
-    Attributes:
-        tokens: The same.
-        accepted: How many of them the answer has taken over, in order.
-        wrong: Whether any token differed.
-    """
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = tuple(tokens)
-        self.accepted = 0
-        self.wrong = False
-        self._next = self._earliest = 0
-        self._right = len(tokens)
-        self._places: dict[int, list[int]] = {}  # token -> where in the draft it is, in order
-        for at, token in enumerate(self.tokens):
-            self._places.setdefault(token, []).append(at)
-
-    def expected(self) -> list[int]:
-        """What comes next, if the draft is right."""
-        return list(self.tokens[self._next : self._next + 2 * self._right])
-
-    def take(self, token: int) -> None:
-        """Goes on by one token of the answer."""
-        if self._next < len(self.tokens) and self.tokens[self._next] == token:
-            self.accepted += 1
-            self._right += 1
-            self._next = self._earliest = self._next + 1
-            return
-        self.wrong = True
-        self._right = 0
-        places = self._places.get(token, [])
-        behind = bisect_left(places, self._next)
-        # Never before what was right, so that nothing is accepted twice.
-        nearest = [at for at in places[max(0, behind - 1) : behind + 1] if at >= self._earliest]
-        self._next = 1 + min(nearest, key=lambda at: abs(at - self._next), default=self._next)
-
-
-def draft_tokens(
-    small: VLM, large: VLM, token_ids: Sequence[int], still_wanted: Callable[[], None] = lambda: None
-) -> tuple[int, ...]:
-    """The small answer in tokens of the large model, without its end.
-
-    Token ids are taken over where both tokenizers mean the same tokens by them, tokens of tool calls and stop
-    strings included; else the text is tokenised anew.
-
-    Args:
-        small: Who gave the answer.
-        large: Whose answer is drafted.
-        token_ids: The small answer, its end included or not.
-        still_wanted: Called now and then while waiting for the large model's tokenizer.
-    """
-    ids = list(takewhile(lambda token: token not in small.eos_token_ids, token_ids))
-    names, meant = (vlm.processor.tokenizer.convert_ids_to_tokens(ids) for vlm in (small, large))
-    if names != meant or None in names:
-        with large.processing(still_wanted):  # tokenizers have state
-            ids = large.processor.tokenizer(small.text(ids), add_special_tokens=False)["input_ids"]
-    return tuple(takewhile(lambda token: token not in large.eos_token_ids, ids))

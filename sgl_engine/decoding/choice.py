@@ -56,6 +56,7 @@ def resolve(request: Request, defaults: GenerationConfig) -> tuple[int, Decoding
     decoding = Decoding(
         **wanted.model_dump(exclude={"max_new_tokens", "draft"}),
         logit_bias=request.logit_bias,
+        skip_special_tokens=request.skip_special_tokens,
         top_logprobs=request.top_logprobs if request.logprobs else 0,
         seed=request.seed,
         stop=request.stop,

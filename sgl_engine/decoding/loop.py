@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,24 +146,25 @@ def _valid(answers: Sequence[Answer]) -> int:
 
 def token_logprobs(vlm: VLM, generation: Generation) -> tuple[TokenLogprob, ...]:
     """The answer token by token: what each adds to the text, and its log-probability."""
-    ids, text = generation.token_ids.tolist(), RunningText(vlm.text)
+    decode = partial(vlm.text, skip_special=generation.skips_special)
+    ids, text = generation.token_ids.tolist(), RunningText(decode)
     likeliest = generation.likeliest or [()] * len(ids)
     tokens, sent = [], 0
     for count, (logprob, others) in enumerate(zip(generation.logprobs.tolist(), likeliest, strict=True), 1):
         final = text(ids[:count])
-        if count < len(ids):
+        if count < len(ids) or generation.finish_reason == "length":
             final = final.rstrip(HALF)
         before = ids[max(0, count - 1 - _CONTEXT_TOKENS) : count - 1]
-        top = tuple(TokenLogprob(_added(vlm, before, other), value) for other, value in others)
+        top = tuple(TokenLogprob(_added(decode, before, other), value) for other, value in others)
         tokens.append(TokenLogprob(token=final[sent:], logprob=logprob, top=top))
         sent = max(sent, len(final))
     return tuple(tokens)
 
 
-def _added(vlm: VLM, before: list[int], token: int) -> str:
+def _added(decode: Callable[[Sequence[int]], str], before: list[int], token: int) -> str:
     """What a token would add behind the ones before it; some tokenizers drop the space of a first one."""
-    text = vlm.text(before).rstrip(HALF)
-    return vlm.text([*before, token])[len(text) :]
+    text = decode(before).rstrip(HALF)
+    return decode([*before, token])[len(text) :]
 
 
 class Rewinding:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sgl_engine.chat.template import reads_natively
 from sgl_engine.chat.text_stream import TextDelta
+from sgl_engine.chat.thoughts import ReasoningDelta, ReasoningText
 from sgl_engine.chat.tool_calls import ParsedAnswer, dump, parse_with_tokenizer
 from sgl_engine.chat.tool_stream import Delta, ToolCallDelta, ToolCallStream
 from sgl_engine.decoding.answer import Generation
@@ -64,12 +65,18 @@ class AnswerReader:
         return decoding
 
     def push(self, text: str) -> list[Delta]:
-        """Takes the next piece of ``Generation.text``; returns what is certain now."""
+        """Takes the next piece of ``Generation.text``, or of thoughts; returns what is certain now."""
+        if isinstance(text, ReasoningText):
+            return [ReasoningDelta(str(text))] if text else []
         if self._native:
             return []
         if self._calls is not None:
             return self._calls.push(text)
         return [TextDelta(text)] if text else []
+
+    def replay(self, generation: Generation) -> list[Delta]:
+        """Takes a whole answer, its thoughts first."""
+        return [*self.push(ReasoningText(generation.reasoning)), *self.push(generation.text)]
 
     def finish(self, generation: Generation) -> tuple[list[Delta], ParsedAnswer]:
         """Ends the answer.
@@ -93,7 +100,7 @@ class AnswerReader:
         with self._vlm.processing():
             tokenizer = self._vlm.processor.tokenizer
             prompt = tokenizer.decode(self._prompt.input_ids[0].tolist())
-            answer = tokenizer.decode(generation.token_ids.tolist())
+            answer = tokenizer.decode(generation.answer.token_ids.tolist())
             parsed = parse_with_tokenizer(
                 tokenizer, answer, prompt=prompt, tools=self._request.callable_tools
             )

@@ -93,19 +93,20 @@ def _timed(
     """
     config = engine.config.without_reuse()
     small, large = (alone(vlm, request, row, config) for vlm in (engine.small, engine.large))
-    with SGLEngine(engine.small, engine.large, config, small_pass=_Once()) as asked:
+    with SGLEngine(engine.small, engine.large, config, small_pass=Once()) as asked:
         first = asked.with_config(config.escalating("never")).run(request)
         guided = {name: _guided(asked, request, row, point) for name, point in systems.points.items()}
     return small, large, first, guided
 
 
-class _Once:
+class Once:
     """Runs the small model on one question, and remembers what came of it for every later run."""
 
     def __init__(self) -> None:
         self._results: Any = None
 
     def __call__(self, *given: Any, **settings: Any) -> Any:
+        """What ``run_small`` has returned the first time."""
         if self._results is None:
             self._results = run_small(*given, **settings)
         return self._results

@@ -8,11 +8,13 @@ from .binding import (
 from .calibrated import system_hash as system_hash
 from .calibration_file import (
     RISKS as RISKS,
+    WHOLE_RISKS as WHOLE_RISKS,
     Agreement as Agreement,
     Calibration as Calibration,
     OperatingPoint as OperatingPoint,
     Reference as Reference,
     Risk as Risk,
+    Rung as Rung,
     Samples as Samples,
     load_calibration as load_calibration,
     save_calibration as save_calibration,
@@ -31,6 +33,7 @@ from .decision import (
     SCORERS as SCORERS,
     find_scorer as find_scorer,
     CalibratedScore as CalibratedScore,
+    ChosenRung as ChosenRung,
     Confidence as Confidence,
     ExitDecision as ExitDecision,
     Scorer as Scorer,

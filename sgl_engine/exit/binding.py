@@ -79,7 +79,7 @@ class Binding(_BindingPart):
     def differences(self, other: Binding) -> list[str]:
         """Lists what is not as here, in phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
         found = [each for size in ("small", "large") for each in self._of_model(size, other)]
-        for name in ("layer_fraction", "keep_ratio", "tiles"):
+        for name in PruningConfig.model_fields:
             mine, theirs = getattr(self.pruning, name), getattr(other.pruning, name)
             if mine != theirs:
                 found.append(f"pruning.{name} is {theirs}, not {mine}")

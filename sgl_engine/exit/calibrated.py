@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Conditions, bind, digest
 from sgl_engine.exit.calibration_file import Calibration, load_calibration
 from sgl_engine.exit.calibrators import observe
-from sgl_engine.exit.decision import CalibratedScore, Confidence
+from sgl_engine.exit.decision import CalibratedScore, ChosenRung, Confidence
 from sgl_engine.request import Decoding, Message, Request
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ class ExitRule:
     Attributes:
         calibration: The whole file.
         threshold: The certified one.
+        risk: The target risk for which it is.
     """
 
     calibration: Calibration
     threshold: float
+    risk: float
 
     def judge(
         self,
@@ -40,6 +43,7 @@ class ExitRule:
         max_new_tokens: int,
         confidence: Confidence,
         answer_tokens: int,
+        seen: Mapping[str, float] | None = None,
     ) -> CalibratedScore:
         """Gives the calibrated probability that a small answer will do, or says why there is none.
 
@@ -49,6 +53,7 @@ class ExitRule:
             max_new_tokens: The limit that it had.
             confidence: The small model's, in the answer.
             answer_tokens: Tokens of the answer, its end included.
+            seen: Where the small model looked (``ImportanceMap.describe``).
         """
         how = {name: getattr(decoding, name) for name in _CHOOSING}
         asked = self.calibration.conditions.generation.model_copy(
@@ -57,11 +62,21 @@ class ExitRule:
         gap = not_covered(self.calibration.conditions, request, asked)
         if gap is not None:
             return self.uncovered(gap)
-        values = observe(confidence.score, confidence.parts, answer_tokens)
+        values = observe(confidence.score, confidence.parts, answer_tokens, seen)
         probability = self.calibration.calibrator.probability(values)
         if probability is None:
             return self.uncovered("the small answer has no score, or not every part of it")
-        return CalibratedScore(self.calibration.id, self.threshold, probability)
+        return CalibratedScore(
+            self.calibration.id, self.threshold, probability, risk=self.risk, rung=self._rung(values)
+        )
+
+    def _rung(self, values: Mapping[str, float]) -> ChosenRung | None:
+        """Chooses the least that the large model may be shown; None where only everything will do."""
+        for rung in self.calibration.rungs:
+            probability = rung.calibrator.probability(values)
+            if probability is not None and probability >= self.threshold:
+                return ChosenRung(rung.name, rung.pruning, probability)
+        return None
 
     def uncovered(self, reason: str) -> CalibratedScore:
         """Makes the score of a request about which the calibration says nothing: no probability, a reason."""
@@ -76,6 +91,11 @@ def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
             the risk that is asked for.
     """
     path = config.exit.calibration
+    if path is None and config.pruning.auto:
+        raise ConfigError(
+            "pruning.auto lets a calibration choose what the large model is shown, and there is none.",
+            remedy="Make one with sgl calibrate --retention auto, and name it: ExitConfig(calibration=...).",
+        )
     if path is None:
         return None
     calibration = load_calibration(path)
@@ -87,7 +107,7 @@ def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
         )
     point = calibration.point(config.exit.risk)
     assert point.threshold is not None, "point() returns certified ones only"
-    return ExitRule(calibration, point.threshold)
+    return ExitRule(calibration, point.threshold, point.target_risk)
 
 
 def not_covered(conditions: Conditions, request: Request, asked: GenerationConfig) -> str | None:
@@ -109,6 +129,7 @@ def not_covered(conditions: Conditions, request: Request, asked: GenerationConfi
         "its pictures are shown at a size of their own": (
             any(getattr(request, name) is not None for name in PictureConfig.model_fields)
         ),
+        "its chat template is given arguments": bool(request.chat_template_kwargs),
         "tools may be called": bool(request.tools),
         "the answer has to satisfy a schema": request.response_schema is not None,
         f"it has {images} images, calibrated with {span}": not (

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sgl_engine.config import PruningConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Binding, Conditions, digest
 from sgl_engine.exit.calibrators import Calibrator
@@ -29,7 +30,15 @@ RISKS: Mapping[Risk, str] = {
     "regression": "the small model's answer is final and wrong, and the large model's would have been right",
     "error": "the small model's answer is final and wrong",
 }
-"""What a target risk bounds the probability of, over all questions."""
+"""What a target risk bounds the probability of, over all questions, where exits alone are certified."""
+
+WHOLE_RISKS: Mapping[Risk, str] = {
+    "disagreement": "the answer is not what the large model alone, shown everything, would have given",
+    "regression": "the answer is wrong, and that of the large model alone, shown everything, would have been "
+    "right",
+    "error": "the answer is wrong, and the large model was not shown everything",
+}
+"""The same where all that the cascade does is certified: exits, tiles and tokens."""
 
 
 class _FilePart(BaseModel):
@@ -48,6 +57,9 @@ class OperatingPoint(BaseModel):
         p_value: Of the threshold, or of the strictest one where none was certified.
         records_needed: Where none was certified: about how many records would do, if the strictest
             threshold's errors stay as frequent; None where no number would.
+        rungs: Of those that do not exit, how many are answered at each of the calibration's rungs; the rest
+            is shown everything.
+        harmful_rungs: Of the answers at rungs, how many did harm.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +71,8 @@ class OperatingPoint(BaseModel):
     harmful_exits: int
     p_value: float
     records_needed: int | None = None
+    rungs: tuple[int, ...] = ()
+    harmful_rungs: int = 0
 
     @property
     def exit_share(self) -> float:
@@ -67,8 +81,8 @@ class OperatingPoint(BaseModel):
 
     @property
     def observed_risk(self) -> float:
-        """Share of all records that exited and did harm."""
-        return self.harmful_exits / self.records if self.records else 0.0
+        """Share of all records that were answered, by either model, so that it did harm."""
+        return (self.harmful_exits + self.harmful_rungs) / self.records if self.records else 0.0
 
     @property
     def harm_among_exits(self) -> float:
@@ -124,6 +138,20 @@ class Reference(_FilePart):
     scores: tuple[float, ...]
 
 
+class Rung(_FilePart):
+    """An operating point of the large model that may be chosen for an escalation.
+
+    Attributes:
+        name: For people, such as "35%".
+        pruning: The operating point.
+        calibrator: Observation -> probability that the answer at this point is harmless.
+    """
+
+    name: str
+    pruning: PruningConfig
+    calibrator: Calibrator
+
+
 class Calibration(_FilePart):
     """The whole file.
 
@@ -138,6 +166,8 @@ class Calibration(_FilePart):
         agreement: How answers were compared, where the risk is "disagreement".
         confidence_level: P(the risk is within its target) is at least this, for each target by itself.
         calibrator: Observation -> probability that keeping the small answer is harmless.
+        rungs: What the large model may be shown, the least first; where there are any, the promise is about
+            all that the cascade does, and else about exits alone.
         points: What can be promised, by target risk, ascending.
         samples: Where the numbers come from.
         reference: Scores, for the drift check.
@@ -153,6 +183,7 @@ class Calibration(_FilePart):
     agreement: Agreement = "text"
     confidence_level: float
     calibrator: Calibrator
+    rungs: tuple[Rung, ...] = ()
     points: tuple[OperatingPoint, ...]
     samples: Samples
     reference: Reference
@@ -200,8 +231,22 @@ class Calibration(_FilePart):
 
     def describe(self) -> str:
         """Says what the risk is, and in one line each what the operating points promise."""
-        lines = [f"The risk: {RISKS[self.risk]}."]
-        return "\n".join([*lines, *(point.summary(self.confidence_level) for point in self.points)])
+        points = [point.summary(self.confidence_level) + self._rungs_of(point) for point in self.points]
+        return "\n".join([f"The risk: {self.risk_in_words}.", *points])
+
+    @property
+    def risk_in_words(self) -> str:
+        """What a target risk bounds the probability of, over all questions."""
+        return (WHOLE_RISKS if self.rungs else RISKS)[self.risk]
+
+    def _rungs_of(self, point: OperatingPoint) -> str:
+        if not self.rungs or point.threshold is None:
+            return ""
+        shares = [
+            f"{rung.name} {n / point.records:.1%}" for rung, n in zip(self.rungs, point.rungs, strict=True)
+        ]
+        whole = point.records - point.exits - sum(point.rungs)
+        return f" The large model sees: {', '.join(shares)}, everything {whole / point.records:.1%}."
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

@@ -43,15 +43,18 @@ class Feature(BaseModel):
         return math.log1p(max(value, 0.0)) if self.transform == "log1p" else value
 
 
-def observe(score: float, parts: Mapping[str, float], answer_tokens: int) -> dict[str, float]:
+def observe(
+    score: float, parts: Mapping[str, float], answer_tokens: int, seen: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Collects all that features can be made of.
 
     Args:
         score: The small model's score by its scorer, in [0, 1].
         parts: ``Confidence.parts``.
         answer_tokens: Tokens of the small answer, its end included.
+        seen: Where the small model looked (``ImportanceMap.describe``); None where it was shown nothing.
     """
-    return {**parts, SCORE: score, ANSWER_TOKENS: float(answer_tokens)}
+    return {**parts, **(seen or {}), SCORE: score, ANSWER_TOKENS: float(answer_tokens)}
 
 
 class _Calibrator(BaseModel):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from sgl_engine.config import ExitConfig
+from sgl_engine.config import ExitConfig, PruningConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.request import Request
 
@@ -67,6 +67,21 @@ class Confidence:
 
 
 @dataclass(frozen=True)
+class ChosenRung:
+    """An operating point of the large model that a calibration has chosen for a question.
+
+    Attributes:
+        name: In the calibration.
+        pruning: The operating point.
+        probability: That the large model, so pruned, answers harmlessly.
+    """
+
+    name: str
+    pruning: PruningConfig
+    probability: float
+
+
+@dataclass(frozen=True)
 class ExitDecision:
     """Whether the small answer is kept.
 
@@ -78,6 +93,8 @@ class ExitDecision:
             ``may_escalate`` said no; "uncovered" when the calibration says nothing about such a request.
         calibration: Identifier of the calibration that gave the threshold; None for a plain number.
         uncovered: Why the calibration does not cover the request; None where it does, or there is none.
+        risk: The target risk that is certified for such requests; None where none is.
+        rung: The operating point that the calibration chooses for an escalation; None where it chooses none.
     """
 
     exit: bool
@@ -86,6 +103,8 @@ class ExitDecision:
     policy: Literal["threshold", "forced", "uncovered"]
     calibration: str | None = None
     uncovered: str | None = None
+    risk: float | None = None
+    rung: ChosenRung | None = None
 
     @property
     def calibrated_probability(self) -> float | None:
@@ -102,12 +121,16 @@ class CalibratedScore:
         threshold: The certified one.
         probability: That keeping the answer is harmless; None where the request is not covered.
         uncovered: Why it is not: it is unlike those that were calibrated on.
+        risk: The target risk.
+        rung: What the large model is to be shown, if it is asked; None leaves that to the configuration.
     """
 
     calibration: str
     threshold: float
     probability: float | None
     uncovered: str | None = None
+    risk: float | None = None
+    rung: ChosenRung | None = None
 
 
 def decide_exit(
@@ -134,6 +157,8 @@ def decide_exit(
         policy="threshold",
         calibration=None if calibrated is None else calibrated.calibration,
         uncovered=None if calibrated is None else calibrated.uncovered,
+        risk=None if calibrated is None else calibrated.risk,
+        rung=None if calibrated is None else calibrated.rung,
     )
     if config.escalate != "auto":
         return replace(decision, exit=config.escalate == "never", policy="forced")

@@ -13,6 +13,7 @@ from sgl_engine.config import PictureConfig
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.base import Scaled
 from sgl_engine.families.generic import Generic, why_not_generic
+from sgl_engine.families.refused import why_refused
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import PictureAxes, PromptTiles, VisualSpan
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAMILIES",
+    "KNOWN_DECODERS",
     "PRUNABLE_LAYERS",
     "DecoderShape",
     "Family",
@@ -59,6 +61,9 @@ class Family(Protocol):
 
     def decoder_layers(self, model: Any) -> Sequence[Module]:
         """The L decoder layers, in order."""
+
+    def recurrence(self, layer: Module) -> Module:
+        """What mixes the tokens of a decoder layer that has no attention."""
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """The token that stands for one visual token."""
@@ -154,6 +159,9 @@ class Family(Protocol):
             first: Column at which the embeddings begin.
         """
 
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """The LM head on hidden states (B, N, hidden), as the model applies it: (B, N, vocab)."""
+
     def first_plain_layer(self, config: PreTrainedConfig) -> int:
         """The first decoder layer from which on no visual features are added to hidden states any more."""
 
@@ -165,20 +173,49 @@ class Family(Protocol):
 
 
 FAMILIES: dict[str, str] = {
+    "cohere_compass": "sgl_engine.families.deepstack:GenericDeepStack",
+    "cosmos3_omni": "sgl_engine.families.qwen3_vl:Qwen3VL",
+    "ernie4_5_vl_moe": "sgl_engine.families.routed:Ernie4_5",
     "gemma3": "sgl_engine.families.gemma3:Gemma3",
+    "gemma4": "sgl_engine.families.gemma4:Gemma4",
+    "granite_docling": "sgl_engine.families.deepstack:GenericDeepStack",
     "idefics3": "sgl_engine.families.idefics3:Idefics3",
     "internvl": "sgl_engine.families.internvl:InternVL",
     "llava": "sgl_engine.families.llava:Llava",
     "llava_next": "sgl_engine.families.llava_next:LlavaNext",
     "llava_onevision": "sgl_engine.families.llava_next:LlavaOneVision",
     "mistral3": "sgl_engine.families.mistral3:Mistral3",
+    "ovis2": "sgl_engine.families.routed:Ovis2",
     "qwen2_5_vl": "sgl_engine.families.qwen2_vl:Qwen2_5VL",
     "qwen2_vl": "sgl_engine.families.qwen2_vl:Qwen2VL",
     "qwen3_5": "sgl_engine.families.qwen3_5:Qwen3_5",
+    "qwen3_5_moe": "sgl_engine.families.qwen3_5:Qwen3_5",
+    "qwen3_omni_moe_thinker": "sgl_engine.families.deepstack:GenericDeepStack",
     "qwen3_vl": "sgl_engine.families.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "sgl_engine.families.qwen3_vl:Qwen3VL",
+    "shieldgemma2": "sgl_engine.families.gemma3:Gemma3",
     "smolvlm": "sgl_engine.families.idefics3:SmolVLM",
 }
 """``config.model_type`` -> "module:class"."""
+
+KNOWN_DECODERS: Mapping[str, frozenset[str]] = {
+    "gemma3": frozenset({"gemma3_text"}),
+    "idefics3": frozenset({"llama"}),
+    "internvl": frozenset({"qwen2", "qwen3"}),
+    "llava": frozenset({"llama", "mistral"}),
+    "llava_next": frozenset({"llama", "mistral"}),
+    "llava_onevision": frozenset({"qwen2"}),
+    "mistral3": frozenset({"mistral"}),
+    "qwen2_5_vl": frozenset({"qwen2_5_vl_text"}),
+    "qwen2_vl": frozenset({"qwen2_vl_text"}),
+    "qwen3_5": frozenset({"qwen3_5_text"}),
+    "qwen3_vl": frozenset({"qwen3_vl_text"}),
+    "smolvlm": frozenset({"llama"}),
+}
+"""``config.model_type`` -> the decoders (their ``model_type``) that the tests hold against oracles.
+
+A family name is no proof: with any other decoder, the model goes through the check when it is first used.
+"""
 
 PRUNABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention"})
 """Kinds of decoder layers that attention capture and pruning know."""
@@ -195,19 +232,18 @@ def find_family(config: PreTrainedConfig, name: str) -> Family:
         UnsupportedModelError: No family, and not plain enough to do without; or a decoder with layers that
             cannot be pruned.
     """
+    reason = why_refused(config) or (None if config.model_type in FAMILIES else why_not_generic(config))
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{name} has the architecture {config.model_type!r}, and {reason}; supported: "
+            f"{', '.join(FAMILIES)}.",
+            remedy="Use a supported family in transformers format (InternVL: a repository whose name "
+            'ends in -hf), or write a family (CONTRIBUTING.md, "An architecture family").',
+        )
     if config.model_type not in FAMILIES:
-        reason = why_not_generic(config)
-        if reason is not None:
-            raise UnsupportedModelError(
-                f"{name} has the architecture {config.model_type!r}, and {reason}; supported: "
-                f"{', '.join(FAMILIES)}.",
-                remedy="Use a supported family in transformers format (InternVL: a repository whose name "
-                'ends in -hf), or write a family (CONTRIBUTING.md, "An architecture family").',
-            )
         return Generic()
-    layer_types = set(
-        getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
-    )
+    text = config.get_text_config(decoder=True)
+    layer_types = set(getattr(text, "layer_types", None) or ["full_attention"])
     if not layer_types <= PRUNABLE_LAYERS:
         raise UnsupportedModelError(
             f"{name} has {', '.join(sorted(layer_types))} decoder layers; supported: "
@@ -216,4 +252,6 @@ def find_family(config: PreTrainedConfig, name: str) -> Family:
         )
     module, _, cls = FAMILIES[config.model_type].partition(":")
     family: Family = getattr(importlib.import_module(module), cls)()
+    if text.model_type not in KNOWN_DECODERS.get(config.model_type, ()):
+        family.needs_check = True
     return family

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine.config import PictureConfig
 from sgl_engine.errors import ProcessorError
+from sgl_engine.families.own import as_the_tower
 from sgl_engine.families.shape import DecoderShape, ModelShape, VisionShape
 from sgl_engine.prompt.encoded import Box, PictureAxes, PromptTiles, VisualSpan
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+_RECURRENCES = frozenset({"linear_attn", "conv", "mamba"})
 _FOREIGN = "Use the processor that was saved with this model, and pass all that it returned."
 
 
@@ -76,6 +78,10 @@ class BaseFamily:
         """The decoder's layers."""
         layers: Any = self.text_model(model).layers
         return list(layers)
+
+    def recurrence(self, layer: Module) -> Module:
+        """What mixes the tokens of a layer that has no attention."""
+        return next(part for name, part in layer.named_children() if name in _RECURRENCES)
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """From the configuration."""
@@ -173,7 +179,13 @@ class BaseFamily:
 
     def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Rows (V, hidden) of what the vision side is given."""
-        return flat(model.model.get_image_features(**inputs, return_dict=True).pooler_output)
+        seen = model.model.get_image_features(**as_the_tower(model, inputs), return_dict=True)
+        return flat(getattr(seen, "pooler_output", seen))
+
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """The LM head alone."""
+        logits: Tensor = model.get_output_embeddings()(hidden)
+        return logits
 
     def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the vision side takes."""
@@ -225,15 +237,16 @@ class BaseFamily:
         return ModelShape(decoder=self.decoder_shape(config), vision=self.vision_shape(config))
 
     def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """From the text configuration."""
-        text = config.text_config
+        """From the text configuration; what differs between layers is measured (``measured.py``)."""
+        text = config.get_text_config(decoder=True)
+        heads = size_of(text, "num_attention_heads")
         return DecoderShape(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
-            query_heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            intermediate=text.intermediate_size,
+            query_heads=heads,
+            kv_heads=size_of(text, "num_key_value_heads") or heads,
+            head_dim=size_of(text, "head_dim") or text.hidden_size // heads,
+            intermediate=size_of(text, "intermediate_size"),
             vocab=text.vocab_size,
         )
 
@@ -332,6 +345,15 @@ def flat(features: Any) -> Tensor:
 
     rows: Tensor = features if isinstance(features, torch.Tensor) else torch.cat(tuple(features), dim=0)
     return rows.reshape(-1, rows.shape[-1])
+
+
+def size_of(config: PreTrainedConfig, name: str) -> int:
+    """A size in a configuration; 0 where it has none, or another in each layer."""
+    try:
+        value = getattr(config, name, None)
+    except ValueError:
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def most_area(wanted: PictureConfig, per_token: int) -> int | None:

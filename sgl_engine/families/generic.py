@@ -8,13 +8,15 @@ decoder; the vision tower is not counted.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.base import BaseFamily, Tile, runs
-from sgl_engine.families.shape import VisionShape
-from sgl_engine.prompt.encoded import PictureAxes, VisualSpan
+from sgl_engine.families.own import own_logits
+from sgl_engine.families.shape import DecoderShape, VisionShape
+from sgl_engine.prompt.encoded import TOKEN_INPUTS, PictureAxes, VisualSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _DECODERS = ("language_model", "text_model")
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention", "conv"})
+_SAID: Mapping[str, str] = {
+    "chunked_attention": "attention within chunks",
+    "indexed_attention": "an indexer chooses the keys of each token, so pruning would change what is chosen",
+    "minimax_m3_sparse": "an indexer chooses blocks of keys, so pruning would change what is chosen",
+    "hybrid": "convolutions inside attention",
+    "hybrid_sliding": "convolutions inside attention",
+    "reference_sliding_attention": "a window that always shows the whole picture",
+    "moe": "layers without attention",
+    "mlp": "layers without attention",
+}
+"""Kinds of layers, in words."""
 
 
 def why_not_generic(config: PreTrainedConfig) -> str | None:
@@ -32,8 +46,9 @@ def why_not_generic(config: PreTrainedConfig) -> str | None:
     if not isinstance(getattr(config, "image_token_id", None), int):
         return "it has no single image token"
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(text, "num_kv_shared_layers", None):
-        return f"its decoder is not plain attention throughout ({', '.join(sorted(kinds))})"
+    odd = sorted({_SAID.get(kind, kind) for kind in kinds - _KNOWN_LAYERS})
+    if odd:
+        return f"its decoder is not plain attention throughout ({'; '.join(odd)})"
     return None
 
 
@@ -42,6 +57,8 @@ class Generic(BaseFamily):
 
     name = "generic"
     needs_check = True
+    # Nobody has looked whether a token sees later ones.
+    looks_back_only = False
 
     def text_model(self, model: Any) -> PreTrainedModel:
         """The only decoder beside the vision tower."""
@@ -53,9 +70,7 @@ class Generic(BaseFamily):
     def decoder_layers(self, model: Any) -> Sequence[Module]:
         """Its one stack of layers."""
         decoder: Any = self.text_model(model)
-        layers = list(decoder.layers)
-        assert len(layers) == decoder.config.num_hidden_layers
-        return layers
+        return list(decoder.layers)
 
     def tiles(
         self,
@@ -75,17 +90,42 @@ class Generic(BaseFamily):
         del inputs, spans
         return None
 
+    def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Those that the model itself gives to pictures, where it has positions of several axes."""
+        index = getattr(model.model, "get_rope_index", None)
+        if index is None or inputs.get("pixel_values") is None:
+            return None
+        given = {name: inputs[name] for name in signature(index).parameters if name in inputs}
+        if "mm_token_type_ids" in signature(index).parameters and "mm_token_type_ids" not in given:
+            given["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token_id(model.config)).int()
+        found: Tensor = index(**given)[0]
+        return found
+
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """From whatever the model's own method names and the processor returned."""
         if inputs.get("pixel_values") is None:
             return None
-        taken = inspect.signature(model.model.get_image_features).parameters
+        taken = signature(model.model.get_image_features).parameters
         return self.features(model, {name: value for name, value in inputs.items() if name in taken})
+
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """With whatever factor or cap the model's own forward has."""
+        return own_logits(model, hidden)
+
+    def vision_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that is not about the text."""
+        return {name: value for name, value in inputs.items() if name not in TOKEN_INPUTS}
 
     def tower_patches(self, config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Not counted."""
         del config, inputs
         return ()
+
+    def decoder_shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """What recurrences do beside their matrices is not counted."""
+        kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+        recurrent = tuple(layer for layer, kind in enumerate(kinds) if kind in {"linear_attention", "conv"})
+        return replace(super().decoder_shape(config), recurrent_layers=recurrent)
 
     def vision_shape(self, config: PreTrainedConfig) -> VisionShape:
         """Not counted."""

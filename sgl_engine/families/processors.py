@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 
@@ -26,7 +27,7 @@ def image_only_class(name: str) -> Any:
     if name == "SmolVLMProcessor":
         return _smolvlm()
     cls: Any = getattr(transformers, name, None)
-    if cls is None or "video_processor" not in cls.get_attributes():
+    if cls is None or _VIDEOS not in cls.get_attributes():
         return None
     return image_only(cls)
 
@@ -38,12 +39,52 @@ def image_only(cls: Any) -> Any:
         __doc__ = cls.__doc__
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == "video_processor" and argument is None:
+            if argument_name == _VIDEOS and argument is None:
                 return type(None)
             return super().check_argument_for_proper_class(argument_name, argument)
 
+        def save_pretrained(self, save_directory: Any, *args: Any, **settings: Any) -> Any:
+            """As the stock class, which asks a video processor for its file even where there is none."""
+            saved = self
+            if getattr(self, _VIDEOS, None) is None:
+                saved = copy.copy(self)
+                saved.__class__ = without_videos(cls)
+            return cls.save_pretrained(saved, save_directory, *args, **settings)
+
     ImageOnly.__name__ = cls.__name__  # what save_pretrained writes
     return ImageOnly
+
+
+def without_videos(cls: Any) -> Any:
+    """``cls`` as a list of parts: those that are saved and loaded where videos are left out."""
+
+    class Parts(cls):  # type: ignore[misc]  # a base class known at run time only
+        __doc__ = cls.__doc__
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != _VIDEOS]
+
+    Parts.__name__ = cls.__name__  # what save_pretrained writes
+    return Parts
+
+
+_VIDEOS = "video_processor"
+
+
+def load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
+    """Builds a class from ``image_only_class``; its parts are those that transformers would load.
+
+    Args:
+        cls: The class.
+        settings: What processor_config.json says, and the chat template.
+        name: Path or hub id.
+        hub: Revision, trust and the like, as transformers takes them.
+    """
+    parts = without_videos(cls)
+    found = parts._get_arguments_from_pretrained(name, settings, **hub)  # noqa: SLF001  # there is no public way
+    given = dict(zip(parts.get_attributes(), found, strict=True))
+    return cls.from_args_and_dict([given.get(part) for part in cls.get_attributes()], settings)
 
 
 def obey_thumbnail_switch(processor: Any) -> Any:

@@ -29,12 +29,13 @@ class Qwen3_5(Qwen2VL):  # noqa: N801  # the version's own spelling
         values = text.linear_num_value_heads * text.linear_value_head_dim
         matrices = text.hidden_size * (2 * keys + 3 * values + 2 * text.linear_num_value_heads)
         convolution = (2 * keys + values) * text.linear_conv_kernel_dim
+        own = 0 if self.needs_check else matrices + convolution  # else they are measured
         layers = enumerate(text.layer_types)
         return replace(
             super().decoder_shape(config),
             gated=True,
             recurrent_layers=tuple(layer for layer, kind in layers if kind == "linear_attention"),
-            recurrent_values=matrices + convolution + 3 * values * text.linear_key_head_dim,
+            recurrent_values=own + 3 * values * text.linear_key_head_dim,
         )
 
     def vision_shape(self, config: PreTrainedConfig) -> VisionShape:

@@ -20,6 +20,9 @@ class DecoderShape:
         gated: Whether attention's output is multiplied with a gate, as wide as the queries.
         recurrent_layers: Layers that have a recurrence instead of attention.
         recurrent_values: Multiply-adds of one such recurrence for one token, its matrices included.
+        token_values: Multiply-adds of each layer's matrices for one token, where they were measured (L,);
+            then ``recurrent_values`` are without matrices. Empty where sizes tell.
+        pair_values: The same of one query row against one key, with its value, in each layer (L,).
     """
 
     layers: int
@@ -32,6 +35,8 @@ class DecoderShape:
     gated: bool = False
     recurrent_layers: tuple[int, ...] = ()
     recurrent_values: int = 0
+    token_values: tuple[int, ...] = ()
+    pair_values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 from pydantic import ValidationError
 
-from sgl_engine.chat.template import render
+from sgl_engine.chat.template import chat_template, render
+from sgl_engine.chat.thoughts import closed
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.errors import (
     ImageLimitError,
@@ -143,6 +144,7 @@ def process(
         ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
     prompt = render(processor, request, image_token=image_token)
+    text = closed(prompt.text, chat_template(processor)) if request.max_reasoning_tokens == 0 else prompt.text
     reader = copy.copy(processor)
     reader.tokenizer = CallerTokenizer(
         processor.tokenizer, prompt.disguise, frozenset(prompt.control.values()), turn
@@ -151,9 +153,7 @@ def process(
     # A template that writes the first token, and a tokenizer that adds it, would give two.
     settings = {"add_special_tokens": False} if prompt.writes_bos else {}
     try:
-        inputs = reader(
-            text=[prompt.text], images=[images] if images else None, return_tensors="pt", **settings
-        )
+        inputs = reader(text=[text], images=[images] if images else None, return_tensors="pt", **settings)
     except _FAILURES as error:
         _blame_picture(processor, images)
         raise ProcessorError(

@@ -22,7 +22,7 @@ from sgl_engine.errors import (
     UnsafeWeightsError,
     UnsupportedModelError,
 )
-from sgl_engine.families.processors import image_only_class, obey_thumbnail_switch
+from sgl_engine.families.processors import image_only_class, load_image_only, obey_thumbnail_switch
 from sgl_engine.model.checks import check_config, check_folder
 from sgl_engine.model.settings import (
     LoadSettings,
@@ -256,27 +256,47 @@ def load_processor(name: str, **hub: Any) -> Any:
     Raises:
         ProcessorError: It is missing or cannot be loaded.
     """
-    import transformers
+    from transformers import AutoProcessor
     from transformers.processing_utils import ProcessorMixin
     from transformers.utils.import_utils import is_torchvision_available
 
-    auto: Any = transformers.AutoProcessor
+    auto: Any = AutoProcessor
     hub = {"revision": "main", "trust_remote_code": False, **hub}
     try:
         if is_torchvision_available():
             return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
         settings, _ = ProcessorMixin.get_processor_dict(name, **hub)
-        cls = image_only_class(settings.get("processor_class") or "")
+        cls = image_only_class(settings.get("processor_class") or _class_named_elsewhere(name, hub))
         if cls is None:
             return obey_thumbnail_switch(auto.from_pretrained(name, **hub))
-        return obey_thumbnail_switch(_load_image_only(cls, settings, name, hub))
+        return obey_thumbnail_switch(load_image_only(cls, settings, name, hub))
     except MemoryError:
         raise
     except Exception as error:  # its files may hold anything; tokenizers raises plain Exception
         raise ProcessorError(
-            f"The processor of {name} cannot be loaded ({type(error).__name__}: {error}).",
-            remedy="Save it next to the weights with processor.save_pretrained(folder).",
+            f"The processor of {name} cannot be loaded ({type(error).__name__}: {_first_line(error)}).",
+            remedy="Install torchvision, which it needs: pip install torchvision."
+            if "torchvision" in str(error).lower()
+            else "Save it next to the weights with processor.save_pretrained(folder).",
         ) from error
+
+
+def _class_named_elsewhere(name: str, hub: Mapping[str, Any]) -> str:
+    """The processor's class where processor_config.json does not name it: as transformers looks for it.
+
+    Many repositories are older than that file, and name the class beside the image processor's settings.
+    """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.utils.hub import cached_file
+
+    of_files = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    for file in ("preprocessor_config.json", "tokenizer_config.json"):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **of_files)
+        named = None if path is None else json.loads(Path(path).read_bytes()).get("processor_class")
+        if named:
+            return str(named)
+    config: Any = AutoConfig.from_pretrained(name, **hub)
+    return getattr(config, "processor_class", None) or PROCESSOR_MAPPING_NAMES.get(config.model_type) or ""
 
 
 def check_parts(processor: Any, name: str) -> None:
@@ -287,16 +307,3 @@ def check_parts(processor: Any, name: str) -> None:
             f"The processor of {name} is a {type(processor).__name__} and has no {' and no '.join(missing)}.",
             remedy="Save the model's own processor next to the weights with save_pretrained(folder).",
         )
-
-
-def _load_image_only(cls: Any, settings: dict[str, Any], name: str, hub: dict[str, Any]) -> Any:
-    """Builds a class from ``image_only_class``."""
-    import transformers
-
-    images: Any = transformers.AutoImageProcessor
-    parts = {
-        "image_processor": images.from_pretrained(name, **hub),
-        "tokenizer": transformers.AutoTokenizer.from_pretrained(name, **hub),
-        "video_processor": None,
-    }
-    return cls.from_args_and_dict([parts[part] for part in cls.get_attributes()], settings)

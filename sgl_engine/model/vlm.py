@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sgl_engine.chat.thoughts import ThoughtTags, thought_tags
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
+from sgl_engine.families.measured import measured
 from sgl_engine.families.shape import ModelShape
 from sgl_engine.model.encoding import check_features, encode, resized, shrink_factor, wrap_inputs
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
+from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
@@ -152,8 +156,12 @@ class VLM:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Sizes, for counting operations."""
-        return self.family.shape(self.config)
+        """Sizes, for counting operations; measured where no test holds the decoder's counts."""
+        shape = self.family.shape(self.config)
+        if not self.family.needs_check:
+            return shape
+        layers = self.family.decoder_layers(self.model)
+        return replace(shape, decoder=measured(shape.decoder, layers, self.text_model.config))
 
     @property
     def context_tokens(self) -> int:
@@ -172,6 +180,11 @@ class VLM:
         several = ids if isinstance(ids, list | tuple) else [ids]
         own = self.processor.tokenizer.eos_token_id
         return frozenset(int(token) for token in (*several, own) if token is not None)
+
+    @cached_property
+    def thought_tags(self) -> ThoughtTags | None:
+        """What parts its thoughts from its answers; None where it answers at once."""
+        return thought_tags(self.processor)
 
     def shrink_factor(self, width: int, height: int, pictures: PictureConfig | None = None) -> int:
         """How far a picture may be scaled down while it is read; see ``model.processor.shrink_factor``."""
@@ -320,10 +333,12 @@ class VLM:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
         output = self.text_model(**given, position_ids=positions, cache=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state
-        logits: Tensor = self.model.get_output_embeddings()(hidden[:, hidden.shape[1] - logit_rows :])
-        return logits.float()
+        return self.family.logits(self.model, hidden[:, hidden.shape[1] - logit_rows :]).float()
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens, special tokens left out."""
-        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    def text(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of generated tokens; special tokens are left out, or only those that frame it."""
+        if not skip_special:
+            frame = frame_tokens(self.processor.tokenizer, self.eos_token_ids)
+            token_ids = [token for token in token_ids if token not in frame]
+        settings = {"skip_special_tokens": skip_special, "clean_up_tokenization_spaces": False}
         return str(self.processor.tokenizer.decode(list(token_ids), **settings))

@@ -14,15 +14,18 @@ from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
 from sgl_engine.errors import RequestError
 from sgl_engine.passes.pictures import NOTHING_REUSED, EmbeddedPrompt, Reused
-from sgl_engine.passes.prefill import Prefilled, Prefiller, run_in_groups
+from sgl_engine.passes.prefill import Prefilled, Prefiller, find_tiles, run_in_groups
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.encoded import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.patch import prune_visual_tokens
-from sgl_engine.pruning.plan import KeptColumns, PruningPlan
+from sgl_engine.pruning.plan import KeptColumns, PruningPlan, keep_everything, plan_pruning
 
 if TYPE_CHECKING:
+    from sgl_engine.attention.importance import ImportanceMap
+    from sgl_engine.config import PruningConfig
     from sgl_engine.model.vlm import VLM
+    from sgl_engine.prompt.encoded import EncodedPrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,30 @@ class LargePassResult:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     reused: Reused = NOTHING_REUSED
+
+
+def plan_large(
+    vlm: VLM, prompt: EncodedPrompt, importance: ImportanceMap | None, pruning: PruningConfig
+) -> PruningPlan:
+    """Plans which tiles and tokens of ``prompt`` the large model sees.
+
+    Args:
+        vlm: The large model.
+        prompt: The prompt that is pruned.
+        importance: The small model's map; None, as for a request without images, keeps everything.
+        pruning: How much is kept.
+
+    Raises:
+        IncompatiblePairError: The map cannot be carried onto the prompt (``ImportanceMap.resample``).
+    """
+    if importance is None:
+        return keep_everything(prompt)
+    # Some families cannot be pruned in their first layers, whatever fraction is configured.
+    layer = max(pruning.layer(vlm.num_layers), vlm.family.first_prunable_layer)
+    top = pruning.top_tokens
+    tiles = None if top is None else find_tiles(vlm, prompt)
+    ratio = pruning.keep_ratio
+    return plan_pruning(prompt, importance, layer=layer, keep_ratio=ratio, tiles=tiles, top_tokens=top)
 
 
 def run_large_pass(

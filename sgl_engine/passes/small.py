@@ -208,7 +208,7 @@ def _check_consistency(vlm: VLM, rows: Sequence[_Row], keep_ratio: float) -> Non
             row.prompt, row.importance, layer=vlm.family.first_prunable_layer, keep_ratio=keep_ratio
         )
     # Logits are needed for every answer token, so their memory limits how many rows run side by side.
-    longest = max((len(row.answer.ids) for row in rows), default=1)
+    longest = max((len(row.answer.generation().answer) for row in rows), default=1)
     groups = group_rows(
         [len(row.prompt) + len(row.answer.ids) for row in rows],
         [row.plan is not None and row.plan.prunes for row in rows],
@@ -236,9 +236,11 @@ def _together(vlm: VLM, rows: Sequence[_Row]) -> tuple[PromptBatch, Tensor]:
 
 def _result(row: _Row, stage_ms: Mapping[str, float]) -> SmallPassResult:
     generation = row.answer.generation()
+    answer = generation.answer
     return SmallPassResult(
         generation=generation,
-        parts=measure_answer(generation.logprobs.tolist(), generation.entropies.tolist(), row.consistency),
+        # How sure it is of what it says, not of what it thought before.
+        parts=measure_answer(answer.logprobs.tolist(), answer.entropies.tolist(), row.consistency),
         importance=row.importance,
         consistency_plan=row.plan,
         stage_ms=stage_ms,
@@ -259,7 +261,7 @@ def answer_logprobs(
         plan: What of the prompt is seen.
 
     Returns:
-        float32 (T,), natural log of each answer token's probability.
+        float32, natural log of each answer token's probability; thoughts are fed, and left out.
     """
     return answers_logprobs(vlm, vlm.batch([prompt]), embeddings, [generation], [plan])[0]
 
@@ -277,10 +279,15 @@ def answers_logprobs(
     # comes after them, where none of their tokens sees it.
     fed = [F.pad(each.token_ids, (0, longest - len(each)))[:-1] for each in generations]
     forced = vlm.append_tokens(embeddings, torch.stack(fed))
+    first = min(each.reasoning_tokens for each in generations)  # logits before it are nobody's
     with prune_visual_tokens(vlm, KeptColumns.of(plans)):
-        logits = vlm.forward_batch(forced, batch=batch, first_position=0, cache=None, logit_rows=longest)
+        logits = vlm.forward_batch(
+            forced, batch=batch, first_position=0, cache=None, logit_rows=longest - first
+        )
     found = []
     for of_row, generation in zip(logits, generations, strict=True):
-        tokens = generation.token_ids.to(logits.device)
-        found.append(of_row[: len(tokens)].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].cpu())
+        tokens = generation.answer.token_ids.to(logits.device)
+        begin = generation.reasoning_tokens - first
+        rows = of_row[begin : begin + len(tokens)]
+        found.append(rows.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].cpu())
     return found

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.cascade import Pair, plan_large
-from sgl_engine.config import PRESETS, EngineConfig, PruningConfig
+from sgl_engine.config import PRESETS, EngineConfig
 from sgl_engine.decoding.answer import Generation
-from sgl_engine.passes.large import LargePassResult
+from sgl_engine.passes.large import LargePassResult, plan_large
 from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import run_small
 from sgl_engine.planning.outline import DTYPES
 from sgl_engine.planning.result import CascadeCheck, PresetCheck, Saving
 from sgl_engine.pruning.plan import plan_pruning
@@ -61,15 +59,6 @@ def even_map(prompt: EncodedPrompt, output_tokens: int) -> ImportanceMap:
     return ImportanceMap(torch.ones(prompt.num_visual_tokens), prompt.spans, rows)
 
 
-def plan_for(small: EncodedPrompt, large: EncodedPrompt, models: Pair) -> PruningPlan:
-    """What the large model would see of its prompt; which tokens these are is unknown, their number is not.
-
-    Raises:
-        IncompatiblePairError: The small model's map cannot be carried onto the large one's tokens.
-    """
-    return plan_large(models, large, even_map(small, 1))
-
-
 def count_cascade(
     models: tuple[VLM, VLM], prompts: tuple[EncodedPrompt, EncodedPrompt], tokens: int, config: EngineConfig
 ) -> CascadeCheck:
@@ -88,7 +77,8 @@ def count_cascade(
     alone = alone_flops(models[1], models[1], prompts[1], tokens)
     presets = []
     for name, pruning in PRESETS.items():
-        plan = plan_for(*prompts, _with_pruning(models, config, pruning))
+        # Which tokens the large model would see is unknown; their number is not.
+        plan = plan_large(models[1], prompts[1], even_map(prompts[0], 1), pruning)
         drafted = tokens - 1 if config.generation.draft else 0
         rejected = large_flops(
             models[1], prompts[1], plan, token_by_token(tokens, drafted_tokens=drafted), tokens
@@ -126,10 +116,6 @@ def working_bytes(vlm: VLM, prompt: EncodedPrompt, output_tokens: int) -> dict[s
     # Logits are read in float32, whatever they were computed in.
     logits = output_tokens * decoder.vocab * torch.float32.itemsize
     return {name: values * dtype.itemsize + logits for name, dtype in DTYPES.items()}
-
-
-def _with_pruning(models: tuple[VLM, VLM], config: EngineConfig, pruning: PruningConfig) -> Pair:
-    return Pair(*models, config.model_copy(update={"pruning": pruning}), None, run_small)
 
 
 def _generation(tokens: int) -> Generation:

@@ -198,7 +198,9 @@ def numbered(positions: Tensor | None, tokens: int, device: torch.device) -> Ten
     return torch.arange(tokens, device=device)[None, None] if positions is None else positions
 
 
-TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"})
+TOKEN_INPUTS = frozenset(
+    {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"}
+)
 """Inputs that belong to the text; all others are what the processor made of the pictures."""
 
 PictureAxes = Mapping[str, tuple[int, Sequence[int]]]

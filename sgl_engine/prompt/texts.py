@@ -132,6 +132,7 @@ _FIELDS: dict[str, tuple[_Fits, str]] = {
         _or_none(lambda given: isinstance(given, Mapping) and all(isinstance(name, str) for name in given)),
         "a dict of names and values, or None",
     ),
+    "skip_special_tokens": (_or_none(_is_flag), "True, False or None"),
 }
 _MESSAGE: dict[str, tuple[_Fits, str]] = {
     "role": (
@@ -148,6 +149,7 @@ _MESSAGE: dict[str, tuple[_Fits, str]] = {
     "tool_calls": (_several(ToolCall), "a tuple of ToolCall"),
     "tool_call_id": (_or_none(is_text), "the id of a call, or None"),
     "name": (_or_none(is_text), "the name of a tool, or None"),
+    "reasoning": (_or_none(is_text), "what an assistant thought, or None"),
 }
 _CALL: dict[str, tuple[_Fits, str]] = {
     "id": (is_text, "a string"),
@@ -270,4 +272,5 @@ def _texts(request: Request, *, certain: bool = False) -> Iterator[str]:
     for message in request.messages or ():
         if not (certain and message.role == "assistant"):
             yield from (part for part in message.content if isinstance(part, str))
+            yield from filter(None, (message.reasoning,))
     yield from (dump(function_schema(tool)) for tool in request.callable_tools)

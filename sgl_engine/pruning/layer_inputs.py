@@ -86,7 +86,7 @@ class LayerInputs:
             self.hidden[chosen],
             self.cos.index_select(-3, chosen.to(self.cos.device)),
             self.sin.index_select(-3, chosen.to(self.sin.device)),
-            None if ids is None else ids[chosen],
+            None if ids is None else ids.index_select(-2, chosen),
         )
 
     def complete(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgl_engine.attention.capture import without_positions
 from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.layer_inputs import LayerInputs
@@ -98,6 +99,10 @@ def prune_visual_tokens(
         recurrent = enumerate(vlm.new_cache().is_linear)
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
     with ExitStack() as hooks:
+        if "flash" in implementation:
+            # It takes a gap between positions for the beginning of another prompt, and it needs none: queries
+            # and keys are rotated already.
+            hooks.enter_context(without_positions(vlm))
         for index in range(kept.layer, len(layers)):
             hook = _layer_hook(kept, index, implementation, lower)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -144,7 +149,7 @@ def _layer_hook(
             if lower is not None:
                 # The forward began after a known prefix. This layer has no keys of it yet: put it in front.
                 args, kwargs = lower.complete(args, kwargs, with_hidden=index == kept.layer)
-            columns = kwargs["position_embeddings"][0].shape[-2]
+            columns = _columns(args[0], kwargs)
             args, kwargs = _prune_first_forward(kept, index, args, kwargs)
             if lower is not None and cache is not None and not flash and not cache.is_linear[index]:
                 # The model's mask was for the columns after the prefix alone, so it is gone: make another.
@@ -152,9 +157,7 @@ def _layer_hook(
                 if additive or layer.is_sliding or mask is not None:  # SDPA without a mask is causal anyway
                     mask = _completed_mask(kept, columns, mask, layer)
                 kwargs["attention_mask"] = _as_mask(mask, args[0], additive=additive)
-            # Flash attention takes a gap between positions for the beginning of another prompt. It needs no
-            # positions: queries and keys are rotated already.
-            return args, {**kwargs, "position_ids": None} if flash else kwargs
+            return args, kwargs
         # A later forward, on the kept rows' cache.
         if cache.is_linear[index]:
             return args, kwargs  # a recurrent state has no columns, so nothing is to be hidden
@@ -181,32 +184,64 @@ def _prune_first_forward(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Picks the kept rows of a layer's arguments; tokens after the prompt (a forced answer) are all kept."""
     hidden, *rest = args
-    cos, sin = kwargs["position_embeddings"]  # (..., B or 1, N, width)
-    rows = _seen(kept, cos.shape[-2], cos.device)
-    mask, position_ids = kwargs["attention_mask"], kwargs.get("position_ids")
-    if mask is not None:  # None means causal, and rows in ascending order stay causal
+    columns, device = _columns(hidden, kwargs), hidden.device
+    rows = _seen(kept, columns, device)
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor):  # None means causal, and rows in ascending order stay causal
         if mask.ndim == 4:
             # (B, 1, Q, N), of an attention layer: both queries and keys are left out.
-            mask = mask.take_along_dim(rows[:, None, :, None], dim=-2).take_along_dim(
-                rows[:, None, None], dim=-1
-            )
+            at = rows.to(mask.device)
+            mask = mask.take_along_dim(at[:, None, :, None], dim=-2).take_along_dim(at[:, None, None], dim=-1)
         else:
-            mask = mask.take_along_dim(rows, dim=-1)  # (B, N), of a recurrent layer
+            mask = _pick(mask, rows, -1)  # (B, N), of a recurrent layer
     if not kept.is_even:
         # Prompts that keep fewer tokens begin with fillers, which no token may see.
-        exist = kept.exist(rows.shape[1], cos.device)
+        exist = kept.exist(rows.shape[1], device)
         hide = _without_fillers if index in kept.recurrent else _hiding_fillers
         mask = hide(mask, exist)
-    pruned = {
-        **kwargs,
-        "position_embeddings": tuple(part.take_along_dim(rows[..., None], dim=-2) for part in (cos, sin)),
-        "position_ids": None if position_ids is None else position_ids.take_along_dim(rows, dim=-1),
-        "attention_mask": mask,
-    }
+    others = {name: value for name, value in kwargs.items() if name not in {"attention_mask", *_ALONG}}
+    pruned = {name: _own_rows(value, rows, columns) for name, value in others.items()}
+    pruned |= {name: _along(kwargs[name], rows, axis) for name, axis in _ALONG.items() if name in kwargs}
+    pruned["attention_mask"] = mask
+    rest = [_own_rows(value, rows, columns) for value in rest]
     if index == kept.layer:
         # Later layers are given what this one returns, so their hidden states have M rows already.
-        hidden = hidden.take_along_dim(rows.to(hidden.device)[..., None], dim=1)
+        hidden = _pick(hidden, rows, 1)
     return (hidden, *rest), pruned
+
+
+_ALONG = {"position_embeddings": -2, "position_ids": -1}
+"""What layers are given of positions, and the axis along which columns lie in it; prompts lie before it."""
+
+
+def _columns(hidden: Tensor, kwargs: dict[str, Any]) -> int:
+    """Columns that the forward has; hidden states above layer K have fewer."""
+    rotary = kwargs.get("position_embeddings")
+    if rotary is None:
+        ids = kwargs.get("position_ids")
+        return int(hidden.shape[1] if ids is None else ids.shape[-1])
+    return int((rotary if isinstance(rotary, Tensor) else rotary[0]).shape[-2])
+
+
+def _pick(value: Tensor, rows: Tensor, axis: int) -> Tensor:
+    """Takes the columns ``rows``, (B, M), along an axis behind that of the prompts."""
+    axis %= value.ndim
+    index = rows.reshape((1,) * (axis - 1) + tuple(rows.shape) + (1,) * (value.ndim - axis - 1))
+    return value.take_along_dim(index.to(value.device), dim=axis)
+
+
+def _along(value: Any, rows: Tensor, axis: int) -> Any:
+    """The same of several tensors, and of none."""
+    if isinstance(value, Tensor):
+        return _pick(value, rows, axis)
+    return value if value is None else tuple(_pick(part, rows, axis) for part in value)
+
+
+def _own_rows(value: Any, rows: Tensor, columns: int) -> Any:
+    """The same of whatever else has a row for each column, such as embeddings of a layer's own."""
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == columns:
+        return _pick(value, rows, 1)
+    return value
 
 
 def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer: Any) -> Tensor:

@@ -18,22 +18,35 @@ if TYPE_CHECKING:  # these load torch, and counting needs none of it
     from sgl_engine.pruning.plan import PruningPlan
 
 
-def token_flops(shape: DecoderShape) -> int:
+def token_flops(shape: DecoderShape, layer: int = 0) -> int:
     """Counts the matrix products of one attention layer for one token."""
+    if shape.token_values:
+        return 2 * shape.token_values[layer]
     heads = (3 if shape.gated else 2) * shape.query_heads + 2 * shape.kv_heads
     return 2 * (shape.hidden * shape.head_dim * heads + 3 * shape.hidden * shape.intermediate)
 
 
-def pair_flops(shape: DecoderShape) -> int:
+def pair_flops(shape: DecoderShape, layer: int = 0) -> int:
     """Counts one query row against one key, both products, in one layer."""
+    if shape.pair_values:
+        return 2 * shape.pair_values[layer]
     return 4 * shape.query_heads * shape.head_dim
 
 
 def layer_flops(shape: DecoderShape, layer: int, tokens: int, pairs: int) -> int:
     """Counts one layer: so many tokens, so many query rows times keys."""
-    if layer in shape.recurrent_layers:
-        return 2 * tokens * (shape.recurrent_values + 3 * shape.hidden * shape.intermediate)
-    return tokens * token_flops(shape) + pairs * pair_flops(shape)
+    if layer not in shape.recurrent_layers:
+        return tokens * token_flops(shape, layer) + pairs * pair_flops(shape, layer)
+    if shape.token_values:
+        return tokens * (token_flops(shape, layer) + 2 * shape.recurrent_values)
+    return 2 * tokens * (shape.recurrent_values + 3 * shape.hidden * shape.intermediate)
+
+
+def recorded_flops(shape: DecoderShape, pairs: int) -> int:
+    """Counts what recording adds: one more query-key product for each of ``pairs``, in attention layers."""
+    attending = (layer for layer in range(shape.layers) if layer not in shape.recurrent_layers)
+    # A pair costs two products, with the key and with the value; reading repeats the first.
+    return sum(pairs * pair_flops(shape, layer) // 2 for layer in attending)
 
 
 def logit_flops(shape: DecoderShape) -> int:
@@ -105,8 +118,7 @@ def capture_flops(shape: DecoderShape, prompt_tokens: int, prefill_queries: int,
     steps = max(0, output_tokens - 1)  # the last token is not fed back
     # The prompt's rows are computed against all its keys; step t sees the prompt and t tokens after it.
     pairs = (prefill_queries + steps) * prompt_tokens + steps * (steps + 1) // 2
-    # A pair costs two products, with the key and with the value; reading repeats the first.
-    return (shape.layers - len(shape.recurrent_layers)) * pairs * pair_flops(shape) // 2
+    return recorded_flops(shape, pairs)
 
 
 def answer_flops(
@@ -247,5 +259,4 @@ def scoring_flops(
     # All recorded rows see the prompt's keys; those of the last answer see its own keys as well.
     recorded = answer_tokens[-1]
     pairs = importance.num_queries * len(prompt) + recorded * recorded
-    attention_layers = decoder.layers - len(decoder.recurrent_layers)
-    return prefill + answers + attention_layers * pairs * pair_flops(decoder) // 2
+    return prefill + answers + recorded_flops(decoder, pairs)

@@ -67,12 +67,14 @@ class PassCost:
 
     Attributes:
         prompt: The prompt that it ran on.
-        output_tokens: Tokens that it generated, or scored.
+        output_tokens: Tokens that it generated, thoughts included, or scored.
         flops: Floating-point operations as it ran; what was known is not among them.
         reused: What was known before.
         plan: What was pruned; None where nothing could be.
         drafted_tokens: Tokens of the draft; None where answers were scored.
         accepted_tokens: How many of them were taken over; None where answers were scored.
+        reasoning_tokens: How many of the generated tokens came before the answer.
+        left_out: Special tokens of the answer that are no part of its text.
     """
 
     prompt: EncodedPrompt
@@ -82,6 +84,8 @@ class PassCost:
     plan: PruningPlan | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    reasoning_tokens: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +137,7 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         calibration=decision.calibration,
         calibrated_probability=decision.calibrated_probability,
         uncovered=decision.uncovered,
+        certified_risk=decision.risk if decision.policy == "threshold" else None,
         confidence=parts["confidence"],
         consistency=parts.get("consistency_product"),
         # The two models may cut a picture differently: the count is that of the model whose answer this is.
@@ -142,8 +147,10 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         large_alone_tflops=outcome.alone_flops / 1e12,
         saved_fraction=1 - (small.flops + large_flops) / outcome.alone_flops,
         stage_ms=dict(stage_ms),
+        left_out_tokens=list((large or small).left_out),
         small_input_tokens=len(small.prompt),
         small_output_tokens=small.output_tokens,
+        small_reasoning_tokens=small.reasoning_tokens,
         small_known_tokens=small.reused.tokens,
         small_known_pictures=small.reused.pictures,
         # Where the small answer was kept, it is the response's text already.
@@ -151,12 +158,14 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         large_agreed=outcome.large_agreed,
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
         large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+        retention=None if large is None or decision.rung is None else decision.rung.name,
         **_large_fields(large, large_vlm),
     )
 
 
 _LARGE_FIELDS = (
     "kept_visual_tokens prune_layer keep_ratio average_retention large_input_tokens large_output_tokens "
+    "large_reasoning_tokens "
     "drafted_tokens accepted_tokens large_known_tokens large_known_pictures "
     "tiles kept_tiles encoded_tiles skipped_tower_tflops"
 ).split()
@@ -175,6 +184,7 @@ def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
         "average_retention": cost.average_retention(plan, vlm.num_layers),
         "large_input_tokens": len(large.prompt),
         "large_output_tokens": large.output_tokens,
+        "large_reasoning_tokens": large.reasoning_tokens,
         "drafted_tokens": large.drafted_tokens,
         "accepted_tokens": large.accepted_tokens,
         "large_known_tokens": large.reused.tokens,
@@ -206,7 +216,12 @@ def small_cost(vlm: VLM, prompt: EncodedPrompt, result: SmallPassResult) -> Pass
     """Counts a small pass as it ran."""
     patches = _run_patches(vlm, prompt, result.reused)
     flops = cost.small_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result)
-    return PassCost(prompt, len(result.generation), flops, result.reused)
+    said = result.generation
+    return PassCost(
+        *(prompt, len(said), flops, result.reused),
+        reasoning_tokens=said.reasoning_tokens,
+        left_out=said.left_out,
+    )
 
 
 def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> PassCost:
@@ -227,6 +242,8 @@ def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> Pass
         plan=result.plan,
         drafted_tokens=result.drafted_tokens,
         accepted_tokens=result.accepted_tokens,
+        reasoning_tokens=result.generation.reasoning_tokens,
+        left_out=result.generation.left_out,
     )
 
 

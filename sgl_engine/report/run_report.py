@@ -44,6 +44,8 @@ class RunReport(BaseModel):
         calibrated_probability: Probability that keeping the small answer is harmless, in the sense of the
             calibration's risk; None without a calibration, or where it does not cover the request.
         uncovered: Why the calibration does not cover the request, which then always goes to the large model.
+        certified_risk: Target risk that the calibration certifies, over all requests like this one; None
+            where it says nothing.
         threshold: What the score was compared with; not used when ``forced``.
         forced: True when the configuration, a budget or a calibration that does not cover the request, and
             not the score, chose the route.
@@ -55,6 +57,8 @@ class RunReport(BaseModel):
         kept_visual_tokens: How many of those the large model saw from ``prune_layer`` on.
         prune_layer: First pruned decoder layer of the large model.
         keep_ratio: Fraction of the visual tokens that it was to keep.
+        retention: The operating point that the calibration chose for this question, by its name; None where
+            the configuration says it, and where only everything would do (``keep_ratio`` is 1 then).
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
         tiles: Tiles that the pictures come in, for the large model: those that a picture is cut into, and the
             whole one beside them; a picture in one piece is one.
@@ -70,10 +74,14 @@ class RunReport(BaseModel):
         saved_fraction: 1 - (small + large) / large_alone; negative when the cascade cost more.
         stage_ms: Milliseconds per stage; "queue" is waiting, "total" is the whole run. Time of work that
             requests do together is divided equally among them; the others' parts count as waiting.
+        left_out_tokens: Special tokens that the model of ``route`` wrote and that are no part of the answer's
+            text; ``skip_special_tokens=False`` keeps them.
         small_input_tokens: Prompt tokens of the small model.
         small_output_tokens: Tokens that it generated.
+        small_reasoning_tokens: How many of those came before its answer: thoughts, and what parts the two.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
+        large_reasoning_tokens: How many of those came before its answer.
         drafted_tokens: Tokens of the small answer that the large model was given to check, instead of writing
             them itself; as its own tokenizer counts them, without the one that ends an answer. 0 where that
             is switched off; None also where given answers were scored.
@@ -102,6 +110,7 @@ class RunReport(BaseModel):
     calibration: str | None = None
     calibrated_probability: float | None = None
     uncovered: str | None = None
+    certified_risk: float | None = None
     threshold: float
     forced: bool
     confidence: float
@@ -110,12 +119,14 @@ class RunReport(BaseModel):
     kept_visual_tokens: int | None
     prune_layer: int | None
     keep_ratio: float | None
+    retention: str | None = None
     average_retention: float | None
     small_tflops: float
     large_tflops: float
     large_alone_tflops: float
     saved_fraction: float
     stage_ms: dict[str, float]
+    left_out_tokens: list[str] = []
     small_input_tokens: int
     small_output_tokens: int
     tiles: int | None = None
@@ -126,6 +137,8 @@ class RunReport(BaseModel):
     large_output_tokens: int | None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    small_reasoning_tokens: int = 0
+    large_reasoning_tokens: int | None = None
     small_known_tokens: int = 0
     small_known_pictures: int = 0
     large_known_tokens: int | None = None

@@ -107,7 +107,8 @@ class Job:
             )
             self.end(EngineError(problem, remedy="Ask again; with a seed, answers can be repeated."))
         elif len(self._said) > len(self._sent) and not self.over:
-            self._mail.put(self._said[len(self._sent) :])
+            new = self._said[len(self._sent) :]
+            self._mail.put(type(piece)(new))  # of the piece's kind: thoughts are text of a kind of their own
             self._sent = self._said
 
     def end(self, outcome: Any) -> None:

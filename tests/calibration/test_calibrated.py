@@ -108,6 +108,7 @@ def test_batches_and_streams_decide_alike(scripted: Any) -> None:
         (replace(ASK, logit_bias={3: 1.0}), "tokens have a logit_bias"),
         (replace(ASK, max_pixels=10_000), "its pictures are shown at a size of their own"),
         (replace(ASK, stop=("x",)), "the answer has stop strings"),
+        (replace(ASK, chat_template_kwargs={"x": 1}), "its chat template is given arguments"),
         (
             replace(ASK, tools=(ToolSpec("look", "", {"type": "object", "properties": {}}),)),
             "tools may be called",

@@ -17,8 +17,8 @@ def test_many_questions_of_the_same_kind_confirm_it() -> None:
     assert (check.verdict, check.holds) == ("confirmed", True)
     [point] = check.points
     assert point.records == 4000
-    assert point.p_few_enough == pytest.approx(binom.cdf(point.harmful_exits, 4000, 0.05))
-    assert point.p_too_many == pytest.approx(1 - binom.cdf(point.harmful_exits - 1, 4000, 0.05))
+    assert point.p_few_enough == pytest.approx(binom.cdf(point.harmed, 4000, 0.05))
+    assert point.p_too_many == pytest.approx(1 - binom.cdf(point.harmed - 1, 4000, 0.05))
     assert "certify it by themselves" in check.describe()
 
 
@@ -39,7 +39,7 @@ def test_where_more_than_promised_begins(harmful: int) -> None:
     # P(at least 27 of 400) at 5 % is 0.073, P(at least 28) 0.048.
     records = [make_record(number, score=0.99, agreed=number >= harmful) for number in range(400)]
     check = check_drift(CALIBRATION, records)
-    assert check.points[0].harmful_exits == harmful
+    assert check.points[0].harmed == harmful
     assert (check.verdict == "violated") is (harmful == 28)
 
 

@@ -11,9 +11,14 @@ from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.figures import bins
 from sgl_engine.calibration.outcomes import outcome, outcomes_by_kind, share_interval
 from sgl_engine.calibration.page import write_page
+from sgl_engine.calibration.ways import Ways
 
 RECORDS = make_records(1500)
 CALIBRATION = make_calibration(RECORDS)
+
+
+def exits_only(probabilities: list[float], harmful: list[bool]) -> Ways:
+    return Ways(np.array(probabilities)[:, None], np.array(harmful)[:, None])
 
 
 def test_what_a_cascade_would_have_done_by_hand() -> None:
@@ -23,25 +28,25 @@ def test_what_a_cascade_would_have_done_by_hand() -> None:
         make_record(2, small_right=False, alone_right=False, kind="charts"),
         make_record(3, kind="charts"),
     ]
-    probabilities, harmful = [0.9, 0.8, 0.3, 0.7], [False, True, False, False]
-    result = outcome(records, probabilities, harmful, threshold=0.7)
-    assert (result.questions, result.exits, result.harmful_exits, result.exit_share) == (4, 3, 1, 0.75)
+    ways = exits_only([0.9, 0.8, 0.3, 0.7], [False, True, False, False])
+    result = outcome(records, ways, (), threshold=0.7)
+    assert (result.questions, result.exits, result.harmed, result.exit_share) == (4, 3, 1, 0.75)
     assert (result.accuracy, result.small_accuracy, result.large_accuracy) == (0.75, 0.5, 0.75)
     assert result.guided_accuracy == 1.0
     assert (result.accuracy_lost, result.lost_by_exits, result.lost_by_pruning) == (0.0, 0.25, -0.25)
     assert (result.tflops, result.large_tflops, result.tflops_saved) == (1 + 4 / 4, 8.0, 1 - 2 / 8)
     assert (result.ms, result.large_ms, result.ms_saved) == (10 + 40 / 4, 50.0, 1 - 20 / 50)
-    by_kind = outcomes_by_kind(records, probabilities, harmful, 0.7)
+    by_kind = outcomes_by_kind(records, ways, (), 0.7)
     assert {kind: each.exits for kind, each in by_kind.items()} == {"charts": 1, "words": 2}
 
 
 def test_no_threshold_escalates_everything() -> None:
-    assert outcome([make_record(0)], [1.0], [False], threshold=None).exits == 0
+    assert outcome([make_record(0)], exits_only([1.0], [False]), (), threshold=None).exits == 0
 
 
 def test_without_answers_or_times_nothing_is_claimed_of_them() -> None:
     records = [make_record(0), make_record(1, small_right=None, alone_right=None, alone_ms=None)]
-    result = outcome(records, [0.9, 0.9], [False, False], threshold=0.8)
+    result = outcome(records, exits_only([0.9, 0.9], [False, False]), (), threshold=0.8)
     assert (result.accuracy, result.large_accuracy, result.ms_saved, result.accuracy_lost) == (None,) * 4
 
 

@@ -367,7 +367,7 @@ def test_caching(chat: ChatSGL) -> None:
     assert chat.invoke(UNSURE).response_metadata["sgl"] != first.response_metadata["sgl"]
     red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
     for picture in (red, blue):
-        cached.invoke([HumanMessage([{"type": "image", "image": picture}, "what"])])
+        cached.invoke([HumanMessage([{"type": "image", "image": picture}, "what"])], max_tokens=4)
     assert len(cached.cache._cache) == 5  # type: ignore[union-attr]
 
 
@@ -579,6 +579,8 @@ OPTIONS: dict[str, Any] = {
     "timeout": 2.5,
     "logprobs": True,
     "top_logprobs": 2,
+    "max_reasoning_tokens": 9,
+    "skip_special_tokens": False,
     "chat_template_kwargs": {"enable_thinking": False},
     "evidence": True,
     "cache_salt": "tenant",

@@ -95,6 +95,7 @@ def test_a_place_of_its_own_counts_before_the_common_one() -> None:
         ({"dtype": "flaot16"}, "'flaot16'"),
         ({"small_settings": {"dtype": "int8"}}, "'int8'"),
         ({"retention": "50%"}, "'50%'"),
+        ({"retention": "auto"}, "leaves the choice to a calibration, and none is given"),
         ({"scorer": "gut"}, "gut"),
         ({"calibration": "nowhere.json"}, "'nowhere.json'"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens=4"),

@@ -18,7 +18,7 @@ from sgl_engine.demo.pages import Page, Question, heldout_pages
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.exit.decision import score_parts
 from sgl_engine.explain.heatmap import draw_importance
-from sgl_engine.passes import run_small_pass
+from sgl_engine.passes import SmallPassResult, run_small_pass
 
 MAX_BYTES = 20_000_000
 
@@ -34,6 +34,12 @@ def asked() -> list[tuple[Request, Page, Question]]:
         (Request.ask(question.text, Image.fromarray(page.pixels)), page, question)
         for page, question in heldout_pages(40)
     ]
+
+
+@pytest.fixture(scope="module")
+def passes(engine: SGLEngine, asked: list) -> list[SmallPassResult]:
+    """The small model's, one per question."""
+    return [run_small_pass(engine.small, AnswerTask(engine.small.encode(r), 80)) for r, *_ in asked]
 
 
 def _files() -> Iterator[Path]:
@@ -86,8 +92,7 @@ def test_the_pair_answers_and_uses_both_routes(engine: SGLEngine, asked: list) -
     assert sum(blind) < 0.5 * sum(hit for hit, _ in read)
 
 
-def test_the_score_tells_right_from_wrong(engine: SGLEngine, asked: list) -> None:
-    passes = [run_small_pass(engine.small, AnswerTask(engine.small.encode(r), 80)) for r, *_ in asked]
+def test_the_score_tells_right_from_wrong(asked: list, passes: list[SmallPassResult]) -> None:
     right = [p.generation.text == question.answer for p, (*_, question) in zip(passes, asked, strict=True)]
     scores = torch.tensor([score_parts(p.parts).score for p in passes])
     mask = torch.tensor(right)
@@ -115,11 +120,10 @@ def test_every_bundled_picture_can_be_asked_and_explained(engine: SGLEngine) -> 
             assert draw_importance(Image.open(path), response.importance).width > 192
 
 
-def test_the_heat_lies_where_the_answer_is(engine: SGLEngine, asked: list) -> None:
+def test_the_heat_lies_where_the_answer_is(asked: list, passes: list[SmallPassResult]) -> None:
     """Where the small answer is right, the tokens it was read from get far more attention than others."""
     ratios, elsewhere = [], []
-    for request, page, question in asked:
-        result = run_small_pass(engine.small, AnswerTask(engine.small.encode(request), 80))
+    for result, (_, page, question) in zip(passes, asked, strict=True):
         if result.generation.text != question.answer or not question.evidence:
             continue
         assert result.importance is not None

@@ -160,7 +160,7 @@ ORDINARY = st.text(st.sampled_from("ab <|>[]/\n\t'\"\\é你😀{%}.s\u0301_image
 
 
 @some_lifelikes
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(parts=st.lists(ORDINARY, min_size=4, max_size=4))
 def test_ordinary_text_is_read_as_by_transformers(kind: str, template: str, parts: list[str]) -> None:
     processor = lifelike_processor(kind, template)
@@ -228,7 +228,7 @@ def test_no_tokenizer_makes_one_either(kind: str, template: str) -> None:
 
 
 @some_lifelikes
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(
     parts=st.lists(st.sampled_from([*"<|>[]/§ \n", "im_end", "<|im_", "<image>", "a§", "INST"]), max_size=9)
 )

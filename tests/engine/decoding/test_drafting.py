@@ -16,7 +16,8 @@ from tolerances import gap, of_logprobs
 from sgl_engine import VLM, EngineConfig, ExitConfig, GenerationConfig, Request, Response, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.chat.text_stream import TextDelta
-from sgl_engine.decoding.answer import Answer, AnswerTask, Draft, draft_tokens
+from sgl_engine.decoding.answer import Answer, AnswerTask
+from sgl_engine.decoding.draft import Draft, draft_tokens
 from sgl_engine.decoding.loop import MAX_LOGIT_ROWS
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import RequestCancelledError

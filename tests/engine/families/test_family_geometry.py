@@ -1,6 +1,7 @@
 """Do grids and boxes say where in the picture a visual token looks? A changed block of pixels shows it."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ BLOCK: Box = (0.52, 0.2, 0.8, 0.6)
 MARGIN = 0.9  # of a token: resizing blurs, and grids are rounded to whole tokens
 
 
+@cache
 def patchwise(family: str, max_tiles: int) -> VLM:
     """A model whose tower does not mix patches: what a token holds is what its own pixels are."""
     vlm = tiny_vlm(family, max_tiles=max_tiles, side_tokens=6)

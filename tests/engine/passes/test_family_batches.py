@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import half
 from samples import noise
 from test_family_exactness import (
     ANSWER,
+    FAMILIES,
+    IMPLEMENTATIONS,
     LAYERS,
+    LAYERS_K,
     REQUESTS,
     attention_of,
     families,
@@ -19,6 +23,7 @@ from test_family_exactness import (
     random_plan,
 )
 from tolerances import CONTROL, gap, of_logits, of_logprobs, relative_gap
+from whole_model import masked_logits
 
 from sgl_engine import VLM, Request
 from sgl_engine.decoding.answer import AnswerTask
@@ -68,11 +73,17 @@ def batch_logits(
 
 
 @cache
-def single_logits(family: str, row: int, layer: int, implementation: str) -> torch.Tensor:
-    vlm, prompt, plan = model(family), prompts(family)[row], plans(family, layer)[row]
-    with attention_of(vlm, implementation):
-        batch = vlm.batch([prompt])
-        return batch_logits(vlm, batch, KeptColumns.of([plan]), vlm.embed(prompt))[0]
+def single_logits(family: str, row: int, layer: int) -> torch.Tensor:
+    """Of a row alone, with nothing cached: its own steps are held to the same oracle elsewhere."""
+    prompt, plan = prompts(family)[row], plans(family, layer)[row]
+    whole = masked_logits(model(family), prompt, ANSWER, layer=layer, keep=plan.keep.tolist())
+    return whole[len(prompt) - 1 :]
+
+
+@cache
+def embedded(family: str, implementation: str) -> tuple[torch.Tensor, ...]:
+    with attention_of(model(family), implementation):
+        return tuple(model(family).embed(prompt) for prompt in prompts(family))
 
 
 def gaps(
@@ -80,19 +91,13 @@ def gaps(
 ) -> list[float]:
     """Of each row in the batch from the same row alone."""
     vlm = model(family)
-    embeddings = batch.join([vlm.embed(prompt) for prompt in prompts(family)])
+    embeddings = batch.join(list(embedded(family, implementation)))
     with attention_of(vlm, implementation):
         got = batch_logits(vlm, batch, kept, embeddings, **options)
-    return [
-        gap(of_row, single_logits(family, row, layer, implementation)[: len(of_row)])
-        for row, of_row in enumerate(got)
-    ]
+    return [gap(of_row, single_logits(family, row, layer)[: len(of_row)]) for row, of_row in enumerate(got)]
 
 
-@families
-@implementations
-@layers
-@pytest.mark.parametrize("drop", [None, 1])
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, layer=LAYERS_K, drop=(None, 1))
 def test_logits_are_those_of_single_runs(
     family: str, implementation: str, layer: int, drop: int | None
 ) -> None:
@@ -122,9 +127,7 @@ class OnePaddingSeen(PromptBatch):
         return mask
 
 
-@families
-@implementations
-@pytest.mark.parametrize("wrong", [OneTooFar, OnePaddingSeen])
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, wrong=(OneTooFar, OnePaddingSeen))
 def test_wrong_positions_and_masks_are_noticed(
     family: str, implementation: str, wrong: type[PromptBatch]
 ) -> None:
@@ -138,10 +141,7 @@ def test_wrong_positions_and_masks_are_noticed(
     assert max(found[row] for row in range(len(found)) if row not in padded) < within
 
 
-@families
-@implementations
-@layers
-@pytest.mark.parametrize("off", ["columns", "fillers"])
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, layer=LAYERS_K, off=("columns", "fillers"))
 def test_wrong_kept_rows_are_noticed(family: str, implementation: str, layer: int, off: str) -> None:
     batch = model(family).batch(prompts(family))
     right = KeptColumns.of(plans(family, layer))
@@ -192,35 +192,35 @@ def test_small_passes_are_those_of_single_runs(family: str, implementation: str)
             assert torch.equal(ours.consistency_plan.keep, theirs.consistency_plan.keep)
 
 
-@families
-@implementations
-@layers
+@cache
+def own_large(family: str, row: int, layer: int, implementation: str) -> LargePassResult:
+    """A row's pass alone."""
+    task = tasks(family)[row]
+    with attention_of(model(family), implementation):
+        return run_large_pass(model(family), task, plans(family, layer)[row])
+
+
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, layer=LAYERS_K)
 def test_large_passes_are_those_of_single_runs(family: str, implementation: str, layer: int) -> None:
     vlm, wanted = model(family), tasks(family)
     with attention_of(vlm, implementation):
         got = run_large_batch(vlm, wanted, plans(family, layer))
-        for ours, task, plan in zip(got, wanted, plans(family, layer), strict=True):
-            theirs = run_large_pass(
-                vlm, AnswerTask(task.prompt, task.max_new_tokens, stop_at_eos=False), plan
-            )
-            assert isinstance(ours, LargePassResult)
-            same_generation(vlm, ours, theirs)
-            # Columns of the whole batch: no layer holds fewer than its own, pruned ones fewer than others.
-            assert all(held >= own for held, own in zip(ours.cache_tokens, theirs.cache_tokens, strict=True))
-            full = max(len(each.prompt) for each in wanted) + len(ours.generation) - 1
-            assert all(held < full for held in ours.cache_tokens[plan.layer :])
-            assert torch.equal(ours.plan.keep, plan.keep)
+    for row, (ours, plan) in enumerate(zip(got, plans(family, layer), strict=True)):
+        theirs = own_large(family, row, layer, implementation)
+        assert isinstance(ours, LargePassResult)
+        same_generation(vlm, ours, theirs)
+        # Columns of the whole batch: no layer holds fewer than its own, pruned ones fewer than others.
+        assert all(held >= own for held, own in zip(ours.cache_tokens, theirs.cache_tokens, strict=True))
+        full = max(len(each.prompt) for each in wanted) + len(ours.generation) - 1
+        assert all(held < full for held in ours.cache_tokens[plan.layer :])
+        assert torch.equal(ours.plan.keep, plan.keep)
 
 
 @families
 @layers
 def test_forced_answers_are_those_of_single_runs(family: str, layer: int) -> None:
     vlm = model(family)
-    results = [
-        run_large_pass(vlm, AnswerTask(task.prompt, task.max_new_tokens, stop_at_eos=False), plan)
-        for task, plan in zip(tasks(family), plans(family, layer), strict=True)
-    ]
-    generations = [result.generation for result in results]
+    generations = [own_large(family, row, layer, "sdpa").generation for row in range(len(tasks(family)))]
     embeddings = [vlm.embed(prompt) for prompt in prompts(family)]
     batch = vlm.batch(prompts(family))
     got = answers_logprobs(vlm, batch, batch.join(embeddings), generations, plans(family, layer))

@@ -1,18 +1,21 @@
 """With a draft, right or wrong in any place, every family says what it says without one."""
 
 import random
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from combinations import half
 from test_family_batches import plans, tasks
 from test_family_exactness import (
+    FAMILIES,
+    IMPLEMENTATIONS,
     attention_of,
     encoded,
     families,
-    implementations,
     model,
     random_plan,
     rebuilt,
@@ -71,9 +74,7 @@ def differs(vlm: VLM, got: LargePassResult, own: LargePassResult, times: float =
     ) > times * of_logprobs(vlm)
 
 
-@families
-@implementations
-@pruned
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, pruned=PLANS)
 def test_whatever_is_accepted_the_answer_is_the_models_own(
     family: str, implementation: str, pruned: str
 ) -> None:
@@ -82,33 +83,35 @@ def test_whatever_is_accepted_the_answer_is_the_models_own(
     vlm, prompt, plan = case(family, pruned)
     logits = masked_logits(vlm, prompt, ids[:-1], layer=plan.layer, keep=plan.keep.tolist())
     assert logits[len(prompt) - 1 :].argmax(dim=-1).tolist() == ids
+    forwards: list[int] = []
     with attention_of(vlm, implementation):
         for accepted in range(TOKENS + 1):
-            got = large_pass(family, pruned, wrong_from(ids, accepted))
+            with counted(vlm) as found:
+                got = large_pass(family, pruned, wrong_from(ids, accepted))
+            forwards.append(len(found))
+            assert len(got.fed) == len(found)
             assert not differs(vlm, got, own), accepted
             assert got.generation.text == own.generation.text
             # The last token ends the answer, so it is written, not checked.
             assert (got.drafted_tokens, got.accepted_tokens) == (TOKENS - 1, min(accepted, TOKENS - 1))
             assert got.cache_tokens == own.cache_tokens
         assert not differs(vlm, large_pass(family, pruned, wrong_at(ids, 1)), own)
+    # One for what is accepted, and one for each token after it.
+    if family != "qwen3_5":
+        assert forwards == [6, 5, 4, 3, 2, 1, 1]
+    elif pruned == "before layer 3":  # reads its prompt first; what is right is fed again with what is wrong
+        assert forwards == [6, 6, 5, 4, 3, 2, 2]
 
 
-@families
-def test_a_forward_for_what_is_accepted_and_one_for_each_token_after_it(family: str) -> None:
-    ids = own_pass(family, "before layer 3", "sdpa").generation.token_ids.tolist()
-    forwards: list[int] = []
-    hook = model(family).text_model.register_forward_hook(lambda *_: forwards.append(1))
-    counts = []
-    for accepted in range(TOKENS + 1):
-        forwards.clear()
-        fed = large_pass(family, "before layer 3", wrong_from(ids, accepted)).fed
-        counts.append(len(forwards))
-        assert len(fed) == len(forwards)
-    hook.remove()
-    if family == "qwen3_5":  # reads its prompt first; what is right up to a wrong token is fed again with it
-        assert counts == [6, 6, 5, 4, 3, 2, 2]
-    else:
-        assert counts == [6, 5, 4, 3, 2, 1, 1]
+@contextmanager
+def counted(vlm: VLM) -> Iterator[list[int]]:
+    """The decoder's forwards within the context."""
+    found: list[int] = []
+    hook = vlm.text_model.register_forward_hook(lambda *_: found.append(1))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 class NoWayBack(Rewinding):
@@ -195,10 +198,8 @@ def test_a_batch_that_is_foreseen_takes_one_forward(family: str) -> None:
         replace(task, draft=tuple(result.generation.token_ids.tolist()))  # type: ignore[union-attr]
         for task, result in zip(tasks(family), own, strict=True)
     ]
-    forwards: list[int] = []
-    hook = vlm.text_model.register_forward_hook(lambda *_: forwards.append(1))
-    got = run_large_batch(vlm, drafted, plans(family, 3))
-    hook.remove()
+    with counted(vlm) as forwards:
+        got = run_large_batch(vlm, drafted, plans(family, 3))
     assert [result.accepted_tokens for result in got if isinstance(result, LargePassResult)] == [5, 2, 4]
     assert len(forwards) == (1 if family != "qwen3_5" else 1 + 3)  # rows of different length, side by side
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import half
 from oracles import exploding, traces
 from samples import noise
 from tolerances import CONTROL, gap, of_logits, of_logprobs, relative_gap
@@ -46,10 +47,12 @@ Case = tuple[VLM, EncodedPrompt]
 FAMILIES = [family for family in TINY_FAMILIES if family != "smolvlm"]
 """All but SmolVLM, which is Idefics3 under another name: `test_smolvlm_is_idefics3_to_the_bit`."""
 
+IMPLEMENTATIONS = ("sdpa", "eager")
+LAYERS_K = (0, 1, LAYERS // 2)
 families = pytest.mark.parametrize("family", FAMILIES)
 prompts = pytest.mark.parametrize("request_", REQUESTS)
-implementations = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-layers = pytest.mark.parametrize("layer", [0, 1, LAYERS // 2])
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+layers = pytest.mark.parametrize("layer", LAYERS_K)
 
 
 @cache
@@ -66,6 +69,13 @@ def encoded(family: str, request_: str) -> EncodedPrompt:
     return model(family).encode(REQUESTS[request_])
 
 
+@cache
+def embedded(family: str, request_: str, implementation: str) -> torch.Tensor:
+    """By the towers in this attention path."""
+    with attention_of(model(family), implementation):
+        return model(family).embed(encoded(family, request_))
+
+
 def random_plan(prompt: EncodedPrompt, layer: int, keep_ratio: float = 0.3) -> PruningPlan:
     mass = torch.rand(prompt.num_visual_tokens, generator=torch.Generator().manual_seed(3))
     return plan_pruning(prompt, ImportanceMap(mass, prompt.spans, 1), layer=layer, keep_ratio=keep_ratio)
@@ -80,12 +90,19 @@ def expected_logits(family: str, request_: str, layer: int, keep_ratio: float) -
 
 
 def stepwise_logits(
-    vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan, steps: tuple[int, ...], *, shift: int = 0
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    plan: PruningPlan,
+    steps: tuple[int, ...],
+    *,
+    shift: int = 0,
+    embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Prefill, then the answer on the cache in steps of so many tokens, numbered `shift` too far."""
     cache_ = vlm.new_cache()
+    embeddings = vlm.embed(prompt) if embeddings is None else embeddings.clone()
     with prune_visual_tokens(vlm, plan):
-        found = [vlm.forward(vlm.embed(prompt), prompt=prompt, first_position=0, cache=cache_)]
+        found = [vlm.forward(embeddings, prompt=prompt, first_position=0, cache=cache_)]
         done = 0
         for count in steps:
             step = vlm.embed_tokens(torch.tensor(ANSWER[done : done + count]))
@@ -121,9 +138,7 @@ def test_visual_tokens_are_those_that_show_something(family: str, request_: str)
     assert len({span.image for span in prompt.spans}) == len(REQUESTS[request_].images)
 
 
-@families
-@prompts
-@implementations
+@half(family=FAMILIES, request_=REQUESTS, implementation=IMPLEMENTATIONS)
 def test_captured_map_equals_eager_attention(family: str, request_: str, implementation: str) -> None:
     vlm, prompt = model(family), encoded(family, request_)
     with attention_of(vlm, implementation):
@@ -137,19 +152,23 @@ def test_captured_map_equals_eager_attention(family: str, request_: str, impleme
     assert relative_gap(result.importance.mass, fewer) > CONTROL * of_logprobs(vlm)
 
 
-@families
-@prompts
-@implementations
-@layers
-@pytest.mark.parametrize("keep_ratio", [0.05, 0.8])
-@pytest.mark.parametrize("steps", STEPS)
+@half(
+    family=FAMILIES,
+    request_=REQUESTS,
+    implementation=IMPLEMENTATIONS,
+    layer=LAYERS_K,
+    keep_ratio=(0.05, 0.8),
+    steps=STEPS,
+)
 def test_pruned_logits_equal_a_masked_forward(
     family: str, request_: str, implementation: str, layer: int, keep_ratio: float, steps: str
 ) -> None:
     vlm, prompt = model(family), encoded(family, request_)
     plan = random_plan(prompt, layer, keep_ratio)
     with attention_of(vlm, implementation):
-        got = stepwise_logits(vlm, prompt, plan, STEPS[steps])
+        got = stepwise_logits(
+            vlm, prompt, plan, STEPS[steps], embeddings=embedded(family, request_, implementation)
+        )
     assert gap(got, expected_logits(family, request_, layer, keep_ratio)) < of_logits(vlm)
 
 
@@ -179,12 +198,11 @@ def test_smolvlm_is_idefics3_to_the_bit(request_: str, implementation: str) -> N
 def test_greedy_answers_equal_the_masked_models(family: str, layer: int) -> None:
     vlm, prompt = model(family), encoded(family, "one picture")
     plan = random_plan(prompt, layer)
-    answer: list[int] = []
-    for _ in range(5):
-        logits = masked_logits(vlm, prompt, answer, layer=layer, keep=plan.keep.tolist())
-        answer.append(int(logits[-1].argmax()))
     result = run_large_pass(vlm, AnswerTask(prompt, 5, stop_at_eos=False), plan)
-    assert result.generation.token_ids.tolist() == answer
+    answer = result.generation.token_ids.tolist()
+    # The masked model says each token behind those before it, so it is its own greedy answer, too.
+    logits = masked_logits(vlm, prompt, answer[:-1], layer=layer, keep=plan.keep.tolist())
+    assert logits[len(prompt) - 1 :].argmax(dim=-1).tolist() == answer
 
 
 @families
@@ -198,9 +216,7 @@ def test_a_teacher_forced_answer_equals_the_masked_models(family: str, layer: in
     assert gap(got, expected_logits(family, "a conversation", layer, 0.3)) < of_logits(vlm)
 
 
-@families
-@prompts
-@implementations
+@half(family=FAMILIES, request_=REQUESTS, implementation=IMPLEMENTATIONS)
 def test_keep_ratio_1_is_generate_bit_for_bit(
     family: str, request_: str, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,14 +246,16 @@ def test_wrong_positions_are_noticed(family: str, layer: int) -> None:
     vlm, prompt = model(family), encoded(family, "one picture")
     plan = random_plan(prompt, layer)
     expected = expected_logits(family, "one picture", layer, 0.3)
-    got = stepwise_logits(vlm, prompt, plan, STEPS["one by one"], shift=1)
+    embeddings = embedded(family, "one picture", "sdpa")
+    got = stepwise_logits(vlm, prompt, plan, STEPS["one by one"], shift=1, embeddings=embeddings)
     assert gap(got, expected) > CONTROL * of_logits(vlm)
     if prompt.positions is None:
         return
     for axis in range(len(prompt.positions)):
         moved = prompt.positions.clone()
         moved[axis, 0, list(prompt.visual_positions)] += 8
-        got = stepwise_logits(vlm, replace(prompt, positions=moved), plan, STEPS["one by one"])
+        other = replace(prompt, positions=moved)
+        got = stepwise_logits(vlm, other, plan, STEPS["several at once"], embeddings=embeddings)
         assert gap(got, expected) > CONTROL * of_logits(vlm)
 
 
@@ -250,7 +268,9 @@ def test_wrong_rows_are_noticed(family: str, layer: int) -> None:
     kept = set(plan.keep.tolist())
     swap = next(i for i in range(len(visual) - 1) if (visual[i] in kept) and (visual[i + 1] not in kept))
     wrong = sorted((kept - {visual[swap]}) | {visual[swap + 1]})
-    got = stepwise_logits(vlm, prompt, replace(plan, keep=torch.tensor(wrong)), STEPS["one by one"])
+    off = replace(plan, keep=torch.tensor(wrong))
+    embeddings = embedded(family, "one picture", "sdpa")
+    got = stepwise_logits(vlm, prompt, off, STEPS["one by one"], embeddings=embeddings)
     assert gap(got, expected_logits(family, "one picture", layer, 0.3)) > CONTROL * of_logits(vlm)
 
 
@@ -303,8 +323,9 @@ def test_nothing_remains(family: str) -> None:
         assert traces(vlm) != before  # the control: hooks are seen
 
 
+@cache
 def rebuilt(family: str, **text: Any) -> VLM:
-    """A tiny model with another decoder configuration."""
+    """A tiny model with another decoder configuration; one for all tests, as `model`."""
     base = tiny_vlm(family, size="large", decoder="qwen2", max_tiles=4)
     settings = base.config.text_config.to_dict() | {"layer_types": None} | text
     base.config.text_config = type(base.config.text_config)(**settings)

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import half
 from samples import noise
 from test_family_exactness import (
+    FAMILIES,
+    IMPLEMENTATIONS,
     LAYERS,
     OTHER_WINDOWS,
     attention_of,
@@ -116,9 +119,7 @@ def test_the_small_model_repeats_a_run_from_scratch(family: str, implementation:
     assert warm.parts == refilled.parts
 
 
-@families
-@implementations
-@pytest.mark.parametrize("layer", LAYERS_K)
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, layer=LAYERS_K)
 def test_the_large_model_repeats_a_run_from_scratch(
     family: str, implementation: str, layer: int | None
 ) -> None:
@@ -157,9 +158,7 @@ def test_pruned_before_the_first_layer_only_features_are_known(family: str) -> N
     assert (warm.reused.tokens, warm.reused.pictures) == (0, 1)
 
 
-@families
-@implementations
-@pytest.mark.parametrize("layer", [1, 3, None])
+@half(family=FAMILIES, implementation=IMPLEMENTATIONS, layer=LAYERS_K)
 def test_a_draft_is_checked_on_what_is_known(family: str, implementation: str, layer: int | None) -> None:
     vlm = model(family)
     first, second = (encoded(family, "two pictures", question) for question in ("What?", "And how many?"))
@@ -174,12 +173,10 @@ def test_a_draft_is_checked_on_what_is_known(family: str, implementation: str, l
             same_large(vlm, warm, cold)
             assert warm.accepted_tokens >= min(accepted, TOKENS - 1)
             # What was taken back must not have reached what others will read.
-            same_large(vlm, large(vlm, second, layer, reuse=REUSE), cold)
+            same_large(vlm, large(vlm, second, layer, reuse=REUSE, draft=ids), cold)
 
 
-@pytest.mark.parametrize("windows", ["in every layer", "in the upper layers"])
-@implementations
-@pytest.mark.parametrize("layer", [1, LAYERS // 2, 4, None])
+@half(windows=OTHER_WINDOWS, implementation=IMPLEMENTATIONS, layer=(1, LAYERS // 2, 4, None))
 def test_sliding_windows(windows: str, implementation: str, layer: int | None) -> None:
     name, text = OTHER_WINDOWS[windows]
     vlm = rebuilt(name, **text)

@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from sgl_engine import SGLEngine
-from sgl_engine.cascade import Pair
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig, PruningConfig
 from sgl_engine.model.quantization import weight_bytes
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.work import run_small
+from sgl_engine.passes.large import plan_large
 from sgl_engine.planning import outline
-from sgl_engine.planning.estimate import large_flops, plan_for, small_flops, token_by_token
+from sgl_engine.planning.estimate import even_map, large_flops, small_flops, token_by_token
 from sgl_engine.planning.outline import Outline
 from sgl_engine.report.make import alone_flops
 from sgl_engine.request import Request
@@ -68,7 +67,7 @@ def counted(
     """The same figures without weights."""
     small, large = empty
     one, other = (vlm.encode(page(size)) for vlm in empty)
-    plan = plan_for(one, other, Pair(small, large, CONFIG, None, run_small))
+    plan = plan_large(large, other, even_map(one, 1), CONFIG.pruning)
     flops = (
         small_flops(small, one, tokens[0], CONFIG),
         large_flops(large, other, plan, token_by_token(tokens[1]), tokens[1]),

@@ -29,6 +29,8 @@ WRONG: dict[str, list[Any]] = {
     "logprobs": ["yes"],
     "response_schema": ["{}", [("type", "object")], {"type": object()}],
     "chat_template_kwargs": ["x", {5: 1}],
+    "skip_special_tokens": [5, "no"],
+    "max_reasoning_tokens": [-1, "x", 1.5],
     "messages": [None, "hi", ("hi",), Message("user", ("hi",))],
     "stop": [(5,), None, "abc"],
     "temperature": ["x", math.nan, -1.0, math.inf],
@@ -44,6 +46,7 @@ def wrong_messages() -> Iterator[Any]:
     yield from (Message("user", content) for content in (None, "abc", (5,), ("a\ud800b",)))  # type: ignore[arg-type]
     yield Message("tool", ("q",), name=5)  # type: ignore[arg-type]
     yield Message("tool", ("q",), tool_call_id=5)  # type: ignore[arg-type]
+    yield Message("assistant", ("q",), reasoning=5)  # type: ignore[arg-type]
     for call in (ToolCall("1", "f", {"a": object()}), ToolCall(1, "f", {}), ToolCall("1", "f", "{}"), 5):  # type: ignore[arg-type]
         yield Message("assistant", ("",), tool_calls=(call,))  # type: ignore[arg-type]
 

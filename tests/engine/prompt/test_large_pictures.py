@@ -4,6 +4,7 @@ import dataclasses
 import io
 import threading
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ def vlm(request: pytest.FixtureRequest) -> VLM:
     return tiny_vlm(family, max_tiles=tiles)
 
 
+@cache
 def scene(width: int, height: int) -> Image.Image:
-    """Slopes, edges, stripes and some grain, as photographs have."""
+    """Slopes, edges, stripes and some grain, as photographs have; nobody changes it."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     grain = np.random.default_rng(0).normal(0, 6, (height, width))
     stripes = 100 + 90 * np.sign(np.sin(40 * x + 20 * y))
@@ -39,6 +41,11 @@ def scene(width: int, height: int) -> Image.Image:
     return Image.fromarray(
         np.stack([np.clip(plane + grain, 0, 255) for plane in planes], -1).astype(np.uint8)
     )
+
+
+@cache
+def scene_bytes(width: int, height: int) -> bytes:
+    return encoded(scene(width, height))
 
 
 def pixels(prompt: EncodedPrompt) -> torch.Tensor:
@@ -57,7 +64,7 @@ def boxes(prompt: EncodedPrompt) -> list[float]:
 def test_the_same_tokens_and_nearly_the_same_pixels(vlm: VLM) -> None:
     scaled_at_all = 0
     for size in SIZES:
-        data = encoded(scene(*size))
+        data = scene_bytes(*size)
         scaled_at_all += vlm.shrink_factor(*size) > 1
         ours, theirs = (vlm.encode(Request.ask("?", data), limits) for limits in (SCALED, AS_IT_IS))
         assert torch.equal(ours.input_ids, theirs.input_ids)
@@ -76,7 +83,7 @@ def test_the_control_scaling_further_changes_the_pixels(vlm: VLM, monkeypatch: p
         assert wanted is not None
         return max(4 * width // wanted.width, 4 * height // wanted.height)
 
-    data = encoded(scene(640, 480))
+    data = scene_bytes(640, 480)
     theirs = vlm.encode(Request.ask("?", data), AS_IT_IS)
     monkeypatch.setattr(
         "sgl_engine.model.encoding.shrink_factor", lambda *given: a_quarter_of_what_is_used(vlm, *given[3:])
@@ -108,7 +115,7 @@ def test_the_control_a_factor_that_is_passed_over_changes_the_tokens() -> None:
 
 
 def test_ordinary_pictures_reach_the_processor_as_they_are(vlm: VLM) -> None:
-    data = encoded(scene(640, 480))
+    data = scene_bytes(640, 480)
     ours, theirs = (vlm.encode(Request.ask("?", data), limits) for limits in (LimitsConfig(), AS_IT_IS))
     assert torch.equal(pixels(ours), pixels(theirs))
 

@@ -1,0 +1,47 @@
+"""The outcome of one architecture."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+from benchmarks.coverage_families.architectures import RECIPES
+from benchmarks.coverage_families.checks import Outcome, examine
+from benchmarks.coverage_families.sizes import TOKENIZER, default, randomize
+from sgl_engine.errors import UnsupportedModelError
+from sgl_engine.families import find_family
+from sgl_engine.families.tiny import TINY_FAMILIES
+
+
+def outcome_of(name: str) -> Outcome:
+    """Builds and runs it; where there is no recipe, only its default configuration is shown to the engine."""
+    try:
+        if name in TINY_FAMILIES:
+            from sgl_engine.testing import tiny_vlm
+
+            tiny = tiny_vlm(name, size="large")
+            return examine(name, tiny.model, tiny.processor)
+        if name not in RECIPES:
+            return _by_configuration(name)
+        model, processor = RECIPES[name]()
+        return examine(name, *_finished(model, processor))
+    except Exception as error:  # noqa: BLE001  # whatever an unknown architecture raises is its outcome
+        if os.environ.get("TRACEBACK"):
+            traceback.print_exc()
+        return Outcome(name, "fails", reason=f"{type(error).__name__}: {error}")
+
+
+def _finished(model: Any, processor: Any) -> tuple[Any, Any]:
+    randomize(model)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    model.generation_config.pad_token_id = TOKENIZER.pad_token_id
+    return model, processor
+
+
+def _by_configuration(name: str) -> Outcome:
+    try:
+        family = find_family(default(name), name)
+    except UnsupportedModelError as error:
+        return Outcome(name, "refused", reason=str(error))
+    return Outcome(name, "not built", family.name, "no recipe in benchmarks/coverage_families")

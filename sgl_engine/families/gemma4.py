@@ -1,0 +1,67 @@
+"""Gemma 4: windows, a larger head in full layers, pictures that may see themselves in both directions.
+
+Some sizes have embeddings of their own in every layer, which go by the token. They lie behind the token's
+embedding in one row, so they are gathered, padded and joined with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.families.generic import Generic
+from sgl_engine.families.own import decoder_call
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Cache
+
+
+class Gemma4(Generic):
+    """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
+
+    name = "gemma4"
+
+    def embed(self, model: Any, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        """Image tokens have, in the layers' own embeddings, those of padding."""
+        import torch
+
+        embeddings = super().embed(model, input_ids, features)
+        text = model.config.get_text_config()
+        if not text.hidden_size_per_layer_input:
+            return embeddings
+        ids = input_ids.masked_fill(input_ids == self.image_token_id(model.config), text.pad_token_id)
+        own = self.text_model(model).get_per_layer_inputs(ids, None)  # (B, S, L, width)
+        return torch.cat((embeddings, own.flatten(2).to(embeddings)), dim=-1)
+
+    def decoder_inputs(
+        self,
+        model: Any,
+        embeddings: Tensor,
+        inputs: Mapping[str, Tensor],
+        positions: Tensor,
+        cache: Cache | None,
+        *,
+        first: int,
+    ) -> dict[str, Any]:
+        """The layers' own embeddings apart, and the masks that the model makes of a prompt with pictures."""
+        import torch
+
+        text = model.config.get_text_config()
+        tokens, own = embeddings.tensor_split([text.hidden_size], dim=-1)
+        given: dict[str, Any] = {"inputs_embeds": tokens}
+        if own.shape[-1]:
+            given["per_layer_inputs"] = own.unflatten(-1, (text.num_hidden_layers, -1))
+        kinds = inputs.get("mm_token_type_ids")
+        if first or kinds is None:
+            return given
+        following = (0, embeddings.shape[1] - kinds.shape[1])  # tokens after the prompt are text
+        handed = decoder_call(
+            model.model,
+            "language_model",
+            **given,
+            position_ids=positions,
+            cache=cache,
+            mm_token_type_ids=torch.nn.functional.pad(kinds, following),
+        )
+        return {**given, "attention_mask": handed["attention_mask"]}
