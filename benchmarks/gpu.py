@@ -3,10 +3,10 @@
     python -m benchmarks.gpu --output gpu.md
     python -m benchmarks.gpu --dry-run
 
-Is every family exact in bfloat16, under SDPA and under flash attention? Does the bundled pair answer as on a
-CPU, spread over devices and quantized too? What do the steps gain at 1B -> 8B, and does a training step train?
-A part begins only where ``--seconds`` leave time for it, and what is not installed is named. ``--dry-run`` does
-the same on a CPU, with tiny models: the figures say nothing, but everything runs.
+Is every family exact in bfloat16, under SDPA and under flash attention? Does the bundled pair answer as on
+a CPU, spread over devices and quantized too? What do the steps gain at 1B -> 8B, and does a training step
+train? A part begins only where ``--seconds`` leave time for it, and what is not installed is named.
+``--dry-run`` does the same on a CPU, with tiny models: the figures say nothing, but everything runs.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def gains(options: argparse.Namespace) -> Iterator[Row]:
         f"--device {options.device} --shapes {options.shapes} --tokens {options.tokens} --repeats "
         f"{options.repeats} --answer-tokens {options.answer_tokens} --dtype bfloat16 --only"
     ).split()
-    timed = latency.parse([*given, *latency.ROWS])
+    timed = latency.parse([*given, *options.rows])
     for row in latency.compare(timed, Console(stderr=True)):
         low, high = row["spread"]
         yield (
@@ -156,7 +156,7 @@ def gains(options: argparse.Namespace) -> Iterator[Row]:
 
 def training(options: argparse.Namespace) -> Iterator[Row]:
     """Steps on one page: the loss has to fall."""
-    for size in ("small", "large"):
+    for size in options.sizes:
         yield size, *train_steps(size, options.device, steps=options.steps)
 
 
@@ -219,6 +219,8 @@ DRY: Mapping[str, Any] = {
     "questions": 2,
     "steps": 2,
     "families": ("internvl", "qwen2_5_vl"),
+    "rows": ("capture", "early-exit"),
+    "sizes": ("small",),
 }
 """What a dry run does, so that it takes seconds."""
 
@@ -239,7 +241,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/offload"), help="for weights on disk")
     parser.add_argument("--output", type=Path, help="file that the block is written to")
     options = parser.parse_args(arguments)
-    options.device, options.families = ("cpu" if options.dry_run else "cuda"), TINY_FAMILIES
+    options.device = "cpu" if options.dry_run else "cuda"
+    options.families, options.rows, options.sizes = TINY_FAMILIES, tuple(latency.ROWS), ("small", "large")
     if options.dry_run:
         vars(options).update(DRY)
     elif not torch.cuda.is_available():

