@@ -93,7 +93,7 @@ def _on_rows(forward: Any, rows: list[int]) -> Any:
 
 
 def received_attention(vlm: VLM, prompt: EncodedPrompt) -> dict[int, Tensor]:
-    """Per layer, eager attention that visual tokens receive from the last of them on, heads added up: (V,)."""
+    """Per layer, eager attention that visual tokens receive from the last on, heads added up: (V,)."""
     visual, found = list(prompt.visual_positions), dict[int, Tensor]()
 
     def add(layer: int) -> Any:

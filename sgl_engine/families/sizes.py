@@ -47,7 +47,7 @@ def size_of(config: PreTrainedConfig, name: str) -> int:
     """A size in a configuration; 0 where it has none, or another in each layer."""
     try:
         value = getattr(config, name, None)
-    except ValueError:
+    except RuntimeError:
         return 0
     return value if isinstance(value, int) else 0
 

@@ -51,6 +51,10 @@ def float32_copy(vlm: VLM) -> VLM | None:
     decoder.layers = nn.ModuleList(list(decoder.layers)[: len(first)]).float()
     for name in norms:
         getattr(decoder, name).float()
+    # The cache is made by the configuration, and has as many layers.
+    decoder.config.num_hidden_layers = len(first)
+    if getattr(decoder.config, "layer_types", None):
+        decoder.config.layer_types = list(decoder.config.layer_types)[: len(first)]
     head = vlm.model.get_output_embeddings()
     rows = head.weight[:_MOST_LOGITS].float()
     short = nn.Linear(rows.shape[1], rows.shape[0], bias=head.bias is not None, device=rows.device)

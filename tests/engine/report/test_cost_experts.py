@@ -38,9 +38,11 @@ def with_decoder(model_type: str, **settings: Any) -> VLM:
     )
     sizes = {name: getattr(config.text_config, name) for name in kept.split()}
     config.text_config = AutoConfig.for_model(model_type, **{**sizes, "pad_token_id": None, **settings})
-    config.text_config._experts_implementation = "eager"
+    config.text_config._experts_implementation = "eager"  # torch counts no grouped products
     torch.manual_seed(0)
-    return VLM(InternVLForConditionalGeneration(config).float(), plain.processor, name=model_type)
+    model = InternVLForConditionalGeneration(config).float()
+    model.set_attn_implementation({"text_config": "eager"})  # nor fused attention
+    return VLM(model, plain.processor, name=model_type)
 
 
 @pytest.mark.parametrize(("model_type", "settings"), [("qwen3_moe", EXPERTS), ("deepseek_v3", LATENT)])
