@@ -31,7 +31,8 @@ class Gemma4(Generic):
         if not text.hidden_size_per_layer_input:
             return embeddings
         ids = input_ids.masked_fill(input_ids == self.image_token_id(model.config), text.pad_token_id)
-        own = self.text_model(model).get_per_layer_inputs(ids, None)  # (B, S, L, width)
+        decoder: Any = self.text_model(model)
+        own = decoder.get_per_layer_inputs(ids, None)  # (B, S, L, width)
         return torch.cat((embeddings, own.flatten(2).to(embeddings)), dim=-1)
 
     def decoder_inputs(

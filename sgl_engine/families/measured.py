@@ -38,7 +38,7 @@ def _values(layer: Module, chosen: int) -> Iterator[int]:
         for _, weight in own:
             several = weight.ndim == 3 and "expert" in f"{path} {type(module).__name__}".lower()
             if several:  # (experts, out, in)
-                yield weight.numel() * min(chosen, len(weight)) // len(weight)
+                yield int(weight.numel() * min(chosen, len(weight)) // len(weight))
             elif weight.ndim in {2, 3} and type(module).__name__ != "Embedding":  # a matrix, a convolution
                 yield weight.numel()
 
@@ -46,5 +46,5 @@ def _values(layer: Module, chosen: int) -> Iterator[int]:
 def _pair_values(layer: Module, shape: DecoderShape) -> int:
     """Multiply-adds of one query row against one key, and of its share of the value; all heads."""
     attention: Any = next((part for part in layer.modules() if hasattr(part, "scaling")), None)
-    keys = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
+    keys: int = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
     return int(shape.query_heads * (keys + getattr(attention, "v_head_dim", keys)))

@@ -284,7 +284,7 @@ def _class_named_elsewhere(name: str, hub: Mapping[str, Any]) -> str:
 
     Many repositories are older than that file, and name the class beside the image processor's settings.
     """
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto import processing_auto
     from transformers.utils.hub import cached_file
 
     of_files = {key: value for key, value in hub.items() if key != "trust_remote_code"}
@@ -294,7 +294,8 @@ def _class_named_elsewhere(name: str, hub: Mapping[str, Any]) -> str:
         if named:
             return str(named)
     config: Any = AutoConfig.from_pretrained(name, **hub)
-    return getattr(config, "processor_class", None) or PROCESSOR_MAPPING_NAMES.get(config.model_type) or ""
+    by_type: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+    return getattr(config, "processor_class", None) or by_type.get(config.model_type) or ""
 
 
 def check_parts(processor: Any, name: str) -> None:

@@ -6,6 +6,7 @@ norms, convolutions and the head stay in the model's dtype, and so does all that
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ConfigError
@@ -20,17 +21,18 @@ def int8_config() -> Any:
     Raises:
         ConfigError: torchao is not installed.
     """
-    from transformers import utils
+    from transformers.utils.import_utils import is_torchao_available
 
-    if not utils.is_torchao_available():
+    if not is_torchao_available():
         raise ConfigError(
             "quantization='int8' needs torchao, which is not installed.",
             remedy='Install it (pip install "langchain-sgl[quantized]"), or leave quantization out.',
         )
-    from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    # By name: the type checker need not have the extra.
+    quantization = importlib.import_module("torchao.quantization")
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
 
 
 def int8_bytes(model: Any, dtype: torch.dtype) -> int:
@@ -42,7 +44,7 @@ def int8_bytes(model: Any, dtype: torch.dtype) -> int:
     """
     import torch
 
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    size: int = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     for module in quantized_layers(model).values():
         rows, columns = module.weight.shape
         size += rows * columns * (1 - dtype.itemsize)

@@ -47,7 +47,7 @@ def float32_copy(vlm: VLM) -> VLM | None:
     # What is in the memo is shared and not copied.
     shared: dict[int, Any] = {id(each): each for each in vlm.model.parameters() if id(each) not in own}
     model = copy.deepcopy(vlm.model, shared)
-    decoder = vlm.family.text_model(model)
+    decoder: Any = vlm.family.text_model(model)
     decoder.layers = nn.ModuleList(list(decoder.layers)[: len(first)]).float()
     for name in norms:
         getattr(decoder, name).float()
