@@ -46,5 +46,5 @@ def _values(layer: Module, chosen: int) -> Iterator[int]:
 def _pair_values(layer: Module, shape: DecoderShape) -> int:
     """Multiply-adds of one query row against one key, and of its share of the value; all heads."""
     attention: Any = next((part for part in layer.modules() if hasattr(part, "scaling")), None)
-    keys: int = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
+    keys: Any = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
     return int(shape.query_heads * (keys + getattr(attention, "v_head_dim", keys)))
