@@ -8,5 +8,5 @@ from .importance import (
     ImportanceMap as ImportanceMap,
     importance_map as importance_map,
 )
-from .recorder import AttentionRecorder as AttentionRecorder
+from .recorder import AttentionRecorder as AttentionRecorder, Scoring as Scoring
 from .rows import AttentionRows as AttentionRows, RowKeeper as RowKeeper

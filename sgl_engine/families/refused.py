@@ -75,3 +75,13 @@ def why_refused(config: PreTrainedConfig) -> str | None:
     if getattr(text, "num_kv_shared_layers", None):
         return "layers of its decoder share keys and values, which pruning would set apart"
     return None
+
+
+FOREIGN_FORMATS: Mapping[str, str] = {
+    "internvl_chat": 'Use the repository in transformers format: the same name, ending in "-hf".',
+    "llava_llama": "Use the repository in transformers format: llava-hf/...",
+    "llava_qwen": "Use the repository in transformers format: llava-hf/...",
+    "minicpmv": "Use a MiniCPM-V repository in transformers format (4.6 or later).",
+    "ovis": "Use an Ovis repository in transformers format, whose model_type is ovis2.",
+}
+"""``model_type`` of repositories that only run with code of their own -> what to use instead."""

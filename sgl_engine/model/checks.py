@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.errors import ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
 from sgl_engine.families import find_family
+from sgl_engine.families.refused import FOREIGN_FORMATS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -69,6 +71,9 @@ def check_folder(name: str) -> None:
     )
 
 
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+
+
 def _check_shards(folder: Path) -> None:
     """Refuses a folder that lacks files which its own index of weights names."""
     index = folder / "model.safetensors.index.json"
@@ -76,6 +81,8 @@ def _check_shards(folder: Path) -> None:
         named = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return  # there is none, or loading says what is wrong with it
+    if any(not _PLAIN_NAME.fullmatch(str(each)) for each in named):
+        return  # a path: whether it leads out of the folder is looked at where weights are read
     missing = sorted(each for each in map(str, named) if not (folder / each).is_file())
     if missing:
         raise ModelNotFoundError(
@@ -83,16 +90,6 @@ def _check_shards(folder: Path) -> None:
             f"({', '.join(missing[:3])}).",
             remedy="Download the missing files: the index beside them names them all.",
         )
-
-
-_FORMATS: Mapping[str, str] = {
-    "internvl_chat": 'Use the repository in transformers format: the same name, ending in "-hf".',
-    "llava_llama": "Use the repository in transformers format: llava-hf/...",
-    "llava_qwen": "Use the repository in transformers format: llava-hf/...",
-    "minicpmv": "Use a MiniCPM-V repository in transformers format (4.6 or later).",
-    "ovis": "Use an Ovis repository in transformers format, whose model_type is ovis2.",
-}
-"""``model_type`` of repositories that only run with code of their own -> what to use instead."""
 
 
 def check_format(content: Mapping[str, Any], name: str) -> None:
@@ -105,7 +102,7 @@ def check_format(content: Mapping[str, Any], name: str) -> None:
     Raises:
         UnsupportedModelError: It is in the format of its authors, not of transformers.
     """
-    remedy = _FORMATS.get(str(content.get("model_type")))
+    remedy = FOREIGN_FORMATS.get(str(content.get("model_type")))
     if remedy is not None:
         raise UnsupportedModelError(
             f"{name} is in the format {content['model_type']!r} of its authors, which only their own code "

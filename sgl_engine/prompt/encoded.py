@@ -341,9 +341,7 @@ class PromptBatch:
         return self.prompts[0].input_ids.device
 
 
-MAX_ROWS = 32
-"""Prompts side by side; more hold more memory and gain little."""
-
+MAX_ROWS = 32  # prompts side by side; more hold more memory and gain little
 _MAX_MASK_VALUES = 2**27  # a mask of padded prompts has one value for each row, query and key
 
 

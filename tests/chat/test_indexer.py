@@ -554,7 +554,7 @@ async def test_a_cancelled_async_run_goes_on(folder: Path, tmp_path: Path) -> No
 
 def test_the_bundled_pair_transcribes_a_folder(tmp_path: Path) -> None:
     truths = {}
-    for seed in (3, 4, 5, 6):
+    for seed in (3, 4, 5, 7):
         page = draw_page(seed, tiles=1, only=["document"])
         Image.fromarray(page.pixels).save(tmp_path / f"{seed}.png")
         truths[f"{seed}.png"] = page.contents[0].transcription  # type: ignore[union-attr]
@@ -564,7 +564,7 @@ def test_the_bundled_pair_transcribes_a_folder(tmp_path: Path) -> None:
     assert sorted(documents) == sorted(truths)
     for name, document in documents.items():  # a floor, not the measurement: sgl bench
         said, truth = (set(text.replace(",", "").split()) for text in (document.page_content, truths[name]))
-        assert len(said & truth) >= 0.2 * len(truth)
+        assert len(said & truth) >= 0.5 * len(truth)
     report = documents["3.png"].metadata
     assert report["sgl_visual_tokens"] == 144
     assert {documents[name].metadata.get("sgl_keep_ratio") for name in truths} <= {None, 1.0}

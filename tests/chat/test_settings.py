@@ -241,14 +241,14 @@ def test_a_call_counts_before_the_instance_whatever_the_limit_is_called() -> Non
 def test_options_change_answers_of_both_models() -> None:
     for route in ("never", "always"):
         chat = ChatSGL(escalate=route, max_tokens=20)
-        plain = chat.invoke("transcribe the picture").content
-        assert chat.invoke("transcribe the picture", repetition_penalty=5.0).content != plain
+        plain = chat.invoke("transcribe none").content
+        assert chat.invoke("transcribe none", repetition_penalty=5.0).content != plain
         banned = chat.engine.large.processor.tokenizer.encode(str(plain), add_special_tokens=False)[0]
-        assert chat.invoke("transcribe the picture", logit_bias={banned: -100}).content != plain
+        assert chat.invoke("transcribe none", logit_bias={banned: -100}).content != plain
         hot = chat.bind(temperature=9.0, seed=1)
-        assert hot.invoke("transcribe the picture", top_k=1).content == plain
-        assert hot.invoke("transcribe the picture", min_p=1.0).content == plain
-        assert hot.invoke("transcribe the picture").content != plain
+        assert hot.invoke("transcribe none", top_k=1).content == plain
+        assert hot.invoke("transcribe none", min_p=1.0).content == plain
+        assert hot.invoke("transcribe none").content != plain
 
 
 @pytest.mark.parametrize("route", ["never", "always"])

@@ -149,10 +149,6 @@ else:
         async def test_tool_calling_async(self, model: BaseChatModel) -> None:
             await super().test_tool_calling_async(model)
 
-        @pytest.mark.xfail(reason="the bundled pair says nothing about a text without a picture", strict=True)
-        def test_double_messages_conversation(self, model: BaseChatModel) -> None:
-            super().test_double_messages_conversation(model)
-
         @pytest.mark.xfail(reason=DOES_NOT_FOLLOW.format("a city, unforced,"), strict=True)
         def test_agent_loop(self, model: BaseChatModel) -> None:
             super().test_agent_loop(model)

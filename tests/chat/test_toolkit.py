@@ -75,7 +75,7 @@ def _without_ms(message: ToolMessage) -> tuple[str, Any]:
 def test_an_escalated_answer_names_the_overruled_one(look: VisualQuestionTool) -> None:
     message = call(look, question="What is the value of sep?", picture="page.png")
     assert re.match(
-        r"yes\n\[answered by the large model; the small one (answered 'no'|gave the same answer) with score "
+        r"8\n\[answered by the large model; the small one (answered '9'|gave the same answer) with score "
         r"0\.\d\d < 0\.80; \d+ % ",
         str(message.content),
     )

@@ -137,8 +137,14 @@ def test_text_alone_cascades_on_confidence(engine: SGLEngine) -> None:
 
 def test_keep_ratio_1_is_the_large_model_alone(engine: SGLEngine) -> None:
     response = engine.with_config(EngineConfig(pruning=PruningConfig(keep_ratio=1.0))).run(ASK)
-    ids = engine.large.model.generate(**engine.large.encode(ASK).inputs, max_new_tokens=6, do_sample=False)
-    assert response.text == engine.large.text(ids[0, len(engine.large.encode(ASK)) :].tolist())
+    prompt = engine.large.encode(ASK)
+    task = AnswerTask(prompt, 6)
+    ids = engine.large.model.generate(**prompt.inputs, max_new_tokens=6, do_sample=False)[0, len(prompt) :]
+    alone = run_large_pass(engine.large, task, keep_everything(prompt)).generation
+    assert torch.equal(alone.token_ids, ids)
+    # Bytes at the end of an answer that is cut off, and are no character, are left out.
+    assert response.text == alone.text == engine.large.text(ids.tolist()).rstrip("\ufffd")
+    assert response.report.large_output_tokens == len(ids)
     assert response.report.average_retention == 1.0
 
 

@@ -1,6 +1,7 @@
 """Tool calls and structured output through the whole engine, on both routes."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -92,8 +93,7 @@ def test_structured_answers_are_valid(engine: SGLEngine, route: Route, wishes: d
 def test_the_control_nothing_of_this_comes_by_itself(engine: SGLEngine) -> None:
     for route in ("never", "always"):
         free = on(engine, route).run(replace(ASK, max_new_tokens=60))
-        with pytest.raises(ValueError, match="Expecting|Extra"):
-            json.loads(free.text)
+        assert not re.fullmatch(r"\s*[\[{].*[\]}]\s*", free.text)
         auto = on(engine, route).run(replace(FORCED, tool_choice="auto"))
         assert auto.tool_calls == ()
 

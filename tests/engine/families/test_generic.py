@@ -132,10 +132,8 @@ def test_its_map_says_nothing_to_another_tiling() -> None:
 
 
 def test_an_architecture_that_is_not_plain_is_refused() -> None:
-    vlm = pali_gemma()
-    with pytest.raises(UnsupportedModelError, match="'paligemma'.* no family .*other logits.*CONTRIBUTING"):
-        SGLEngine(vlm, vlm)
-    assert not vlm.is_checked
+    with pytest.raises(UnsupportedModelError, match="'paligemma'.*in both directions.*CONTRIBUTING"):
+        pali_gemma()
 
 
 def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +180,7 @@ def test_nothing_is_left_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"layer_types": ["conv", "full_attention", "full_attention"]}, "plain attention throughout"),
+        ({"layer_types": ["mamba", "full_attention", "full_attention"]}, "plain attention throughout"),
         ({"image_token_id": None}, "no single image token"),
         ({"vision_config": None}, "not a decoder and a vision tower"),
     ],

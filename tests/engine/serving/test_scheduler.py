@@ -322,7 +322,7 @@ def test_time_in_the_queue_counts(
         with pytest.raises(RequestCancelledError, match="while it waited for the small model"):
             future.result(HANG_S)
         assert waiting(engine) == 0
-    assert first.result().text
+    assert first.result().finish_reason
     assert as_new(engine)
 
 
