@@ -119,7 +119,8 @@ def main() -> None:
     facts = {name: describe(run) for name, run in (("small", options.small), ("large", options.large))}
     lines = [HEAD.format(thinned=options.thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
-    lines += ["", "Counts start where training on pages did. Curves: `docs/training.png`.", ""]
+    lines += ["", "Counts start where training on pages did, or where the decoder got its depth."]
+    lines += ["Curves: `docs/training.png`.", ""]
     lines += measured(json.loads((options.bench / "results.json").read_text()))
     print("\n".join(lines))
 
