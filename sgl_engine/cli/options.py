@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -193,10 +194,13 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
 
 def load_quietly() -> None:
     """One line of ours instead of two bars of theirs, while models load."""
-    from transformers.utils import logging
+    # transformers imports torchao where it is installed, which warns of every kernel that is for other CPUs.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as of_transformers
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    of_transformers.set_verbosity_error()
 
 
 def _check_device(device: str | None) -> None:
