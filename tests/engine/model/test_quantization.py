@@ -40,7 +40,7 @@ def test_a_models_own_format_takes_the_place_of_the_common_one() -> None:
 
 
 def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(utils, "is_torchao_available", lambda: False)
+    monkeypatch.setattr(utils.import_utils, "is_torchao_available", lambda: False)
     with pytest.raises(ConfigError, match=r'pip install "langchain-sgl\[quantized\]"'):
         of_the_weights({"quantization": "int8"})
     assert "quantization_config" not in of_the_weights({})  # the control: nobody asked for it

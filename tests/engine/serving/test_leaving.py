@@ -15,8 +15,11 @@ import pytest
 from scheduling import HANG_S
 
 SCRIPT = """
-import atexit, json, os, signal, sys, threading
+import atexit, json, logging, os, signal, sys, threading
 from concurrent.futures import wait
+for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which warns of its kernels
+    logging.getLogger(name).setLevel(logging.ERROR)
+
 from sgl_engine import Request, SGLEngine
 from sgl_engine.testing import tiny_vlm
 
