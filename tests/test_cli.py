@@ -18,6 +18,7 @@ from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.cli import ask, main, options, output
 from sgl_engine.config import EngineConfig
 from sgl_engine.engine import SGLEngine
+from sgl_engine.errors import ConfigError
 from sgl_engine.report.run_report import RunReport
 from sgl_engine.request import Request
 from sgl_engine.response import Response, StreamEvent
@@ -168,6 +169,16 @@ def test_defaults_are_the_engines_own() -> None:
     parser = ask.argparse.ArgumentParser()
     ask.add_arguments(parser)
     assert options.engine_config(parser.parse_args(["x.png", "what?"])) == EngineConfig()
+
+
+@pytest.mark.parametrize("given", [("--keep-ratio", "0.3"), ("--tiles", "5")])
+def test_what_a_calibration_chooses_cannot_be_named_as_well(given: tuple[str, str]) -> None:
+    parser = ask.argparse.ArgumentParser()
+    ask.add_arguments(parser)
+    auto = ["x.png", "what?", "--retention", "auto"]
+    assert options.engine_config(parser.parse_args(auto)).pruning.auto
+    with pytest.raises(ConfigError, match=f"{' '.join(given)} is given with --retention auto"):
+        options.engine_config(parser.parse_args([*auto, *given]))
 
 
 def test_the_bundled_pair_is_the_default(

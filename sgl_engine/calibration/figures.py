@@ -42,13 +42,14 @@ def risk_curve(path: Path, ways: Ways, points: Sequence[OperatingPoint]) -> None
             )
             if point.threshold is not None:
                 place = (100 * point.exit_share, 100 * point.observed_risk)
+                right = point.exit_share < 0.2  # on the left it would stand on the axis
                 axes.plot(*place, "o", color=_ORANGE, markersize=8, clip_on=False)
                 axes.annotate(
                     f"{point.exit_share:.0%} exit",
                     place,
                     textcoords="offset points",
-                    xytext=(-8, 7),
-                    ha="right",
+                    xytext=(8, -12) if right else (-8, 7),
+                    ha="left" if right else "right",
                     color=_ORANGE,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 )

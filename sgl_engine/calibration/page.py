@@ -85,10 +85,11 @@ class _Page:
     def _table(self) -> str:
         if not self.certified:
             return "Nothing could be certified, so every question goes to the large model."
+        asked = "shown everything" if self.rungs else "as the cascade asks it"
         about = _paragraph(f"""
             Measured on {len(self.records)} questions that the calibration was not fitted on; 95 % intervals
             in brackets. Saved is meant against the large model alone, which sees all of the picture; "large,
-            guided" is the large model as the cascade asks it, if it were asked every time.
+            guided" is the large model, {asked}, if it were asked every time.
         """)
         rows = [
             (

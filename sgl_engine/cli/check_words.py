@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from sgl_engine import PairCheck
+from sgl_engine.cli.output import flops
 from sgl_engine.planning import CascadeCheck, ModelCheck, Placement
 
 _UNKNOWN = "?"
@@ -54,8 +55,8 @@ def _of(model: ModelCheck, answer_tokens: int) -> Iterator[tuple[str, str]]:
 def cascade_table(cascade: CascadeCheck) -> Table:
     """What a cascade saves, by preset and by how often it escalates."""
     table = Table(
-        title=f"operations small : large {cascade.small_tflops:.2f} : {cascade.large_alone_tflops:.2f} "
-        f"TFLOP ({cascade.cost_ratio:.0%}); saved, where escalated",
+        title=f"operations small : large {flops(cascade.small_tflops)} : {flops(cascade.large_alone_tflops)} "
+        f"({cascade.cost_ratio:.0%}); saved, where escalated",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),

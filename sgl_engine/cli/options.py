@@ -129,7 +129,7 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
     """The engine's configuration.
 
     Raises:
-        ConfigError: A risk is named, and no calibration.
+        ConfigError: A risk is named, and no calibration; or what --retention leaves to one is named as well.
     """
     if arguments.risk is not None and arguments.calibration is None:
         raise ConfigError("--risk is given without --calibration.", remedy="Name the file that it is in.")
@@ -139,13 +139,29 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
         calibration=arguments.calibration,
         risk=arguments.risk,
     )
-    return EngineConfig(pruning=pruning_config(arguments), exit=leaving)
+    pruning = pruning_config(arguments)
+    if pruning.auto and arguments.tiles != "all":
+        raise ConfigError(
+            f"--tiles {arguments.tiles} is given with --retention auto, which leaves that to a calibration.",
+            remedy="Give it to sgl calibrate --retention auto, which certifies it, and leave it out here.",
+        )
+    return EngineConfig(pruning=pruning, exit=leaving)
 
 
 def pruning_config(arguments: argparse.Namespace) -> PruningConfig:
-    """The operating point of the pruning."""
+    """The operating point of the pruning.
+
+    Raises:
+        ConfigError: A ratio is named, and --retention leaves it to a calibration.
+    """
     pruning = pruning_preset(arguments.retention)
-    if pruning.auto:  # tiles are part of what the calibration chooses among
+    if pruning.auto and arguments.keep_ratio is not None:
+        raise ConfigError(
+            f"--keep-ratio {arguments.keep_ratio:g} is given with --retention auto, which leaves that to a "
+            "calibration.",
+            remedy="Give one of them.",
+        )
+    if pruning.auto:
         return pruning
     ratio = pruning.keep_ratio if arguments.keep_ratio is None else arguments.keep_ratio
     return PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=ratio, tiles=arguments.tiles)
