@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from sgl_engine.demo.drawing import SIZE, Question
 from sgl_engine.demo.pages import Page, draw_page, pick_questions
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
-from sgl_engine.demo.pages.generator import TRANSCRIPTION, Split
+from sgl_engine.demo.pages.generator import SAMPLERS, TRANSCRIPTION, Split
 from sgl_engine.demo.pages.layout import SHARES
 from training.dense import batch_facts
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
@@ -36,6 +36,10 @@ THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
 PAGES = {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
 """Pages of a batch, by their number of tiles: about as many tokens whatever the size."""
+HARD = ("table", "scene", "lines")
+"""What stands on pages of hard questions: a model that had learnt the rest read half of their tables' cells."""
+HARD_SHARES = {1: 0.45, 2: 0.25, 4: 0.2, 6: 0.1}
+"""How often such a page has that many tiles: small ones show three times as many parts a second."""
 
 
 @dataclass
@@ -109,6 +113,7 @@ class Packer:
         layout: Layout | None = None,
         tiles: int | None = None,
         thin: bool = False,
+        hard: bool = False,
     ) -> Batch:
         """The batch of this seed.
 
@@ -118,14 +123,16 @@ class Packer:
             layout: None draws one.
             tiles: Of every page; None draws how many.
             thin: Leave out most visual tokens, but none that the questions' evidence covers.
+            hard: Only pages of what is learnt slowly, most of them small.
         """
         rng = np.random.default_rng((seed, 5))
-        drawn = int(rng.choice(list(SHARES), p=list(SHARES.values())))
+        sizes, only = (HARD_SHARES, HARD) if hard else (SHARES, tuple(SAMPLERS))
+        drawn = int(rng.choice(list(sizes), p=list(sizes.values())))
         tiles = tiles or drawn
         shares = [each.share for each in LAYOUTS]
         chosen = LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares))]
         layout = THIN if thin else layout or chosen
-        pages = [draw_page(seed * 16 + i, split=split, tiles=tiles) for i in range(PAGES[tiles])]
+        pages = [draw_page(seed * 16 + i, split=split, tiles=tiles, only=only) for i in range(PAGES[tiles])]
         asked = [self._turns(page, rng, layout) for page in pages]
         # No wider than what is asked: half of the slots' tokens would be empty else.
         longest = max(turn.size for turns in asked for turn in turns)

@@ -7,7 +7,7 @@ Pages are drawn as they are needed and are never used twice. At first only the d
 ``--tower`` the vision tower does too, at that share of the rate. Minutes are processor time, so that other
 work on the machine changes nothing but the wall clock; the learning rate is constant up to ``--decay-from``
 of them and then falls to 2 %. ``--thin`` leaves visual tokens out of that share of the batches from
-``--thin-from`` of the minutes on. A run stops on SIGTERM after the current step and goes on when the same
+``--thin-from`` of the minutes on; ``--hard`` shows more of what is learnt slowly. A run stops on SIGTERM after the current step and goes on when the same
 command is given again.
 """
 
@@ -78,6 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--thin", type=float, default=0.0, help="share of batches with tokens missing")
     parser.add_argument("--thin-from", type=float, default=0.67, help="share of the minutes")
+    parser.add_argument("--hard", type=float, default=0.0, help="share of batches of what is learnt slowly")
     parser.add_argument("--evaluate-every", type=float, default=5, help="minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--float32", action="store_true", help="no bfloat16: for CPUs without its units")
@@ -147,7 +148,8 @@ class Trainer:
         seed, progress = self.options.seed * 10_000_000 + self.progress.step, self.progress
         late = self.done >= self.options.thin_from
         thin = late and np.random.default_rng((seed, 1)).random() < self.options.thin
-        batch = self.packer.batch(seed, thin=bool(thin))
+        hard = np.random.default_rng((seed, 2)).random() < self.options.hard
+        batch = self.packer.batch(seed, thin=bool(thin), hard=bool(hard))
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.options.float32):
             loss, log = self.loss(batch)
         loss.backward()
