@@ -107,7 +107,7 @@ def of_patch_rows(
     return recipe
 
 
-def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
+def of_packed(name: str, text: Mapping[str, Any], *, more: Any = None, **changes: Any) -> Recipe:
     """A picture is a strip of patches, (1, 3, patch, N * patch), beside its grid."""
 
     def recipe() -> Built:
@@ -118,7 +118,33 @@ def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
             strip = rows.permute(3, 1, 0, 2).reshape(1, 3, 4, 256)
             return {"pixel_values": strip, "target_sizes": torch.tensor([[8, 8]])}
 
-        return model, CountingProcessor(model, one, wrap=WRAPPED, more=kinds, joined={"pixel_values": -1})
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=more, joined={"pixel_values": -1})
+
+    return recipe
+
+
+def of_pooled(name: str, text: Mapping[str, Any], vision: Mapping[str, Any], **changes: Any) -> Recipe:
+    """A picture is patches, and a table that says which of them each token is made of."""
+
+    def recipe() -> Built:
+        model = build(name, text, vision, **changes)
+        table = torch.arange(64).reshape(4, 2, 4, 2).permute(0, 2, 1, 3).reshape(16, 4)
+        grids = torch.tensor([[2, 4, 2, 4]])
+
+        def one(picture: Image.Image) -> Inputs:
+            return {"pixel_values": patch_rows(picture), "image_token_pooling": table, "image_grids": grids}
+
+        def more(inputs: Mapping[str, Tensor]) -> Inputs:
+            kinds = torch.isin(
+                inputs["input_ids"], torch.tensor([token(each) for each in (BEGIN, IMAGE, END)])
+            )
+            made: Inputs = {"mm_token_type_ids": kinds.long()}
+            if "image_token_pooling" in inputs:  # patches of all pictures are numbered through
+                rows = inputs["image_token_pooling"]
+                made["image_token_pooling"] = rows + 64 * (torch.arange(len(rows)) // 16)[:, None]
+            return made
+
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=more)
 
     return recipe
 
@@ -260,7 +286,17 @@ RECIPES: dict[str, Recipe] = {
     "glm_ocr": of_grids("glm_ocr", {"head_dim": 8, "rope_parameters": MROPE}, more=kinds),
     "glmga": of_grids("glmga", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "got_ocr2": of_squares("got_ocr2"),
-    "granite4_vision": of_squares("granite4_vision", deepstack_layer_map=[[-1, 1]]),
+    "granite4_vision": of_squares(
+        "granite4_vision",
+        {"num_hidden_layers": 6, "embedding_multiplier": 2.0, "logits_scaling": 4.0},
+        {"hidden_size": 64},
+        reshape=lambda values: torch.stack([values[0], values[0].flip(-1)])[None],
+        also=_SIZES,
+        image_grid_pinpoints=[[32, 32]],
+        downsample_rate="2/4",
+        deepstack_layer_map=[[-1, 0], [-2, 1]],
+        spatial_target_layers=[2, 3, 4, 5],
+    ),
     "granite_docling": of_squares(
         "granite_docling",
         {},
@@ -305,7 +341,22 @@ RECIPES: dict[str, Recipe] = {
     ),
     "lfm3_vl": of_grids("lfm3_vl"),
     "lighton_ocr": of_squares("lighton_ocr", also=_SIZES, spatial_merge_size=2),
-    "llama4": of_squares("llama4"),
+    "llama4": of_squares(
+        "llama4",
+        {
+            "intermediate_size_mlp": 64,
+            "attention_chunk_size": 1024,
+            "floor_scale": 1024,
+            "no_rope_layers": [1, 0, 1, 0],
+            "moe_layers": [1, 2, 3],
+        },
+        {
+            "intermediate_size": 128,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
+    ),
     "llava_next_video": of_squares(
         "llava_next_video",
         reshape=lambda values: torch.stack([values[0]] * 2)[None],
@@ -313,11 +364,14 @@ RECIPES: dict[str, Recipe] = {
         image_grid_pinpoints=[[32, 32], [64, 32], [32, 64]],
     ),
     "minicpmv4_6": of_packed("minicpmv4_6", _QWEN3_5),
-    "minicpmv4_7": of_packed("minicpmv4_7", _QWEN3_5),
+    "minicpmv4_7": of_packed("minicpmv4_7", _QWEN3_5, more=kinds),
     "minicpm_ocr": of_packed("minicpm_ocr", _QWEN3_5),
     "minimax_m3_vl": of_grids("minimax_m3_vl", {"layer_types": _FULL}),
-    "molmo2": of_squares(
+    "molmo2": of_pooled(
         "molmo2",
+        {"additional_vocab_size": 16},
+        {"head_dim": 8, "num_key_value_heads": 4},
+        image_patch_id=token(IMAGE),
         adapter_config={
             "vision_feature_layer": [-1],
             "hidden_size": 32,
@@ -342,7 +396,12 @@ RECIPES: dict[str, Recipe] = {
     "paddleocr_vl": of_grids(
         "paddleocr_vl", {"rope_parameters": MROPE}, temporal=1, as_pictures=True, more=kinds
     ),
-    "paligemma": of_squares("paligemma", hidden_size=32, projection_dim=32),
+    "paligemma": of_squares(
+        "paligemma",
+        more=lambda inputs: {"token_type_ids": torch.zeros_like(inputs["input_ids"])},
+        hidden_size=32,
+        projection_dim=32,
+    ),
     "pp_chart2table": of_squares("pp_chart2table"),
     "qianfan_ocr": of_squares("qianfan_ocr"),
     "qwen2_5_omni_thinker": thinker(

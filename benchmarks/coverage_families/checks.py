@@ -36,6 +36,10 @@ in either, so single rows may be far off in both.
 """
 
 
+WITHOUT_GENERATE = frozenset({"llama4"})
+"""Whose ``generate`` fails in transformers 5.24.0: token by token, with the forward that does not."""
+
+
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """A picture without two equal regions."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -177,6 +181,11 @@ def _mean(got: Tensor, expected: Tensor) -> float:
 def _generated(vlm: VLM, prompt: EncodedPrompt) -> list[int]:
     settings = vlm.model.generation_config
     before, settings.eos_token_id = settings.eos_token_id, None
+    if vlm.family.name in WITHOUT_GENERATE:
+        found: list[int] = []
+        while len(found) < len(ANSWER):
+            found.append(int(own_logits(vlm, prompt, found)[-1].argmax()))
+        return found
     try:
         with torch.inference_mode():
             ids = vlm.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)

@@ -11,6 +11,8 @@ from benchmarks.coverage_families.checks import Outcome, examine
 from benchmarks.coverage_families.sizes import TOKENIZER, default, randomize
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families import find_family
+from sgl_engine.families.generic import why_not_generic
+from sgl_engine.families.refused import why_refused
 from sgl_engine.families.tiny import TINY_FAMILIES
 
 
@@ -40,8 +42,10 @@ def _finished(model: Any, processor: Any) -> tuple[Any, Any]:
 
 
 def _by_configuration(name: str) -> Outcome:
+    config = default(name)
     try:
-        family = find_family(default(name), name)
+        family = find_family(config, name)
     except UnsupportedModelError as error:
-        return Outcome(name, "refused", reason=str(error))
+        reason = why_refused(config) or why_not_generic(config) or str(error)
+        return Outcome(name, "refused", reason=reason)
     return Outcome(name, "not built", family.name, "no recipe in benchmarks/coverage_families")
