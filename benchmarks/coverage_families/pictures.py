@@ -96,7 +96,7 @@ class CountingProcessor:
 
 
 def _features(seen: Any) -> Any:
-    """Of what towers return: the features, or the first plane of them, or what a projector is still to read."""
+    """Of what towers return: the features, the first plane of them, or what a projector is still to read."""
     for name in ("pooler_output", "deepstack_features", "last_hidden_state"):
         found = getattr(seen, name, None)
         if found is not None:
