@@ -415,6 +415,7 @@ RECIPES: dict[str, Recipe] = {
         "qwen3_omni_moe.configuration_qwen3_omni_moe:Qwen3OmniMoeThinkerConfig",
         mlp_only_layers=[],
         decoder_sparse_step=1,
+        sliding_window=LEAVE_OUT,
     ),
     "qwen3_vl_moe": of_grids("qwen3_vl_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}, more=kinds),
     "shieldgemma2": of_squares(
