@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import SiglipVisionConfig
 
 from benchmarks.coverage_families.pictures import (
     CountingProcessor,
@@ -184,6 +185,44 @@ def _two_kinds(inputs: Mapping[str, Tensor]) -> Inputs:
     return {"mm_token_type_ids": own, "moe_mm_token_type_ids": routed}
 
 
+def _deepseek_ocr2() -> Built:
+    first = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 4,
+        "window_size": 4,
+        "global_attn_indexes": [0],
+        "mlp_dim": 64,
+        "downsample_channels": [16, 32],
+    }
+    second = {key: VISION[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    second |= {"num_hidden_layers": 1, "num_key_value_heads": 4, "vocab_size": 8}
+    tower = {"sam_config": first, "encoder_config": second}
+    experts = {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "head_dim": LEAVE_OUT}
+    model = build("deepseek_ocr2", experts, vision_config=tower)
+    return model, CountingProcessor(model, square(64))
+
+
+def with_siglip(
+    name: str, vision: Mapping[str, Any], reshape: Callable[[Tensor], Tensor], **changes: Any
+) -> Recipe:
+    """A checkpoint's tower is one of timm's; what the decoder makes of it does not depend on that."""
+
+    def recipe() -> Built:
+        tower = {**shrunk(SiglipVisionConfig(), VISION, vision), "model_type": "siglip_vision_model"}
+        model, pixels = build(name, vision_config=tower, **changes), square()
+
+        def one(picture: Image.Image) -> Inputs:
+            return {"pixel_values": reshape(pixels(picture)["pixel_values"])}
+
+        return model, CountingProcessor(model, one)
+
+    return recipe
+
+
 def _hybrid() -> Built:
     high = {
         "model_type": "sam_vision_model",
@@ -265,6 +304,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cosmos3_edge": of_grids("cosmos3_edge", {"rope_parameters": MROPE}, temporal=1, more=kinds),
     "cosmos3_omni": of_grids("cosmos3_omni", more=kinds),
+    "deepseek_ocr2": _deepseek_ocr2,
     "deepseek_vl": of_squares("deepseek_vl"),
     "deepseek_vl_hybrid": _hybrid,
     "ernie4_5_vl_moe": of_grids(
@@ -279,6 +319,8 @@ RECIPES: dict[str, Recipe] = {
         more=_two_kinds,
     ),
     "exaone4_5": of_grids("exaone4_5", {}, {"num_key_value_heads": 4}),
+    # Its tower gives channels of a map: of as many tokens as channels, here.
+    "fast_vlm": with_siglip("fast_vlm", {"hidden_size": 64}, lambda values: values),
     "gemma4": of_patch_rows(gemma4, {"image_position_ids": _places()}, more=kinds, wrap=WRAPPED),
     "glm46v": of_grids("glm46v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm4v": of_grids("glm4v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
@@ -401,6 +443,9 @@ RECIPES: dict[str, Recipe] = {
         more=lambda inputs: {"token_type_ids": torch.zeros_like(inputs["input_ids"])},
         hidden_size=32,
         projection_dim=32,
+    ),
+    "perception_lm": with_siglip(
+        "perception_lm", {"model_args": {"embed_dim": 32}}, _batched, vision_use_cls_token=False
     ),
     "pp_chart2table": of_squares("pp_chart2table"),
     "qianfan_ocr": of_squares("qianfan_ocr"),

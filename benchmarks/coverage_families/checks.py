@@ -34,8 +34,8 @@ NEAR = 2e-3
 NOISE = 2.0
 """In bfloat16: how often the model's own distance from itself in float32 the engine's may be.
 
-Means over all rows; the model's own is the largest of several, the engine's the median of all plans. An expert
-chosen by a hair is chosen otherwise in either, so single rows may be far off in both.
+Means over all rows; the model's own is the largest of several, the engine's the median of all plans. An
+expert chosen by a hair is chosen otherwise in either, so single rows may be far off in both.
 """
 
 

@@ -144,14 +144,26 @@ def _check_quantization(config: PreTrainedConfig, name: str) -> None:
         )
 
 
+def _check_tower(config: PreTrainedConfig, name: str) -> None:
+    """Refuses a vision tower that only a package which is not installed can build."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if tower == "timm_wrapper" and importlib.util.find_spec("timm") is None:
+        raise UnsupportedModelError(
+            f"The vision tower of {name} is built by the package timm, which is not installed.",
+            remedy="pip install timm (it needs torchvision).",
+        )
+
+
 def check_config(config: PreTrainedConfig, name: str) -> None:
     """Refuses a configuration that no model can have, which transformers would load all the same.
 
     Raises:
-        UnsupportedModelError: No family knows the architecture, the weights are quantized in a way that
-            cannot be run here, a size is below 1, or the image token is none.
+        UnsupportedModelError: No family knows the architecture, its vision tower needs a package that is
+            missing, the weights are quantized in a way that cannot be run here, a size is below 1, or the
+            image token is none.
     """
     family = find_family(config, name)
+    _check_tower(config, name)
     _check_quantization(config, name)
     wrong = {where: value for where, value in _sizes(config.to_dict()) if value < 1}
     token: Any = family.image_token_id(config)
