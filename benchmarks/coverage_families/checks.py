@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -95,12 +96,10 @@ def examine(name: str, model: Any, processor: Any) -> Outcome:
     figures: dict[str, Any] = {}
     references: dict[str, Tensor] = {}
     for which, request in REQUESTS.items():
-        for check, value in _compare(vlm, vlm.encode(request), references, which):
+        for check, value in compare(vlm, vlm.encode(request), references, which):
             figures[f"{which} {check}"] = value
     figures["batch"], figures["reuse"] = _engine(vlm)
-    wrong = {
-        key: value for key, value in figures.items() if value is False or (value is not True and value > NEAR)
-    }
+    wrong = wrong_ones(figures)
     if wrong:
         return Outcome(name, "wrong", family, str(wrong), figures)
     half = VLM(model.to(torch.bfloat16), processor, name=name)
@@ -113,8 +112,22 @@ def examine(name: str, model: Any, processor: Any) -> Outcome:
     return Outcome(name, "wrong in bfloat16" if wrong else "exact", family, str(wrong or ""), figures)
 
 
-def _compare(vlm: VLM, prompt: EncodedPrompt, references: dict[str, Tensor], which: str) -> Any:
-    """Yields names of checks and how far each is off."""
+def wrong_ones(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not hold, or is too far off, in float32."""
+    return {
+        key: value for key, value in figures.items() if value is False or (value is not True and value > NEAR)
+    }
+
+
+def compare(vlm: VLM, prompt: EncodedPrompt, references: dict[str, Tensor], which: str) -> Any:
+    """Yields names of checks and how far each is off, or whether it holds.
+
+    Args:
+        vlm: The model, in float32.
+        prompt: What is asked.
+        references: Filled with what the model itself says.
+        which: A name for the prompt there.
+    """
     plain = references[f"{which} plain"] = own_logits(vlm, prompt, ANSWER)
     yield "plain", _far(_engine_logits(vlm, prompt, None), plain)
     far = []

@@ -27,14 +27,15 @@ def outcome_of(name: str) -> Outcome:
         if name not in RECIPES:
             return _by_configuration(name)
         model, processor = RECIPES[name]()
-        return examine(name, *_finished(model, processor))
+        return examine(name, *finished(model, processor))
     except Exception as error:  # noqa: BLE001  # whatever an unknown architecture raises is its outcome
         if os.environ.get("TRACEBACK"):
             traceback.print_exc()
         return Outcome(name, "fails", reason=f"{type(error).__name__}: {error}")
 
 
-def _finished(model: Any, processor: Any) -> tuple[Any, Any]:
+def finished(model: Any, processor: Any) -> tuple[Any, Any]:
+    """With weights that matter, and tokens that its generation ends with."""
     randomize(model)
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     model.generation_config.pad_token_id = TOKENIZER.pad_token_id
