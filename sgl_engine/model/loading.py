@@ -23,7 +23,7 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.families.processors import image_only_class, load_image_only, obey_thumbnail_switch
-from sgl_engine.model.checks import check_config, check_folder, check_format
+from sgl_engine.model.checks import check_config, check_folder, check_format, check_unexpected
 from sgl_engine.model.settings import (
     LoadSettings,
     check_settings,
@@ -143,6 +143,7 @@ def load_model(
             remedy="Use weights, config.json and settings (dtype, device_map, attn_implementation, "
             "quantization_config) that fit each other; a device_map needs accelerate.",
         ) from error
+    check_unexpected(name, sorted(loading["unexpected_keys"]))
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelNotFoundError(

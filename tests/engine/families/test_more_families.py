@@ -38,6 +38,7 @@ def test_exact(name: str) -> None:
     assert vlm.family.name == name
     check_exactness(vlm)
     assert not wrong_ones(dict(compare(vlm, vlm.encode(REQUESTS["two"]), {}, "two")))
+    assert not vlm.text_model._forward_pre_hooks
 
 
 @pytest.mark.parametrize("name", ["molmo2", "paligemma"])
@@ -60,12 +61,6 @@ def test_planes_of_other_tokens_would_be_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(planes, "_left", shifted)
     with pytest.raises(UnsupportedModelError, match="pruned at layer 0, it gives other logits"):
         check_exactness(build("granite4_vision"))
-
-
-def test_no_hook_is_left_on_a_decoder_that_adds_planes() -> None:
-    vlm = build("granite4_vision")
-    check_exactness(vlm)
-    assert not vlm.text_model._forward_pre_hooks
 
 
 def test_chunks_end_the_context() -> None:
