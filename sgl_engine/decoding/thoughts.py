@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sgl_engine.chat.text_stream import HALF, ReasoningText, RunningText
+from sgl_engine.model.thoughts import ThoughtTags
 
 if TYPE_CHECKING:
-    from sgl_engine.model.thoughts import ThoughtTags
+    from sgl_engine.model.thoughts import SpeltTags
 
 MOST_AROUND = 8
 """Tokens at most that are neither thoughts nor the answer: tags, and white space behind them."""
@@ -36,7 +37,7 @@ class Thoughts:
 
     def __init__(
         self,
-        tags: ThoughtTags | None,
+        tags: ThoughtTags | SpeltTags | None,
         *,
         is_open: bool,
         decode: Callable[[Sequence[int]], str],
@@ -45,7 +46,7 @@ class Thoughts:
     ) -> None:
         self.count = 0
         self.text = ""
-        self.most = 0 if tags is None else most + MOST_AROUND + len(tags.closing)
+        self.most = 0 if tags is None else most + MOST_AROUND + tags.tokens
         self._tags, self._decode, self._limit, self._formed = tags, decode, most, formed
         self._ids: list[int] = []
         self._running = RunningText(decode)
@@ -79,7 +80,7 @@ class Thoughts:
 
     def take(self, token: int, ends: frozenset[int]) -> ReasoningText | None:
         """Goes on by one token; returns text of thoughts that is newly final, or None: it is the answer's."""
-        if self._place == "answer" or token in ends or self._tags is None:
+        if self._place == "answer" or token in ends or not isinstance(self._tags, ThoughtTags):
             self._place = "answer"
             return None
         if self._place == "first" and token != self._tags.begin:

@@ -58,7 +58,7 @@ def _attention(layer: Module) -> Any:
 def _widths(layer: Module, shape: DecoderShape) -> tuple[int, int]:
     """Of a key, and of its value, in one head."""
     attention = _attention(layer)
-    keys = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
+    keys: Any = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
     return int(keys), int(getattr(attention, "v_head_dim", keys))
 
 

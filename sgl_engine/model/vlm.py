@@ -28,7 +28,7 @@ from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
 from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
-from sgl_engine.model.thoughts import ThoughtTags, thought_tags
+from sgl_engine.model.thoughts import SpeltTags, ThoughtTags, thought_tags
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 
@@ -183,7 +183,7 @@ class VLM:
         return frozenset(int(token) for token in (*several, own) if token is not None)
 
     @cached_property
-    def thought_tags(self) -> ThoughtTags | None:
+    def thought_tags(self) -> ThoughtTags | SpeltTags | None:
         """What parts its thoughts from its answers; None where it answers at once."""
         return thought_tags(self.processor)
 
