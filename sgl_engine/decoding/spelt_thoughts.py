@@ -74,7 +74,7 @@ class SpeltThoughts(Thoughts):
                 self._limit += len(self._ids) + 1
             elif not self._begin.startswith(text) or self.count + 1 >= self._room:
                 self._answer()
-            return None
+                return None
         thought, ended, rest = self._parted(running)
         if ended and rest.strip():
             self._answer()  # of this token, a part is the answer's

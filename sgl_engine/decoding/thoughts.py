@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sgl_engine.chat.text_stream import HALF, ReasoningText, RunningText
-from sgl_engine.model.thoughts import ThoughtTags
 
 if TYPE_CHECKING:
-    from sgl_engine.model.thoughts import SpeltTags
+    from sgl_engine.model.thoughts import SpeltTags, ThoughtTags
 
 MOST_AROUND = 8
 """Tokens at most that are neither thoughts nor the answer: tags, and white space behind them."""
@@ -47,7 +46,8 @@ class Thoughts:
         self.count = 0
         self.text = ""
         self.most = 0 if tags is None else most + MOST_AROUND + tags.tokens
-        self._tags, self._decode, self._limit, self._formed = tags, decode, most, formed
+        self._tags: Any = tags  # spelt ones have another reader (``SpeltThoughts``)
+        self._decode, self._limit, self._formed = decode, most, formed
         self._ids: list[int] = []
         self._running = RunningText(decode)
         self._given: list[int] = []
@@ -80,7 +80,7 @@ class Thoughts:
 
     def take(self, token: int, ends: frozenset[int]) -> ReasoningText | None:
         """Goes on by one token; returns text of thoughts that is newly final, or None: it is the answer's."""
-        if self._place == "answer" or token in ends or not isinstance(self._tags, ThoughtTags):
+        if self._place == "answer" or token in ends or self._tags is None:
             self._place = "answer"
             return None
         if self._place == "first" and token != self._tags.begin:
