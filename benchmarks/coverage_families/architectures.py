@@ -173,6 +173,18 @@ def gemma4(**text: Any) -> Any:
     return build("gemma4", settings, audio_config=None, vision_config=vision)
 
 
+def _small_gemma4() -> Any:
+    """As E2B and E4B: embeddings of each layer's own, and last layers that share keys and values."""
+    kinds_of_layers = ["sliding_attention", "full_attention"] * 3
+    return gemma4(
+        num_hidden_layers=6,
+        layer_types=kinds_of_layers,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+        use_double_wide_mlp=True,
+    )
+
+
 def _token_types(inputs: Mapping[str, Tensor]) -> Inputs:
     return {"token_type_ids": (inputs["input_ids"] == token(IMAGE)).long()}
 
@@ -321,7 +333,7 @@ RECIPES: dict[str, Recipe] = {
     "exaone4_5": of_grids("exaone4_5", {}, {"num_key_value_heads": 4}),
     # Its tower gives channels of a map: of as many tokens as channels, here.
     "fast_vlm": with_siglip("fast_vlm", {"hidden_size": 64}, lambda values: values),
-    "gemma4": of_patch_rows(gemma4, {"image_position_ids": _places()}, more=kinds, wrap=WRAPPED),
+    "gemma4": of_patch_rows(_small_gemma4, {"image_position_ids": _places()}, more=kinds, wrap=WRAPPED),
     "glm46v": of_grids("glm46v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm4v": of_grids("glm4v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm4v_moe": of_grids("glm4v_moe", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),

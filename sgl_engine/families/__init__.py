@@ -66,6 +66,12 @@ class Family(Protocol):
     def decoder_layers(self, model: Any) -> Sequence[Module]:
         """The L decoder layers, in order."""
 
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """The layer, of the decoder with this configuration, whose keys and values a layer attends to."""
+
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Whether a decoder of this configuration runs with its first layers alone."""
+
     def recurrence(self, layer: Module) -> Module:
         """What mixes the tokens of a decoder layer that has no attention."""
 

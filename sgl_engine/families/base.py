@@ -83,6 +83,16 @@ class BaseFamily:
         layers: Any = self.text_model(model).layers
         return list(layers)
 
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """Its own."""
+        del text
+        return layer
+
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Each layer has all that it needs."""
+        del text
+        return True
+
     def recurrence(self, layer: Module) -> Module:
         """What mixes the tokens of a layer that has no attention."""
         return next(part for name, part in layer.named_children() if name in _RECURRENCES)

@@ -1,7 +1,8 @@
 """Gemma 4: windows, a larger head in full layers, pictures that may see themselves in both directions.
 
 Some sizes have embeddings of their own in every layer, which go by the token. They lie behind the token's
-embedding in one row, so they are gathered, padded and joined with it.
+embedding in one row, so they are gathered, padded and joined with it. The last layers of these sizes see keys
+and values of earlier ones, so pruning must not begin behind those.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sgl_engine.families.both_ways import BothWays
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 
 class Gemma4(BothWays):
@@ -31,6 +33,21 @@ class Gemma4(BothWays):
         decoder: Any = self.text_model(model)
         own = decoder.get_per_layer_inputs(ids, None)  # (B, S, L, width)
         return torch.cat((embeddings, own.flatten(2).to(embeddings)), dim=-1)
+
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """The last layers of small sizes share those of the last layer of their kind before them."""
+        modes = text.kv_sharing_modes
+        if modes[layer] != "reuse":
+            return layer
+        return max(
+            index
+            for index, kind in enumerate(text.layer_types)
+            if modes[index] == "store" and kind == text.layer_types[layer]
+        )
+
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Not where layers share keys, or have embeddings of their own in one table."""
+        return not (text.num_kv_shared_layers or text.hidden_size_per_layer_input)
 
     def decoder_embeddings(self, model: Any, embeddings: Tensor) -> dict[str, Any]:
         """The layers' own embeddings apart."""

@@ -66,7 +66,7 @@ def why_refused(config: PreTrainedConfig) -> str | None:
     text = config.get_text_config(decoder=True)
     if getattr(text, "cross_attention_layers", None):
         return _CROSS
-    if getattr(text, "num_kv_shared_layers", None):
+    if getattr(text, "num_kv_shared_layers", None) and config.model_type != "gemma4":
         return "layers of its decoder share keys and values, which pruning would set apart"
     return None
 

@@ -278,9 +278,11 @@ class VLM:
         return DynamicCache(config=self.text_model.config)
 
     def cache_tokens(self, cache: DynamicCache) -> tuple[int, ...]:
-        """Tokens that each layer's cache has seen (L,); 0 for recurrent layers, whose state has one size."""
+        """Tokens that each layer's cache has seen (L,); 0 where it has one size, or is another layer's."""
+        keys, text = self.family.keys_of, self.text_model.config
         return tuple(
-            0 if recurrent else cache.get_seq_length(layer) for layer, recurrent in enumerate(cache.is_linear)
+            0 if recurrent or keys(text, layer) != layer else cache.get_seq_length(layer)
+            for layer, recurrent in enumerate(cache.is_linear)
         )
 
     @torch.inference_mode()

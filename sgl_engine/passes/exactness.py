@@ -24,7 +24,7 @@ from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.own import as_the_tower
 from sgl_engine.passes.precise import float32_copy, is_precise
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
-from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.patch import last_prunable_layer, prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.request import Request
 
@@ -92,8 +92,8 @@ def _first_fault(vlm: VLM) -> str | None:
     for asked, own in ((prompt, plain), (text := _text_alone(vlm, prompt), _own_logits(vlm, text, answer))):
         if _difference(_engine_logits(vlm, asked, answer, None), own) > tolerance:
             return "embedding and decoding apart gives other logits than its own forward"
-    first = vlm.family.first_prunable_layer
-    for layer in sorted({first, max(first, 1), max(first, vlm.num_layers // 2)}):
+    first, last = vlm.family.first_prunable_layer, last_prunable_layer(vlm)
+    for layer in sorted({first, min(last, max(first, 1)), min(last, max(first, vlm.num_layers // 2))}):
         plan = _half(prompt, layer)
         hidden = sorted(set(range(len(prompt))) - set(plan.keep.tolist()))
         with reference_attention(vlm, layer=layer, hidden=hidden):

@@ -95,7 +95,7 @@ def prune_visual_tokens(
         return
     kept = plan if isinstance(plan, KeptColumns) else KeptColumns.of([plan])
     layers = vlm.family.decoder_layers(vlm.model)
-    implementation = _check_prunable(vlm, kept, len(layers))
+    implementation = _check_prunable(vlm, kept)
     if not kept.is_even:  # only fillers have to be hidden from recurrent layers
         recurrent = enumerate(vlm.new_cache().is_linear)
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
@@ -105,7 +105,8 @@ def prune_visual_tokens(
             # and keys are rotated already.
             hooks.enter_context(without_positions(vlm))
         for index in range(kept.layer, len(layers)):
-            hook = _layer_hook(kept, index, implementation, lower)
+            keys = vlm.family.keys_of(vlm.text_model.config, index)
+            hook = _layer_hook(kept, index, implementation, lower, keys)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
@@ -119,12 +120,19 @@ def prune_visual_tokens(
         yield
 
 
-def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
+def last_prunable_layer(vlm: VLM) -> int:
+    """The greatest K: a layer that sees another's keys must see no more of them than that one keeps."""
+    config, layers = vlm.text_model.config, range(vlm.num_layers)
+    others = [keys for layer in layers if (keys := vlm.family.keys_of(config, layer)) != layer]
+    return min(others, default=vlm.num_layers - 1)
+
+
+def _check_prunable(vlm: VLM, plan: KeptColumns) -> str:
     """Returns the attention implementation, if the plan can be carried out with it; else raises."""
-    first = vlm.family.first_prunable_layer
-    if not first <= plan.layer < layers:
+    first, last = vlm.family.first_prunable_layer, last_prunable_layer(vlm)
+    if not first <= plan.layer <= last:
         raise ConfigError(
-            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {layers - 1}.",
+            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {last}.",
             remedy="Choose another PruningConfig.layer_fraction.",
         )
     config = vlm.text_model.config
@@ -141,14 +149,20 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None
+    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None, keys: int
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
-    """Makes the hook that changes what decoder layer ``index``, K or later, is given."""
+    """Makes the hook that changes what decoder layer ``index``, K or later, is given.
+
+    Its keys and values are in the cache of layer ``keys``, which may be an earlier one.
+    """
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("cache")
-        if cache is None or not _has_seen(cache, index):
+        rows = args[0].shape[1]
+        # Keys of an earlier layer are there already, those of this forward, too.
+        new = rows if keys != index else 0
+        if cache is None or (cache.get_seq_length(keys) == new if new else not _has_seen(cache, index)):
             # The first forward: the prompt arrives, and the kept rows of it go on.
             if lower is not None:
                 # The forward began after a known prefix. This layer has no keys of it yet: put it in front.
@@ -169,7 +183,7 @@ def _layer_hook(
             # Causal from the last key backwards, however many keys there are: right without a mask.
             return args, {**kwargs, "attention_mask": None}
         # The model's mask has a column for every key of the unpruned layers: too many for this one.
-        visible = _visible(kept, cache.layers[index], args[0].shape[1])
+        visible = _visible(kept, cache.layers[keys], rows, new)
         visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
@@ -285,12 +299,13 @@ def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
     return mask.masked_fill(own & fillers, 0.0)
 
 
-def _visible(kept: KeptColumns, layer: Any, steps: int) -> Tensor | None:
+def _visible(kept: KeptColumns, layer: Any, steps: int, new: int = 0) -> Tensor | None:
     """Tells which keys of a pruned layer each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
 
-    Sliding windows go by original columns: fewer tokens are left in them, not older ones.
+    The last ``new`` of them are in the layer's cache already. Sliding windows go by original columns: fewer
+    tokens are left in them, not older ones.
     """
-    length = layer.get_seq_length()  # what is left of the prompt, and all tokens since
+    length = layer.get_seq_length() - new  # what is left of the prompt, and all tokens since
     window = layer.sliding_window if layer.is_sliding else None
     if steps == 1 and window is None and kept.is_even:
         return None  # the usual step: one token, which sees everything

@@ -15,13 +15,16 @@ from benchmarks.coverage_families.architectures import RECIPES
 from benchmarks.coverage_families.checks import REQUESTS, compare, wrong_ones
 from benchmarks.coverage_families.run import finished
 from sgl_engine import VLM, Message, Request
-from sgl_engine.errors import ProcessorError, PromptTooLongError, UnsupportedModelError
+from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.errors import ConfigError, ProcessorError, PromptTooLongError, UnsupportedModelError
 from sgl_engine.families.both_ways import BothWays
 from sgl_engine.families.llama4 import Llama4
 from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer
+from sgl_engine.passes import exactness, run_large_pass
 from sgl_engine.passes.exactness import check_exactness
-from sgl_engine.pruning import planes
+from sgl_engine.pruning import patch, plan_pruning, planes
 
 FAMILIES = ("gemma4", "granite4_vision", "llama4", "molmo2", "paligemma")
 
@@ -61,6 +64,24 @@ def test_planes_of_other_tokens_would_be_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(planes, "_left", shifted)
     with pytest.raises(UnsupportedModelError, match="pruned at layer 0, it gives other logits"):
         check_exactness(build("granite4_vision"))
+
+
+def test_layers_that_see_the_keys_of_others_bound_k() -> None:
+    """Layers 4 and 5 see those of 2 and 3."""
+    vlm = build("gemma4")
+    prompt = vlm.encode(REQUESTS["one"])
+    importance = ImportanceMap(torch.rand(prompt.num_visual_tokens), prompt.spans, 1)
+    plan = plan_pruning(prompt, importance, layer=3, keep_ratio=0.5)
+    with pytest.raises(ConfigError, match="gemma4 cannot be pruned at layer 3; it can at 0 to 2"):
+        run_large_pass(vlm, AnswerTask(prompt, 2), plan)
+
+
+def test_beyond_that_layer_pruning_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    for module in (patch, exactness):
+        monkeypatch.setattr(module, "last_prunable_layer", lambda vlm: vlm.num_layers - 1)
+    with pytest.raises(UnsupportedModelError, match="pruned at layer 3|fails with"):
+        check_exactness(build("gemma4"))
 
 
 def test_chunks_end_the_context() -> None:
