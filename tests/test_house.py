@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 # is `sgl_engine` itself: its names load on first use, for whoever stands above the engine.
 ORDER = (
     "errors config request chat prompt serving families model attention pruning decoding exit passes report "
-    "response cascade engine planning __init__ explain testing rankers demo evaluation calibration cli"
+    "response cascade engine planning __init__ explain testing rankers demo evaluation calibration server cli"
 ).split()
 LAYERS = {f"sgl_engine.{name}".removesuffix(".__init__"): number for number, name in enumerate(ORDER)}
 LAYERS["langchain_sgl"] = len(ORDER)
