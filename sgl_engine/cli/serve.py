@@ -6,11 +6,15 @@ import argparse
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from sgl_engine import ConfigError, SGLEngine
+from sgl_engine import ConfigError
 from sgl_engine.cli import options
+
+if TYPE_CHECKING:
+    from sgl_engine import SGLEngine
 
 HELP = "serve a pair over HTTP, as OpenAI's clients expect it"
 DESCRIPTION = "Serves the pair at http://HOST:PORT/v1, until Ctrl-C: answers under way end first."

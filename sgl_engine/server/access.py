@@ -75,7 +75,8 @@ class Guard:
                 "status": status,
                 "ms": round(1e3 * (time.perf_counter() - started), 1),
             }
-            log.info(json.dumps(line))
+            # What a cluster asks every second is no news.
+            log.log(logging.DEBUG if scope["path"] in OPEN else logging.INFO, json.dumps(line))
 
     def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raises HTTPError without the key, and while the server is ending."""

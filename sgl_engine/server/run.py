@@ -41,11 +41,12 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         log.info("Ending: no new requests; up to %g s for those under way.", self._drain_s)
-        self._draining = self._loop.create_task(self._drain(sig))
+        self._draining = self._loop.create_task(self._drain())
 
-    async def _drain(self, sig: int) -> None:
+    async def _drain(self) -> None:
         await self._app.state.sgl.drained(self._drain_s)
-        super().handle_exit(sig, None)
+        # Not by uvicorn's own handler, which would raise the signal again at the end: all is in order.
+        self.should_exit = True
 
 
 def serve(

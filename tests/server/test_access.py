@@ -85,7 +85,7 @@ def test_each_request_has_an_id_and_a_line_without_what_was_said(locked: Running
     with caplog.at_level(logging.INFO, "sgl_engine.server"):
         url = picture_url()
         given = locked.chat(about(url, "a private matter"), headers={**bearer(KEY), "x-request-id": "mine-1"})
-        forged = locked.client.get("/health?key=abc", headers={"x-request-id": "x" * 500})
+        forged = locked.client.get("/version?key=abc", headers={"x-request-id": "x" * 500})
     assert given.headers["x-request-id"] == "mine-1"
     assert len(forged.headers["x-request-id"]) == 32
     lines = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]

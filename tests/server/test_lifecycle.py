@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from served import QUESTION, serving
+from served import QUESTION, serving, uvicorn
 
 from sgl_engine import EngineConfig, Request, SchedulerConfig, SGLEngine
-from sgl_engine.server import ServerSettings
+from sgl_engine.server import ServerSettings, create_app
 from sgl_engine.server.run import DrainingServer
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
@@ -156,12 +161,6 @@ def test_an_ending_server_lets_streams_end_and_nobody_in(held: Held) -> None:
 
 
 async def test_the_first_signal_drains_and_the_second_ends(held: Held) -> None:
-    import signal
-
-    import uvicorn
-
-    from sgl_engine.server import create_app
-
     app = create_app(held.engine)
     server = DrainingServer(uvicorn.Config(app, log_config=None), app, LIMIT_S)
     server._loop = asyncio.get_running_loop()
@@ -177,3 +176,23 @@ async def test_the_first_signal_drains_and_the_second_ends(held: Held) -> None:
 def test_settings_have_sane_defaults() -> None:
     assert ServerSettings().api_key is None
     assert ServerSettings().models == ("sgl", "sgl:small", "sgl:large")
+
+
+def test_the_command_serves_and_ends_when_it_is_told_to() -> None:
+    """A real process on the bundled pair: ready, one answer, SIGTERM, exit code 0."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f"from sgl_engine.cli import main; raise SystemExit(main(['serve', '--port', '{port}']))"
+    process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S, trust_env=False) as client:
+        while process.poll() is None:
+            with suppress(httpx.TransportError):
+                if client.get("/ready").status_code == 200:
+                    break
+            time.sleep(0.1)
+        answer = client.post("/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 4})
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=LIMIT_S)
+    assert answer.status_code == 200
+    assert process.returncode == 0, log
+    assert '"path": "/v1/chat/completions", "status": 200' in log
