@@ -129,7 +129,7 @@ class OnAPair(Profile, ChatModelIntegrationTests):
         formed, name = ("tool", "structured", "json", "agent"), request.node.name
         if not any(word in name for word in formed):
             self.room = 12
-        elif not name.startswith(("test_structured_output[", "test_tool_choice", "test_json_mode")):
+        elif not name.startswith(("test_structured_output[pydantic", "test_tool_choice")):
             self.escalate = "never"
 
     @property
