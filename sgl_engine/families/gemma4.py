@@ -6,18 +6,15 @@ embedding in one row, so they are gathered, padded and joined with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.generic import Generic
-from sgl_engine.families.own import decoder_call
+from sgl_engine.families.both_ways import BothWays
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Cache
 
 
-class Gemma4(Generic):
+class Gemma4(BothWays):
     """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
 
     name = "gemma4"
@@ -35,34 +32,11 @@ class Gemma4(Generic):
         own = decoder.get_per_layer_inputs(ids, None)  # (B, S, L, width)
         return torch.cat((embeddings, own.flatten(2).to(embeddings)), dim=-1)
 
-    def decoder_inputs(
-        self,
-        model: Any,
-        embeddings: Tensor,
-        inputs: Mapping[str, Tensor],
-        positions: Tensor,
-        cache: Cache | None,
-        *,
-        first: int,
-    ) -> dict[str, Any]:
-        """The layers' own embeddings apart, and the masks that the model makes of a prompt with pictures."""
-        import torch
-
+    def decoder_embeddings(self, model: Any, embeddings: Tensor) -> dict[str, Any]:
+        """The layers' own embeddings apart."""
         text = model.config.get_text_config()
         tokens, own = embeddings.tensor_split([text.hidden_size], dim=-1)
         given: dict[str, Any] = {"inputs_embeds": tokens}
         if own.shape[-1]:
             given["per_layer_inputs"] = own.unflatten(-1, (text.num_hidden_layers, -1))
-        kinds = inputs.get("mm_token_type_ids")
-        if first or kinds is None:
-            return given
-        following = (0, embeddings.shape[1] - kinds.shape[1])  # tokens after the prompt are text
-        handed = decoder_call(
-            model.model,
-            "language_model",
-            **given,
-            position_ids=positions,
-            cache=cache,
-            mm_token_type_ids=torch.nn.functional.pad(kinds, following),
-        )
-        return {**given, "attention_mask": handed["attention_mask"]}
+        return given

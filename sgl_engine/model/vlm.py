@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sgl_engine.chat.template import with_template
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.measured import measured
@@ -27,7 +28,7 @@ from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
 from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
-from sgl_engine.model.thoughts import ThoughtTags, thought_tags
+from sgl_engine.model.thoughts import SpeltTags, ThoughtTags, thought_tags
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 
@@ -60,7 +61,7 @@ class VLM:
         self.family: Family = find_family(model.config, name)
         self.model: Any = model
         self.model.eval()
-        self.processor = processor
+        self.processor = with_template(processor, self.family.plain_template)
         self.name = name
         self.revision = revision
         self.is_checked = not self.family.needs_check
@@ -165,8 +166,8 @@ class VLM:
 
     @property
     def context_tokens(self) -> int:
-        """Longest sequence that the decoder's positions cover."""
-        return int(self.text_model.config.max_position_embeddings)
+        """Longest sequence: that the decoder's positions cover, and that can be pruned."""
+        return self.family.context_tokens(self.text_model.config)
 
     @property
     def vocab_size(self) -> int:
@@ -182,7 +183,7 @@ class VLM:
         return frozenset(int(token) for token in (*several, own) if token is not None)
 
     @cached_property
-    def thought_tags(self) -> ThoughtTags | None:
+    def thought_tags(self) -> ThoughtTags | SpeltTags | None:
         """What parts its thoughts from its answers; None where it answers at once."""
         return thought_tags(self.processor)
 

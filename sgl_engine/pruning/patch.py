@@ -29,6 +29,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan
+from sgl_engine.pruning.planes import pruned_adder, pruned_planes
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -110,8 +111,11 @@ def prune_visual_tokens(
         if adder is not None:
             # Such a decoder adds visual features between layers, also where some image tokens are gone.
             decoder = vlm.text_model
-            setattr(decoder, adder, _pruned_adder(kept, getattr(decoder, adder)))
+            setattr(decoder, adder, pruned_adder(kept, getattr(decoder, adder)))
             hooks.callback(delattr, decoder, adder)  # the class's own method shows again
+        if vlm.family.plane_inputs is not None:
+            given = pruned_planes(kept, vlm.family.plane_inputs)
+            hooks.callback(vlm.text_model.register_forward_pre_hook(given, with_kwargs=True).remove)
         yield
 
 
@@ -315,28 +319,5 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
     return nothing.masked_fill(~visible, torch.finfo(hidden.dtype).min)
 
 
-def _pruned_adder(
-    kept: KeptColumns, original: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Makes a function that adds a plane of visual features to the image tokens that are left."""
-
-    def add(hidden: Tensor, is_image: Tensor, plane: Tensor) -> Tensor:
-        """Adds ``plane`` (V, hidden) to hidden states (B, N, hidden); ``is_image`` (B, S) is unpruned."""
-        if hidden.shape[1] == is_image.shape[1]:
-            # Every plan drops something, so as many rows as columns means: a layer below K, not pruned.
-            return original(hidden, is_image, plane)
-        rows = _seen(kept, is_image.shape[1], is_image.device)
-        left = is_image.take_along_dim(rows, dim=1) & kept.exist(rows.shape[1], is_image.device)
-        # The plane has a row for each image token of all prompts, one after the other: number these, and take
-        # the numbers of those that are left.
-        planes = (is_image.flatten().cumsum(dim=0) - 1).reshape(is_image.shape)
-        planes = planes.take_along_dim(rows, dim=1)[left]
-        return original(hidden, left, plane[planes.to(plane.device)])
-
-    return add
-
-
 def _seen(kept: KeptColumns, tokens: int, device: torch.device) -> Tensor:
-    """Lists the columns below ``tokens`` that a pruned layer sees, int64 (B, N); fillers, then ascending."""
-    after = torch.arange(kept.tokens, tokens).expand(len(kept.columns), -1)
-    return torch.cat((kept.columns, after), dim=1).to(device)
+    return kept.seen(tokens, device)
