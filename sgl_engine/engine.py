@@ -323,6 +323,10 @@ class SGLEngine:
         """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""
         return {"small": self.small.store.info(), "large": self.large.store.info()}
 
+    def load(self) -> Mapping[str, int]:
+        """Counts requests "under_way", passes "running", and those "waiting_small" and "waiting_large"."""
+        return self._scheduler.load()
+
     def count_tokens(self, request: Request) -> int:
         """Counts the prompt tokens of a request, visual ones included, as the large model reads it.
 
