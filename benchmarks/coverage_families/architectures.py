@@ -498,3 +498,12 @@ RECIPES: dict[str, Recipe] = {
         vision_feature_layer=(-1, -2),
     ),
 }
+
+REMARKS: Mapping[str, str] = {
+    "fast_vlm": "run with a SigLIP tower, as timm is not installed",
+    "gemma4": "run as its small sizes are, whose layers share keys and values",
+    "llama4": "its own generate fails in transformers 5.24.0: compared with that of its language model",
+    "minimax_m3_vl": "run with full attention; checkpoints with sparse layers are refused",
+    "perception_lm": "run with a SigLIP tower, as timm is not installed",
+}
+"""What was run, where a checkpoint may be another."""

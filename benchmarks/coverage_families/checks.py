@@ -70,7 +70,7 @@ class Outcome:
         name: ``model_type``.
         verdict: "exact", "refused", "refused after loading", "wrong" or "fails".
         family: Who runs it; empty where nobody does.
-        reason: In words, where it is not exact.
+        reason: In words, where it is not exact; else a remark, where there is one.
         figures: What was compared, and how far it was off.
     """
 

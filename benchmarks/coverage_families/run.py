@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.coverage_families.architectures import RECIPES
+from benchmarks.coverage_families.architectures import RECIPES, REMARKS
 from benchmarks.coverage_families.checks import Outcome, examine
 from benchmarks.coverage_families.sizes import TOKENIZER, default, randomize
 from sgl_engine.errors import UnsupportedModelError
@@ -27,7 +28,8 @@ def outcome_of(name: str) -> Outcome:
         if name not in RECIPES:
             return _by_configuration(name)
         model, processor = RECIPES[name]()
-        return examine(name, *finished(model, processor))
+        outcome = examine(name, *finished(model, processor))
+        return replace(outcome, reason=REMARKS.get(name, "")) if outcome.verdict == "exact" else outcome
     except Exception as error:  # noqa: BLE001  # whatever an unknown architecture raises is its outcome
         if os.environ.get("TRACEBACK"):
             traceback.print_exc()
