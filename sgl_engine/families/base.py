@@ -98,8 +98,17 @@ class BaseFamily:
         return next(part for name, part in layer.named_children() if name in _RECURRENCES)
 
     def context_tokens(self, text: PreTrainedConfig) -> int:
-        """What its positions cover."""
-        return int(text.max_position_embeddings)
+        """What its positions cover; of layers that see chunks of the prompt, the first chunk.
+
+        Within it, such a layer sees what a plain one does. Beyond it, chunks of what is left would not be
+        chunks of the prompt. The same holds for layers that scale queries by how many keys their cache holds.
+        """
+        limits = [int(text.max_position_embeddings)]
+        if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+            limits.append(text.attention_chunk_size)
+        if getattr(text, "attn_temperature_tuning", False):
+            limits.append(text.floor_scale - 1)
+        return min(limits)
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """From the configuration."""

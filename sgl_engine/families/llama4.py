@@ -1,8 +1,6 @@
 """Llama 4: attention within chunks of the prompt, layers without positions, a decoder in a language model.
 
-Within the first chunk, such a layer sees what a plain one does. Beyond it, chunks of what is left would not
-be chunks of the prompt, so a prompt and its answer must fit into one; the same holds for the layers without
-positions, which scale queries by how many keys are in their cache.
+A prompt and its answer must fit into the first chunk (``BaseFamily.context_tokens``).
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from sgl_engine.families.sizes import flat
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class Llama4(Generic):
@@ -29,15 +27,6 @@ class Llama4(Generic):
         """Without its LM head."""
         decoder: PreTrainedModel = model.language_model.model
         return decoder
-
-    def context_tokens(self, text: PreTrainedConfig) -> int:
-        """Those of the first chunk."""
-        limits = [super().context_tokens(text)]
-        if "chunked_attention" in text.layer_types:
-            limits.append(text.attention_chunk_size)
-        if text.attn_temperature_tuning and not all(text.no_rope_layers):
-            limits.append(text.floor_scale - 1)
-        return min(limits)
 
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """None: tokens are simply numbered."""

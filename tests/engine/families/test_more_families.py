@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from samples import noise
-from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+from transformers import (
+    Gemma2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from benchmarks.coverage_families.architectures import RECIPES
@@ -18,8 +25,8 @@ from sgl_engine import VLM, Message, Request
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import ConfigError, ProcessorError, PromptTooLongError, UnsupportedModelError
+from sgl_engine.families.base import BaseFamily
 from sgl_engine.families.both_ways import BothWays
-from sgl_engine.families.llama4 import Llama4
 from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer
 from sgl_engine.passes import exactness, run_large_pass
@@ -93,9 +100,15 @@ def test_chunks_end_the_context() -> None:
         vlm.encode(REQUESTS["two"])
 
 
+def test_chunks_end_the_context_of_any_family() -> None:
+    text = Llama4TextConfig(attention_chunk_size=300, attn_temperature_tuning=False)
+    assert BaseFamily().context_tokens(text) == 300
+    assert BaseFamily().context_tokens(LlamaConfig(max_position_embeddings=500)) == 500
+
+
 def test_beyond_a_chunk_pruning_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the limit is not there for nothing."""
-    monkeypatch.setattr(Llama4, "context_tokens", lambda self, text: 2048)
+    monkeypatch.setattr(BaseFamily, "context_tokens", lambda self, text: 2048)
     vlm = build("llama4")
     vlm.text_model.config.attention_chunk_size = 40  # the picture and half of the question
     with pytest.raises(UnsupportedModelError, match="gives other logits"):
