@@ -23,6 +23,7 @@ from benchmarks.coverage_families.checks import REQUESTS, compare, wrong_ones
 from benchmarks.coverage_families.run import finished
 from sgl_engine import VLM, Message, Request
 from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.config import PruningConfig
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.errors import ConfigError, ProcessorError, PromptTooLongError, UnsupportedModelError
 from sgl_engine.families.base import BaseFamily
@@ -31,6 +32,7 @@ from sgl_engine.families.tiny.sizes import randomize
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer
 from sgl_engine.passes import exactness, run_large_pass
 from sgl_engine.passes.exactness import check_exactness
+from sgl_engine.passes.large import plan_large
 from sgl_engine.pruning import patch, plan_pruning, planes
 
 FAMILIES = ("gemma4", "granite4_vision", "llama4", "molmo2", "paligemma")
@@ -81,6 +83,8 @@ def test_layers_that_see_the_keys_of_others_bound_k() -> None:
     plan = plan_pruning(prompt, importance, layer=3, keep_ratio=0.5)
     with pytest.raises(ConfigError, match="gemma4 cannot be pruned at layer 3; it can at 0 to 2"):
         run_large_pass(vlm, AnswerTask(prompt, 2), plan)
+    asked = PruningConfig(layer_fraction=0.8, keep_ratio=0.5)  # layer 4
+    assert plan_large(vlm, prompt, importance, asked).layer == 2
 
 
 def test_beyond_that_layer_pruning_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
