@@ -7,6 +7,7 @@ and values of earlier ones, so pruning must not begin behind those.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.both_ways import BothWays
@@ -36,14 +37,7 @@ class Gemma4(BothWays):
 
     def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
         """The last layers of small sizes share those of the last layer of their kind before them."""
-        modes = text.kv_sharing_modes
-        if modes[layer] != "reuse":
-            return layer
-        return max(
-            index
-            for index, kind in enumerate(text.layer_types)
-            if modes[index] == "store" and kind == text.layer_types[layer]
-        )
+        return _keys_of(tuple(text.layer_types), text.num_kv_shared_layers)[layer]
 
     def can_be_shortened(self, text: PreTrainedConfig) -> bool:
         """Not where layers share keys, or have embeddings of their own in one table."""
@@ -57,3 +51,11 @@ class Gemma4(BothWays):
         if own.shape[-1]:
             given["per_layer_inputs"] = own.unflatten(-1, (text.num_hidden_layers, -1))
         return given
+
+
+@lru_cache  # asked for every layer in every step
+def _keys_of(kinds: tuple[str, ...], shared: int) -> tuple[int, ...]:
+    """The layer whose keys each layer sees."""
+    own = len(kinds) - shared
+    last = {kind: layer for layer, kind in enumerate(kinds[:own])}
+    return tuple(layer if layer < own else last[kind] for layer, kind in enumerate(kinds))
