@@ -423,7 +423,8 @@ class TestTileFirst:
         read = mass.clone()
         read[1, :4] = read[4, 0] = 0.0
         read[0, 3], read[3, :4] = 0.95, 0.9
-        case.rows = replace(case.rows, by_value=case.rows.plain * (read / mass).flatten())
+        nothing = torch.zeros(96)
+        case.rows = replace(case.rows, by_value=torch.stack((nothing, nothing, read.flatten()))[None])
         found = tiled.value_gated(case)
         assert self.tiles(found, 32) == [16, 0, 0, 16, 0, 0]
         assert int(found.mass.argmax()) == 3
