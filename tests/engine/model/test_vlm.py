@@ -191,8 +191,8 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
 
 def test_mixed_decoder_layers_are_refused() -> None:
     vlm = tiny_vlm()
-    vlm.config.text_config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
-    with pytest.raises(UnsupportedModelError, match="chunked_attention"):
+    vlm.config.text_config.layer_types = ["full_attention", "indexed_attention", "full_attention"]
+    with pytest.raises(UnsupportedModelError, match="indexed_attention"):
         VLM(vlm.model, vlm.processor, name="mixed")
 
 
