@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
+from sgl_engine.errors import EngineError
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.measured import measured
 from sgl_engine.families.shape import ModelShape
@@ -114,10 +115,14 @@ class VLM:
         with self._processor_lock.held(still_wanted):
             yield
 
-    @property
-    def is_mine(self) -> bool:
-        """Whether the current thread holds the model (``exclusive``)."""
-        return self._lock.is_mine
+    def check_not_mine(self) -> None:
+        """Raises EngineError where the current thread holds the model (``exclusive``) that it asks for."""
+        # A worker could not have the model before this thread gives it back, after the answer.
+        if self._lock.is_mine:
+            raise EngineError(
+                f"This thread holds {self.name} exclusively, and so would wait for itself.",
+                remedy="Ask the engine outside of VLM.exclusive().",
+            )
 
     @property
     def config(self) -> PreTrainedConfig:

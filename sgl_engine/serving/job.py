@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from sgl_engine.chat.text_stream import ReasoningDelta, TextDelta
+from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
 from sgl_engine.prompt.encoded import most_rows
@@ -17,6 +19,7 @@ from sgl_engine.request import Request, check_wanted
 Result = TypeVar("Result")
 
 _LOOK_UP_S = 0.05  # how often a waiting thread looks whether the answer is still wanted
+_DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta)  # what a hosted model tells is read already
 _WORD_S = 0.5  # how long the worker may take to end a job that is not wanted, with its own, better message
 
 
@@ -26,7 +29,7 @@ StepResults: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A pass that one of the models is to run.
+    """A pass that one of the models is to run, or a question to a hosted one.
 
     Attributes:
         model: Which model.
@@ -38,7 +41,7 @@ class Work:
         is_brief: Whether it takes a single step, so that it may run between the steps of long jobs.
     """
 
-    model: Literal["small", "large"]
+    model: Literal["small", "large", "hosted"]
     given: Any
     run: Callable[[Sequence[Any]], StepResults]
     kind: Hashable | None
@@ -111,6 +114,13 @@ class Job:
             self._mail.put(type(piece)(new))  # of the piece's kind: thoughts are text of a kind of their own
             self._sent = self._said
 
+    def tell(self, piece: Any) -> None:
+        """Passes on what a hosted model has made: a delta, or the outcome. It never runs again."""
+        if not isinstance(piece, _DELTAS):
+            self.end(piece)
+        elif not self.over:
+            self._mail.put(piece)
+
     def end(self, outcome: Any) -> None:
         """Ends the job with a result or an exception; only the first outcome counts."""
         if self.over:
@@ -141,8 +151,8 @@ class Job:
         """
         return finish(self.pieces())
 
-    def pieces(self) -> Generator[str, None, Any]:
-        """Yields text as it comes, and returns the outcome; raises what ``result`` raises."""
+    def pieces(self) -> Generator[Any, None, Any]:
+        """Yields text, or deltas, as they come, and returns the outcome; raises what ``result`` raises."""
         noticed: float | None = None
         while True:
             try:
@@ -151,7 +161,7 @@ class Job:
                 # Nothing new: time to look whether the answer is wanted at all.
                 noticed = self._look_up(noticed)
                 continue
-            if isinstance(piece, str):
+            if isinstance(piece, (str, *_DELTAS)):
                 yield piece
             elif isinstance(piece, BaseException):
                 try:
@@ -232,7 +242,7 @@ class JobBatch:
         except BaseException as error:  # noqa: BLE001  # whatever a model raises is its caller's to see
             if len(self.jobs) > 1:
                 return [job.again() for job in self.left]
-            self.jobs[0].end(error if isinstance(error, Exception) else _not_of_the_caller(error))
+            self.jobs[0].end(error if isinstance(error, Exception) else not_of_the_caller(error))
         return []
 
     @property
@@ -246,7 +256,7 @@ class JobBatch:
             self._steps.close()
 
 
-def _not_of_the_caller(cause: BaseException) -> EngineError:
+def not_of_the_caller(cause: BaseException) -> EngineError:
     """Makes the error for what would end the thread that it is raised in, and was meant for another one."""
     # A KeyboardInterrupt that a forward raises is no Ctrl-C: raised as it is, it would end the caller's
     # process, or a batch whose other answers are there already.

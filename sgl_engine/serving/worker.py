@@ -134,8 +134,15 @@ class Worker:
             self._closed = True
             self.changed.notify_all()
 
-    def run_beside(self, target: Callable[[], None]) -> None:
+    def run_beside(
+        self, target: Callable[[], None], *, name: str = "sgl-request", inside: bool = False
+    ) -> None:
         """Runs ``target`` in a thread of its own, which keeps no interpreter from ending.
+
+        Args:
+            target: What is run.
+            name: The thread's.
+            inside: Whether it is for a request that was let in, which is answered after closing too.
 
         Raises:
             EngineClosedError: The engine was closed, or the interpreter is ending.
@@ -148,9 +155,9 @@ class Worker:
                 with self.changed:
                     self._beside.discard(thread)
 
-        thread = threading.Thread(target=run, name="sgl-request", daemon=True)
+        thread = threading.Thread(target=run, name=name, daemon=True)
         with self.changed:
-            if self._closed:
+            if self._ended or (self._closed and not inside):
                 raise closed_error()
             _stop_at_exit(self)
             self._beside.add(thread)
