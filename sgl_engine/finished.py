@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.config import EngineConfig
@@ -17,12 +18,8 @@ from sgl_engine.exit.decision import (
     ExitDecision,
 )
 from sgl_engine.hosted.evidence import Evidence
-from sgl_engine.hosted.model import HostedModel, HostedPass
+from sgl_engine.hosted.model import HostedModel
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.large import LargePassResult
-from sgl_engine.passes.scoring import ScoringPassResult
-from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import Asked, ScoringTask, SmallPass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.report.hosted import HostedCost
 from sgl_engine.report.make import (
@@ -36,6 +33,13 @@ from sgl_engine.report.make import (
     small_cost,
 )
 from sgl_engine.response import AnswerScores, Response
+
+if TYPE_CHECKING:  # what the passes have made comes in; nothing of them runs here
+    from sgl_engine.hosted.station import HostedPass
+    from sgl_engine.passes.large import LargePassResult
+    from sgl_engine.passes.scoring import ScoringPassResult
+    from sgl_engine.passes.small import SmallPassResult
+    from sgl_engine.passes.work import Asked, ScoringTask, SmallPass
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from sgl_engine.config.base import Config
-from sgl_engine.config.base import Fraction as Fraction
+from sgl_engine.config.hosted import Fraction as Fraction
 from sgl_engine.config.hosted import OnLargeError as OnLargeError
 from sgl_engine.config.hosted import PatchTokens as PatchTokens
 from sgl_engine.config.hosted import PictureTokens as PictureTokens
@@ -27,7 +26,11 @@ from sgl_engine.errors import ConfigError
 Escalate: TypeAlias = Literal["auto", "never", "always"]
 
 
-class PruningConfig(Config):
+class _Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    pass
+
+
+class PruningConfig(_Config):
     """Where the large model is pruned, and how much it keeps (SGL, section 3.2).
 
     Attributes:
@@ -67,7 +70,7 @@ TRANSCRIPTION_PRESET = "100%"
 question needs. What each of them makes of transcriptions is in a table of ``sgl bench``."""
 
 
-class ExitConfig(Config):
+class ExitConfig(_Config):
     """When the small answer is kept (SGL, section 3.3).
 
     Attributes:
@@ -98,7 +101,7 @@ class ExitConfig(Config):
         return self
 
 
-class GenerationConfig(Config):
+class GenerationConfig(_Config):
     """How answers are generated where the request does not say.
 
     The default is greedy, whatever the ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``min_p`` of
@@ -133,7 +136,7 @@ class GenerationConfig(Config):
     draft: bool = True
 
 
-class PictureConfig(Config):
+class PictureConfig(_Config):
     """How large a model sees a picture; None leaves that to its processor.
 
     A setting of one model: the two of a pair may see a picture at different sizes.
@@ -157,7 +160,7 @@ class PictureConfig(Config):
         return self
 
 
-class ReuseConfig(Config):
+class ReuseConfig(_Config):
     """What of a request each model keeps for the next one about the same pictures.
 
     It is kept where it is computed (on a GPU, in its memory), in one store per model that all engines
@@ -199,7 +202,7 @@ class ReuseConfig(Config):
 NO_REUSE = ReuseConfig(max_bytes=0)  # every request is computed from scratch
 
 
-class SchedulerConfig(Config):
+class SchedulerConfig(_Config):
     """How requests share the models. The worker is the pair's; every request brings its own numbers.
 
     Attributes:
@@ -213,7 +216,7 @@ class SchedulerConfig(Config):
     max_batch_size: Annotated[int, Field(ge=1)] = 32
 
 
-class EngineConfig(Config):
+class EngineConfig(_Config):
     """Everything the engine can be told. ``EngineConfig()`` prunes to 35 % and exits at a score of 0.8.
 
     Attributes:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from sgl_engine.config.base import Config, Fraction
-
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 OnLargeError: TypeAlias = Literal["raise", "keep"]
 SendMode: TypeAlias = Literal["full", "crop", "mask", "auto"]
 
 
-class PatchTokens(Config):
+class PatchTokens(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How many tokens a picture is to a provider who counts square patches.
 
     Attributes:
@@ -31,7 +30,7 @@ class PatchTokens(Config):
 PictureTokens: TypeAlias = Literal["openai-tiles", "openai-patches", "anthropic", "gemini"] | PatchTokens
 
 
-class SendConfig(Config):
+class SendConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which part of the pictures a hosted model is sent; texts and everything else go as they are.
 
     Attributes:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
-
-from sgl_engine.config.base import Config
+from pydantic import BaseModel, Field
 
 ImageFormat: TypeAlias = Literal[
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "PDF", "ICO", "TGA", "QOI"
@@ -14,7 +12,7 @@ ImageFormat: TypeAlias = Literal[
 Pages: TypeAlias = Literal["refuse", "first", "all"]
 
 
-class UrlPolicy(Config):
+class UrlPolicy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which image URLs are fetched. The default cannot reach anything inside the caller's network.
 
     Attributes:
@@ -33,7 +31,7 @@ class UrlPolicy(Config):
     timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
 
 
-class LimitsConfig(Config):
+class LimitsConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What a request may bring.
 
     Attributes:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
-
-from sgl_engine.config.base import Config
+from pydantic import BaseModel, Field, model_validator
 
 Per: TypeAlias = Literal["1M tokens", "1K tokens", "token", "hour"]
 Amount: TypeAlias = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
@@ -16,7 +14,7 @@ _TOKENS = {"1M tokens": 1_000_000, "1K tokens": 1_000, "token": 1}
 _MS_PER_HOUR = 3_600_000
 
 
-class Price(Config):
+class Price(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What a model costs, in whatever currency all prices are in; exact decimal numbers.
 
     ``Price(input=2.5, output=10)`` is a provider's list price per million tokens, ``Price.per_hour(1.2)``

@@ -18,7 +18,6 @@ from PIL import Image, ImageFilter
 from sgl_engine.config import SendConfig
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.hosted.model import HostedCall
-from sgl_engine.hosted.picture_tokens import count_picture_tokens
 from sgl_engine.hosted.regions import Regions, find_regions
 from sgl_engine.request import Request
 
@@ -177,12 +176,6 @@ def encode(image: Image.Image, config: SendConfig) -> bytes:
     how = {} if config.image_format == "PNG" else {"quality": config.quality}
     image.save(file, config.image_format, **how)
     return file.getvalue()
-
-
-def count_tokens(sizes: Sequence[Size], config: SendConfig) -> int | None:
-    """Counts the provider's tokens of pictures; None where its rule is not given."""
-    rule = config.picture_tokens
-    return None if rule is None else sum(count_picture_tokens(rule, *size) for size in sizes)
 
 
 def _overview_size(size: Size, most_pixels: int) -> Size | None:

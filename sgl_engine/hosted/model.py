@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.request import InvalidToolCall, Request, ToolCall
-from sgl_engine.serving.job import StepResults, Work
 
 if TYPE_CHECKING:
     from sgl_engine.decoding.answer import FinishReason, TokenLogprob
@@ -95,39 +93,3 @@ class HostedModel(Protocol):
             HostedError: There is no answer.
             RequestError: It is not wanted any more.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class HostedPass:
-    """A hosted model's turn.
-
-    Attributes:
-        answer: What it answered.
-        stage_ms: Milliseconds up to the first piece of the answer, and from there on.
-    """
-
-    answer: HostedAnswer
-    stage_ms: dict[str, float]
-
-
-def hosted_work(model: HostedModel, call: HostedCall) -> Work:
-    """Makes work of a question to a hosted model; its outcome is a ``HostedPass``."""
-
-    def run(given: Sequence[Any]) -> StepResults:
-        [asked] = given
-        began = first = time.perf_counter()
-        pieces = model.stream(asked)
-        try:
-            while True:
-                piece = next(pieces)
-                first = time.perf_counter() if first == began else first
-                yield [(0, piece)]
-        except StopIteration as end:
-            answer: HostedAnswer = end.value
-        finally:
-            pieces.close()
-        now = time.perf_counter()
-        waited = (first if first != began else now) - began
-        yield [(0, HostedPass(answer, {"wait": 1e3 * waited, "generate": 1e3 * (now - began - waited)}))]
-
-    return Work("hosted", call, run, None, 0)

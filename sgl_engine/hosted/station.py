@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.config import Price
 from sgl_engine.errors import ConfigError, EngineClosedError, RequestError, SGLError
-from sgl_engine.hosted.model import HostedCall, HostedModel, HostedPass, hosted_work
-from sgl_engine.serving.job import Job, Work
+from sgl_engine.hosted.model import HostedAnswer, HostedCall, HostedModel
+from sgl_engine.serving.job import Job, StepResults, Work
+
+
+@dataclass(frozen=True, eq=False)
+class HostedPass:
+    """A hosted model's turn.
+
+    Attributes:
+        answer: What it answered.
+        stage_ms: Milliseconds up to the first piece of the answer, and from there on.
+    """
+
+    answer: HostedAnswer
+    stage_ms: dict[str, float]
+
+
+def hosted_work(model: HostedModel, call: HostedCall) -> Work:
+    """Makes work of a question to a hosted model; its outcome is a ``HostedPass``."""
+
+    def run(given: Sequence[Any]) -> StepResults:
+        [asked] = given
+        began = first = time.perf_counter()
+        pieces = model.stream(asked)
+        try:
+            while True:
+                piece = next(pieces)
+                first = time.perf_counter() if first == began else first
+                yield [(0, piece)]
+        except StopIteration as end:
+            answer: HostedAnswer = end.value
+        finally:
+            pieces.close()
+        now = time.perf_counter()
+        waited = (first if first != began else now) - began
+        yield [(0, HostedPass(answer, {"wait": 1e3 * waited, "generate": 1e3 * (now - began - waited)}))]
+
+    return Work("hosted", call, run, None, 0)
 
 
 def ask(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from sgl_engine.hosted.picture_tokens import count_picture_tokens
 
 if TYPE_CHECKING:
     from sgl_engine.config import SendConfig
@@ -88,22 +91,22 @@ class HostedCost:
     @property
     def full_tokens(self) -> int | None:
         """Tokens of all pictures in full, by the provider's rule; None without one."""
-        from sgl_engine.hosted.evidence import count_tokens
-
         sizes = [getattr(part.source, "size", (0, 0)) for part in self.request.images]
-        return 0 if not sizes else count_tokens(sizes, self.config)
+        return 0 if not sizes else self._tokens(sizes)
+
+    def _tokens(self, sizes: Sequence[tuple[int, int]]) -> int | None:
+        rule = self.config.picture_tokens
+        return None if rule is None else sum(count_picture_tokens(rule, *size) for size in sizes)
 
     def sent(self) -> SentReport | None:
         """What was sent; None where nothing was."""
-        from sgl_engine.hosted.evidence import count_tokens
-
         if self.evidence is None:
             return None
         sent = self.evidence.sent
         sizes = [size for picture in sent for size in picture.sizes]
         pixels = sum(width * height for width, height in sizes)
         full = sum(width * height for width, height in (picture.full_size for picture in sent))
-        tokens, full_tokens = count_tokens(sizes, self.config), self.full_tokens
+        tokens, full_tokens = self._tokens(sizes), self.full_tokens
         return SentReport(
             pictures=[
                 PictureReport(

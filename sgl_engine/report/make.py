@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from sgl_engine.config import Price
@@ -14,6 +12,7 @@ from sgl_engine.report import cost
 from sgl_engine.report.hosted import HostedCost
 from sgl_engine.report.prices import Alone, RunCost, Spent, run_cost
 from sgl_engine.report.run_report import ModelInfo, RunReport
+from sgl_engine.report.version import engine_version
 
 if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.exit.decision import Confidence, ExitDecision
@@ -163,11 +162,6 @@ def make_report(
         saved_fraction=1 - (small.flops + large_flops) / outcome.alone_flops if outcome.alone_flops else 0.0,
         stage_ms=dict(stage_ms),
         left_out_tokens=list((large or small).left_out) if large is not None or not by_large else [],
-        small_input_tokens=len(small.prompt),
-        small_output_tokens=small.output_tokens,
-        small_reasoning_tokens=small.reasoning_tokens,
-        small_known_tokens=small.reused.tokens,
-        small_known_pictures=small.reused.pictures,
         # Where the small answer was kept, it is the response's text already.
         small_answer=outcome.small_answer if by_large else None,
         large_agreed=outcome.large_agreed,
@@ -176,7 +170,18 @@ def make_report(
         retention=None if large is None or decision.rung is None else decision.rung.name,
         cost=_cost(outcome, small_vlm.name, large_model.name, stage_ms, prices, fields),
         **fields,
+        **_small_fields(small),
     )
+
+
+def _small_fields(small: PassCost) -> dict[str, int]:
+    return {
+        "small_input_tokens": len(small.prompt),
+        "small_output_tokens": small.output_tokens,
+        "small_reasoning_tokens": small.reasoning_tokens,
+        "small_known_tokens": small.reused.tokens,
+        "small_known_pictures": small.reused.pictures,
+    }
 
 
 _LARGE_FIELDS = (
@@ -337,12 +342,3 @@ def scoring_alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, result: Sco
 def _run_patches(vlm: VLM, prompt: EncodedPrompt, reused: Reused) -> tuple[int, ...]:
     """Returns the patches in each pass of the vision tower that was made."""
     return vlm.tower_patches(prompt) if reused.tower_patches is None else reused.tower_patches
-
-
-@cache
-def engine_version() -> str:
-    """Returns the installed version of this package."""
-    try:
-        return importlib.metadata.version("langchain-sgl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "0+uninstalled"

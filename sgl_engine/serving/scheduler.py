@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, SGLError
 from sgl_engine.request import Request
-from sgl_engine.serving.job import Job, Lane, Work
+from sgl_engine.serving.job import Job, Work
+from sgl_engine.serving.lane import Lane
 from sgl_engine.serving.remote import ask_remotely
 from sgl_engine.serving.worker import Worker
 

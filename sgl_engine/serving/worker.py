@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
-from sgl_engine.serving.job import LARGE_BATCHES, Job, Lane
+from sgl_engine.serving.job import Job
+from sgl_engine.serving.lane import LARGE_BATCHES, Lane
 
 _EXIT_S = 10.0  # how long the interpreter's exit waits for what is under way to stop
 
