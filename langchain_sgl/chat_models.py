@@ -35,11 +35,13 @@ from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
 from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
+from langchain_sgl.chat.fields import with_attributes_of
+from langchain_sgl.chat.hosted import Origin
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.messages import to_engine_messages
 from langchain_sgl.chat.pair import warn_of_bundled_pair
-from langchain_sgl.chat.settings import ChatSettings, with_attributes_of
+from langchain_sgl.chat.settings import ChatSettings
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.structured.output import Method, structured
 from langchain_sgl.structured.schemas import convert_tools
@@ -197,6 +199,7 @@ class ChatSGL(ChatInput):
                 since=since,
                 cancel=cancel,
                 may_escalate=permission(None if run is None else run.run_id),
+                origin=Origin(tuple(messages)),
             )
             return options, self._events(options, request)
 
@@ -250,8 +253,9 @@ class ChatSGL(ChatInput):
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
-        """Cuts a plain text into tokens with the large model's tokenizer."""
-        tokenizer = self._base_engine().large.processor.tokenizer
+        """Cuts a plain text into tokens, as the large model does; for a hosted one, as the small one does."""
+        engine = self._base_engine()
+        tokenizer = (engine.small if engine.hosted else engine.large).processor.tokenizer
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     @override

@@ -9,6 +9,7 @@ from .config import (
     Fraction as Fraction,
     GenerationConfig as GenerationConfig,
     LimitsConfig as LimitsConfig,
+    OnLargeError as OnLargeError,
     PictureConfig as PictureConfig,
     PatchTokens as PatchTokens,
     Price as Price,

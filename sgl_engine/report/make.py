@@ -174,7 +174,8 @@ def make_report(
     )
 
 
-def _small_fields(small: PassCost) -> dict[str, int]:
+def _small_fields(small: PassCost) -> dict[str, Any]:
+    """Returns the fields that say something of the small pass."""
     return {
         "small_input_tokens": len(small.prompt),
         "small_output_tokens": small.output_tokens,
