@@ -53,7 +53,7 @@ _FINISH: dict[str, FinishReason] = dict.fromkeys(("length", "max_tokens", "max_o
 _FINISH |= dict.fromkeys(("content_filter", "safety", "refusal", "prohibited_content"), "content_filter")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Origin:
     """What a request was made of: the call's messages, for a model that takes them as they are."""
 
@@ -95,6 +95,14 @@ def as_hosted(large: Any) -> HostedModel:
         f"A {type(large).__name__} is no large model.",
         remedy='Give a folder, a hub id, a LangChain chat model, its name ("openai:gpt-...") or OpenAIModel.',
     )
+
+
+def provider_of(model: HostedModel | None) -> str:
+    """What LangSmith calls the provider of a large model, which it may have prices of."""
+    if model is None:
+        return "sgl"
+    told = model.model._get_ls_params() if isinstance(model, LangChainModel) else {}  # noqa: SLF001
+    return str(told.get("ls_provider") or "openai")
 
 
 def hosted_label(large: Any) -> str:
@@ -148,7 +156,9 @@ class LangChainModel:
                 yield self._structured(schema, messages, request)
                 return
             for chunk in self._bound(request).stream(messages, {"callbacks": []}, **_options(request)):
-                yield chunk if isinstance(chunk, AIMessageChunk) else AIMessageChunk(**chunk.model_dump(exclude={"type"}))
+                if not isinstance(chunk, AIMessageChunk):  # of a model that does not stream
+                    chunk = AIMessageChunk(**chunk.model_dump(exclude={"type"}))  # noqa: PLW2901
+                yield chunk
 
     def _bound(self, request: Request) -> Runnable[Any, Any]:
         """The model with the request's tools."""
