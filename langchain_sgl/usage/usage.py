@@ -141,7 +141,7 @@ class SGLUsage(BaseModel):
         return self.stage_ms.get("total", 0.0)
 
 
-def _money(cost: Mapping[str, Any] | None) -> dict[str, float]:
+def _money(cost: Mapping[str, Any] | None) -> dict[str, Any]:
     """Reads what a report says of money; nothing where there were no prices."""
     if cost is None:
         return {}

@@ -34,7 +34,8 @@ class SendConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Which part of the pictures a hosted model is sent; texts and everything else go as they are.
 
     Attributes:
-        mode: "full" sends every picture as it is. "crop" sends what the small model looked at, at native
+        mode: "full", the default, sends every picture as it is: a model may read crops less well than pages,
+            as the bundled one does (docs/hosted.md). "crop" sends what the small model looked at, at native
             resolution, after a small picture of the whole. "mask" sends the picture at its own size, with
             everything else blurred or blanked. "auto" crops where the small model looked at little, and where
             that saves something, and sends the rest in full.
@@ -42,6 +43,8 @@ class SendConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         margin: Added around each box, in fractions of the picture's sides.
         max_boxes: Boxes of one picture at most; those nearest to each other are joined.
         overview_pixels: The small picture of the whole has at most so many pixels; 0 sends none.
+        least_saved: "auto" sends a picture in full where crops would save less than this fraction of its
+            pixels.
         most_area: "auto" sends a picture in full whose boxes cover more than this fraction of it.
         least_mass: "auto" sends it in full where less than this fraction of all attention is above the
             ordinary, as the map is flat then.
@@ -55,11 +58,12 @@ class SendConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             patches of one's own; None leaves these numbers out of the report.
     """
 
-    mode: SendMode = "auto"
+    mode: SendMode = "full"
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
     margin: Fraction = 0.04
     max_boxes: Annotated[int, Field(ge=1)] = 3
     overview_pixels: Annotated[int, Field(ge=0)] = 40_000
+    least_saved: Fraction = 0.3
     most_area: Fraction = 0.5
     least_mass: Fraction = 0.2
     whole_words: tuple[str, ...] = (

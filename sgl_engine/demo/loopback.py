@@ -76,7 +76,7 @@ def serve(vlm: VLM | None = None, *, socket: Path | None = None) -> Iterator[Loo
     server: BaseServer
     if socket is None:
         server = _TcpServer(("127.0.0.1", 0), Handler)
-        base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"  # type: ignore[index]
+        base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     else:
         server, base_url = _UnixServer(str(socket), Handler), "http://loopback/v1"
     with server, engine:
@@ -116,7 +116,7 @@ def _answer(engine: SGLEngine, body: dict[str, Any]) -> tuple[int, bytes]:
 
 def _message(message: dict[str, Any]) -> Message:
     content = message["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    blocks: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
     parts = [
         block["text"] if block["type"] == "text" else ImagePart(block["image_url"]["url"]) for block in blocks
     ]

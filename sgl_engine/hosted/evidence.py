@@ -137,6 +137,7 @@ def _against_cropping(
     yield pixels >= size[0] * size[1], "crops would be no smaller"
     if config.mode == "auto":
         yield everything, "the question is about all of it"
+        yield pixels > (1 - config.least_saved) * size[0] * size[1], "crops would save little"
         yield found.concentration < config.least_mass, "the map is flat"
         yield found.area > config.most_area, "most of it was looked at"
 

@@ -157,6 +157,7 @@ WIDE = Regions(((0.0, 0.0, 0.9, 0.8),), concentration=0.5, area=0.72)
         (WIDE, {}, False, "full", "most of it was looked at"),
         (None, {}, False, "full", "where the small model looked is not known"),
         (Regions((), 0.0, 0.0), {"overview_pixels": 0}, False, "full", "nothing stands out"),
+        (REGIONS, {"overview_pixels": 400_000}, False, "full", "crops would save little"),
         (REGIONS, {"overview_pixels": 10**6}, False, "full", "crops would be no smaller"),
     ],
 )
@@ -178,7 +179,8 @@ def test_auto_says_why(
     ],
 )
 def test_questions_about_everything_get_everything(question: str, mode: str) -> None:
-    evidence = gather(ask(noise(400, 300), question=question), importance(spots((1, 1, 3, 3))), SendConfig())
+    config = SendConfig(mode="auto")
+    evidence = gather(ask(noise(400, 300), question=question), importance(spots((1, 1, 3, 3))), config)
     assert evidence.sent[0].mode == mode
 
 
