@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from hosted_models import Big, picture, small, weather
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ModelCallLimitMiddleware,
@@ -12,7 +13,6 @@ from langchain.agents.middleware import (
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from PIL import Image
-from test_hosted import Big, picture, small, weather
 
 from langchain_sgl import ChatSGL, LangChainModel, SGLFirstMiddleware, image_block
 from langchain_sgl.first import asks_about_pictures

@@ -5,84 +5,27 @@ import base64
 import io
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
-from functools import cache
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hosted.servers import KEY, Script, never, says
+from hosted_models import Big, StreamingBig, picture, small, weather
+from hosted_servers import KEY, Script, never, says
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ModelAuthenticationError, ModelRateLimitError
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
     AIMessage,
-    AIMessageChunk,
-    BaseMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.tools import tool
 from PIL import Image
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel
 
-from langchain_sgl import ChatSGL, get_sgl_usage_callback, image_block
+from langchain_sgl import ChatSGL, get_sgl_usage_callback
 from langchain_sgl.chat import hosted as hosted_module
-from sgl_engine import VLM, ConfigError, EngineConfig, SendConfig
-from sgl_engine.testing import FakeEngine, tiny_vlm
-
-
-class Big(BaseChatModel):
-    """A chat model of another provider: says what it is told to, and keeps what it was sent."""
-
-    said: Any = "eight"
-    api_key: SecretStr = SecretStr(KEY)
-    seen: list[list[BaseMessage]] = Field(default_factory=list)
-    options: list[dict[str, Any]] = Field(default_factory=list)
-    wait: Any = None
-
-    @property
-    def _llm_type(self) -> str:
-        return "big"
-
-    def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
-        return {"ls_provider": "big", "ls_model_name": "big-1", "ls_model_type": "chat"}
-
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        return self.bind(tools=tools, **kwargs)
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> ChatResult:
-        self.seen.append(messages)
-        self.options.append({"stop": stop, **kwargs})
-        if isinstance(self.said, Exception):
-            raise self.said
-        message = self.said if isinstance(self.said, AIMessage) else AIMessage(self.said)
-        return ChatResult(generations=[ChatGeneration(message=message.model_copy(deep=True))])
-
-
-class StreamingBig(Big):
-    """The same, word by word."""
-
-    def _stream(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> Iterator[ChatGenerationChunk]:
-        self.seen.append(messages)
-        self.options.append({"stop": stop, **kwargs})
-        for word in self.said.split(" "):
-            yield ChatGenerationChunk(message=AIMessageChunk(f"{word} "))
-            if self.wait is not None:
-                self.wait.wait(10)
-        usage = {"input_tokens": 900, "output_tokens": 4, "total_tokens": 904}
-        last = AIMessageChunk("", usage_metadata=usage, response_metadata={"finish_reason": "length"})
-        yield ChatGenerationChunk(message=last)
-
-
-@cache
-def small() -> VLM:
-    return tiny_vlm(size="small")
+from sgl_engine import ConfigError, EngineConfig, SendConfig
+from sgl_engine.testing import FakeEngine
 
 
 def chat(large: Any, *, score: float = 0.1, **fields: Any) -> ChatSGL:
@@ -92,10 +35,6 @@ def chat(large: Any, *, score: float = 0.1, **fields: Any) -> ChatSGL:
     return ChatSGL(
         engine=FakeEngine(lambda _: "7", score=score, small=small(), large=model, config=config), **fields
     )
-
-
-def picture(colour: str = "white") -> Any:
-    return image_block(Image.new("RGB", (64, 48), colour))
 
 
 QUESTION = [HumanMessage([picture(), {"type": "text", "text": "How many?"}])]
@@ -190,12 +129,6 @@ async def test_leaving_an_asynchronous_call_does_not_wait_for_the_model() -> Non
     with pytest.raises(asyncio.CancelledError):
         await task
     hold.set()
-
-
-@tool
-def weather(city: str) -> str:
-    """Tells the weather."""
-    return city
 
 
 def test_tool_calls_pass_through() -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hosted.servers import Script, says
+from hosted_servers import Script, says
 from langchain_core.messages import HumanMessage
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hosted.servers import Script, says
+from hosted_servers import Script, says
 from PIL import Image
 
 from sgl_engine import EngineConfig, ImagePart, Message, PatchTokens, Request, SendConfig

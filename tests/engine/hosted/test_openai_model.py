@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hosted.servers import KEY, Pieces, Script, chunk, events, never, says, stream, unix_server, usage
+from hosted_servers import KEY, Pieces, Script, chunk, events, never, says, stream, unix_server, usage
 from PIL import Image
 from pydantic import SecretStr
 
