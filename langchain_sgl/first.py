@@ -38,7 +38,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from sgl_engine import SendConfig
+    from sgl_engine import SendConfig, SendMode
 
 _MOST_MODELS = 16  # an agent has one or two; whoever makes one per call must not fill the memory
 
@@ -74,7 +74,7 @@ class SGLFirstMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         self,
         small: str | Path | None = None,
         *,
-        send: str | SendConfig = "auto",
+        send: SendMode | SendConfig = "auto",
         tools: bool = False,
         chat: Callable[[BaseChatModel], ChatSGL] | None = None,
         **settings: Any,

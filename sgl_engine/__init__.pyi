@@ -17,6 +17,7 @@ from .config import (
     ReuseConfig as ReuseConfig,
     SchedulerConfig as SchedulerConfig,
     SendConfig as SendConfig,
+    SendMode as SendMode,
     UrlPolicy as UrlPolicy,
     pruning_preset as pruning_preset,
 )

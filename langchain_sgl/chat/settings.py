@@ -27,6 +27,7 @@ from sgl_engine import (
     ReuseConfig,
     SchedulerConfig,
     SendConfig,
+    SendMode,
     __version__,
     pruning_preset,
 )
@@ -116,7 +117,7 @@ class ChatSettings(CallFields, BaseChatModel):
     large_settings: dict[str, Any] | None = None
     small_pictures: PictureConfig | None = None
     large_pictures: PictureConfig | None = None
-    send: Annotated[SendConfig | None, BeforeValidator(send_config)] = None
+    send: Annotated[SendMode | SendConfig | None, BeforeValidator(send_config)] = None
     on_large_error: OnLargeError | None = None
     prices: dict[str, Price] | None = None
     reuse: ReuseConfig | None = None

@@ -16,6 +16,7 @@ from sgl_engine.config.hosted import OnLargeError as OnLargeError
 from sgl_engine.config.hosted import PatchTokens as PatchTokens
 from sgl_engine.config.hosted import PictureTokens as PictureTokens
 from sgl_engine.config.hosted import SendConfig as SendConfig
+from sgl_engine.config.hosted import SendMode as SendMode
 from sgl_engine.config.limits import ImageFormat as ImageFormat
 from sgl_engine.config.limits import LimitsConfig as LimitsConfig
 from sgl_engine.config.limits import Pages as Pages
