@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -23,14 +24,20 @@ def source_files(root: Path) -> list[Path]:
     return sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a source, which nobody may change: one for all who ask."""
+    return ast.parse(source)
+
+
 def read_modules(root: Path, *, stubs: bool = False) -> dict[str, ast.Module]:
     """Dotted name -> parsed source; with ``stubs``, what a package's ``__init__.pyi`` says as well."""
     found = {}
     for path in source_files(root):
         parts = path.relative_to(root).with_suffix("").parts
-        tree = ast.parse(path.read_text())
+        tree = parsed(path.read_text())
         if stubs and (stub := path.with_suffix(".pyi")).exists():
-            tree.body += ast.parse(stub.read_text()).body
+            tree = ast.Module([*tree.body, *parsed(stub.read_text()).body], tree.type_ignores)
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = tree
     return found
 

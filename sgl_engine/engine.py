@@ -47,8 +47,7 @@ class SGLEngine:
 
     Args:
         small: Model that answers first, and guides.
-        large: Model that answers when the small one is not sure; it sees what the small one found important.
-            A hosted one (``OpenAIModel``) is sent it (``SendConfig``).
+        large: Model that answers when the small one is not sure, guided by it; ``OpenAIModel`` is a hosted one.
         config: The settings; None is ``EngineConfig()``.
         small_pass: Runs the small model; scripted engines have another than ``run_small``.
 
@@ -93,7 +92,7 @@ class SGLEngine:
 
     @property
     def _local(self) -> list[VLM]:
-        return [vlm for vlm in (self.small, self._large) if isinstance(vlm, VLM)]
+        return [self.small] if self.hosted else [self.small, self.large]
 
     def _rule(self, config: EngineConfig) -> ExitRule | None:
         check_prices(config.prices, self.small.name, self._large.name)
@@ -138,8 +137,7 @@ class SGLEngine:
         """
         find_scorer(config.exit.scorer)
         engine = copy.copy(self)
-        engine.config = config
-        engine._exit_rule = self._rule(config)  # noqa: SLF001  # of this class
+        engine.config, engine._exit_rule = config, self._rule(config)  # noqa: SLF001  # of this class
         return engine
 
     def close(self, *, wait: bool = True) -> None:
@@ -309,9 +307,7 @@ class SGLEngine:
             OverloadedError: Too many requests are under way.
             EngineClosedError: The engine was closed.
         """
-        pair = self._pair
-        if model != "auto":
-            pair = replace(pair, config=self._forced(model))
+        pair = self._pair if model == "auto" else replace(self._pair, config=self._forced(model))
         [ticket] = self._admit([request])
         with ticket:
             return finish(
@@ -327,6 +323,10 @@ class SGLEngine:
     def cache_info(self) -> Mapping[str, StoreInfo]:
         """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""
         return {side: vlm.store.info() for side, vlm in zip(("small", "large"), self._local, strict=False)}
+
+    def load(self) -> Mapping[str, int]:
+        """Counts requests "under_way", passes "running", and those "waiting_small" and "waiting_large"."""
+        return self._scheduler.load()
 
     def count_tokens(self, request: Request) -> int:
         """Counts prompt tokens, visual ones included, as the large model reads it; for a hosted, the small.

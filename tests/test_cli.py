@@ -349,3 +349,19 @@ def test_a_reader_that_stops_reading_is_no_error(
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(["ask", str(picture), "what?"]) == 0
         monkeypatch.undo()
+
+
+def test_a_server_without_a_key_is_for_this_machine_only(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra server")
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    shown = capsys.readouterr()
+    assert "SGL_API_KEY" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_server_without_its_extra_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sgl_engine.server", None)
+    assert main(["serve"]) == 2
+    assert 'pip install "langchain-sgl[server]"' in capsys.readouterr().err

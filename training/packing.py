@@ -37,7 +37,7 @@ THIN = Layout(12, 15, 0.0)
 PAGES = {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
 """Pages of a batch, by their number of tiles: about as many tokens whatever the size."""
 HARD = ("table", "scene", "lines")
-"""What stands on pages of hard questions: a model that had learnt the rest read half of their tables' cells."""
+"""What stands on pages of hard questions: a model that knew the rest read half of the cells of its tables."""
 HARD_SHARES = {1: 0.45, 2: 0.25, 4: 0.2, 6: 0.1}
 """How often such a page has that many tiles: small ones show three times as many parts a second."""
 

@@ -7,8 +7,8 @@ Pages are drawn as they are needed and are never used twice. At first only the d
 ``--tower`` the vision tower does too, at that share of the rate. Minutes are processor time, so that other
 work on the machine changes nothing but the wall clock; the learning rate is constant up to ``--decay-from``
 of them and then falls to 2 %. ``--thin`` leaves visual tokens out of that share of the batches from
-``--thin-from`` of the minutes on; ``--hard`` shows more of what is learnt slowly. A run stops on SIGTERM after the current step and goes on when the same
-command is given again.
+``--thin-from`` of the minutes on; ``--hard`` shows more of what is learnt slowly. A run stops on SIGTERM
+after the current step and goes on when the same command is given again.
 """
 
 from __future__ import annotations

@@ -10,12 +10,11 @@ import argparse
 import json
 import multiprocessing
 import os
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-SECONDS = 180
 
 
 def main() -> None:
@@ -28,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="model types; all where none is named")
     parser.add_argument("--found", type=Path, help="a file that keeps outcomes; what it has is not run again")
+    parser.add_argument("--seconds", type=float, default=180, help="the most that one may take")
     parser.add_argument("--figures", action="store_true", help="print what was compared")
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[2] / "docs/families.md")
     arguments = parser.parse_args()
@@ -36,12 +36,14 @@ def main() -> None:
     for name in arguments.names or known:
         if name in found:
             continue
-        found[name] = outcome = apart(name)
-        print(f"{name}: {outcome.verdict} | {outcome.family} | {outcome.reason[:400]}", flush=True)
+        began = time.monotonic()
+        found[name] = outcome = apart(name, arguments.seconds)
+        took = f"{time.monotonic() - began:.0f} s"
+        print(f"{name}: {outcome.verdict} | {outcome.family} | {took} | {outcome.reason[:400]}", flush=True)
         if arguments.figures:
             print("   ", outcome.figures, flush=True)
         if arguments.found:
-            arguments.found.write_text(json.dumps([asdict(each) for each in found.values()]))
+            _keep(arguments.found, found)
     print(summary(list(found.values())))
     if set(found) >= set(known):
         write(arguments.page, [found[name] for name in known])
@@ -54,6 +56,13 @@ def _read(path: Path | None) -> dict[str, Any]:
     if path is None or not path.is_file():
         return {}
     return {each["name"]: Outcome(**each) for each in json.loads(path.read_text())}
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    """Writes the outcomes so far; what is there is whole, whenever this process is ended."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps([asdict(each) for each in found.values()]))
+    beside.replace(path)
 
 
 def warm_up() -> None:
@@ -71,8 +80,8 @@ def warm_up() -> None:
     torch.set_num_threads(1)
 
 
-def apart(name: str) -> Any:
-    """The outcome of one architecture, from a process that ends with it."""
+def apart(name: str, seconds: float) -> Any:
+    """The outcome of one architecture, from a process that ends with it, or after so many seconds."""
     from benchmarks.coverage_families.checks import Outcome
 
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -80,13 +89,13 @@ def apart(name: str) -> Any:
     process.start()
     theirs.close()
     try:
-        found = Outcome(**json.loads(ours.recv())) if ours.poll(SECONDS) else None
+        found = Outcome(**json.loads(ours.recv())) if ours.poll(seconds) else None
     except EOFError:
         found = None
     if found is None:
         process.kill()
     process.join()
-    return found or Outcome(name, "fails", reason="its process ended, or took too long")
+    return found or Outcome(name, "fails", reason=f"its process ended, or took over {seconds:.0f} s")
 
 
 def _send(name: str, pipe: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import SiglipVisionConfig
 
 from benchmarks.coverage_families.pictures import (
     CountingProcessor,
@@ -107,7 +108,7 @@ def of_patch_rows(
     return recipe
 
 
-def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
+def of_packed(name: str, text: Mapping[str, Any], *, more: Any = None, **changes: Any) -> Recipe:
     """A picture is a strip of patches, (1, 3, patch, N * patch), beside its grid."""
 
     def recipe() -> Built:
@@ -118,7 +119,33 @@ def of_packed(name: str, text: Mapping[str, Any], **changes: Any) -> Recipe:
             strip = rows.permute(3, 1, 0, 2).reshape(1, 3, 4, 256)
             return {"pixel_values": strip, "target_sizes": torch.tensor([[8, 8]])}
 
-        return model, CountingProcessor(model, one, wrap=WRAPPED, more=kinds, joined={"pixel_values": -1})
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=more, joined={"pixel_values": -1})
+
+    return recipe
+
+
+def of_pooled(name: str, text: Mapping[str, Any], vision: Mapping[str, Any], **changes: Any) -> Recipe:
+    """A picture is patches, and a table that says which of them each token is made of."""
+
+    def recipe() -> Built:
+        model = build(name, text, vision, **changes)
+        table = torch.arange(64).reshape(4, 2, 4, 2).permute(0, 2, 1, 3).reshape(16, 4)
+        grids = torch.tensor([[2, 4, 2, 4]])
+
+        def one(picture: Image.Image) -> Inputs:
+            return {"pixel_values": patch_rows(picture), "image_token_pooling": table, "image_grids": grids}
+
+        def more(inputs: Mapping[str, Tensor]) -> Inputs:
+            kinds = torch.isin(
+                inputs["input_ids"], torch.tensor([token(each) for each in (BEGIN, IMAGE, END)])
+            )
+            made: Inputs = {"mm_token_type_ids": kinds.long()}
+            if "image_token_pooling" in inputs:  # patches of all pictures are numbered through
+                rows = inputs["image_token_pooling"]
+                made["image_token_pooling"] = rows + 64 * (torch.arange(len(rows)) // 16)[:, None]
+            return made
+
+        return model, CountingProcessor(model, one, wrap=WRAPPED, more=more)
 
     return recipe
 
@@ -146,6 +173,18 @@ def gemma4(**text: Any) -> Any:
     return build("gemma4", settings, audio_config=None, vision_config=vision)
 
 
+def _small_gemma4() -> Any:
+    """As E2B and E4B: embeddings of each layer's own, and last layers that share keys and values."""
+    kinds_of_layers = ["sliding_attention", "full_attention"] * 3
+    return gemma4(
+        num_hidden_layers=6,
+        layer_types=kinds_of_layers,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+        use_double_wide_mlp=True,
+    )
+
+
 def _token_types(inputs: Mapping[str, Tensor]) -> Inputs:
     return {"token_type_ids": (inputs["input_ids"] == token(IMAGE)).long()}
 
@@ -156,6 +195,44 @@ def _two_kinds(inputs: Mapping[str, Tensor]) -> Inputs:
     routed = own.clone()
     routed[(inputs["input_ids"] == token(BEGIN)) | (inputs["input_ids"] == token(END))] = 1
     return {"mm_token_type_ids": own, "moe_mm_token_type_ids": routed}
+
+
+def _deepseek_ocr2() -> Built:
+    first = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 4,
+        "window_size": 4,
+        "global_attn_indexes": [0],
+        "mlp_dim": 64,
+        "downsample_channels": [16, 32],
+    }
+    second = {key: VISION[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    second |= {"num_hidden_layers": 1, "num_key_value_heads": 4, "vocab_size": 8}
+    tower = {"sam_config": first, "encoder_config": second}
+    experts = {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "head_dim": LEAVE_OUT}
+    model = build("deepseek_ocr2", experts, vision_config=tower)
+    return model, CountingProcessor(model, square(64))
+
+
+def with_siglip(
+    name: str, vision: Mapping[str, Any], reshape: Callable[[Tensor], Tensor], **changes: Any
+) -> Recipe:
+    """A checkpoint's tower is one of timm's; what the decoder makes of it does not depend on that."""
+
+    def recipe() -> Built:
+        tower = {**shrunk(SiglipVisionConfig(), VISION, vision), "model_type": "siglip_vision_model"}
+        model, pixels = build(name, vision_config=tower, **changes), square()
+
+        def one(picture: Image.Image) -> Inputs:
+            return {"pixel_values": reshape(pixels(picture)["pixel_values"])}
+
+        return model, CountingProcessor(model, one)
+
+    return recipe
 
 
 def _hybrid() -> Built:
@@ -239,6 +316,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cosmos3_edge": of_grids("cosmos3_edge", {"rope_parameters": MROPE}, temporal=1, more=kinds),
     "cosmos3_omni": of_grids("cosmos3_omni", more=kinds),
+    "deepseek_ocr2": _deepseek_ocr2,
     "deepseek_vl": of_squares("deepseek_vl"),
     "deepseek_vl_hybrid": _hybrid,
     "ernie4_5_vl_moe": of_grids(
@@ -253,14 +331,26 @@ RECIPES: dict[str, Recipe] = {
         more=_two_kinds,
     ),
     "exaone4_5": of_grids("exaone4_5", {}, {"num_key_value_heads": 4}),
-    "gemma4": of_patch_rows(gemma4, {"image_position_ids": _places()}, more=kinds, wrap=WRAPPED),
+    # Its tower gives channels of a map: of as many tokens as channels, here.
+    "fast_vlm": with_siglip("fast_vlm", {"hidden_size": 64}, lambda values: values),
+    "gemma4": of_patch_rows(_small_gemma4, {"image_position_ids": _places()}, more=kinds, wrap=WRAPPED),
     "glm46v": of_grids("glm46v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm4v": of_grids("glm4v", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm4v_moe": of_grids("glm4v_moe", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "glm_ocr": of_grids("glm_ocr", {"head_dim": 8, "rope_parameters": MROPE}, more=kinds),
     "glmga": of_grids("glmga", {"head_dim": 16, "rope_parameters": HALF_MROPE}, more=kinds),
     "got_ocr2": of_squares("got_ocr2"),
-    "granite4_vision": of_squares("granite4_vision", deepstack_layer_map=[[-1, 1]]),
+    "granite4_vision": of_squares(
+        "granite4_vision",
+        {"num_hidden_layers": 6, "embedding_multiplier": 2.0, "logits_scaling": 4.0},
+        {"hidden_size": 64},
+        reshape=lambda values: torch.stack([values[0], values[0].flip(-1)])[None],
+        also=_SIZES,
+        image_grid_pinpoints=[[32, 32]],
+        downsample_rate="2/4",
+        deepstack_layer_map=[[-1, 0], [-2, 1]],
+        spatial_target_layers=[2, 3, 4, 5],
+    ),
     "granite_docling": of_squares(
         "granite_docling",
         {},
@@ -305,7 +395,22 @@ RECIPES: dict[str, Recipe] = {
     ),
     "lfm3_vl": of_grids("lfm3_vl"),
     "lighton_ocr": of_squares("lighton_ocr", also=_SIZES, spatial_merge_size=2),
-    "llama4": of_squares("llama4"),
+    "llama4": of_squares(
+        "llama4",
+        {
+            "intermediate_size_mlp": 64,
+            "attention_chunk_size": 1024,
+            "floor_scale": 1024,
+            "no_rope_layers": [1, 0, 1, 0],
+            "moe_layers": [1, 2, 3],
+        },
+        {
+            "intermediate_size": 128,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
+    ),
     "llava_next_video": of_squares(
         "llava_next_video",
         reshape=lambda values: torch.stack([values[0]] * 2)[None],
@@ -313,11 +418,14 @@ RECIPES: dict[str, Recipe] = {
         image_grid_pinpoints=[[32, 32], [64, 32], [32, 64]],
     ),
     "minicpmv4_6": of_packed("minicpmv4_6", _QWEN3_5),
-    "minicpmv4_7": of_packed("minicpmv4_7", _QWEN3_5),
+    "minicpmv4_7": of_packed("minicpmv4_7", _QWEN3_5, more=kinds),
     "minicpm_ocr": of_packed("minicpm_ocr", _QWEN3_5),
     "minimax_m3_vl": of_grids("minimax_m3_vl", {"layer_types": _FULL}),
-    "molmo2": of_squares(
+    "molmo2": of_pooled(
         "molmo2",
+        {"additional_vocab_size": 16},
+        {"head_dim": 8, "num_key_value_heads": 4},
+        image_patch_id=token(IMAGE),
         adapter_config={
             "vision_feature_layer": [-1],
             "hidden_size": 32,
@@ -342,7 +450,15 @@ RECIPES: dict[str, Recipe] = {
     "paddleocr_vl": of_grids(
         "paddleocr_vl", {"rope_parameters": MROPE}, temporal=1, as_pictures=True, more=kinds
     ),
-    "paligemma": of_squares("paligemma", hidden_size=32, projection_dim=32),
+    "paligemma": of_squares(
+        "paligemma",
+        more=lambda inputs: {"token_type_ids": torch.zeros_like(inputs["input_ids"])},
+        hidden_size=32,
+        projection_dim=32,
+    ),
+    "perception_lm": with_siglip(
+        "perception_lm", {"model_args": {"embed_dim": 32}}, _batched, vision_use_cls_token=False
+    ),
     "pp_chart2table": of_squares("pp_chart2table"),
     "qianfan_ocr": of_squares("qianfan_ocr"),
     "qwen2_5_omni_thinker": thinker(
@@ -356,6 +472,7 @@ RECIPES: dict[str, Recipe] = {
         "qwen3_omni_moe.configuration_qwen3_omni_moe:Qwen3OmniMoeThinkerConfig",
         mlp_only_layers=[],
         decoder_sparse_step=1,
+        sliding_window=LEAVE_OUT,
     ),
     "qwen3_vl_moe": of_grids("qwen3_vl_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}, more=kinds),
     "shieldgemma2": of_squares(
@@ -381,3 +498,12 @@ RECIPES: dict[str, Recipe] = {
         vision_feature_layer=(-1, -2),
     ),
 }
+
+REMARKS: Mapping[str, str] = {
+    "fast_vlm": "run with a SigLIP tower, as timm is not installed",
+    "gemma4": "run as its small sizes are, whose layers share keys and values",
+    "llama4": "its own generate fails in transformers 5.24.0: compared with that of its language model",
+    "minimax_m3_vl": "run with full attention; checkpoints with sparse layers are refused",
+    "perception_lm": "run with a SigLIP tower, as timm is not installed",
+}
+"""What was run, where a checkpoint may be another."""

@@ -26,11 +26,12 @@ def own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Sequence[int]) -> Tensor
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     for name in _TOKEN_KINDS:
         if name in inputs:  # an answer is text
-            inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(answer)))
+            kind = vlm.family.kind_of_answers
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(answer)), value=kind)
     for name, value in inputs.items():
         if value.is_floating_point():
             inputs[name] = value.to(vlm.model.dtype)
-    logits: Tensor = vlm.model(**inputs, use_cache=False).logits
+    logits = vlm.family.whole_logits(vlm.model, inputs)
     return logits[0, len(prompt) - 1 :].float()
 
 

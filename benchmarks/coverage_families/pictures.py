@@ -92,7 +92,16 @@ class CountingProcessor:
         }
         with torch.no_grad():
             seen = asked(**given, return_dict=True)
-        return len(flat(getattr(seen, "pooler_output", seen)))
+        return len(flat(_features(seen)))
+
+
+def _features(seen: Any) -> Any:
+    """Of what towers return: the features, the first plane of them, or what a projector is still to read."""
+    for name in ("pooler_output", "deepstack_features", "last_hidden_state"):
+        found = getattr(seen, name, None)
+        if found is not None:
+            return found[0][1] if name == "deepstack_features" else found
+    return seen
 
 
 def square(edge: int = 32) -> OnePicture:

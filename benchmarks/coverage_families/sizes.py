@@ -162,8 +162,9 @@ def build(name: str, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {
     if tower is not None:
         tower = type(tower)(**shrunk(tower, VISION, vision))
     tokens = {key: value for key, value in TOKENS.items() if hasattr(whole, key)}
-    if "image_token_id" in getattr(type(whole), "attribute_map", {}):
-        tokens.pop("image_token_id", None)  # another name of image_token_index
+    for other, own in getattr(type(whole), "attribute_map", {}).items():
+        if own in {*tokens, *changes}:
+            tokens.pop(other, None)  # another name of a setting that is given
     parts = {"text_config": type(whole.text_config)(**inner), "vision_config": tower}
     config = type(whole)(**{**parts, **tokens, **changes})
     return getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])(config)

@@ -27,7 +27,7 @@ def rows(outcomes: Sequence[Outcome]) -> str:
         "",
         f"{len(outcomes)} architectures of transformers {transformers.__version__}: {summary(outcomes)}.",
         "",
-        "| `model_type` | outcome | run by | why not |",
+        "| `model_type` | outcome | run by | why not, or what was run |",
         "|---|---|---|---|",
     ]
     for outcome in sorted(outcomes, key=lambda each: (each.verdict != "exact", each.verdict, each.name)):

@@ -15,21 +15,19 @@ from langchain_sgl.chat.fields import UnknownOptions, without_unknown
 from langchain_sgl.structured.schemas import enforceable, to_json_schema
 from sgl_engine import (
     Escalate,
-    ExitConfig,
     Fraction,
     InvalidRequestError,
     Message,
-    PruningConfig,
     Request,
     ToolChoice,
     ToolSpec,
-    pruning_preset,
 )
+from sgl_engine.exit import CallChoices
 
 if TYPE_CHECKING:
     from threading import Event
 
-    from sgl_engine import EngineConfig, SGLEngine
+    from sgl_engine import SGLEngine
 
 
 class CallFields(BaseModel):
@@ -161,41 +159,13 @@ class CallOptions(CallFields):
             InvalidRequestError: ``model`` is not one of the pair.
             ConfigError: There is no such preset.
         """
-        config = engine.config
-        exits = {
-            "escalate": self._route(engine),
-            "threshold": self.exit_threshold,
-            "scorer": self.scorer,
-        }
-        given = {name: value for name, value in exits.items() if value is not None}
-        given = {**self._beyond_calibration(config), **given}
-        update: dict[str, Any] = {}
-        if given:
-            update["exit"] = ExitConfig(**{**config.exit.model_dump(), **given})
-        pruning = self._pruning(config)
-        if pruning != config.pruning:
-            update["pruning"] = pruning
-        return update
-
-    def _beyond_calibration(self, config: EngineConfig) -> dict[str, Any]:
-        """Says how the exit changes where these options differ from what the calibration was made with."""
-        if config.exit.calibration is None:
-            return {}
-        without: dict[str, Any] = {"calibration": None, "risk": None}
-        # A threshold of the call's own takes the place of the certified one.
-        if self.exit_threshold is not None:
-            return without
-        if self._pruning(config) == config.pruning and self.scorer in {None, config.exit.scorer}:
-            return {}
-        # Nothing was certified for other pruning or another score, so the small answer is never kept.
-        return {**without, "escalate": "always"}
-
-    def _pruning(self, config: EngineConfig) -> PruningConfig:
-        """Returns the pruning that these options want."""
-        point = config.pruning if self.retention is None else pruning_preset(self.retention)
-        # A preset says nothing of tiles, so it leaves that setting as it is.
-        tiles = config.pruning.tiles if self.tiles is None else self.tiles
-        return point.model_copy(update={"tiles": tiles})
+        return CallChoices(
+            escalate=self._route(engine),
+            threshold=self.exit_threshold,
+            scorer=self.scorer,
+            retention=self.retention,
+            tiles=self.tiles,
+        ).changes(engine.config)
 
     def _route(self, engine: SGLEngine) -> Escalate | None:
         """Turns the name of a model into the route to it."""

@@ -8,6 +8,7 @@ disguised meanwhile (``sgl_engine.chat.caller_text``).
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -268,6 +269,15 @@ def chat_template(processor: Any) -> str:
     if isinstance(template, Mapping):
         template = template.get("default")
     return template or ""
+
+
+def with_template(processor: Any, template: str | None) -> Any:
+    """The processor, or a copy of it that has a chat template where it has none of its own."""
+    if template is None or chat_template(processor):
+        return processor
+    mine = copy.copy(processor)
+    mine.chat_template = template
+    return mine
 
 
 def _source(processor: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import ConfigError, ModelError, RequestError, __version__
-from sgl_engine.cli import ask, bench, calibrate, check, demo, explain
+from sgl_engine.cli import ask, bench, calibrate, check, demo, explain, serve
 
 OK: Final = 0
 ENGINE_FAILED: Final = 1
@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "check": check,
     "bench": bench,
     "calibrate": calibrate,
+    "serve": serve,
     "demo": demo,
 }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ from sgl_engine.chat.text_stream import RunningText, TextStream
 from sgl_engine.decoding.choice import Chooser, Penalties
 from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.decoding.draft import Draft
+from sgl_engine.decoding.spelt_thoughts import SpeltThoughts
 from sgl_engine.decoding.thoughts import MOST_AROUND, Thoughts
 from sgl_engine.errors import InvalidRequestError, RequestError
 from sgl_engine.model.special_tokens import keeps_special_tokens, left_out
+from sgl_engine.model.thoughts import SpeltTags
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding, check_wanted
 
@@ -264,12 +266,16 @@ class Answer:
         """How many tokens the answer may have, and what may come before them: both fit the context."""
         vlm, task = self._vlm, self._task
         room, tags = vlm.context_tokens - len(task.prompt), vlm.thought_tags
-        around = MOST_AROUND + (0 if tags is None else len(tags.closing))
+        around = MOST_AROUND + (0 if tags is None else tags.tokens)
         most = max(0, min(task.decoding.max_reasoning_tokens, room - task.max_new_tokens - around))
-        is_open = tags is not None and room > around and tags.are_open(task.prompt.input_ids[0].tolist())
+        ids = task.prompt.input_ids[0].tolist()
+        is_open = tags is not None and room > around and tags.are_open(ids, self._decode)
         limit = min(task.max_new_tokens, room - (most + around if is_open else 0))
         formed = task.decoding.grammar is not None
-        return limit, Thoughts(tags, is_open=is_open, decode=self._decode, most=most, formed=formed)
+        told: Any = {"is_open": is_open, "decode": self._decode, "most": most, "formed": formed}
+        if isinstance(tags, SpeltTags):
+            return limit, SpeltThoughts(tags, **told, limit=limit)
+        return limit, Thoughts(tags, **told)
 
     def _take(self, logits: Tensor) -> str:
         self.steps += 1

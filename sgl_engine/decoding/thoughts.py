@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sgl_engine.chat.text_stream import HALF, ReasoningText, RunningText
 
 if TYPE_CHECKING:
-    from sgl_engine.model.thoughts import ThoughtTags
+    from sgl_engine.model.thoughts import SpeltTags, ThoughtTags
 
 MOST_AROUND = 8
 """Tokens at most that are neither thoughts nor the answer: tags, and white space behind them."""
@@ -36,7 +36,7 @@ class Thoughts:
 
     def __init__(
         self,
-        tags: ThoughtTags | None,
+        tags: ThoughtTags | SpeltTags | None,
         *,
         is_open: bool,
         decode: Callable[[Sequence[int]], str],
@@ -45,8 +45,9 @@ class Thoughts:
     ) -> None:
         self.count = 0
         self.text = ""
-        self.most = 0 if tags is None else most + MOST_AROUND + len(tags.closing)
-        self._tags, self._decode, self._limit, self._formed = tags, decode, most, formed
+        self.most = 0 if tags is None else most + MOST_AROUND + tags.tokens
+        self._tags: Any = tags  # spelt ones have another reader (``SpeltThoughts``)
+        self._decode, self._limit, self._formed = decode, most, formed
         self._ids: list[int] = []
         self._running = RunningText(decode)
         self._given: list[int] = []

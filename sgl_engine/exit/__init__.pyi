@@ -43,3 +43,4 @@ from .decision import (
     product as product,
     score_parts as score_parts,
 )
+from .per_call import CallChoices as CallChoices

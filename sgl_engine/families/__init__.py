@@ -44,6 +44,7 @@ class Family(Protocol):
         plane_adder: The decoder's method that adds a plane of visual features to hidden states between
             layers, f(hidden, is_image, plane); None where there is none.
         needs_check: Whether ``sgl_engine.passes.exactness`` must have seen the loaded model work.
+        kind_of_answers: What tokens after a prompt are in inputs that tell the kinds of tokens.
         tile_axis: The axis of vision inputs along which the tiles of a picture lie, where it has several.
         looks_back_only: Whether no prompt token sees a later one, so that what layers compute of a
             prompt's prefix is the same whatever follows.
@@ -52,7 +53,10 @@ class Family(Protocol):
     name: str
     first_prunable_layer: int
     plane_adder: str | None
+    plane_inputs: tuple[str, str] | None
+    plain_template: str | None
     needs_check: bool
+    kind_of_answers: int
     tile_axis: int
     looks_back_only: bool
 
@@ -62,8 +66,17 @@ class Family(Protocol):
     def decoder_layers(self, model: Any) -> Sequence[Module]:
         """The L decoder layers, in order."""
 
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """The layer, of the decoder with this configuration, whose keys and values a layer attends to."""
+
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Whether a decoder of this configuration runs with its first layers alone."""
+
     def recurrence(self, layer: Module) -> Module:
         """What mixes the tokens of a decoder layer that has no attention."""
+
+    def context_tokens(self, text: PreTrainedConfig) -> int:
+        """The longest sequence that a decoder of this configuration reads, and that can be pruned exactly."""
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """The token that stands for one visual token."""
@@ -162,6 +175,9 @@ class Family(Protocol):
     def logits(self, model: Any, hidden: Tensor) -> Tensor:
         """The LM head on hidden states (B, N, hidden), as the model applies it: (B, N, vocab)."""
 
+    def whole_logits(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the model's own forward says to whole sequences, (B, S, vocab); to compare with."""
+
     def first_plain_layer(self, config: PreTrainedConfig) -> int:
         """The first decoder layer from which on no visual features are added to hidden states any more."""
 
@@ -176,16 +192,26 @@ FAMILIES: dict[str, str] = {
     "cohere_compass": "sgl_engine.families.deepstack:GenericDeepStack",
     "cosmos3_omni": "sgl_engine.families.qwen3_vl:Qwen3VL",
     "ernie4_5_vl_moe": "sgl_engine.families.routed:Ernie4_5",
+    "exaone4_5": "sgl_engine.families.grids:Grids",
     "gemma3": "sgl_engine.families.gemma3:Gemma3",
     "gemma4": "sgl_engine.families.gemma4:Gemma4",
+    "glm46v": "sgl_engine.families.grids:Grids",
+    "glm4v": "sgl_engine.families.grids:Grids",
+    "glm4v_moe": "sgl_engine.families.grids:Grids",
+    "glm_ocr": "sgl_engine.families.grids:Grids",
+    "granite4_vision": "sgl_engine.families.granite4_vision:Granite4Vision",
     "granite_docling": "sgl_engine.families.deepstack:GenericDeepStack",
     "idefics3": "sgl_engine.families.idefics3:Idefics3",
     "internvl": "sgl_engine.families.internvl:InternVL",
+    "llama4": "sgl_engine.families.llama4:Llama4",
     "llava": "sgl_engine.families.llava:Llava",
     "llava_next": "sgl_engine.families.llava_next:LlavaNext",
     "llava_onevision": "sgl_engine.families.llava_next:LlavaOneVision",
     "mistral3": "sgl_engine.families.mistral3:Mistral3",
+    "molmo2": "sgl_engine.families.both_ways:Molmo2",
     "ovis2": "sgl_engine.families.routed:Ovis2",
+    "paddleocr_vl": "sgl_engine.families.grids:Grids",
+    "paligemma": "sgl_engine.families.both_ways:PaliGemma",
     "qwen2_5_vl": "sgl_engine.families.qwen2_vl:Qwen2_5VL",
     "qwen2_vl": "sgl_engine.families.qwen2_vl:Qwen2VL",
     "qwen3_5": "sgl_engine.families.qwen3_5:Qwen3_5",
@@ -217,7 +243,7 @@ KNOWN_DECODERS: Mapping[str, frozenset[str]] = {
 A family name is no proof: with any other decoder, the model goes through the check when it is first used.
 """
 
-PRUNABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention"})
+PRUNABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "linear_attention", "chunked_attention"})
 """Kinds of decoder layers that attention capture and pruning know."""
 
 

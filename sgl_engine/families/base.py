@@ -63,7 +63,10 @@ class BaseFamily:
     first_prunable_layer = 0
     separators_are_image_tokens = False
     plane_adder: str | None = None
+    plane_inputs: tuple[str, str] | None = None
+    plain_template: str | None = None
     needs_check = False
+    kind_of_answers = 0
     looks_back_only = True
     tile_inputs: tuple[str, ...] = ("pixel_values",)
     """Vision inputs that have one entry for each tile."""
@@ -80,9 +83,32 @@ class BaseFamily:
         layers: Any = self.text_model(model).layers
         return list(layers)
 
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """Its own."""
+        del text
+        return layer
+
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Each layer has all that it needs."""
+        del text
+        return True
+
     def recurrence(self, layer: Module) -> Module:
         """What mixes the tokens of a layer that has no attention."""
         return next(part for name, part in layer.named_children() if name in _RECURRENCES)
+
+    def context_tokens(self, text: PreTrainedConfig) -> int:
+        """What its positions cover; of layers that see chunks of the prompt, the first chunk.
+
+        Within it, such a layer sees what a plain one does. Beyond it, chunks of what is left would not be
+        chunks of the prompt. The same holds for layers that scale queries by how many keys their cache holds.
+        """
+        limits = [int(text.max_position_embeddings)]
+        if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+            limits.append(text.attention_chunk_size)
+        if getattr(text, "attn_temperature_tuning", False):
+            limits.append(text.floor_scale - 1)
+        return min(limits)
 
     def image_token_id(self, config: PreTrainedConfig) -> int:
         """From the configuration."""
@@ -216,6 +242,11 @@ class BaseFamily:
         """Only the embeddings; the decoder makes its own causal masks."""
         del model, inputs, positions, cache, first
         return {"inputs_embeds": embeddings}
+
+    def whole_logits(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The model's own forward."""
+        logits: Tensor = model(**inputs, use_cache=False).logits
+        return logits
 
     def first_plain_layer(self, config: PreTrainedConfig) -> int:
         """0: they are in the embeddings."""

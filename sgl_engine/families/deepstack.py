@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DeepStack(BaseFamily):
     """To be mixed into a family; see the module docstring."""
 
-    plane_adder = "_deepstack_process"
+    plane_adder: str | None = "_deepstack_process"
 
     def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """(V, planes * hidden)."""

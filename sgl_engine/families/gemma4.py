@@ -1,23 +1,23 @@
 """Gemma 4: windows, a larger head in full layers, pictures that may see themselves in both directions.
 
 Some sizes have embeddings of their own in every layer, which go by the token. They lie behind the token's
-embedding in one row, so they are gathered, padded and joined with it.
+embedding in one row, so they are gathered, padded and joined with it. The last layers of these sizes see keys
+and values of earlier ones, so pruning must not begin behind those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.families.generic import Generic
-from sgl_engine.families.own import decoder_call
+from sgl_engine.families.both_ways import BothWays
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Cache
+    from transformers import PreTrainedConfig
 
 
-class Gemma4(Generic):
+class Gemma4(BothWays):
     """See the module docstring, and ``sgl_engine.families.Family`` for the methods."""
 
     name = "gemma4"
@@ -35,34 +35,27 @@ class Gemma4(Generic):
         own = decoder.get_per_layer_inputs(ids, None)  # (B, S, L, width)
         return torch.cat((embeddings, own.flatten(2).to(embeddings)), dim=-1)
 
-    def decoder_inputs(
-        self,
-        model: Any,
-        embeddings: Tensor,
-        inputs: Mapping[str, Tensor],
-        positions: Tensor,
-        cache: Cache | None,
-        *,
-        first: int,
-    ) -> dict[str, Any]:
-        """The layers' own embeddings apart, and the masks that the model makes of a prompt with pictures."""
-        import torch
+    def keys_of(self, text: PreTrainedConfig, layer: int) -> int:
+        """The last layers of small sizes share those of the last layer of their kind before them."""
+        return _keys_of(tuple(text.layer_types), text.num_kv_shared_layers)[layer]
 
+    def can_be_shortened(self, text: PreTrainedConfig) -> bool:
+        """Not where layers share keys, or have embeddings of their own in one table."""
+        return not (text.num_kv_shared_layers or text.hidden_size_per_layer_input)
+
+    def decoder_embeddings(self, model: Any, embeddings: Tensor) -> dict[str, Any]:
+        """The layers' own embeddings apart."""
         text = model.config.get_text_config()
         tokens, own = embeddings.tensor_split([text.hidden_size], dim=-1)
         given: dict[str, Any] = {"inputs_embeds": tokens}
         if own.shape[-1]:
             given["per_layer_inputs"] = own.unflatten(-1, (text.num_hidden_layers, -1))
-        kinds = inputs.get("mm_token_type_ids")
-        if first or kinds is None:
-            return given
-        following = (0, embeddings.shape[1] - kinds.shape[1])  # tokens after the prompt are text
-        handed = decoder_call(
-            model.model,
-            "language_model",
-            **given,
-            position_ids=positions,
-            cache=cache,
-            mm_token_type_ids=torch.nn.functional.pad(kinds, following),
-        )
-        return {**given, "attention_mask": handed["attention_mask"]}
+        return given
+
+
+@lru_cache  # asked for every layer in every step
+def _keys_of(kinds: tuple[str, ...], shared: int) -> tuple[int, ...]:
+    """The layer whose keys each layer sees."""
+    own = len(kinds) - shared
+    last = {kind: layer for layer, kind in enumerate(kinds[:own])}
+    return tuple(layer if layer < own else last[kind] for layer, kind in enumerate(kinds))

@@ -73,6 +73,11 @@ class Generic(BaseFamily):
         decoder: Any = self.text_model(model)
         return list(decoder.layers)
 
+    def image_text(self, processor: Any, config: PreTrainedConfig) -> str:
+        """What the processor says that it replaces."""
+        written = getattr(processor, "image_token", None)
+        return written if isinstance(written, str) else super().image_text(processor, config)
+
     def tiles(
         self,
         config: PreTrainedConfig,

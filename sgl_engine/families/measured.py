@@ -24,15 +24,22 @@ def measured(shape: DecoderShape, layers: Sequence[Module], config: PreTrainedCo
         config: Of the decoder.
     """
     chosen = next((getattr(config, name) for name in _CHOSEN if getattr(config, name, None)), 1)
+    values = [sum(_values(layer, int(chosen))) for layer in layers]
+    attending = [sum(_values(_attention(layer), int(chosen))) for layer in layers]
     return replace(
         shape,
-        token_values=tuple(sum(_values(layer, int(chosen))) for layer in layers),
-        pair_values=tuple(_pair_values(layer, shape) for layer in layers),
+        # An MLP of three matrices that multiplies a token with as many values.
+        intermediate=max(a - b for a, b in zip(values, attending, strict=True)) // (3 * shape.hidden),
+        attention_values=max(_attention_values(layer, shape) for layer in layers),
+        token_values=tuple(values),
+        pair_values=tuple(shape.query_heads * sum(_widths(layer, shape)) for layer in layers),
     )
 
 
-def _values(layer: Module, chosen: int) -> Iterator[int]:
+def _values(layer: Module | None, chosen: int) -> Iterator[int]:
     """Multiply-adds of each weight for one token, of which so many experts are run."""
+    if layer is None:
+        return
     for path, module in layer.named_modules():
         own: Iterator[tuple[str, Parameter]] = module.named_parameters(recurse=False)
         for _, weight in own:
@@ -43,8 +50,20 @@ def _values(layer: Module, chosen: int) -> Iterator[int]:
                 yield weight.numel()
 
 
-def _pair_values(layer: Module, shape: DecoderShape) -> int:
-    """Multiply-adds of one query row against one key, and of its share of the value; all heads."""
-    attention: Any = next((part for part in layer.modules() if hasattr(part, "scaling")), None)
+def _attention(layer: Module) -> Any:
+    """A layer's attention; None where it has a recurrence instead."""
+    return next((part for part in layer.modules() if hasattr(part, "scaling")), None)
+
+
+def _widths(layer: Module, shape: DecoderShape) -> tuple[int, int]:
+    """Of a key, and of its value, in one head."""
+    attention = _attention(layer)
     keys: Any = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", shape.head_dim)
-    return int(shape.query_heads * (keys + getattr(attention, "v_head_dim", keys)))
+    return int(keys), int(getattr(attention, "v_head_dim", keys))
+
+
+def _attention_values(layer: Module, shape: DecoderShape) -> int:
+    """Queries, keys and values of one token; latent attention makes keys and values for every head."""
+    keys, values = _widths(layer, shape)
+    is_latent = hasattr(_attention(layer), "v_head_dim")
+    return shape.query_heads * keys + (shape.query_heads if is_latent else shape.kv_heads) * (keys + values)

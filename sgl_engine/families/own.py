@@ -29,6 +29,12 @@ def own_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def forward_with(model: Any, inputs: Mapping[str, Any], **parts: Any) -> Tensor:
+    """Logits of the model's own forward, with other functions in place of some of its parts."""
+    logits: Tensor = type(model).forward(_Instead(model, **parts), **inputs, return_dict=True).logits
+    return logits
+
+
 def decoder_call(inner: Any, decoder: str, **inputs: Any) -> dict[str, Any]:
     """What a model hands to its decoder: masks, embeddings, further features.
 
@@ -47,7 +53,7 @@ def decoder_call(inner: Any, decoder: str, **inputs: Any) -> dict[str, Any]:
 
 def as_the_tower(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Vision inputs with pixels in the precision of the tower's weights; some towers do not cast them."""
-    named: Iterator[tuple[str, Tensor]] = model.model.named_parameters()
+    named: Iterator[tuple[str, Tensor]] = getattr(model, "model", model).named_parameters()
     tower = (each for name, each in named if not name.startswith(("language_model", "text_model")))
     dtype = next((each.dtype for each in tower if each.is_floating_point()), model.dtype)
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}

@@ -13,10 +13,8 @@ _CROSS = "its decoder looks at pictures by cross-attention: there are no visual 
 _QUERIES = "it turns every picture into a few dozen queries, in a prompt part of its own: nothing to prune"
 _DISCRETE = "it writes pictures as words of its vocabulary, which no other model's map fits"
 _MASK = "it marks pictures by a mask of positions instead of an image token"
-_CHUNKS = "layers of its decoder see only their own chunk of the prompt, which pruning would shift"
 _INDEXER = "an indexer chooses the keys that its tokens see, so pruning would change what is chosen"
 _MIXED = "its layers mix convolutions or recurrences into attention, in a way that pruning does not know"
-_BOTH_WAYS = "it reads its whole prompt in both directions"
 
 REFUSED: Mapping[str, str] = {
     "apertus1p5": _DISCRETE,
@@ -33,7 +31,6 @@ REFUSED: Mapping[str, str] = {
     "gemma4_unified": "it has no vision tower: patches go into the decoder as they are",
     "git": "it puts pictures in front of the prompt inside the model, where they cannot be pruned",
     "glm5_next": _INDEXER,
-    "granite4_vision": "its decoder adds visual features before layers, in a way that pruning does not know",
     "hy_v4_vl": _INDEXER,
     "idefics": _CROSS,
     "inkling2": _MIXED,
@@ -43,13 +40,10 @@ REFUSED: Mapping[str, str] = {
     "instructblipvideo": _QUERIES,
     "kosmos-2": _MASK,
     "kosmos-2.5": _MASK,
-    "llama4": _CHUNKS,
     "mistral4": "it is a text model: it sees no pictures",
     "mistral_large4": _INDEXER,
     "mllama": _CROSS,
-    "molmo2": "its pictures see themselves in both directions, and share tokens with the text around them",
     "nemotron_h_omni": "some layers of its decoder have neither attention nor a state of their own",
-    "paligemma": _BOTH_WAYS,
     "pi0": "it writes robot actions, not text",
     "pix2struct": _ENCODER,
     "pp_formulanet": _ENCODER,
@@ -72,7 +66,7 @@ def why_refused(config: PreTrainedConfig) -> str | None:
     text = config.get_text_config(decoder=True)
     if getattr(text, "cross_attention_layers", None):
         return _CROSS
-    if getattr(text, "num_kv_shared_layers", None):
+    if getattr(text, "num_kv_shared_layers", None) and config.model_type != "gemma4":
         return "layers of its decoder share keys and values, which pruning would set apart"
     return None
 

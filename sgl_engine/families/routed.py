@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sgl_engine.families.generic import Generic
+from sgl_engine.families.grids import Grids
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache
 
 
-class Ernie4_5(Generic):  # noqa: N801  # the version's own spelling
+class Ernie4_5(Grids):  # noqa: N801  # the version's own spelling
     """ERNIE 4.5 VL: tokens of pictures go to experts of their own."""
 
     name = "ernie4_5_vl_moe"

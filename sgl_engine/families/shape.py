@@ -15,13 +15,15 @@ class DecoderShape:
         query_heads: Query heads of an attention layer.
         kv_heads: Its key and value heads.
         head_dim: Width of a head.
-        intermediate: Width of the MLP.
+        intermediate: Width of the MLP; of all experts together that a token goes through, where they were
+            measured.
         vocab: Rows of the LM head.
         gated: Whether attention's output is multiplied with a gate, as wide as the queries.
         recurrent_layers: Layers that have a recurrence instead of attention.
         recurrent_values: Multiply-adds of one such recurrence for one token, its matrices included.
         token_values: Multiply-adds of each layer's matrices for one token, where they were measured (L,);
             then ``recurrent_values`` are without matrices. Empty where sizes tell.
+        attention_values: Queries, keys and values of one token, where they were measured; else 0.
         pair_values: The same of one query row against one key, with its value, in each layer (L,).
     """
 
@@ -35,6 +37,7 @@ class DecoderShape:
     gated: bool = False
     recurrent_layers: tuple[int, ...] = ()
     recurrent_values: int = 0
+    attention_values: int = 0
     token_values: tuple[int, ...] = ()
     pair_values: tuple[int, ...] = ()
 

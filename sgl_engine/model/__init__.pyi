@@ -5,5 +5,5 @@ from .settings import (
     settings_of_each as settings_of_each,
 )
 from .store import StoreInfo as StoreInfo
-from .thoughts import ThoughtTags as ThoughtTags
+from .thoughts import SpeltTags as SpeltTags, ThoughtTags as ThoughtTags
 from .vlm import VLM as VLM

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ from sgl_engine.families.refused import FOREIGN_FORMATS
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_logger = logging.getLogger(__name__)
+
+_NAMED = 3  # of many tensors
+_UNQUANTIZED = "Use the config.json that belongs to them (quantization_config), or weights not quantized."
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SIZES = frozenset(
     "hidden_size head_dim image_size intermediate_size max_position_embeddings num_attention_heads "
@@ -144,14 +149,26 @@ def _check_quantization(config: PreTrainedConfig, name: str) -> None:
         )
 
 
+def _check_tower(config: PreTrainedConfig, name: str) -> None:
+    """Refuses a vision tower that only a package which is not installed can build."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if tower == "timm_wrapper" and importlib.util.find_spec("timm") is None:
+        raise UnsupportedModelError(
+            f"The vision tower of {name} is built by the package timm, which is not installed.",
+            remedy="pip install timm (it needs torchvision).",
+        )
+
+
 def check_config(config: PreTrainedConfig, name: str) -> None:
     """Refuses a configuration that no model can have, which transformers would load all the same.
 
     Raises:
-        UnsupportedModelError: No family knows the architecture, the weights are quantized in a way that
-            cannot be run here, a size is below 1, or the image token is none.
+        UnsupportedModelError: No family knows the architecture, its vision tower needs a package that is
+            missing, the weights are quantized in a way that cannot be run here, a size is below 1, or the
+            image token is none.
     """
     family = find_family(config, name)
+    _check_tower(config, name)
     _check_quantization(config, name)
     wrong = {where: value for where, value in _sizes(config.to_dict()) if value < 1}
     token: Any = family.image_token_id(config)
@@ -162,6 +179,48 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
         raise UnsupportedModelError(
             f"The configuration of {name} cannot be used: {where} is {value!r:.60}.",
             remedy="Correct its config.json, or download it again.",
+        )
+
+
+_QUANTIZED = re.compile(
+    r"\.(weight_scale(_inv|_2)?|input_scale|scales|qzeros|qweight|g_idx|weight_packed|absmax|quant_map|SCB"
+    r"|(nested_)?quant_(map|state)(\..*)?)$"
+)
+_ADAPTED = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|hada_w\d)(\.|$)")
+
+
+def check_unexpected(name: str, tensors: Sequence[str]) -> None:
+    """Refuses weights with tensors that change others; warns of those that the model has no place for.
+
+    Without the scales of a quantization, or what an adapter adds, the others mean something else. Further
+    tensors may be left out: heads that predict several tokens, or write boxes.
+
+    Args:
+        name: Path or hub id, for the message.
+        tensors: Those that the model has no place for.
+
+    Raises:
+        UnsupportedModelError: They are of a quantization that the configuration does not name, or of an
+            adapter that was not merged.
+    """
+    for pattern, what, remedy in (
+        (_QUANTIZED, "of a quantization that its config.json does not name", _UNQUANTIZED),
+        (_ADAPTED, "of an adapter that was not merged", "Merge it: model.merge_and_unload()."),
+    ):
+        found = [tensor for tensor in tensors if pattern.search(tensor)]
+        if found:
+            raise UnsupportedModelError(
+                f"The weights of {name} hold {len(found)} tensors {what} ({', '.join(found[:_NAMED])}); "
+                "without them, the others are wrong.",
+                remedy=remedy,
+            )
+    if tensors:
+        _logger.warning(
+            "%s: %d tensors of its weights are not used, as the model has no place for them (%s). If answers "
+            "are poor, check that config.json belongs to these weights.",
+            name,
+            len(tensors),
+            ", ".join(tensors[:_NAMED]) + (", ..." if len(tensors) > _NAMED else ""),
         )
 
 

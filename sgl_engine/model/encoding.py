@@ -77,7 +77,8 @@ def wrap_inputs(
     """
     check_inputs(inputs, vlm.context_tokens, vlm.name)
     spans = vlm.family.spans(vlm.config, processor, inputs, image_sizes)
-    moved = {key: value.to(vlm.device) for key, value in inputs.items()}
+    # Some processors make labels as well, for training.
+    moved = {key: value.to(vlm.device) for key, value in inputs.items() if key != "labels"}
     return EncodedPrompt(
         inputs=moved,
         input_ids=moved["input_ids"],

@@ -23,7 +23,7 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.families.processors import image_only_class, load_image_only, obey_thumbnail_switch
-from sgl_engine.model.checks import check_config, check_folder, check_format
+from sgl_engine.model.checks import check_config, check_folder, check_format, check_unexpected
 from sgl_engine.model.settings import (
     LoadSettings,
     check_settings,
@@ -143,12 +143,14 @@ def load_model(
             remedy="Use weights, config.json and settings (dtype, device_map, attn_implementation, "
             "quantization_config) that fit each other; a device_map needs accelerate.",
         ) from error
+    check_unexpected(name, sorted(loading["unexpected_keys"]))
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelNotFoundError(
             f"The weights of {name} lack {len(missing)} of the model's tensors ({', '.join(missing[:3])}).",
             remedy="Use all files of one checkpoint; a tensor that is missing would be random.",
         )
+    _keep_special_tokens(model, name, hub)
     return model
 
 
@@ -171,23 +173,42 @@ def _check_index(name: str, config: PreTrainedConfig, hub: Mapping[str, Any]) ->
 
     transformers follows whatever an index names, pickles and absolute paths too.
     """
-    from transformers.utils.hub import cached_file
-
     index = getattr(config, "transformers_weights", None) or _INDEX  # a configuration may name its own file
     _check_names([index], f"The configuration of {name}", ending=(".safetensors", ".safetensors.index.json"))
     if not index.endswith(".index.json"):
         return
+    path = _file(name, index, hub)
+    if path is not None:
+        _check_names(_names_in(path, name), f"The index {index} of {name}", ending=(".safetensors",))
+
+
+def _file(name: str, file: str, hub: Mapping[str, Any]) -> Path | None:
+    """A model's file; None where it has none, or there is no such model: loading says so with its reason."""
+    from transformers.utils.hub import cached_file
+
+    settings = {key: value for key, value in hub.items() if key != "trust_remote_code"}
     try:
-        path = cached_file(
-            name,
-            index,
-            _raise_exceptions_for_missing_entries=False,
-            **{key: value for key, value in hub.items() if key != "trust_remote_code"},
-        )
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **settings)
     except OSError:
-        return  # no such model, or no network: loading says so with its reason
-    if path is not None and Path(path).is_file():
-        _check_names(_names_in(Path(path), name), f"The index {index} of {name}", ending=(".safetensors",))
+        return None
+    return Path(path) if path is not None and Path(path).is_file() else None
+
+
+def _keep_special_tokens(model: Any, name: str, hub: Mapping[str, Any]) -> None:
+    """Reads ``skip_special_tokens`` of a generation_config.json that transformers takes for a model's own.
+
+    Where it says ``_from_model_config``, as many on the hub do, transformers drops what it does not know.
+    """
+    settings = model.generation_config
+    if not getattr(settings, "_from_model_config", None) or hasattr(settings, "skip_special_tokens"):
+        return
+    path = _file(name, "generation_config.json", hub)
+    try:
+        content = {} if path is None else json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return  # transformers has not read it either
+    if isinstance(content, Mapping) and "skip_special_tokens" in content:
+        settings.skip_special_tokens = content["skip_special_tokens"]
 
 
 def _names_in(index: Path, name: str) -> list[Any]:

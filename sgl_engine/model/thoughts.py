@@ -1,13 +1,13 @@
 """Which tokens part a model's thoughts from its answer, where it thinks before it answers. Pure.
 
 Templates of thinking models end a prompt with ``<think>``, or leave it to the model to begin with it; the
-answer begins behind ``</think>``. The tags are tokens of their own, so nothing that is merely spelt like one
-counts.
+answer begins behind ``</think>``. Where the tags are tokens of their own, nothing that is merely spelt like
+one counts; some tokenizers do spell them, in several tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +28,60 @@ class ThoughtTags:
     end: int
     closing: tuple[int, ...]
 
-    def are_open(self, prompt_ids: Sequence[int]) -> bool:
+    @property
+    def tokens(self) -> int:
+        """Those of both tags at most, white space included."""
+        return len(self.closing)
+
+    def are_open(self, prompt_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> bool:
         """Whether a prompt ends within thoughts, so that the model goes on with them."""
+        del decode
         for token in reversed(prompt_ids):
             if token in (self.begin, self.end):
                 return token == self.begin
         return False
 
 
-def thought_tags(processor: Any) -> ThoughtTags | None:
-    """The tags of a processor's model; None where its template knows no thoughts, or they are no tokens."""
+@dataclass(frozen=True)
+class SpeltTags:
+    """A model's tags, where its tokenizer spells them.
+
+    Attributes:
+        begin: What begins thoughts.
+        end: What ends them.
+        closing: The tokens that end them as templates write it, white space around ``end`` included.
+        behind: Those of the white space behind it.
+    """
+
+    begin: str
+    end: str
+    closing: tuple[int, ...]
+    behind: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Those of both tags at most, white space included: a character may take four."""
+        return len(self.closing) + 4 * len(self.begin)
+
+    def are_open(self, prompt_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> bool:
+        """Whether a prompt ends with the tag that begins them; earlier ones are somebody's text."""
+        return decode(prompt_ids[-self.tokens :]).rstrip().endswith(self.begin)
+
+
+def thought_tags(processor: Any) -> ThoughtTags | SpeltTags | None:
+    """The tags of a processor's model; None where its template knows no thoughts."""
     tokenizer, template = processor.tokenizer, chat_template(processor)
     for begin, end in THOUGHT_TAGS:
         known = [tokenizer.convert_tokens_to_ids(tag) for tag in (begin, end)]
-        if not {begin, end} & set(_written(template)) or {None, tokenizer.unk_token_id} & set(known):
+        if not {begin, end} & set(_written(template)):
             continue
         before, behind = space_around(template, begin)
+        if {None, tokenizer.unk_token_id} & set(known):
+            closing, space = (
+                tuple(tokenizer.encode(text, add_special_tokens=False))
+                for text in (f"{before}{end}{behind}", behind)
+            )
+            return SpeltTags(begin, end, closing, space)
         spaces = [tokenizer.encode(space, add_special_tokens=False) for space in (before, behind)]
         return ThoughtTags(known[0], known[1], (*spaces[0], known[1], *spaces[1]))
     return None

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sgl_engine.chat.template import with_template
 from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
-from sgl_engine.errors import EngineError
 from sgl_engine.families import Family, find_family
 from sgl_engine.families.measured import measured
 from sgl_engine.families.shape import ModelShape
@@ -28,7 +28,7 @@ from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
 from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
-from sgl_engine.model.thoughts import ThoughtTags, thought_tags
+from sgl_engine.model.thoughts import SpeltTags, ThoughtTags, thought_tags
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 
@@ -61,7 +61,7 @@ class VLM:
         self.family: Family = find_family(model.config, name)
         self.model: Any = model
         self.model.eval()
-        self.processor = processor
+        self.processor = with_template(processor, self.family.plain_template)
         self.name = name
         self.revision = revision
         self.is_checked = not self.family.needs_check
@@ -117,12 +117,7 @@ class VLM:
 
     def check_not_mine(self) -> None:
         """Raises EngineError where the current thread holds the model (``exclusive``) that it asks for."""
-        # A worker could not have the model before this thread gives it back, after the answer.
-        if self._lock.is_mine:
-            raise EngineError(
-                f"This thread holds {self.name} exclusively, and so would wait for itself.",
-                remedy="Ask the engine outside of VLM.exclusive().",
-            )
+        self._lock.check_not_mine(self.name)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -170,8 +165,8 @@ class VLM:
 
     @property
     def context_tokens(self) -> int:
-        """Longest sequence that the decoder's positions cover."""
-        return int(self.text_model.config.max_position_embeddings)
+        """Longest sequence: that the decoder's positions cover, and that can be pruned."""
+        return self.family.context_tokens(self.text_model.config)
 
     @property
     def vocab_size(self) -> int:
@@ -187,7 +182,7 @@ class VLM:
         return frozenset(int(token) for token in (*several, own) if token is not None)
 
     @cached_property
-    def thought_tags(self) -> ThoughtTags | None:
+    def thought_tags(self) -> ThoughtTags | SpeltTags | None:
         """What parts its thoughts from its answers; None where it answers at once."""
         return thought_tags(self.processor)
 
@@ -282,9 +277,11 @@ class VLM:
         return DynamicCache(config=self.text_model.config)
 
     def cache_tokens(self, cache: DynamicCache) -> tuple[int, ...]:
-        """Tokens that each layer's cache has seen (L,); 0 for recurrent layers, whose state has one size."""
+        """Tokens that each layer's cache has seen (L,); 0 where it has one size, or is another layer's."""
+        keys, text = self.family.keys_of, self.text_model.config
         return tuple(
-            0 if recurrent else cache.get_seq_length(layer) for layer, recurrent in enumerate(cache.is_linear)
+            0 if recurrent or keys(text, layer) != layer else cache.get_seq_length(layer)
+            for layer, recurrent in enumerate(cache.is_linear)
         )
 
     @torch.inference_mode()

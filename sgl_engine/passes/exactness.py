@@ -24,7 +24,7 @@ from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.own import as_the_tower
 from sgl_engine.passes.precise import float32_copy, is_precise
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
-from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.patch import last_prunable_layer, prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.request import Request
 
@@ -92,8 +92,8 @@ def _first_fault(vlm: VLM) -> str | None:
     for asked, own in ((prompt, plain), (text := _text_alone(vlm, prompt), _own_logits(vlm, text, answer))):
         if _difference(_engine_logits(vlm, asked, answer, None), own) > tolerance:
             return "embedding and decoding apart gives other logits than its own forward"
-    first = vlm.family.first_prunable_layer
-    for layer in sorted({first, max(first, 1), max(first, vlm.num_layers // 2)}):
+    first, last = vlm.family.first_prunable_layer, last_prunable_layer(vlm)
+    for layer in sorted({first, min(last, max(first, 1)), min(last, max(first, vlm.num_layers // 2))}):
         plan = _half(prompt, layer)
         hidden = sorted(set(range(len(prompt))) - set(plan.keep.tolist()))
         with reference_attention(vlm, layer=layer, hidden=hidden):
@@ -115,9 +115,10 @@ def _question(vlm: VLM) -> tuple[EncodedPrompt, Tensor]:
 
 def _text_alone(vlm: VLM, prompt: EncodedPrompt) -> EncodedPrompt:
     """What comes after the picture, as a prompt of its own."""
-    ids = prompt.input_ids[:, max(prompt.visual_positions) + 1 :]
-    ids = ids if ids.shape[1] else prompt.input_ids[:, :1]
-    return vlm.prompt({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    after = max(prompt.visual_positions) + 1
+    columns = slice(after, None) if after < len(prompt) else slice(1)
+    given = {"input_ids", "attention_mask", "token_type_ids"} & set(prompt.inputs)
+    return vlm.prompt({name: prompt.inputs[name][:, columns] for name in given})
 
 
 def _runs_as_it_is(vlm: VLM) -> bool:
@@ -136,10 +137,10 @@ def _own_logits(vlm: VLM, prompt: EncodedPrompt, answer: Tensor) -> Tensor:
     inputs["input_ids"] = torch.cat((prompt.input_ids, answer[None]), dim=1)
     for name in TOKEN_INPUTS - {"input_ids"}:
         if name in inputs:
-            value = int(name == "attention_mask")  # the answer is text, of kind 0, and is seen
+            value = 1 if name == "attention_mask" else vlm.family.kind_of_answers  # the answer is seen
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(answer)), value=value)
     with torch.inference_mode():
-        logits: Tensor = vlm.model(**as_the_tower(vlm.model, inputs), use_cache=False).logits
+        logits = vlm.family.whole_logits(vlm.model, as_the_tower(vlm.model, inputs))
     return logits[0, len(prompt) - 1 :].float()
 
 

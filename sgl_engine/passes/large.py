@@ -18,7 +18,7 @@ from sgl_engine.passes.prefill import Prefilled, Prefiller, find_tiles, run_in_g
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.prompt.encoded import MAX_ROWS
 from sgl_engine.pruning.layer_inputs import LayerInputs
-from sgl_engine.pruning.patch import prune_visual_tokens
+from sgl_engine.pruning.patch import last_prunable_layer, prune_visual_tokens
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan, keep_everything, plan_pruning
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def plan_large(
     """
     if importance is None:
         return keep_everything(prompt)
-    # Some families cannot be pruned in their first layers, whatever fraction is configured.
-    layer = max(pruning.layer(vlm.num_layers), vlm.family.first_prunable_layer)
+    # Some families cannot be pruned in their first layers, or behind some layer, whatever is configured.
+    layer = min(last_prunable_layer(vlm), max(pruning.layer(vlm.num_layers), vlm.family.first_prunable_layer))
     top = pruning.top_tokens
     tiles = None if top is None else find_tiles(vlm, prompt)
     ratio = pruning.keep_ratio

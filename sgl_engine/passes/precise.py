@@ -31,9 +31,10 @@ def float32_copy(vlm: VLM) -> VLM | None:
     """The model with its first layers in float32, on the same device.
 
     Returns:
-        None where the model itself is as precise, or where weights cannot be copied (quantized ones).
+        None where the model itself is as precise, where it does not run with some of its layers, or where
+        weights cannot be copied (quantized ones).
     """
-    if is_precise(vlm):
+    if is_precise(vlm) or not vlm.family.can_be_shortened(vlm.text_model.config):
         return None
     from sgl_engine.model.vlm import VLM as Model  # noqa: N811  # the name above is for annotations alone
 

@@ -108,9 +108,10 @@ def count_cascade(
 
 
 def working_bytes(vlm: VLM, prompt: EncodedPrompt, output_tokens: int) -> dict[str, int]:
-    """Memory by dtype of what one layer computes at once, at most: its MLP's rows, or an answer's logits."""
+    """Memory by dtype of what one layer computes at once, at most: an MLP's rows, or heads, and logits."""
     decoder, vision = vlm.shape.decoder, vlm.shape.vision
-    rows = len(prompt) * (2 * decoder.hidden + 3 * decoder.intermediate)
+    heads = decoder.attention_values or (decoder.query_heads + 2 * decoder.kv_heads) * decoder.head_dim
+    rows = len(prompt) * (2 * decoder.hidden + max(3 * decoder.intermediate, heads))
     patches = sum(vlm.tower_patches(prompt)) * (2 * vision.hidden + vision.mlp_matrices * vision.intermediate)
     values = max(rows, patches)
     # Logits are read in float32, whatever they were computed in.

@@ -29,6 +29,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.layer_inputs import LayerInputs
 from sgl_engine.pruning.plan import KeptColumns, PruningPlan
+from sgl_engine.pruning.planes import pruned_adder, pruned_planes
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -94,7 +95,7 @@ def prune_visual_tokens(
         return
     kept = plan if isinstance(plan, KeptColumns) else KeptColumns.of([plan])
     layers = vlm.family.decoder_layers(vlm.model)
-    implementation = _check_prunable(vlm, kept, len(layers))
+    implementation = _check_prunable(vlm, kept)
     if not kept.is_even:  # only fillers have to be hidden from recurrent layers
         recurrent = enumerate(vlm.new_cache().is_linear)
         kept = replace(kept, recurrent=frozenset(layer for layer, linear in recurrent if linear))
@@ -104,23 +105,34 @@ def prune_visual_tokens(
             # and keys are rotated already.
             hooks.enter_context(without_positions(vlm))
         for index in range(kept.layer, len(layers)):
-            hook = _layer_hook(kept, index, implementation, lower)
+            keys = vlm.family.keys_of(vlm.text_model.config, index)
+            hook = _layer_hook(kept, index, implementation, lower, keys)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
             # Such a decoder adds visual features between layers, also where some image tokens are gone.
             decoder = vlm.text_model
-            setattr(decoder, adder, _pruned_adder(kept, getattr(decoder, adder)))
+            setattr(decoder, adder, pruned_adder(kept, getattr(decoder, adder)))
             hooks.callback(delattr, decoder, adder)  # the class's own method shows again
+        if vlm.family.plane_inputs is not None:
+            given = pruned_planes(kept, vlm.family.plane_inputs)
+            hooks.callback(vlm.text_model.register_forward_pre_hook(given, with_kwargs=True).remove)
         yield
 
 
-def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
+def last_prunable_layer(vlm: VLM) -> int:
+    """The greatest K: a layer that sees another's keys must see no more of them than that one keeps."""
+    config, layers = vlm.text_model.config, range(vlm.num_layers)
+    others = [keys for layer in layers if (keys := vlm.family.keys_of(config, layer)) != layer]
+    return min(others, default=vlm.num_layers - 1)
+
+
+def _check_prunable(vlm: VLM, plan: KeptColumns) -> str:
     """Returns the attention implementation, if the plan can be carried out with it; else raises."""
-    first = vlm.family.first_prunable_layer
-    if not first <= plan.layer < layers:
+    first, last = vlm.family.first_prunable_layer, last_prunable_layer(vlm)
+    if not first <= plan.layer <= last:
         raise ConfigError(
-            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {layers - 1}.",
+            f"{vlm.name} cannot be pruned at layer {plan.layer}; it can at {first} to {last}.",
             remedy="Choose another PruningConfig.layer_fraction.",
         )
     config = vlm.text_model.config
@@ -137,14 +149,20 @@ def _check_prunable(vlm: VLM, plan: KeptColumns, layers: int) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None
+    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None, keys: int
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
-    """Makes the hook that changes what decoder layer ``index``, K or later, is given."""
+    """Makes the hook that changes what decoder layer ``index``, K or later, is given.
+
+    Its keys and values are in the cache of layer ``keys``, which may be an earlier one.
+    """
     flash, additive = "flash" in implementation, implementation.endswith("eager")
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("cache")
-        if cache is None or not _has_seen(cache, index):
+        rows = args[0].shape[1]
+        # Keys of an earlier layer are there already, those of this forward, too.
+        new = rows if keys != index else 0
+        if cache is None or (cache.get_seq_length(keys) == new if new else not _has_seen(cache, index)):
             # The first forward: the prompt arrives, and the kept rows of it go on.
             if lower is not None:
                 # The forward began after a known prefix. This layer has no keys of it yet: put it in front.
@@ -165,7 +183,7 @@ def _layer_hook(
             # Causal from the last key backwards, however many keys there are: right without a mask.
             return args, {**kwargs, "attention_mask": None}
         # The model's mask has a column for every key of the unpruned layers: too many for this one.
-        visible = _visible(kept, cache.layers[index], args[0].shape[1])
+        visible = _visible(kept, cache.layers[keys], rows, new)
         visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
@@ -281,12 +299,13 @@ def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
     return mask.masked_fill(own & fillers, 0.0)
 
 
-def _visible(kept: KeptColumns, layer: Any, steps: int) -> Tensor | None:
+def _visible(kept: KeptColumns, layer: Any, steps: int, new: int = 0) -> Tensor | None:
     """Tells which keys of a pruned layer each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
 
-    Sliding windows go by original columns: fewer tokens are left in them, not older ones.
+    The last ``new`` of them are in the layer's cache already. Sliding windows go by original columns: fewer
+    tokens are left in them, not older ones.
     """
-    length = layer.get_seq_length()  # what is left of the prompt, and all tokens since
+    length = layer.get_seq_length() - new  # what is left of the prompt, and all tokens since
     window = layer.sliding_window if layer.is_sliding else None
     if steps == 1 and window is None and kept.is_even:
         return None  # the usual step: one token, which sees everything
@@ -315,28 +334,5 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
     return nothing.masked_fill(~visible, torch.finfo(hidden.dtype).min)
 
 
-def _pruned_adder(
-    kept: KeptColumns, original: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Makes a function that adds a plane of visual features to the image tokens that are left."""
-
-    def add(hidden: Tensor, is_image: Tensor, plane: Tensor) -> Tensor:
-        """Adds ``plane`` (V, hidden) to hidden states (B, N, hidden); ``is_image`` (B, S) is unpruned."""
-        if hidden.shape[1] == is_image.shape[1]:
-            # Every plan drops something, so as many rows as columns means: a layer below K, not pruned.
-            return original(hidden, is_image, plane)
-        rows = _seen(kept, is_image.shape[1], is_image.device)
-        left = is_image.take_along_dim(rows, dim=1) & kept.exist(rows.shape[1], is_image.device)
-        # The plane has a row for each image token of all prompts, one after the other: number these, and take
-        # the numbers of those that are left.
-        planes = (is_image.flatten().cumsum(dim=0) - 1).reshape(is_image.shape)
-        planes = planes.take_along_dim(rows, dim=1)[left]
-        return original(hidden, left, plane[planes.to(plane.device)])
-
-    return add
-
-
 def _seen(kept: KeptColumns, tokens: int, device: torch.device) -> Tensor:
-    """Lists the columns below ``tokens`` that a pruned layer sees, int64 (B, N); fillers, then ascending."""
-    after = torch.arange(kept.tokens, tokens).expand(len(kept.columns), -1)
-    return torch.cat((kept.columns, after), dim=1).to(device)
+    return kept.seen(tokens, device)

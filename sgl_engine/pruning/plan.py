@@ -253,3 +253,8 @@ class KeptColumns:
     def exist(self, count: int, device: torch.device) -> Tensor:
         """Tells which of the first ``count`` columns of a pruned layer are no fillers, bool (B, count)."""
         return (torch.arange(count) >= self.fillers).to(device)
+
+    def seen(self, tokens: int, device: torch.device) -> Tensor:
+        """The columns below ``tokens`` that a pruned layer sees, int64 (B, N): fillers, then ascending."""
+        after = torch.arange(self.tokens, tokens).expand(len(self.columns), -1)
+        return torch.cat((self.columns, after), dim=1).to(device)

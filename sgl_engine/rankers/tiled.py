@@ -14,7 +14,7 @@ from sgl_engine.attention import ImportanceMap
 from sgl_engine.prompt import PromptTiles
 from sgl_engine.pruning import choose_tiles
 from sgl_engine.rankers.case import Ranker, RankingCase
-from sgl_engine.rankers.guided import plain, question_rows
+from sgl_engine.rankers.guided import plain, question_rows, value_norms
 
 GATE_TOKENS = 5
 """Tiles that hold one of so many of a picture's most important tokens come first."""
@@ -31,6 +31,12 @@ def tile_gated(case: RankingCase) -> ImportanceMap:
 def question_gated(case: RankingCase) -> ImportanceMap:
     """Gates as ``tile_gated`` does, by the top 5 tokens of ``question_rows``; the plain sum ranks within."""
     return _gated(case, question_rows(case).mass)
+
+
+def value_gated(case: RankingCase) -> ImportanceMap:
+    """Gates as ``tile_gated`` does, and ranks within, by ``value_norms`` instead of the plain sum."""
+    mass = value_norms(case).mass
+    return _gated(case, mass, within=mass)
 
 
 def question_tile(case: RankingCase) -> ImportanceMap:
@@ -61,12 +67,12 @@ def even_tiles(case: RankingCase) -> ImportanceMap:
     return case.small_map(mass / _of_tiles(tiles, means).clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _gated(case: RankingCase, by: Tensor) -> ImportanceMap:
-    """Ranks by the plain sum, tokens of the tiles first that ``by`` (V,) chooses."""
+def _gated(case: RankingCase, by: Tensor, within: Tensor | None = None) -> ImportanceMap:
+    """Ranks by ``within`` (V,), or the plain sum, tokens of the tiles first that ``by`` (V,) chooses."""
     tiles = _tiles(case)
     ranking = by.sort(descending=True, stable=True).indices
     inside = tiles.made_of(choose_tiles(tiles, ranking, GATE_TOKENS))
-    return case.small_map(_share(plain(case).mass) + inside.float())
+    return case.small_map(_share(plain(case).mass if within is None else within) + inside.float())
 
 
 def _in_turn(tiles: PromptTiles, mass: Tensor, votes: Tensor) -> Tensor:
@@ -111,5 +117,6 @@ MAPS: dict[str, Ranker] = {
     "tile-quota": tile_quota,
     "question-tile": question_tile,
     "question-gated": question_gated,
+    "value-gated": value_gated,
     "even-tiles": even_tiles,
 }

@@ -152,6 +152,10 @@ class Scheduler:
         """Whether nothing is under way."""
         return self._worker.is_idle
 
+    def load(self) -> dict[str, int]:
+        """Counts what is under way (``SGLEngine.load``)."""
+        return self._worker.load()
+
     def admit(self, requests: Sequence[Request], limits: SchedulerConfig) -> list[Ticket]:
         """Lets requests in, in order, as many as there is room for; returns their tickets.
 

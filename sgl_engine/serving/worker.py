@@ -195,6 +195,17 @@ class Worker:
         with self.changed:
             return not (self._active or self._has_work())
 
+    def load(self) -> dict[str, int]:
+        """Counts requests inside, and their jobs that run or wait in either lane."""
+        with self.changed:
+            lanes = (self.small, self.large)
+            return {
+                "under_way": self._active,
+                "running": sum(len(batch.jobs) for lane in lanes for batch in lane.running),
+                "waiting_small": len(self.small.waiting),
+                "waiting_large": len(self.large.waiting),
+            }
+
     @property
     def is_of_this_process(self) -> bool:
         """Whether it was begun in this process, and not in one that this is a fork of."""

@@ -23,11 +23,23 @@ def ask(index: int) -> list[BaseMessage]:
     return [HumanMessage([image_block(Image.fromarray(values)), f"What is number {index}?"])]
 
 
-@pytest.fixture
-def chat() -> ChatSGL:
+def tiny_chat() -> ChatSGL:
     """Models of random weights: they go on and on, so that a stop is seen to come from us."""
     engine = SGLEngine(tiny_vlm(size="small", side_tokens=6), tiny_vlm(size="large", side_tokens=6))
-    return ChatSGL(engine=engine, max_tokens=12)
+    return ChatSGL(engine=engine, max_tokens=6)
+
+
+@pytest.fixture
+def chat() -> ChatSGL:
+    """One for each test, which may hook into its models."""
+    return tiny_chat()
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[ChatSGL, list[tuple[Any, ...]]]:
+    """A chat model, and what it answers to thirty-two questions one by one."""
+    chat = tiny_chat()
+    return chat, [close_to(outcome(chat.invoke(ask(index)))) for index in range(32)]
 
 
 HANG_S = 300.0
@@ -68,25 +80,29 @@ def close_to(single: tuple[Any, ...]) -> tuple[Any, ...]:
     return content, pytest.approx(score, rel=1e-3), *rest
 
 
-async def test_thirty_two_tasks_get_the_answers_of_single_calls(chat: ChatSGL) -> None:
-    alone = [close_to(outcome(chat.invoke(ask(index)))) for index in range(32)]
+async def test_thirty_two_tasks_get_the_answers_of_single_calls(
+    alone: tuple[ChatSGL, list[tuple[Any, ...]]],
+) -> None:
+    chat, expected = alone
     together = await asyncio.gather(*(chat.ainvoke(ask(index)) for index in range(32)))
-    assert [outcome(message) for message in together] == alone
-    assert len({content for content, *_ in alone}) > 16
+    assert [outcome(message) for message in together] == expected
+    assert len({content for content, *_ in expected}) > 16
 
     async def streamed(index: int) -> str:
         return "".join([chunk.text async for chunk in chat.astream(ask(index))])
 
     texts = await asyncio.gather(*(streamed(index) for index in range(32)))
-    assert texts == [content for content, *_ in alone]
+    assert texts == [content for content, *_ in expected]
 
 
-def test_thirty_two_threads_get_the_answers_of_single_calls(chat: ChatSGL) -> None:
-    alone = [close_to(outcome(chat.invoke(ask(index)))) for index in range(32)]
+def test_thirty_two_threads_get_the_answers_of_single_calls(
+    alone: tuple[ChatSGL, list[tuple[Any, ...]]],
+) -> None:
+    chat, expected = alone
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(chat.invoke, [ask(index) for index in range(32)]))
-    assert [outcome(message) for message in together] == alone
-    assert [outcome(message) for message in chat.batch([ask(index) for index in range(32)])] == alone
+    assert [outcome(message) for message in together] == expected
+    assert [outcome(message) for message in chat.batch([ask(index) for index in range(32)])] == expected
 
 
 class Loop:

@@ -62,6 +62,13 @@ def pair() -> SGLEngine:
     return SGLEngine(tiny_vlm(size="small", **tiles), tiny_vlm(size="large", **tiles))  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module", params=["never", "always"])
+def alone(request: pytest.FixtureRequest, pair: SGLEngine) -> tuple[SGLEngine, list[Response]]:
+    """An engine of one route, and what it answers one by one."""
+    engine = pair.with_config(config(request.param))
+    return engine, [engine.run(each) for each in MIXED]
+
+
 def same(got: Response | Exception, alone: Response) -> None:
     assert isinstance(got, Response)
     assert got.text == alone.text
@@ -98,13 +105,13 @@ def _equal_reports(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("route", ["never", "always"])
 @pytest.mark.parametrize("max_batch_size", [32, 2, 1])
-def test_a_batch_is_answered_as_its_requests_are(pair: SGLEngine, route: str, max_batch_size: int) -> None:
-    engine = pair.with_config(config(route))
-    alone = [engine.run(request) for request in MIXED]
+def test_a_batch_is_answered_as_its_requests_are(
+    alone: tuple[SGLEngine, list[Response]], max_batch_size: int
+) -> None:
+    engine, expected = alone
     before = traces(engine.small), traces(engine.large)
-    for got, response in zip(engine.run_batch(MIXED, max_batch_size=max_batch_size), alone, strict=True):
+    for got, response in zip(engine.run_batch(MIXED, max_batch_size=max_batch_size), expected, strict=True):
         same(got, response)
     assert (traces(engine.small), traces(engine.large)) == before
 

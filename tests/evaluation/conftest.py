@@ -10,6 +10,7 @@ from sgl_engine.demo import demo_engine
 from sgl_engine.engine import SGLEngine
 from sgl_engine.evaluation import runner, systems
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow, Scored
+from sgl_engine.testing import tiny_vlm
 
 MakeRow = Callable[..., Scored]
 
@@ -18,6 +19,13 @@ MakeRow = Callable[..., Scored]
 def bundled() -> SGLEngine:
     """The bundled pair, with answers of at most 12 tokens."""
     return demo_engine(EngineConfig(generation=GenerationConfig(max_new_tokens=12)))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SGLEngine:
+    """A pair of random weights with answers of three tokens, for what becomes of rows, whatever they say."""
+    config = EngineConfig(generation=GenerationConfig(max_new_tokens=3))
+    return SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), config)
 
 
 @pytest.fixture

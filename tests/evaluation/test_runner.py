@@ -84,55 +84,51 @@ def test_a_ranker_that_chooses_otherwise_answers_otherwise(bundled: SGLEngine, n
     assert sum(right["small-guided"]) > sum(right["worst"])
 
 
-def test_a_run_goes_on_where_it_stopped_and_grows(
-    bundled: SGLEngine, no_studies: None, tmp_path: Path
-) -> None:
-    stopped = begin(bundled, HeldOut(3), tmp_path).run()
+def test_a_run_goes_on_where_it_stopped_and_grows(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+    stopped = begin(tiny, HeldOut(3), tmp_path).run()
     assert next(stopped).row.index == 0
     stopped.close()
     first = (tmp_path / "records.jsonl").read_bytes()
     with (tmp_path / "records.jsonl").open("ab") as file:
         file.write(first[: len(first) // 2])  # as a power failure leaves it
-    more = begin(bundled, HeldOut(2), tmp_path)
+    more = begin(tiny, HeldOut(2), tmp_path)
     assert more.pending() == [1]
     assert [record.row.index for record in more.run()] == [1]
     content = (tmp_path / "records.jsonl").read_bytes()
     assert content.startswith(first)
     assert [json.loads(line)["row"]["index"] for line in content.splitlines()] == [0, 1]
-    assert begin(bundled, HeldOut(4), tmp_path).pending() == [2, 3]
+    assert begin(tiny, HeldOut(4), tmp_path).pending() == [2, 3]
 
 
-def test_an_interrupt_keeps_what_is_done(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_is_done(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:
     class Tired(HeldOut):
         def __getitem__(self, index: int) -> DataSample:
             if index == 1:
                 raise KeyboardInterrupt
             return super().__getitem__(index)
 
-    runner = begin(bundled, Tired(3), tmp_path)
+    runner = begin(tiny, Tired(3), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         list(runner.run())
     assert runner.pending() == [1, 2]
 
 
 def test_a_line_of_the_records_that_is_none_is_named_and_its_row_asked_again(
-    bundled: SGLEngine, no_studies: None, tmp_path: Path
+    tiny: SGLEngine, no_studies: None, tmp_path: Path
 ) -> None:
-    runner = begin(bundled, HeldOut(3), tmp_path)
+    runner = begin(tiny, HeldOut(3), tmp_path)
     list(runner.run())
     path = tmp_path / "records.jsonl"
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], b"5", lines[1][:40] + b"\xe2\x80", lines[2], b""]))
-    again = begin(bundled, HeldOut(3), tmp_path)
+    again = begin(tiny, HeldOut(3), tmp_path)
     assert again.pending() == [1]
     assert [line.number for line in again.store.bad] == [2, 3]
     list(again.run())
     assert again.pending() == []
 
 
-def test_a_bad_row_is_a_record_and_is_tried_again(
-    bundled: SGLEngine, no_studies: None, tmp_path: Path
-) -> None:
+def test_a_bad_row_is_a_record_and_is_tried_again(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "fine.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     lines = [
@@ -141,14 +137,14 @@ def test_a_bad_row_is_a_record_and_is_tried_again(
     ]
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    runner = begin(bundled, JsonLines.read(path), tmp_path / "out")
+    runner = begin(tiny, JsonLines.read(path), tmp_path / "out")
     records = list(runner.run())
     assert [record.error is None for record in records] == [False, False, True]
     assert records[0].error is not None
     assert records[0].error.startswith("MissingImageError: ")
     assert "CorruptImageError" in str(records[1].error)
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "missing.png")
-    again = begin(bundled, JsonLines.read(path), tmp_path / "out")
+    again = begin(tiny, JsonLines.read(path), tmp_path / "out")
     assert again.pending() == [0, 1]
     list(again.run())
     assert [record.error is None for _, record in sorted(again.store.records().items())] == [
@@ -159,7 +155,7 @@ def test_a_bad_row_is_a_record_and_is_tried_again(
 
 
 def test_whatever_a_library_throws_the_next_row_goes_on(
-    bundled: SGLEngine, no_studies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: SGLEngine, no_studies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sometimes(case: RankingCase) -> ImportanceMap:
         if case.seed == 0:
@@ -170,7 +166,7 @@ def test_whatever_a_library_throws_the_next_row_goes_on(
 
     monkeypatch.setitem(RANKERS, "sometimes", sometimes)
     systems = Systems(FAST.points, ("sometimes",))
-    records = list(begin(bundled, HeldOut(3), tmp_path, systems).run())
+    records = list(begin(tiny, HeldOut(3), tmp_path, systems).run())
     assert [record.error for record in records] == [
         "RuntimeError: out of memory",
         "InvalidRequestError: Ranker sometimes: No map. None.",
@@ -179,45 +175,45 @@ def test_whatever_a_library_throws_the_next_row_goes_on(
 
 
 def test_settings_that_cannot_work_end_the_run_at_once(
-    bundled: SGLEngine, no_studies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: SGLEngine, no_studies: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(_: RankingCase) -> ImportanceMap:
         raise ConfigError("It cannot be.", remedy="Leave it out.")
 
     monkeypatch.setitem(RANKERS, "never", never)
     with pytest.raises(ConfigError, match="Ranker never: It cannot be"):
-        list(begin(bundled, HeldOut(3), tmp_path, Systems(FAST.points, ("never",))).run())
+        list(begin(tiny, HeldOut(3), tmp_path, Systems(FAST.points, ("never",))).run())
     assert not (tmp_path / "records.jsonl").exists()
 
 
-def test_other_settings_are_refused_by_name(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
-    list(begin(bundled, HeldOut(1), tmp_path).run())
+def test_other_settings_are_refused_by_name(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+    list(begin(tiny, HeldOut(1), tmp_path).run())
     with pytest.raises(ConfigError, match=r"seed was 0 and is 1.*--overwrite"):
-        begin(bundled, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, seed=1))
+        begin(tiny, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, seed=1))
     with pytest.raises(ConfigError, match=r"data was 'questions .* seed 0 on'"):
-        begin(bundled, HeldOut(1, start=1), tmp_path)
+        begin(tiny, HeldOut(1, start=1), tmp_path)
     other = PRESETS["9%"].model_copy(update={"keep_ratio": 0.1})
     with pytest.raises(ConfigError, match=r"points\.9%\.keep_ratio was 0\.05 and is 0\.1"):
-        begin(bundled, HeldOut(1), tmp_path, Systems({"9%": other}, FAST.rankers))
-    begin(bundled, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, max_rows=1))  # the same answers
-    anew = begin(bundled, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, seed=1), overwrite=True)
+        begin(tiny, HeldOut(1), tmp_path, Systems({"9%": other}, FAST.rankers))
+    begin(tiny, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, max_rows=1))  # the same answers
+    anew = begin(tiny, HeldOut(1), tmp_path, Systems(FAST.points, FAST.rankers, seed=1), overwrite=True)
     assert anew.pending() == [0]
 
 
-def test_other_weights_under_the_same_name_are_another_model(bundled: SGLEngine) -> None:
-    before = manifest(bundled, HeldOut(1), FAST)
-    assert manifest(bundled, HeldOut(1), FAST) == before
-    weight = next(bundled.small.model.parameters())
+def test_other_weights_under_the_same_name_are_another_model(tiny: SGLEngine) -> None:
+    before = manifest(tiny, HeldOut(1), FAST)
+    assert manifest(tiny, HeldOut(1), FAST) == before
+    weight = next(tiny.small.model.parameters())
     kept = weight.data.clone()
     try:
         weight.data.mul_(1.01)
-        assert manifest(bundled, HeldOut(1), FAST).small.weights != before.small.weights
+        assert manifest(tiny, HeldOut(1), FAST).small.weights != before.small.weights
     finally:
         weight.data.copy_(kept)
 
 
-def test_a_folder_of_something_else_is_refused(bundled: SGLEngine, no_studies: None, tmp_path: Path) -> None:
-    begin(bundled, HeldOut(1), tmp_path)
+def test_a_folder_of_something_else_is_refused(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:
+    begin(tiny, HeldOut(1), tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json is not the description of a run"):
-        begin(bundled, HeldOut(1), tmp_path)
+        begin(tiny, HeldOut(1), tmp_path)

@@ -417,6 +417,19 @@ class TestTileFirst:
         found = tiled.question_gated(case)
         assert self.tiles(found, 32) == [16, 0, 16, 0, 0, 0]
 
+    def test_gated_by_values(self, mass: Tensor) -> None:
+        """What is looked at and not read, in tiles 1 and 4, opens no tile; what is read does."""
+        case = self.case(mass, torch.zeros_like(mass))
+        read = mass.clone()
+        read[1, :4] = read[4, 0] = 0.0
+        read[0, 3], read[3, :4] = 0.95, 0.9
+        nothing = torch.zeros(96)
+        case.rows = replace(case.rows, by_value=torch.stack((nothing, nothing, read.flatten()))[None])
+        found = tiled.value_gated(case)
+        assert self.tiles(found, 32) == [16, 0, 0, 16, 0, 0]
+        assert int(found.mass.argmax()) == 3
+        assert self.tiles(tiled.tile_gated(case), 32) == [0, 16, 0, 0, 16, 0]  # the control
+
     def test_quota(self, mass: Tensor) -> None:
         """The top 20 tokens: 4 in tile 1, 1 in tile 4, 15 in tile 5."""
         found = tiled.tile_quota(self.case(mass, mass))
@@ -433,6 +446,7 @@ class TestTileFirst:
 
 
 def test_in_one_piece_they_rank_as_the_plain_sum_does(case: RankingCase) -> None:
-    order = guided.plain(case).mass.sort(descending=True, stable=True).indices
     for name, ranker in tiled.MAPS.items():
+        like = guided.value_norms if ranker is tiled.value_gated else guided.plain
+        order = like(case).mass.sort(descending=True, stable=True).indices
         assert torch.equal(ranker(case).mass.sort(descending=True, stable=True).indices, order), name

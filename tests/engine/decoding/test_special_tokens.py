@@ -46,10 +46,12 @@ def test_the_caller_keeps_them(reader: VLM) -> None:
     assert "".join(each.token for each in token_logprobs(reader, said)) == PAGE
 
 
-def test_the_repository_keeps_them(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("origin", [{}, {"_from_model_config": True}])
+def test_the_repository_keeps_them(folder: Path, tmp_path: Path, origin: dict[str, bool]) -> None:
+    """Also where its file says that transformers made it of another, which drops what it does not know."""
     shutil.copytree(folder, tmp_path / "model")
     settings = json.loads((folder / "generation_config.json").read_text())
-    changed = json.dumps({**settings, "skip_special_tokens": False})
+    changed = json.dumps({**settings, "skip_special_tokens": False, **origin})
     (tmp_path / "model" / "generation_config.json").write_text(changed)
     vlm = VLM.from_pretrained(tmp_path / "model")
     assert say(vlm, f"{PAGE}<|end_of_text|>", Decoding())[0].text == PAGE

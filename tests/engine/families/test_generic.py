@@ -9,12 +9,9 @@ from tolerances import of_logprobs, relative_gap
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
-    GemmaConfig,
+    Kosmos2Config,
     LlamaConfig,
     LlavaProcessor,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    SiglipVisionConfig,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -81,22 +78,6 @@ def vip_llava(size: str = "large") -> VLM:
     return build(size, {}, TOWER, config, VipLlavaForConditionalGeneration, 1)
 
 
-def pali_gemma() -> VLM:
-    """Not causal: it reads its whole prompt in both directions."""
-
-    def config(text: dict[str, Any], tower: dict[str, Any], image: int) -> PaliGemmaConfig:
-        return PaliGemmaConfig(
-            text_config=GemmaConfig(**text),
-            vision_config=SiglipVisionConfig(**tower, vision_use_head=False),
-            image_token_index=image,
-            hidden_size=text["hidden_size"],
-            projection_dim=text["hidden_size"],
-            tie_word_embeddings=False,
-        )
-
-    return build("large", {}, TOWER, config, PaliGemmaForConditionalGeneration, 0)
-
-
 def test_a_plain_architecture_is_proven_and_exact() -> None:
     vlm = vip_llava()
     assert (vlm.family.name, vlm.is_checked) == ("generic", False)
@@ -132,8 +113,8 @@ def test_its_map_says_nothing_to_another_tiling() -> None:
 
 
 def test_an_architecture_that_is_not_plain_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="'paligemma'.*in both directions.*CONTRIBUTING"):
-        pali_gemma()
+    with pytest.raises(UnsupportedModelError, match="'kosmos-2'.*mask of positions.*CONTRIBUTING"):
+        find_family(Kosmos2Config(), "it")
 
 
 def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

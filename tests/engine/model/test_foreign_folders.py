@@ -1,13 +1,16 @@
 """Folders that are no model in transformers format: each error names the reason before weights are read."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from test_family_loading import save
+from transformers import PerceptionLMConfig
 
 from sgl_engine import VLM, SGLEngine
 from sgl_engine.errors import ModelNotFoundError, UnsupportedModelError
@@ -85,3 +88,52 @@ def test_one_folder_is_one_model(saved: Path, tmp_path: Path) -> None:
         assert engine.large is engine.small
     with SGLEngine.from_pretrained(saved, saved, large_settings={"dtype": "bfloat16"}) as engine:
         assert engine.large is not engine.small
+
+
+def test_a_tower_of_a_missing_package_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
+    PerceptionLMConfig().save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match=r"built by the package timm.*pip install timm"):
+        VLM.from_pretrained(folder)
+
+
+def with_tensors(saved: Path, tmp_path: Path, *names: str) -> Path:
+    """A copy whose weights hold more than the model takes."""
+    copy = Path(shutil.copytree(saved, tmp_path / "more"))
+    weights = load_file(copy / "model.safetensors")
+    more = {name: torch.ones(2, 2) for name in names}
+    save_file({**weights, **more}, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+LAYER = "model.language_model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (f"{LAYER}.weight_scale_inv", "1 tensors of a quantization.*quantization_config"),
+        (f"{LAYER}.lora_A.default.weight", "1 tensors of an adapter.*merge_and_unload"),
+    ],
+)
+def test_tensors_that_change_others_are_no_surplus(
+    tensor: str, reason: str, saved: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        VLM.from_pretrained(with_tensors(saved, tmp_path, tensor))
+
+
+def test_tensors_without_a_place_are_named(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = VLM.from_pretrained(saved, device="cpu")
+    with caplog.at_level("WARNING", logger="sgl_engine"):
+        assert not caplog.records
+        loaded = VLM.from_pretrained(
+            with_tensors(saved, tmp_path, "box_head.scale", "mtp.weight"), device="cpu"
+        )
+    [said] = [each.getMessage() for each in caplog.records if each.name.startswith("sgl_engine")]
+    assert "2 tensors of its weights are not used" in said
+    assert "(box_head.scale, mtp.weight)" in said
+    assert loaded.num_layers == plain.num_layers

@@ -76,12 +76,12 @@ def nearly_full(pair: SGLEngine) -> Request:
 @families
 @pytest.mark.filterwarnings("ignore:.*falling back to its reference")
 def test_no_tensor_of_the_prompts_size_squared(family: str) -> None:
-    pair = engine(family, 4096)
+    pair = engine(family, 3072)
     largest = watch(pair)
     response = pair.run(nearly_full(pair))
     tokens = response.report.large_input_tokens
     assert tokens is not None
-    assert 4000 < tokens < 4096
+    assert 3000 < tokens < 3072
     if family == OWN_MASK:  # the control: what is made is seen
         assert largest.elements >= tokens**2
     else:
@@ -124,15 +124,15 @@ def peak_mib(*arguments: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_peak_memory_stays_within_its_budget() -> None:
-    """At 8,000 tokens one S x S map of float32 is 260 MiB, and a layer of this model has 14 heads."""
-    shape = ("--tokens", "8192", "--layers", "4")  # what one layer needs, the next one has again
+    """At 6,000 tokens one S x S map of float32 is 147 MiB, and a layer of this model has 14 heads."""
+    shape = ("--tokens", "6144", "--layers", "2")  # what one layer needs, the next one has again
     pruned = peak_mib(*shape, "--keep-ratio", "0.05")
     whole = peak_mib(*shape, "--keep-ratio", "1")
     recorded = peak_mib(*shape, "--capture")
-    assert pruned["tokens"] > 8000
-    # Three activations of the MLP, which is 4,864 wide, are 460 MiB; allocators hold on to as much again.
-    budget_mib = 1800
+    assert pruned["tokens"] > 6000
+    # Three activations of the MLP, which is 4,864 wide, are 345 MiB; allocators hold on to as much again.
+    budget_mib = 1000
     assert budget_mib < 14 * pruned["square_mib"] / 2
     assert max(row["peak_mib"] for row in (pruned, whole, recorded)) < budget_mib
-    assert pruned["cache_mib"] < 0.3 * whole["cache_mib"]  # one layer of four, and 5 % of three
+    assert pruned["cache_mib"] < 0.55 * whole["cache_mib"]  # one layer of two, and 5 % of the other
     assert pruned["peak_mib"] < whole["peak_mib"]

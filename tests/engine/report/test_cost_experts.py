@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, InternVLForConditionalGeneration
 
 from sgl_engine import VLM
+from sgl_engine.planning.estimate import working_bytes
 from sgl_engine.report.cost import forward_flops
 from sgl_engine.testing import tiny_vlm
 
@@ -55,3 +56,15 @@ def test_a_prefill_is_counted_as_torch_counts_it(model_type: str, settings: dict
     decoder = vlm.shape.decoder
     counted = forward_flops(decoder, [len(prompt)] * decoder.layers, logit_rows=1)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_what_experts_and_latent_heads_hold_is_measured() -> None:
+    """A configuration without the width of an MLP, of experts alone; heads that are wider than all of it."""
+    experts = with_decoder("qwen3_moe", **EXPERTS, intermediate_size=0)
+    assert experts.shape.decoder.intermediate == 2 * 24 + 1  # two experts, and the matrix that chooses them
+    latent = with_decoder("deepseek_v3", **LATENT)
+    assert latent.shape.decoder.attention_values == 4 * (24 + 24 + 8)
+    prompt = latent.encode(REQUESTS["one image"])
+    wide = working_bytes(latent, prompt, 1)["float32"]
+    rows = 2 * latent.shape.decoder.hidden + max(3 * latent.shape.decoder.intermediate, 4 * (24 + 24 + 8))
+    assert wide == 4 * (len(prompt) * rows + latent.shape.decoder.vocab)

@@ -1,0 +1,100 @@
+"""``sgl serve``: the pair behind an HTTP server that OpenAI's clients know."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from sgl_engine import ConfigError
+from sgl_engine.cli import options
+
+if TYPE_CHECKING:
+    from sgl_engine import SGLEngine
+
+HELP = "serve a pair over HTTP, as OpenAI's clients expect it"
+DESCRIPTION = "Serves the pair at http://HOST:PORT/v1, until Ctrl-C: answers under way end first."
+EXAMPLES = """examples:
+  sgl serve
+  sgl serve --small FOLDER --large FOLDER --host 0.0.0.0 --api-key SECRET
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{"messages": [{"role": "user", "content": "Hello"}]}'"""
+KEY = "SGL_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    server.add_argument("--port", type=options.count, default=8000, help="(default: %(default)s)")
+    server.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"what clients have to send (default: {KEY} of the environment; without one, only this machine "
+        "is listened to)",
+    )
+    server.add_argument(
+        "--model-name",
+        metavar="NAME",
+        default="sgl",
+        help="the pair's name for clients (default: %(default)s)",
+    )
+    server.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="seconds for an answer, waiting included (default: none)",
+    )
+    server.add_argument(
+        "--max-body-mib", metavar="N", type=options.count, default=64, help="(default: %(default)s)"
+    )
+    server.add_argument(
+        "--vllm-metric-names", action="store_true", help="/metrics also under the names that vLLM gives them"
+    )
+    options.add_engine(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve.
+
+    Raises:
+        ConfigError: The extra is missing, or others could reach a server without a key.
+    """
+    config = options.engine_config(arguments)
+    try:
+        from sgl_engine.server import ServerSettings, serve
+    except ImportError as error:
+        raise ConfigError(
+            f"The server needs {error.name}, which is not installed.",
+            remedy='pip install "langchain-sgl[server]"',
+        ) from error
+    key = arguments.api_key or os.environ.get(KEY)
+    settings = ServerSettings(
+        model=arguments.model_name,
+        api_key=SecretStr(key) if key else None,
+        max_body_bytes=arguments.max_body_mib * 2**20,
+        timeout_s=arguments.timeout,
+        vllm_metric_names=arguments.vllm_metric_names,
+    )
+    settings.check_host(arguments.host)  # before models are loaded
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+    def load() -> SGLEngine:
+        return options.load_engine(arguments, config)
+
+    print(f"http://{arguments.host}:{arguments.port}/v1 (models: {', '.join(settings.models)})", flush=True)
+    serve(load, settings, host=arguments.host, port=arguments.port)
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return seconds

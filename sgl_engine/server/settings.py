@@ -1,0 +1,50 @@
+"""What a server can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from sgl_engine.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ENDINGS = ("small", "large")
+"""What follows the pair's name and a colon in the names of its models."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server.
+
+    Attributes:
+        model: The pair's name in ``/v1/models``; ``model:small`` and ``model:large`` are its models.
+        api_key: What clients have to send as ``Authorization: Bearer ...``; None asks for none.
+        max_body_bytes: Longest body of a request, which is looked at before anything is parsed.
+        body_timeout_s: Seconds in which a body has to come.
+        timeout_s: Seconds for an answer, waiting included, where the request says nothing; None is no limit.
+        drain_s: Seconds in which what is under way may end, once the server is asked to stop.
+        vllm_metric_names: Whether ``/metrics`` also has what dashboards for vLLM read, and answers the
+            ``metrics`` that its clients read.
+    """
+
+    model: str = "sgl"
+    api_key: SecretStr | None = None
+    max_body_bytes: int = 64 * 2**20
+    body_timeout_s: float = 60.0
+    timeout_s: float | None = None
+    drain_s: float = 60.0
+    vllm_metric_names: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every name that a request may give."""
+        return (self.model, *(f"{self.model}:{ending}" for ending in ENDINGS))
+
+    def check_host(self, host: str) -> None:
+        """Raises ConfigError where others could reach a server that asks for no key."""
+        if self.api_key is None and host not in LOOPBACK:
+            raise ConfigError(
+                f"The server would listen on {host} without a key, for everybody who can reach it.",
+                remedy=f"Set --api-key or SGL_API_KEY, or listen on {LOOPBACK[0]}.",
+            )
