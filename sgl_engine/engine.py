@@ -47,7 +47,7 @@ class SGLEngine:
 
     Args:
         small: Model that answers first, and guides.
-        large: Model that answers when the small one is not sure, guided by it; ``OpenAIModel`` is a hosted one.
+        large: Model that answers when the small one is not sure, guided by it; ``OpenAIModel`` is hosted.
         config: The settings; None is ``EngineConfig()``.
         small_pass: Runs the small model; scripted engines have another than ``run_small``.
 
