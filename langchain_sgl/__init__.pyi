@@ -2,10 +2,12 @@ from .budget.middleware import (
     EscalationBudgetMiddleware as EscalationBudgetMiddleware,
     EscalationBudgetState as EscalationBudgetState,
 )
+from .chat.hosted import LangChainModel as LangChainModel
 from .chat.image_blocks import image_block as image_block
 from .chat.pair import forget_engines as forget_engines
 from .chat_models import ChatSGL as ChatSGL
 from .evidence import Evidence as Evidence, EvidenceSpan as EvidenceSpan
+from .first import SGLFirstMiddleware as SGLFirstMiddleware
 from .indexing.files import PictureFailure as PictureFailure
 from .indexing.indexer import SGLImageBlobParser as SGLImageBlobParser, SGLImageIndexer as SGLImageIndexer
 from .indexing.manifest import RemovedDocument as RemovedDocument

@@ -35,14 +35,17 @@ from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
 from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
+from langchain_sgl.chat.fields import with_attributes_of
+from langchain_sgl.chat.hosted import Origin, provider_of
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.messages import to_engine_messages
 from langchain_sgl.chat.pair import warn_of_bundled_pair
-from langchain_sgl.chat.settings import ChatSettings, with_attributes_of
+from langchain_sgl.chat.settings import ChatSettings
 from langchain_sgl.errors import as_langchain_errors
 from langchain_sgl.structured.output import Method, structured
 from langchain_sgl.structured.schemas import convert_tools
+from langchain_sgl.usage.child_runs import tell_tracers
 from sgl_engine import ExitDecision, Message, Request, Response, StreamEvent
 
 _ANY_QUESTION = Message("user", ("?",))
@@ -197,13 +200,18 @@ class ChatSGL(ChatInput):
                 since=since,
                 cancel=cancel,
                 may_escalate=permission(None if run is None else run.run_id),
+                origin=Origin(tuple(messages)),
             )
-            return options, self._events(options, request)
+            return options, self._events(options, request, run)
 
-    def _events(self, options: CallOptions, request: Request) -> Iterator[StreamEvent]:
+    def _events(self, options: CallOptions, request: Request, run: AnyRun | None) -> Iterator[StreamEvent]:
         """Streams the request through an engine that the call's options set; loads the weights here."""
         with as_langchain_errors():
-            yield from options.configure(self._base_engine()).stream(request)
+            engine = options.configure(self._base_engine())
+            for event in engine.stream(request):
+                if isinstance(event, Response):
+                    tell_tracers(run, request.origin.messages, event, provider_of(engine.hosted))
+                yield event
 
     async def _aevents(
         self,
@@ -250,8 +258,9 @@ class ChatSGL(ChatInput):
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
-        """Cuts a plain text into tokens with the large model's tokenizer."""
-        tokenizer = self._base_engine().large.processor.tokenizer
+        """Cuts a plain text into tokens, as the large model does; for a hosted one, as the small one does."""
+        engine = self._base_engine()
+        tokenizer = (engine.small if engine.hosted else engine.large).processor.tokenizer
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     @override

@@ -9,10 +9,15 @@ from .config import (
     Fraction as Fraction,
     GenerationConfig as GenerationConfig,
     LimitsConfig as LimitsConfig,
+    OnLargeError as OnLargeError,
     PictureConfig as PictureConfig,
+    PatchTokens as PatchTokens,
+    Price as Price,
     PruningConfig as PruningConfig,
     ReuseConfig as ReuseConfig,
     SchedulerConfig as SchedulerConfig,
+    SendConfig as SendConfig,
+    SendMode as SendMode,
     UrlPolicy as UrlPolicy,
     pruning_preset as pruning_preset,
 )
@@ -25,6 +30,12 @@ from .errors import (
     DeadlineError as DeadlineError,
     EngineClosedError as EngineClosedError,
     EngineError as EngineError,
+    HostedAccessError as HostedAccessError,
+    HostedAnswerError as HostedAnswerError,
+    HostedError as HostedError,
+    HostedLimitError as HostedLimitError,
+    HostedRequestError as HostedRequestError,
+    HostedServerError as HostedServerError,
     ImageError as ImageError,
     ImageFetchError as ImageFetchError,
     ImageLimitError as ImageLimitError,
@@ -46,10 +57,19 @@ from .errors import (
     UnsupportedModelError as UnsupportedModelError,
 )
 from .exit.decision import ExitDecision as ExitDecision
+from .hosted.model import (
+    HostedAnswer as HostedAnswer,
+    HostedCall as HostedCall,
+    HostedModel as HostedModel,
+    HostedUsage as HostedUsage,
+)
+from .hosted.openai_model import OpenAIModel as OpenAIModel
 from .model.settings import LoadSettings as LoadSettings
 from .model.vlm import VLM as VLM
 from .planning.check import check_pair as check_pair
 from .planning.result import PairCheck as PairCheck
+from .report.hosted import PictureReport as PictureReport, SentReport as SentReport
+from .report.prices import RunCost as RunCost
 from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
 from .request import (
     Decoding as Decoding,

@@ -1,7 +1,8 @@
 """The road from Request to Response: the only text that knows the order of the steps.
 
-    read -> small -> decide -+-> answer                     the small answer is kept
-                             +-> plan -> large -> answer    the large model answers
+    read -> small -> decide -+-> answer                         the small answer is kept
+                             +-> plan -> large -> answer        the large model answers
+                             +-> evidence -> large -> answer    so does one on another machine
 
 ``answer`` and ``score`` are generators. They yield events, and ``Work`` for one of the models, for which they
 are sent a ``Job`` to wait for. So their driver decides where models run, and how many requests run side by
@@ -11,23 +12,18 @@ side; all else happens in the driver's thread. The drivers are methods of ``SGLE
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.chat.tool_stream import Delta
-from sgl_engine.config import EngineConfig
-from sgl_engine.decoding.answer import AnswerTask, Generation
+from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.decoding.choice import hold_to_form, resolve
 from sgl_engine.decoding.draft import draft_tokens
-from sgl_engine.decoding.loop import token_logprobs
-from sgl_engine.decoding.reader import AnswerReader, agree, read_answer, read_stream
-from sgl_engine.exit.calibrated import ExitRule
+from sgl_engine.decoding.reader import AnswerReader, read_stream
 from sgl_engine.exit.decision import (
-    ANSWER_SHARE,
-    DEFAULT_SCORER,
     Confidence,
     ExitDecision,
     counts_as_empty,
@@ -36,25 +32,22 @@ from sgl_engine.exit.decision import (
     permitted,
     score_answer,
 )
+from sgl_engine.finished import Pair, Run, ScoringRun, make_answer_scores, make_response
+from sgl_engine.hosted.evidence import gather
+from sgl_engine.hosted.model import HostedModel
+from sgl_engine.hosted.station import ask, cannot_score, describe_failure
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
-from sgl_engine.passes.large import LargePassResult, plan_large
+from sgl_engine.passes.large import plan_large
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
 from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import Asked, ScoringTask, SmallPass, large_work, scoring_work, small_work
+from sgl_engine.passes.work import Asked, ScoringTask, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import (
     Clock,
-    Outcome,
-    alone_flops,
-    large_cost,
-    make_report,
-    scoring_alone_flops,
-    scoring_cost,
-    small_cost,
 )
 from sgl_engine.request import Decoding, Request, check_wanted
 from sgl_engine.response import AnswerScores, Response
@@ -66,25 +59,6 @@ AnswerEvent: TypeAlias = ExitDecision | Delta
 
 Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
 """A generator that yields events, and work, for which it is sent the job; it returns its result."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two models, and how they are to work together.
-
-    Attributes:
-        small: Model that answers first, and guides.
-        large: Model that answers when the small one is not sure.
-        config: The engine's configuration.
-        exit_rule: Decides by a calibration; None compares the score with the configured threshold.
-        small_pass: Runs the small model.
-    """
-
-    small: VLM
-    large: VLM
-    config: EngineConfig
-    exit_rule: ExitRule | None
-    small_pass: SmallPass
 
 
 def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
@@ -118,25 +92,31 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
     decision = _decide(pair, asked, decoding, confidence, small)
     yield decision
-    run = _Run(asked, confidence, decision, small)
-    if not decision.exit:
+    run = Run(asked, confidence, decision, small)
+    vlm, hosted = pair.local, pair.hosted
+    if not decision.exit and hosted is not None:
+        # evidence, large: what the small model looked at is sent, and the answer is read already
+        run, said = yield from _ask_hosted(pair, hosted, run, clock)
+        if said is not None:
+            return make_response(pair, run, said, clock)
+    elif not decision.exit and vlm is not None:
         # plan: what the large model sees of the picture, and what it is given to check
-        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
-        draft = _draft(pair, request, small)
+        large_prompt, plan = _plan(vlm, pair, request, small.importance, clock, decision)
+        draft = _draft(vlm, pair, request, small)
         clock.lap("encode_large")
-        reader = AnswerReader(pair.large, request, large_prompt)
+        reader = AnswerReader(vlm, request, large_prompt)
         task = AnswerTask(large_prompt, max_new_tokens, reader.suited(decoding), draft=draft)
         # large: its text is passed on while it is written
-        job = yield from _handed_over(large_work(pair.large, task, plan, pair.config.reuse))
+        job = yield from _handed_over(large_work(vlm, task, plan, pair.config.reuse))
         large = yield from read_stream(job.pieces(), reader)
         clock.add("large", large.stage_ms)
         run = replace(run, large_prompt=large_prompt, large=large)
-    else:
+    if run.large is None:
         yield from reader.replay(small.generation)
     # answer: what the reader has held back, as a tool call may have followed, and the report
     held_back, parsed = reader.finish(run.generation)
     yield from held_back
-    return _response(pair, run, parsed, clock)
+    return make_response(pair, run, parsed, clock)
 
 
 def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) -> Road[AnswerScores]:
@@ -158,6 +138,8 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     # read: answers are scored, so thoughts are over
     clock.resume()
     check_fields(request)
+    if not isinstance(pair.large, VLM):
+        raise cannot_score(pair.large)
     request, answers = replace(request, max_reasoning_tokens=0), tuple(check_answers(answers))
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
@@ -172,10 +154,10 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     calibrated = None if rule is None else rule.uncovered("given answers are scored")
     decision = permitted(request, decide_exit(confidence, pair.config.exit, calibrated))
     yield decision
-    run = _ScoringRun(task, confidence, decision, small)
+    run = ScoringRun(task, confidence, decision, small)
     if not decision.exit:
         # plan
-        large_prompt, plan = _plan(pair, request, small.importance, clock, decision)
+        large_prompt, plan = _plan(pair.large, pair, request, small.importance, clock, decision)
         clock.lap("encode_large")
         # large
         large_task = ScoringTask(large_prompt, task.answers, decoding, plan=plan)
@@ -184,7 +166,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
         clock.add("large", large.stage_ms)
         run = replace(run, large_task=large_task, large=large)
     # answer
-    return _answer_scores(pair, run, clock)
+    return make_answer_scores(pair, pair.large, run, clock)
 
 
 def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
@@ -198,12 +180,15 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
     """Loads the images, once for both models, and encodes the request for the small one."""
     config = pair.config
     sides = [(pair.small, config.small_pictures), (pair.large, config.large_pictures)]
-    sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides]
+    sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides if isinstance(vlm, VLM)]
+    is_hosted = len(sizes) < len(sides)  # then crops are cut from all pixels that there are
     check_texts(request, config.limits)  # before any picture is read
     request = resolve_images(
         request,
         config.limits,  # and how far both models would scale a picture down themselves:
-        lambda width, height: min(vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes),
+        lambda width, height: min(
+            1 if is_hosted else vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes
+        ),
     )
     prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
@@ -231,99 +216,43 @@ def _decide(
 
 
 def _plan(
-    pair: Pair, request: Request, importance: ImportanceMap | None, clock: Clock, decision: ExitDecision
+    large: VLM,
+    pair: Pair,
+    request: Request,
+    importance: ImportanceMap | None,
+    clock: Clock,
+    decision: ExitDecision,
 ) -> tuple[EncodedPrompt, PruningPlan]:
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     config = pair.config
-    prompt = pair.large.encode(request, config.limits, config.reuse, config.large_pictures)
+    prompt = large.encode(request, config.limits, config.reuse, config.large_pictures)
     pruning = config.pruning if decision.rung is None else decision.rung.pruning
-    return prompt, plan_large(pair.large, prompt, importance, pruning)
+    return prompt, plan_large(large, prompt, importance, pruning)
 
 
-def _draft(pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
+def _draft(large: VLM, pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
     """Splits the small answer into the large model's tokens, for it to check."""
     if not pair.config.generation.draft:
         return ()
     waiting = partial(check_wanted, request, "while the large model was busy")
-    return draft_tokens(pair.small, pair.large, small.generation.answer.token_ids.tolist(), waiting)
+    return draft_tokens(pair.small, large, small.generation.answer.token_ids.tolist(), waiting)
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What an answered request has produced; the large model's fields are None where it was not called."""
-
-    asked: Asked
-    confidence: Confidence
-    decision: ExitDecision
-    small: SmallPassResult
-    large_prompt: EncodedPrompt | None = None
-    large: LargePassResult | None = None
-
-    @property
-    def generation(self) -> Generation:
-        """The answer that is returned."""
-        return (self.large or self.small).generation
-
-
-@dataclass(frozen=True, eq=False)
-class _ScoringRun:
-    """What a scored request has produced; the large model's fields are None where it was not called."""
-
-    task: ScoringTask
-    confidence: Confidence
-    decision: ExitDecision
-    small: ScoringPassResult
-    large_task: ScoringTask | None = None
-    large: ScoringPassResult | None = None
-
-
-def _response(pair: Pair, run: _Run, parsed: ParsedAnswer, clock: Clock) -> Response:
-    """Makes the response of an answered request."""
-    request, prompt = run.asked.request, run.asked.task.prompt
-    small, large, large_prompt = run.small, run.large, run.large_prompt
-    vlm = pair.small if large is None else pair.large
-    agreed = None
-    if large is not None:
-        agreed = agree(read_answer(pair.small, request, prompt, small.generation), parsed)
-    outcome = Outcome(
-        decision=run.decision,
-        confidence=run.confidence,
-        scorer=pair.config.exit.scorer or DEFAULT_SCORER,
-        small=small_cost(pair.small, prompt, small),
-        large=None if large is None else large_cost(pair.large, large_prompt or prompt, large),
-        # Where the large model was not called, its own token counts are unknown; the small one's stand in.
-        alone_flops=alone_flops(pair.large, vlm, large_prompt or prompt, len(run.generation)),
-        small_answer=small.generation.text,
-        large_agreed=agreed,
-    )
-    return Response(
-        text=parsed.text,
-        reasoning=run.generation.reasoning,
-        finish_reason=run.generation.finish_reason,
-        report=make_report(outcome, pair.small, pair.large, clock.stage_ms()),
-        tool_calls=parsed.tool_calls,
-        invalid_tool_calls=parsed.invalid_tool_calls,
-        tokens=token_logprobs(vlm, run.generation.answer) if request.logprobs else (),
-        importance=small.importance,
-        plan=None if large is None else large.plan,
-    )
-
-
-def _answer_scores(pair: Pair, run: _ScoringRun, clock: Clock) -> AnswerScores:
-    """Makes the result of a scored request."""
-    small, large, large_task = run.small, run.large, run.large_task or run.task
-    outcome = Outcome(
-        decision=run.decision,
-        confidence=run.confidence,
-        scorer=ANSWER_SHARE,
-        small=scoring_cost(pair.small, run.task.prompt, small),
-        large=None if large is None else scoring_cost(pair.large, large_task.prompt, large, large_task.plan),
-        alone_flops=scoring_alone_flops(
-            pair.large, pair.small if large is None else pair.large, large_task.prompt, large or small
-        ),
-        small_answer=run.task.answers[small.best],
-        large_agreed=None if large is None else large.best == small.best,
-    )
-    report = make_report(outcome, pair.small, pair.large, clock.stage_ms())
-    return AnswerScores(run.task.answers, (large or small).logprobs, report)
+def _ask_hosted(
+    pair: Pair, hosted: HostedModel, run: Run, clock: Clock
+) -> Generator[Work | AnswerEvent, Job | None, tuple[Run, ParsedAnswer | None]]:
+    """Sends a hosted model the evidence; no answer where it failed and the small answer is kept."""
+    clock.resume()
+    evidence = gather(run.asked.request, run.small.importance, pair.config.send)
+    clock.lap("evidence")
+    run, keeps = replace(run, evidence=evidence), pair.config.on_large_error == "keep"
+    try:
+        answered = yield from ask(hosted, evidence.call, hold_back=keeps)
+    except Exception as error:
+        failure = describe_failure(error)
+        if failure is None or not keeps:
+            raise
+        return replace(run, failure=failure), None
+    clock.add("large", answered.stage_ms)
+    return replace(run, hosted=answered), answered.answer.parsed

@@ -8,16 +8,18 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from sgl_engine import cascade
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.cascade import AnswerEvent, Pair, Road
+from sgl_engine.cascade import AnswerEvent, Road
 from sgl_engine.config import EngineConfig
-from sgl_engine.errors import ConfigError, EngineError, OverloadedError
-from sgl_engine.exit.calibrated import exit_rule
+from sgl_engine.errors import ConfigError, OverloadedError
+from sgl_engine.exit.calibrated import ExitRule, exit_rule
 from sgl_engine.exit.decision import ExitDecision, find_scorer
+from sgl_engine.finished import Pair
+from sgl_engine.hosted.model import HostedModel
+from sgl_engine.hosted.station import check_prices, not_here
 from sgl_engine.model.settings import LoadSettings, same_source, settings_of_each
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
@@ -29,8 +31,8 @@ from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.make import Clock
 from sgl_engine.request import Request
 from sgl_engine.response import AnswerScores, Response, StreamEvent
-from sgl_engine.serving.job import Work, finish
-from sgl_engine.serving.scheduler import Journey, Scheduler, Ticket, drive, run_together
+from sgl_engine.serving.job import finish
+from sgl_engine.serving.scheduler import Journey, Scheduler, Ticket, drive, run_stages
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,36 +47,56 @@ class SGLEngine:
 
     Args:
         small: Model that answers first, and guides.
-        large: Model that answers when the small one is not sure; it sees what the small one found important.
+        large: Model that answers when the small one is not sure, guided by it; ``OpenAIModel`` is hosted.
         config: The settings; None is ``EngineConfig()``.
         small_pass: Runs the small model; scripted engines have another than ``run_small``.
 
     Raises:
         UnsupportedModelError: A model's architecture has no family, and the engine does not run it exactly.
         ConfigError: The configuration names a scorer that does not exist, or a calibration that is of another
-            pair or other settings, or certifies nothing at the risk that is asked for.
+            pair or other settings, or certifies nothing at the risk that is asked for; or prices of others.
     """
 
     def __init__(
         self,
         small: VLM,
-        large: VLM,
+        large: VLM | HostedModel,
         config: EngineConfig | None = None,
         *,
         small_pass: SmallPass = run_small,
     ) -> None:
         self.small = small
-        self.large = large
+        self._large = large
         self.config = config or EngineConfig()
         self._scheduler = Scheduler()
         self._small_pass = small_pass
         find_scorer(self.config.exit.scorer)
-        for vlm in (small, large):
+        for vlm in self._local:
             check_exactness(vlm)
-        self._exit_rule = exit_rule(small, large, self.config)
+        self._exit_rule = self._rule(self.config)
 
     def __repr__(self) -> str:
-        return f"SGLEngine(small={self.small!r}, large={self.large!r})"
+        return f"SGLEngine(small={self.small!r}, large={self._large!r})"
+
+    @property
+    def large(self) -> VLM:
+        """The large model. Raises ConfigError where it is a hosted one."""
+        if not isinstance(self._large, VLM):
+            raise not_here(self._large)
+        return self._large
+
+    @property
+    def hosted(self) -> HostedModel | None:
+        """The large model where it is a hosted one."""
+        return None if isinstance(self._large, VLM) else self._large
+
+    @property
+    def _local(self) -> list[VLM]:
+        return [self.small] if self.hosted else [self.small, self.large]
+
+    def _rule(self, config: EngineConfig) -> ExitRule | None:
+        check_prices(config.prices, self.small.name, self._large.name)
+        return exit_rule(self.small, None if self.hosted else self.large, config)
 
     @classmethod
     def from_pretrained(
@@ -115,8 +137,7 @@ class SGLEngine:
         """
         find_scorer(config.exit.scorer)
         engine = copy.copy(self)
-        engine.config = config
-        engine._exit_rule = exit_rule(self.small, self.large, config)  # noqa: SLF001  # of this class
+        engine.config, engine._exit_rule = config, self._rule(config)  # noqa: SLF001  # of this class
         return engine
 
     def close(self, *, wait: bool = True) -> None:
@@ -198,7 +219,7 @@ class SGLEngine:
 
     @property
     def _pair(self) -> Pair:
-        return Pair(self.small, self.large, self.config, self._exit_rule, self._small_pass)
+        return Pair(self.small, self._large, self.config, self._exit_rule, self._small_pass)
 
     def _answer(self, ticket: Ticket) -> Road[Response]:
         return cascade.answer(self._pair, ticket.request, Clock())
@@ -208,13 +229,8 @@ class SGLEngine:
 
     def _admit(self, requests: Sequence[Request]) -> list[Ticket]:
         """Lets in as many of the requests as there is room for, in order; at least one, or it raises."""
-        for vlm in (self.small, self.large):
-            # The worker could not have the model before this thread gives it back, after the answer.
-            if vlm.is_mine:
-                raise EngineError(
-                    f"This thread holds {vlm.name} exclusively, and so would wait for itself.",
-                    remedy="Ask the engine outside of VLM.exclusive().",
-                )
+        for vlm in self._local:
+            vlm.check_not_mine()
         return self._scheduler.admit(requests, self.config.scheduler)
 
     def run_batch(
@@ -266,21 +282,8 @@ class SGLEngine:
             journeys = [Journey(places.enter_context(ticket), self._answer(ticket)) for ticket in tickets]
             for journey in journeys:
                 places.callback(journey.road.close)
-                journey.advance(Work)
             # The small model runs all of them at once; each goes on to its decision.
-            run_together(self._scheduler, journeys, until=ExitDecision)
-            left = [each for each in journeys if isinstance(each.at, ExitDecision) and not each.at.exit]
-            # Those that need no other model make room for other requests, while the large one works.
-            for journey in journeys:
-                if journey not in left:
-                    journey.ticket.done()
-            for journey in left:
-                journey.advance(Work)
-            run_together(self._scheduler, left, until=NoneType)
-            # Small answers that were kept are read last, so that no model waits for it.
-            for journey in journeys:
-                if journey.outcome is None:
-                    journey.advance(NoneType)
+            run_stages(self._scheduler, journeys, decision=ExitDecision, ends=lambda decided: decided.exit)
             return [journey.outcome for journey in journeys if journey.outcome is not None]
 
     def score_answers(
@@ -304,9 +307,7 @@ class SGLEngine:
             OverloadedError: Too many requests are under way.
             EngineClosedError: The engine was closed.
         """
-        pair = self._pair
-        if model != "auto":
-            pair = replace(pair, config=self._forced(model))
+        pair = self._pair if model == "auto" else replace(self._pair, config=self._forced(model))
         [ticket] = self._admit([request])
         with ticket:
             return finish(
@@ -321,20 +322,20 @@ class SGLEngine:
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
         """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""
-        return {"small": self.small.store.info(), "large": self.large.store.info()}
+        return {side: vlm.store.info() for side, vlm in zip(("small", "large"), self._local, strict=False)}
 
     def load(self) -> Mapping[str, int]:
         """Counts requests "under_way", passes "running", and those "waiting_small" and "waiting_large"."""
         return self._scheduler.load()
 
     def count_tokens(self, request: Request) -> int:
-        """Counts the prompt tokens of a request, visual ones included, as the large model reads it.
+        """Counts prompt tokens, visual ones included, as the large model reads it; for a hosted, the small.
 
         Raises:
             RequestError: This request is bad.
         """
-        config = self.config
-        return len(self.large.encode(request, config.limits, config.reuse, config.large_pictures))
+        pictures = self.config.small_pictures if self.hosted else self.config.large_pictures
+        return len(self._local[-1].encode(request, self.config.limits, self.config.reuse, pictures))
 
     def plan(self, prompt: EncodedPrompt, importance: ImportanceMap | None) -> PruningPlan:
         """Plans which tiles and tokens of ``prompt`` the large model sees, as the configuration says.

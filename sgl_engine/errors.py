@@ -25,6 +25,12 @@ A message names the value that was wrong, the limit it broke, and what to do abo
     ├── EngineError                   the engine cannot take or finish a request, whatever is asked
     │   ├── OverloadedError           too many requests at once
     │   └── EngineClosedError         it was closed
+    ├── HostedError                   a hosted model has not answered; the small one has
+    │   ├── HostedAccessError         it refuses the key
+    │   ├── HostedRequestError        it refuses the request
+    │   ├── HostedLimitError          too many requests or tokens for now, after all repetitions
+    │   ├── HostedServerError         unreachable, too slow, or failing, after all repetitions
+    │   └── HostedAnswerError         an answer that is cut off, or cannot be read
     ├── BudgetSpentError              the caller's own budget for the large model is spent
     └── ConfigError                   a preset, scorer or option that does not exist
 """
@@ -142,6 +148,30 @@ class OverloadedError(EngineError):
 
 class EngineClosedError(EngineError):
     """The engine was closed."""
+
+
+class HostedError(SGLError):
+    """A hosted model has not answered. No message of these holds a key."""
+
+
+class HostedAccessError(HostedError):
+    """The hosted model's server refuses the key."""
+
+
+class HostedRequestError(HostedError):
+    """The hosted model's server refuses the request."""
+
+
+class HostedLimitError(HostedError):
+    """The hosted model's server takes no more requests or tokens for now."""
+
+
+class HostedServerError(HostedError):
+    """The hosted model's server cannot be reached, is too slow, or fails."""
+
+
+class HostedAnswerError(HostedError):
+    """The hosted model's answer was cut off, or cannot be read."""
 
 
 class BudgetSpentError(SGLError):

@@ -34,9 +34,12 @@ class ImagePart:
     Attributes:
         source: Encoded bytes, a PIL image, a URL (``https:`` or ``data:``) as ``str``, or a local file as
             ``pathlib.Path``. A ``str`` never opens a local file: text from a message cannot name one.
+        block: Of a picture that is loaded: which image of the request it was, from 0. A file of several pages
+            becomes several pictures of one number.
     """
 
     source: ImageSource
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class Request:
         min_pixels: Smaller pictures are enlarged to about this area, for both models (``PictureConfig``).
         max_pixels: Larger ones are scaled down to at most this area, or cut into fewer tiles.
         max_visual_tokens: The same in visual tokens of one picture.
+        origin: What the request was made of, for a hosted model that takes that form; nothing else reads it.
         cache_salt: Requests of one salt share what is known of pictures and prompts; with those of another
             salt, or of none, they share nothing, so that neither times nor the report tell one tenant what
             another asked about. None, the default, is one group like any other: right where all callers may
@@ -186,6 +190,7 @@ class Request:
     max_pixels: int | None = None
     max_visual_tokens: int | None = None
     cache_salt: str | None = None
+    origin: Any = None
 
     @classmethod
     def ask(

@@ -14,6 +14,7 @@ from sgl_engine.request import InvalidToolCall, ToolCall
 if TYPE_CHECKING:  # these load torch; a response holds them, and need not be made to be imported
     from sgl_engine.attention.importance import ImportanceMap
     from sgl_engine.decoding.answer import FinishReason, TokenLogprob
+    from sgl_engine.hosted.model import HostedAnswer
     from sgl_engine.pruning.plan import PruningPlan
 
 
@@ -23,7 +24,7 @@ class Response:
 
     Attributes:
         text: The answer, tool calls and thoughts left out.
-        finish_reason: Why the answer ends: "stop" or "length".
+        finish_reason: Why the answer ends: "stop" or "length"; of a hosted model also "content_filter".
         report: What it cost and how it was decided; JSON-safe.
         tool_calls: What the model wants to have run, in order.
         invalid_tool_calls: Calls that cannot be read.
@@ -31,6 +32,7 @@ class Response:
         importance: The small model's map; None when the request holds no image.
         plan: What the large model saw; None when it was not called.
         reasoning: What the model thought before it answered; empty where it did not.
+        hosted: What a hosted large model has answered, as it said it; None where none has.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Response:
     importance: ImportanceMap | None = None
     plan: PruningPlan | None = None
     reasoning: str = ""
+    hosted: HostedAnswer | None = None
 
 
 StreamEvent: TypeAlias = ExitDecision | Delta | Response

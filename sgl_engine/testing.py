@@ -12,12 +12,25 @@ Tiny models are real architectures with random weights; nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Literal
 
 import torch
 
-from sgl_engine import VLM, ConfigError, EngineConfig, Request, SGLEngine
+from sgl_engine import (
+    VLM,
+    ConfigError,
+    EngineConfig,
+    HostedAnswer,
+    HostedCall,
+    HostedModel,
+    HostedUsage,
+    ReasoningDelta,
+    Request,
+    SGLEngine,
+    TextDelta,
+    ToolCallDelta,
+)
 from sgl_engine.attention import ImportanceMap
 from sgl_engine.decoding import Generation
 from sgl_engine.exit import measure_answer
@@ -32,7 +45,7 @@ from sgl_engine.families.tiny import (
 )
 from sgl_engine.passes import Asked, SmallPassResult
 
-__all__ = ["FakeEngine", "tiny_vlm"]
+__all__ = ["FakeEngine", "FakeHostedModel", "tiny_vlm"]
 
 
 def tiny_vlm(
@@ -84,7 +97,7 @@ class FakeEngine(SGLEngine):
             request after the other.
         score: The small model's score in [0, 1]; a function may look at the request.
         small: Whose tokenizer and processor are used; None is a tiny model.
-        large: Answers when it is called; None is a tiny model, and its answers are gibberish.
+        large: Answers when it is called, and may be hosted; None is a tiny model, which writes gibberish.
         config: What can be set.
     """
 
@@ -94,7 +107,7 @@ class FakeEngine(SGLEngine):
         *,
         score: float | Callable[[Request], float] = 1.0,
         small: VLM | None = None,
-        large: VLM | None = None,
+        large: VLM | HostedModel | None = None,
         config: EngineConfig | None = None,
     ) -> None:
         super().__init__(
@@ -141,3 +154,41 @@ class FakeEngine(SGLEngine):
             consistency_plan=None,
             stage_ms={"vision": 0.0, "generate": 0.0, "consistency": 0.0},
         )
+
+
+class FakeHostedModel:
+    """A hosted model that says what it is told to say, and keeps what it was asked.
+
+    Args:
+        answer: What it answers, piece by piece; an exception is raised in its place.
+        name: What reports call it.
+        usage: What it says that it took.
+
+    Attributes:
+        calls: What it was asked, in order.
+    """
+
+    def __init__(
+        self,
+        *answer: TextDelta | ReasoningDelta | ToolCallDelta | str | Exception,
+        name: str = "scripted",
+        usage: HostedUsage | None = None,
+    ) -> None:
+        self.name = name
+        self.calls: list[HostedCall] = []
+        self._answer = answer
+        self._usage = usage
+
+    def stream(
+        self, call: HostedCall
+    ) -> Generator[TextDelta | ReasoningDelta | ToolCallDelta, None, HostedAnswer]:
+        """Plays the script."""
+        self.calls.append(call)
+        text = ""
+        for piece in self._answer:
+            if isinstance(piece, Exception):
+                raise piece
+            delta = TextDelta(piece) if isinstance(piece, str) else piece
+            text += delta.text if isinstance(delta, TextDelta) else ""
+            yield delta
+        return HostedAnswer(text, usage=self._usage)

@@ -19,10 +19,15 @@ from langchain_sgl.usage.callbacks import ReportHandler
 from sgl_engine import ConfigError
 
 Scope: TypeAlias = Literal["run", "thread"]
-Unit: TypeAlias = Literal["escalations", "tflops", "ms"]
+Unit: TypeAlias = Literal["escalations", "tflops", "ms", "cost"]
 
 _SCOPES: dict[str, str] = {"run": "in this run", "thread": "in this conversation"}
-_UNITS: dict[str, str] = {"escalations": "escalations", "tflops": "TFLOPs", "ms": "milliseconds"}
+_UNITS: dict[str, str] = {
+    "escalations": "escalations",
+    "tflops": "TFLOPs",
+    "ms": "milliseconds",
+    "cost": "money",
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,21 @@ class Spending:
         escalations: Calls of the large model.
         tflops: Both models; 1e12 floating-point operations.
         ms: Milliseconds of whole calls.
+        cost: Money of both models, in the currency of the prices; calls without prices cost nothing.
     """
 
     escalations: int = 0
     tflops: float = 0.0
     ms: float = 0.0
+    cost: float = 0.0
 
     def __add__(self, other: Spending) -> Spending:
-        return Spending(self.escalations + other.escalations, self.tflops + other.tflops, self.ms + other.ms)
+        return Spending(
+            self.escalations + other.escalations,
+            self.tflops + other.tflops,
+            self.ms + other.ms,
+            self.cost + other.cost,
+        )
 
     def __bool__(self) -> bool:
         return self != Spending()
@@ -233,6 +245,7 @@ class Ledger(ReportHandler):
                 escalations=int(report["escalated"]),
                 tflops=report["small_tflops"] + report["large_tflops"],
                 ms=report["stage_ms"]["total"],
+                cost=(report.get("cost") or {}).get("total", 0.0),
             ),
         )
 

@@ -75,7 +75,7 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
     A run is one ``invoke``, resumed ones included; a thread is what the checkpointer keeps together. Put this
     middleware first, so that what others retry inside it is counted.
 
-    How exact: of calls that run at once, never more escalate than are left. TFLOPs and milliseconds are known
+    How exact: of calls that run at once, never more escalate than are left. TFLOPs, time and money are known
     when a call ends; so those limits are overshot by what the calls use that are running when they are
     reached, and by small answers afterwards, which are counted but never refused. Answers from LangChain's
     cache cost nothing. Not seen are calls in threads that a tool starts without its context, and what a call
@@ -85,9 +85,12 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         run_escalations: Calls of the large model per run; 0 never escalates, None is no limit.
         run_tflops: Of both models per run; 1e12 floating-point operations.
         run_ms: Milliseconds of ChatSGL calls per run; calls that run at once add up.
+        run_cost: Money of both models per run, in the currency of ``ChatSGL(prices=...)``; calls of models
+            without prices cost nothing.
         thread_escalations: As above, per thread.
         thread_tflops: As above, per thread.
         thread_ms: As above, per thread.
+        thread_cost: As above, per thread.
         exit_behavior: When the budget is spent: "small" goes on, and the small model answers alone; "end"
             ends the run before its next model call, with an ``AIMessage`` that says which limit was reached;
             "error" raises there.
@@ -118,9 +121,11 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
         run_escalations: int | None = None,
         run_tflops: float | None = None,
         run_ms: float | None = None,
+        run_cost: float | None = None,
         thread_escalations: int | None = None,
         thread_tflops: float | None = None,
         thread_ms: float | None = None,
+        thread_cost: float | None = None,
         exit_behavior: ExitBehavior = "small",
         notice_fraction: float = 0.8,
     ) -> None:
@@ -131,9 +136,11 @@ class EscalationBudgetMiddleware(AgentMiddleware[EscalationBudgetState[ResponseT
                 ("run", "escalations"): run_escalations,
                 ("run", "tflops"): run_tflops,
                 ("run", "ms"): run_ms,
+                ("run", "cost"): run_cost,
                 ("thread", "escalations"): thread_escalations,
                 ("thread", "tflops"): thread_tflops,
                 ("thread", "ms"): thread_ms,
+                ("thread", "cost"): thread_cost,
             }
         )
         if exit_behavior not in _CONSEQUENCES:

@@ -68,17 +68,31 @@ def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
         response: The engine's.
         metadata: ``response_metadata(...)``.
     """
+    original = None if response.hosted is None else response.hosted.original
+    if isinstance(original, AIMessage):  # as the provider's own integration has written it
+        told = {**original.response_metadata, **metadata}
+        usage = usage_metadata(response.report)
+        return original.model_copy(
+            update={"id": None, "response_metadata": told, "usage_metadata": usage, **_read_calls(response)}
+        )
     return AIMessage(
         content=response.text,
         additional_kwargs={REASONING_KEY: response.reasoning} if response.reasoning else {},
-        tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in response.tool_calls],
-        invalid_tool_calls=[
+        usage_metadata=usage_metadata(response.report),
+        response_metadata=metadata,
+        **_read_calls(response),
+    )
+
+
+def _read_calls(response: Response) -> dict[str, Any]:
+    """Writes the calls of an answer as fields of a message."""
+    return {
+        "tool_calls": [tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in response.tool_calls],
+        "invalid_tool_calls": [
             invalid_tool_call(name=c.name, args=NOT_A_CALL + c.arguments, id=c.id, error=c.error)
             for c in response.invalid_tool_calls
         ],
-        usage_metadata=usage_metadata(response.report),
-        response_metadata=metadata,
-    )
+    }
 
 
 def _call_chunks(response: Response) -> list[ToolCallChunk]:
@@ -104,12 +118,14 @@ def _last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChunk:
     )
 
 
-def usage_metadata(report: RunReport) -> UsageMetadata:
+def usage_metadata(report: RunReport) -> UsageMetadata | None:
     """Counts tokens as other providers do: of the model that answered, its prompt once, and ints only.
 
     The report says what the other model did. ``input_token_details["image"]`` is the visual tokens.
     """
     large = report.route == "large"
+    if large and report.large_hosted:
+        return _hosted_usage(report)
     given = (report.large_input_tokens if large else report.small_input_tokens) or 0
     written = (report.large_output_tokens if large else report.small_output_tokens) or 0
     details: dict[str, int] = {"image": report.visual_tokens} if report.visual_tokens else {}
@@ -122,6 +138,20 @@ def usage_metadata(report: RunReport) -> UsageMetadata:
     )
     if thought:
         usage["output_token_details"] = OutputTokenDetails(reasoning=thought)
+    return usage
+
+
+def _hosted_usage(report: RunReport) -> UsageMetadata | None:
+    """Passes on what a hosted model's provider has counted; None where it does not say."""
+    given, written = report.large_input_tokens, report.large_output_tokens
+    if given is None or written is None:
+        return None
+    details = {"cache_read": report.large_known_tokens, "reasoning": report.large_reasoning_tokens}
+    usage = UsageMetadata(input_tokens=given, output_tokens=written, total_tokens=given + written)
+    if details["cache_read"]:
+        usage["input_token_details"] = InputTokenDetails(cache_read=details["cache_read"])
+    if details["reasoning"]:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=details["reasoning"])
     return usage
 
 
@@ -156,6 +186,8 @@ def _finish_reasons(response: Response) -> dict[str, str]:
     """
     if response.finish_reason == "length":
         return {"finish_reason": "length", "normalized_finish_reason": "length"}
+    if response.finish_reason == "content_filter":
+        return {"finish_reason": "content_filter", "normalized_finish_reason": "content_filter"}
     if response.tool_calls:
         return {"finish_reason": "tool_calls", "normalized_finish_reason": "tool_call"}
     return {"finish_reason": "stop", "normalized_finish_reason": "stop"}

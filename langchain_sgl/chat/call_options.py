@@ -6,12 +6,12 @@ A new option is written once, in ``CallFields``, and read in ``CallOptions.confi
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from langchain_sgl.chat.fields import UnknownOptions, without_unknown
 from langchain_sgl.structured.schemas import enforceable, to_json_schema
 from sgl_engine import (
     Escalate,
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from threading import Event
 
     from sgl_engine import SGLEngine
-
-
-UnknownOptions: TypeAlias = Literal["refuse", "warn", "ignore"]
 
 
 class CallFields(BaseModel):
@@ -174,7 +171,8 @@ class CallOptions(CallFields):
         """Turns the name of a model into the route to it."""
         if self.model is None:
             return self.escalate
-        routes: dict[str, Escalate] = {engine.small.name: "never", engine.large.name: "always"}
+        large = (engine.hosted or engine.large).name
+        routes: dict[str, Escalate] = {engine.small.name: "never", large: "always"}
         if self.model not in routes:
             raise InvalidRequestError(
                 f"The pair has no model {self.model!r}.",
@@ -189,6 +187,7 @@ class CallOptions(CallFields):
         since: float | None = None,
         cancel: Event | None = None,
         may_escalate: Callable[[], bool] | None = None,
+        origin: object = None,
     ) -> Request:
         """Writes the engine's request.
 
@@ -197,6 +196,7 @@ class CallOptions(CallFields):
             since: When the call began, for its timeout: a ``time.monotonic()`` value; None is now.
             cancel: Once set, the call fails within one token.
             may_escalate: Asked before the large model is called.
+            origin: The call as a hosted model is given it.
 
         Raises:
             InvalidRequestError: A tool choice or response format that cannot be followed.
@@ -229,6 +229,7 @@ class CallOptions(CallFields):
             skip_special_tokens=self.skip_special_tokens,
             cache_salt=self.cache_salt,
             response_schema=enforceable(_response_schema(self.response_format)),
+            origin=origin,
         )
 
     @property
@@ -271,20 +272,6 @@ class CallOptions(CallFields):
         """Tells whether several calls are allowed: by OpenAI's option, or Anthropic's part of the choice."""
         choice = self.tool_choice if isinstance(self.tool_choice, Mapping) else {}
         return self.parallel_tool_calls is not False and not choice.get("disable_parallel_tool_use")
-
-
-def without_unknown(
-    options: Mapping[str, Any], known: Container[str], policy: UnknownOptions | None
-) -> dict[str, Any]:
-    """Leaves out options that do not exist, where ``unknown_options`` says so."""
-    if policy not in {"warn", "ignore"}:
-        return dict(options)
-    unknown = [name for name in options if name not in known]
-    if unknown and policy == "warn":
-        warnings.warn(
-            f"ChatSGL has no option {', '.join(map(repr, unknown))}, and answers without.", stacklevel=2
-        )
-    return {name: value for name, value in options.items() if name not in unknown}
 
 
 def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:

@@ -22,6 +22,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages.tool import tool_call
 
 from langchain_sgl.chat.image_blocks import ACCEPTED, Block, image_source, is_image, mime_type
 from sgl_engine import ImagePart, InvalidRequestError, Message, Role, ToolCall
@@ -68,7 +69,7 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
     parts = []
     for block in blocks:
         # What another provider's model has said about itself, and nobody else can read.
-        if isinstance(block, dict) and role == "assistant" and block.get("type") in _ABOUT_ITSELF:
+        if isinstance(block, dict) and is_about_itself(message, block):
             continue
         part = _part(block, root)
         if part != "":
@@ -82,12 +83,35 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
         )
     if isinstance(message, ToolMessage):
         return Message("tool", tuple(parts), tool_call_id=message.tool_call_id, name=message.name)
-    thoughts = _reasoning(message) if role == "assistant" else None
+    thoughts = reasoning_of(message) if role == "assistant" else None
     name = message.name if role == "tool" else None
     return Message(role, tuple(parts), tool_calls=calls, name=name, reasoning=thoughts)
 
 
-def _reasoning(message: BaseMessage) -> str | None:
+def is_about_itself(message: BaseMessage, block: Block) -> bool:
+    """Whether a block is what an assistant of another provider says about itself."""
+    return _role(message) == "assistant" and block.get("type") in _ABOUT_ITSELF
+
+
+def from_engine_messages(messages: Sequence[Message]) -> list[BaseMessage]:
+    """Translates a conversation back; each picture becomes an image block that holds no picture yet."""
+    return [_back(message) for message in messages]
+
+
+def _back(message: Message) -> BaseMessage:
+    content: list[str | dict[str, object]] = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "base64": ""}
+        for part in message.content
+    ]
+    if message.role == "tool":
+        return ToolMessage(content, tool_call_id=message.tool_call_id or "", name=message.name)
+    if message.role == "assistant":
+        calls = [tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in message.tool_calls]
+        return AIMessage(content, tool_calls=calls)
+    return SystemMessage(content) if message.role == "system" else HumanMessage(content)
+
+
+def reasoning_of(message: BaseMessage) -> str | None:
     """What an assistant thought, as far as it can be read: LangChain's blocks, or the field that streams."""
     blocks = message.content if isinstance(message.content, list) else []
     texts = [

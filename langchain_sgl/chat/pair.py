@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import ModelProfile
 
+from langchain_sgl.chat.hosted import as_hosted, is_hosted
 from sgl_engine import ConfigError
 from sgl_engine.model import check_settings, settings_of_each
 
@@ -50,8 +51,8 @@ class Pair:
     """Which weights, and how they are loaded; everything else can be changed per call at no cost.
 
     Attributes:
-        small: Path or hub id; None, together with ``large``, is the bundled pair.
-        large: Path or hub id.
+        small: Path or hub id; None is the bundled small model, for the bundled pair or a hosted large model.
+        large: Path or hub id; or a hosted model, or what names one.
         settings: Of both models, as ``sgl_engine.LoadSettings``; None is not set.
         small_settings: Of the small model alone.
         large_settings: Of the large model alone.
@@ -61,7 +62,7 @@ class Pair:
     """
 
     small: str | None = None
-    large: str | None = None
+    large: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     small_settings: Mapping[str, Any] | None = None
     large_settings: Mapping[str, Any] | None = None
@@ -69,17 +70,24 @@ class Pair:
     @property
     def bundled(self) -> bool:
         """Whether this is the pair that comes with the package."""
-        return self.small is None
+        return self.small is None and self.large is None
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the large model is on another machine."""
+        return is_hosted(self.large)
 
     @property
     def key(self) -> str:
         """Tells pairs apart: those with one key share their weights."""
         each = settings_of_each(self.settings, self.small_settings, self.large_settings)
         said = [{name: value for name, value in own.items() if value not in (None, False)} for own in each]
-        return json.dumps([self.small, self.large, *said], sort_keys=True, default=_written)
+        # An object is itself: it lives as long as the engine that is found by this key.
+        large = f"object {id(self.large)}" if self.hosted and not isinstance(self.large, str) else self.large
+        return json.dumps([self.small, large, *said], sort_keys=True, default=_written)
 
     def __post_init__(self) -> None:
-        if (self.small is None) != (self.large is None):
+        if not self.hosted and (self.small is None) != (self.large is None):
             raise ConfigError(
                 f"Only one model of the pair is named: small={self.small!r}, large={self.large!r}.",
                 remedy="Name both, or neither for the bundled pair.",
@@ -147,6 +155,8 @@ def forget_engines() -> None:
 
 def _load(pair: Pair) -> SGLEngine:
     own: Any = {"small_settings": pair.small_settings, "large_settings": pair.large_settings, **pair.settings}
+    if pair.hosted:
+        return _load_beside_hosted(pair)
     if pair.bundled:
         from sgl_engine.demo import demo_engine
 
@@ -158,11 +168,24 @@ def _load(pair: Pair) -> SGLEngine:
     return SGLEngine.from_pretrained(pair.small, pair.large, **own)
 
 
-def model_profile(large: str | None, engine: Any, *, name: str) -> ModelProfile:
+def _load_beside_hosted(pair: Pair) -> SGLEngine:
+    """Loads the small model alone."""
+    from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
+
+    hosted = as_hosted(pair.large)
+    own, _ = settings_of_each(pair.settings, pair.small_settings, None)
+    if pair.small is None:
+        from sgl_engine.demo import SCORER, demo_model
+
+        return SGLEngine(demo_model("small", **own), hosted, EngineConfig(exit=ExitConfig(scorer=SCORER)))
+    return SGLEngine(VLM.from_pretrained(pair.small, **own), hosted)
+
+
+def model_profile(large: Any, engine: Any, *, name: str) -> ModelProfile:
     """Says what a pair can do; how many tokens, only where it can be told without loading.
 
     Args:
-        large: Path or hub id of the large model; None, without an engine, is the bundled one.
+        large: Path or hub id of the large model, or a hosted one; None, without an engine: the bundled.
         engine: A ready engine, or None.
         name: What the pair is called.
     """
@@ -170,7 +193,7 @@ def model_profile(large: str | None, engine: Any, *, name: str) -> ModelProfile:
     context = (
         _context_tokens(large)
         if engine is None
-        else min(vlm.context_tokens for vlm in (engine.small, engine.large))
+        else min(vlm.context_tokens for vlm in (engine.small, *([] if engine.hosted else [engine.large])))
     )
     if context is not None:
         # Prompt and answer share the context, so either can be nearly all of it.
@@ -178,10 +201,12 @@ def model_profile(large: str | None, engine: Any, *, name: str) -> ModelProfile:
     return profile
 
 
-def _context_tokens(large: str | None) -> int | None:
+def _context_tokens(large: Any) -> int | None:
     """Reads it from a local folder's config.json; None for a model on the hub, which is not loaded yet."""
     from sgl_engine.demo import WEIGHTS
 
+    if is_hosted(large):
+        return None
     folder = WEIGHTS / "large" if large is None else Path(large).expanduser()
     file = folder / "config.json"
     if not file.is_file():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.utils import from_env
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from typing_extensions import override
 
-from langchain_sgl.chat.call_options import CallFields, CallOptions, without_unknown
+from langchain_sgl.chat.call_options import CallFields, CallOptions
+from langchain_sgl.chat.fields import TorchName, environment, send_config, without_unknown
+from langchain_sgl.chat.hosted import hosted_identity, hosted_label, is_hosted
 from langchain_sgl.chat.pair import Pair, is_bundled, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import (
@@ -21,9 +21,13 @@ from sgl_engine import (
     ExitConfig,
     Fraction,
     LimitsConfig,
+    OnLargeError,
     PictureConfig,
+    Price,
     ReuseConfig,
     SchedulerConfig,
+    SendConfig,
+    SendMode,
     __version__,
     pruning_preset,
 )
@@ -33,26 +37,17 @@ if TYPE_CHECKING:
     from sgl_engine import SGLEngine
 
 
-def _environment(name: str) -> Callable[[], str | None]:
-    """Returns a function that reads a variable; an empty one, as container set-ups have them, is none."""
-    read = from_env(name, default=None)
-    return lambda: read() or None
-
-
-def _torch_name(value: Any) -> Any:
-    """Writes a ``torch.dtype`` or ``torch.device`` as text, without importing torch."""
-    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
-
-
-_TorchName: TypeAlias = Annotated[Any, BeforeValidator(_torch_name)]
 _OF_BOTH = (
     *("dtype", "device", "device_map", "trust_remote_code"),
     *("attn_implementation", "quantization", "quantization_config", "model_kwargs"),
 )
-_PARTS_OF_THE_ENGINE = ("limits", "small_pictures", "large_pictures", "reuse", "scheduler")
+_PARTS_OF_THE_ENGINE = (
+    *("limits", "small_pictures", "large_pictures", "reuse", "scheduler"),
+    *("send", "on_large_error", "prices"),
+)
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 _NOT_IN_ANSWERS = frozenset(
-    "streaming max_retries api_key timeout ready_engine reuse scheduler unknown_options".split()
+    "streaming max_retries api_key timeout ready_engine reuse scheduler prices unknown_options".split()
 )
 """Fields on which no answer depends."""
 
@@ -62,7 +57,9 @@ class ChatSettings(CallFields, BaseChatModel):
 
     Attributes:
         small: Path or hub id of the small model; environment: SGL_SMALL.
-        large: Path or hub id of the large model; environment: SGL_LARGE.
+        large: Path or hub id of the large model; environment: SGL_LARGE. Or one on another machine: a
+            LangChain chat model, a name like "openai:gpt-..." for ``init_chat_model``, or ``OpenAIModel``.
+            Then without ``small`` the bundled small model answers first.
         ready_engine: A ready ``SGLEngine``, instead of ``small`` and ``large``; ``engine=`` in the
             constructor.
         dtype: What the models compute in, a name or a ``torch.dtype``; environment: SGL_DTYPE.
@@ -78,6 +75,10 @@ class ChatSettings(CallFields, BaseChatModel):
         large_settings: Of the large model alone.
         small_pictures: How large the small model sees pictures; None is the engine's.
         large_pictures: How large the large model sees them.
+        send: What a hosted large model is sent of pictures: "full", "crop", "mask" or "auto", or a
+            ``SendConfig``; None is the engine's.
+        on_large_error: "raise", or "keep" for the small answer where a hosted large model fails.
+        prices: What models cost, by the names that reports call them.
         reuse: What is kept of a picture for the next question about it; None is the engine's.
         scheduler: How calls share the models; None is the engine's.
         image_root: The only folder from which image paths in messages are read; None refuses paths.
@@ -101,11 +102,11 @@ class ChatSettings(CallFields, BaseChatModel):
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
     )
 
-    small: str | Path | None = Field(default_factory=_environment("SGL_SMALL"))
-    large: str | Path | None = Field(default_factory=_environment("SGL_LARGE"))
+    small: str | Path | None = Field(default_factory=environment("SGL_SMALL"))
+    large: Any = Field(default_factory=environment("SGL_LARGE"))
     ready_engine: Any = Field(default=None, alias="engine", exclude=True)
-    dtype: _TorchName = Field(default_factory=_environment("SGL_DTYPE"), validate_default=True)
-    device: _TorchName = Field(default_factory=_environment("SGL_DEVICE"), validate_default=True)
+    dtype: TorchName = Field(default_factory=environment("SGL_DTYPE"), validate_default=True)
+    device: TorchName = Field(default_factory=environment("SGL_DEVICE"), validate_default=True)
     device_map: str | dict[str, Any] | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
@@ -116,16 +117,19 @@ class ChatSettings(CallFields, BaseChatModel):
     large_settings: dict[str, Any] | None = None
     small_pictures: PictureConfig | None = None
     large_pictures: PictureConfig | None = None
+    send: Annotated[SendMode | SendConfig | None, BeforeValidator(send_config)] = None
+    on_large_error: OnLargeError | None = None
+    prices: dict[str, Price] | None = None
     reuse: ReuseConfig | None = None
     scheduler: SchedulerConfig | None = None
     image_root: Path | None = None
     limits: LimitsConfig | None = None
 
     exit_threshold: Fraction | None = Field(
-        default_factory=_environment("SGL_EXIT_THRESHOLD"), validate_default=True
+        default_factory=environment("SGL_EXIT_THRESHOLD"), validate_default=True
     )
-    retention: str | None = Field(default_factory=_environment("SGL_RETENTION"))
-    calibration: Path | None = Field(default_factory=_environment("SGL_CALIBRATION"), validate_default=True)
+    retention: str | None = Field(default_factory=environment("SGL_RETENTION"))
+    calibration: Path | None = Field(default_factory=environment("SGL_CALIBRATION"), validate_default=True)
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     streaming: bool | None = None
     max_retries: int | None = None
@@ -180,7 +184,8 @@ class ChatSettings(CallFields, BaseChatModel):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copies the settings; the copy uses the same weights."""
         memo = {} if memo is None else memo
-        memo[id(self.ready_engine)] = self.ready_engine
+        for shared in (self.ready_engine, self.large):  # a hosted model's connections are shared, too
+            memo[id(shared)] = shared
         return super().__deepcopy__(memo)
 
     @override
@@ -202,7 +207,7 @@ class ChatSettings(CallFields, BaseChatModel):
     def _pair(self) -> Pair:
         return Pair(
             small=None if self.small is None else str(self.small),
-            large=None if self.large is None else str(self.large),
+            large=str(self.large) if isinstance(self.large, Path) else self.large,
             settings={name: getattr(self, name) for name in _OF_BOTH},
             small_settings=self.small_settings,
             large_settings=self.large_settings,
@@ -229,7 +234,8 @@ class ChatSettings(CallFields, BaseChatModel):
         """Whether the models are those that come with the package."""
         if self.ready_engine is None:
             return self._pair.bundled
-        return is_bundled(self.ready_engine.small) and is_bundled(self.ready_engine.large)
+        engine = self.ready_engine
+        return engine.hosted is None and is_bundled(engine.small) and is_bundled(engine.large)
 
     @property
     def _limits(self) -> LimitsConfig | None:
@@ -277,6 +283,8 @@ class ChatSettings(CallFields, BaseChatModel):
         params = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
         params = {name: value for name, value in params.items() if value is not None}
         params["model_name"] = self._model_name
+        if is_hosted(self.large):
+            params["large"] = hosted_identity(self.large)
         if self.ready_engine is None and self._pair.bundled:
             params["version"] = __version__  # the bundled weights may change with it
         if self.ready_engine is not None:
@@ -292,7 +300,10 @@ class ChatSettings(CallFields, BaseChatModel):
         if self.model is not None:
             return self.model
         if self.ready_engine is not None:
-            return f"{_label(self.ready_engine.small)}+{_label(self.ready_engine.large)}"
+            engine = self.ready_engine
+            return f"{_label(engine.small)}+{_label(engine.hosted or engine.large)}"
+        if is_hosted(self.large):
+            return f"{self.small or 'sgl-demo-small'}+{hosted_label(self.large)}"
         return "sgl-demo" if self._pair.bundled else f"{self.small}+{self.large}"
 
     @override
@@ -313,18 +324,10 @@ class ChatSettings(CallFields, BaseChatModel):
 
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
-        large = None if self.large is None else str(self.large)
         name, engine = self._model_name, self.ready_engine
-        return model_profile(large if engine is None else None, engine, name=name)
+        return model_profile(self._pair.large if engine is None else None, engine, name=name)
 
 
 def _label(vlm: Any) -> str:
-    return f"{vlm.name}@{vlm.revision}" if vlm.revision else str(vlm.name)
-
-
-def with_attributes_of(described: type, *owners: type) -> str:
-    """Writes a class's docstring, with the attributes that the docstrings of other classes describe."""
-    sections = [
-        (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0] for owner in owners
-    ]
-    return f"{inspect.getdoc(described)}\n\nAttributes:\n" + "\n".join(filter(None, sections))
+    revision = getattr(vlm, "revision", None)
+    return f"{vlm.name}@{revision}" if revision else str(vlm.name)

@@ -33,6 +33,10 @@ class SGLUsage(BaseModel):
         small_output_tokens: Tokens that it generated.
         large_input_tokens: Prompt tokens of the large model, before pruning.
         large_output_tokens: Tokens that it generated.
+        small_cost: Money that the small model cost, in the currency of the prices (``EngineConfig.prices``).
+        large_cost: The same of the large model.
+        large_alone_cost: What the large model alone would have cost, over calls where that can be told.
+        saved_cost: That, less what those calls cost.
         cached: Answers from LangChain's cache; nothing was computed, and nothing else counts them.
         errors: Calls that raised. What they had computed by then is not known, and not in the totals.
         cancelled: Calls that the caller cancelled, or whose stream it left; as for ``errors``.
@@ -56,6 +60,10 @@ class SGLUsage(BaseModel):
     small_output_tokens: int = 0
     large_input_tokens: int = 0
     large_output_tokens: int = 0
+    small_cost: float = 0.0
+    large_cost: float = 0.0
+    large_alone_cost: float = 0.0
+    saved_cost: float = 0.0
     cached: int = 0
     errors: int = 0
     cancelled: int = 0
@@ -87,6 +95,7 @@ class SGLUsage(BaseModel):
             small_output_tokens=report["small_output_tokens"],
             large_input_tokens=report["large_input_tokens"] or 0,
             large_output_tokens=report["large_output_tokens"] or 0,
+            **_money(report.get("cost")),
         )
 
     def __add__(self, other: SGLUsage) -> SGLUsage:
@@ -122,9 +131,26 @@ class SGLUsage(BaseModel):
         return self.saved_tflops / self.large_alone_tflops if self.large_alone_tflops else 0.0
 
     @property
+    def cost(self) -> float:
+        """Money, of both models."""
+        return self.small_cost + self.large_cost
+
+    @property
     def total_ms(self) -> float:
         """Milliseconds of all calls."""
         return self.stage_ms.get("total", 0.0)
+
+
+def _money(cost: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Reads what a report says of money; nothing where there were no prices."""
+    if cost is None:
+        return {}
+    return {
+        "small_cost": cost["small"],
+        "large_cost": cost["large"],
+        "large_alone_cost": cost["large_alone"] or 0.0,
+        "saved_cost": cost["saved"] or 0.0,
+    }
 
 
 _Cell = tuple[str, str]
@@ -200,11 +226,30 @@ def _work_rows(usages: Sequence[SGLUsage]) -> Iterator[_Row]:
     for model in ("small", "large"):
         for way, label in (("input", "in"), ("output", "out")):
             yield f"tokens {label}, {model} model", _count(f"{model}_{way}_tokens")
+    if any(usage.cost or usage.large_alone_cost for usage in usages):
+        for name, label in _MONEY.items():
+            yield label, partial(_amount, name)
     yield "milliseconds", lambda usage: (f"{usage.total_ms:.0f}", "")
     for stage in dict.fromkeys(stage for usage in usages for stage in usage.stage_ms if stage != "total"):
         yield f"  {stage.replace('_', ' ')}", _milliseconds(partial(_stage_ms, stage))
     yield "  waiting, other", _milliseconds(_rest_ms)
     yield "  per call", lambda usage: (f"{usage.total_ms / max(usage.calls, 1):.0f}", "")
+
+
+_MONEY = {
+    "large_alone_cost": "money, large model alone",
+    "cost": "money spent",
+    "small_cost": "  small model",
+    "large_cost": "  large model",
+    "saved_cost": "money saved",
+}
+
+
+def _amount(name: str, usage: SGLUsage) -> _Cell:
+    """Writes money with as many digits as it needs."""
+    value = getattr(usage, name)
+    share = "" if name == "large_alone_cost" else _share(value, usage.large_alone_cost)
+    return f"{value:.4g}", share
 
 
 def _count(name: str, of: str | None = None) -> Callable[[SGLUsage], _Cell]:

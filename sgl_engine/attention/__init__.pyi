@@ -1,3 +1,4 @@
+from .canvas import EDGE_DIGITS as EDGE_DIGITS, Canvas as Canvas, paint as paint
 from .capture import (
     capture_attention as capture_attention,
     capture_hidden as capture_hidden,

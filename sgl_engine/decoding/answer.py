@@ -33,7 +33,7 @@ from sgl_engine.request import Decoding, check_wanted
 if TYPE_CHECKING:
     from sgl_engine.model.vlm import VLM
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,19 +7,19 @@ pair has learnt is in ``weights/README.md``: documents, tables, forms, scenes of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from sgl_engine.demo.vocabulary import TRANSCRIBE
 
 if TYPE_CHECKING:
-    from sgl_engine import EngineConfig, LoadSettings, SGLEngine
+    from sgl_engine import VLM, EngineConfig, LoadSettings, SGLEngine
 
 WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
 SCORER = "answer_probability"
 """What separates this pair's right answers from its wrong ones best (``sgl bench``)."""
 
-__all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine"]
+__all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine", "demo_model"]
 
 
 def demo_engine(
@@ -38,7 +38,7 @@ def demo_engine(
         settings: How both are: ``device``, ``dtype``, ...; the dtype "auto", the default, is float32 here,
             although the weights are stored as float16.
     """
-    from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
+    from sgl_engine import EngineConfig, ExitConfig, SGLEngine
     from sgl_engine.model import settings_of_each
 
     config = config or EngineConfig()
@@ -46,13 +46,15 @@ def demo_engine(
         config = config.model_copy(
             update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})}
         )
-    each = settings_of_each(settings, small_settings, large_settings)
-    for own in each:
-        # Stored as float16 for size; float32 is the fast type on most CPUs.
-        if own.get("dtype") in {None, "auto"}:
-            own["dtype"] = "float32"
-    small, large = (
-        VLM.from_pretrained(WEIGHTS / size, name=f"sgl-demo-{size}", **own)
-        for size, own in zip(("small", "large"), each, strict=True)
-    )
-    return SGLEngine(small, large, config)
+    small, large = settings_of_each(settings, small_settings, large_settings)
+    return SGLEngine(demo_model("small", **small), demo_model("large", **large), config)
+
+
+def demo_model(size: Literal["small", "large"], **settings: Unpack[LoadSettings]) -> VLM:
+    """One model of the bundled pair, as ``demo_engine`` loads it."""
+    from sgl_engine import VLM
+
+    # Stored as float16 for size; float32 is the fast type on most CPUs.
+    if settings.get("dtype") in {None, "auto"}:
+        settings["dtype"] = "float32"
+    return VLM.from_pretrained(WEIGHTS / size, name=f"sgl-demo-{size}", **settings)

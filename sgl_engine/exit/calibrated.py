@@ -83,8 +83,13 @@ class ExitRule:
         return CalibratedScore(self.calibration.id, self.threshold, probability=None, uncovered=reason)
 
 
-def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
+def exit_rule(small: VLM, large: VLM | None, config: EngineConfig) -> ExitRule | None:
     """Loads the rule that the configuration names; None where it names none.
+
+    Args:
+        small: The small model.
+        large: The large model; None is a hosted one.
+        config: The configuration.
 
     Raises:
         ConfigError: The file cannot be used, is of another pair or other settings, or certifies nothing at
@@ -98,6 +103,12 @@ def exit_rule(small: VLM, large: VLM, config: EngineConfig) -> ExitRule | None:
         )
     if path is None:
         return None
+    if large is None:
+        raise ConfigError(
+            f"The calibration {path} is of two models, and the large one is hosted: nobody can tell whether "
+            "it is the same.",
+            remedy="Set ExitConfig(threshold=...) instead.",
+        )
     calibration = load_calibration(path)
     differences = calibration.binding.differences(bind(small, large, config))
     if differences:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sgl_engine.errors import EngineError
+
 _LOOK_UP_S = 0.05  # how soon somebody who waits notices that nobody waits for the answer any more
 
 
@@ -36,3 +38,16 @@ class ModelLock:
     def is_mine(self) -> bool:
         """Whether the current thread holds the lock."""
         return self._holder == threading.get_ident()
+
+    def check_not_mine(self, name: str) -> None:
+        """Raises EngineError where the current thread holds the lock, and would wait for itself.
+
+        Args:
+            name: Of the model.
+        """
+        # A worker could not have the model before this thread gives it back, after the answer.
+        if self.is_mine:
+            raise EngineError(
+                f"This thread holds {name} exclusively, and so would wait for itself.",
+                remedy="Ask the engine outside of VLM.exclusive().",
+            )

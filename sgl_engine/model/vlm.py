@@ -115,10 +115,9 @@ class VLM:
         with self._processor_lock.held(still_wanted):
             yield
 
-    @property
-    def is_mine(self) -> bool:
-        """Whether the current thread holds the model (``exclusive``)."""
-        return self._lock.is_mine
+    def check_not_mine(self) -> None:
+        """Raises EngineError where the current thread holds the model (``exclusive``) that it asks for."""
+        self._lock.check_not_mine(self.name)
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def resolve_images(request: Request, limits: LimitsConfig, shrink: Shrink = _as_
         )
     _check_count(len(request.images), limits, more=False)
     reading = _Reading(limits, partial(check_wanted, request, "while its images were loaded"), shrink)
+    blocks = count()
     messages = tuple(
         dataclasses.replace(
             message,
@@ -69,7 +71,11 @@ def resolve_images(request: Request, limits: LimitsConfig, shrink: Shrink = _as_
                 piece
                 for part in message.content
                 for piece in (
-                    [ImagePart(page) for page in reading.pages(part.source)]
+                    [
+                        ImagePart(page, block)
+                        for block in [next(blocks)]
+                        for page in reading.pages(part.source)
+                    ]
                     if isinstance(part, ImagePart)
                     else [part]
                 )

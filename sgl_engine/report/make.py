@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from sgl_engine.config import Price
 from sgl_engine.report import cost
+from sgl_engine.report.hosted import HostedCost
+from sgl_engine.report.prices import Alone, RunCost, Spent, run_cost
 from sgl_engine.report.run_report import ModelInfo, RunReport
+from sgl_engine.report.version import engine_version
 
 if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.exit.decision import Confidence, ExitDecision
+    from sgl_engine.hosted.model import HostedModel
     from sgl_engine.model.vlm import VLM
     from sgl_engine.passes.large import LargePassResult
     from sgl_engine.passes.pictures import Reused
@@ -101,6 +104,7 @@ class Outcome:
         alone_flops: Operations of the alternative: the large model alone, for an answer of this length.
         small_answer: The small model's answer.
         large_agreed: Whether the large model gave the same answer; None where it was not called.
+        hosted: What became of the turn of a hosted large model; None where it is loaded here.
     """
 
     decision: ExitDecision
@@ -111,24 +115,34 @@ class Outcome:
     alone_flops: int
     small_answer: str
     large_agreed: bool | None
+    hosted: HostedCost | None = None
 
 
-def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapping[str, float]) -> RunReport:
+def make_report(
+    outcome: Outcome,
+    small_vlm: VLM,
+    large_model: VLM | HostedModel,
+    stage_ms: Mapping[str, float],
+    prices: Mapping[str, Price],
+) -> RunReport:
     """Makes the report of a request that is answered.
 
     Args:
         outcome: What became of the request.
         small_vlm: The small model.
-        large_vlm: The large model.
+        large_model: The large model.
         stage_ms: Milliseconds per stage, from the request's clock.
+        prices: What models cost, by name.
     """
     decision, parts = outcome.decision, outcome.confidence.parts
     small, large = outcome.small, outcome.large
-    large_flops = 0 if large is None else large.flops
+    large_flops, hosted = 0 if large is None else large.flops, outcome.hosted
+    by_large = large is not None or (hosted is not None and hosted.answer is not None)
+    fields = _large_fields(large, cast("VLM", large_model)) | ({} if hosted is None else hosted.fields())
     return RunReport(
         engine_version=engine_version(),
-        route="small" if large is None else "large",
-        escalated=large is not None,
+        route="large" if by_large else "small",
+        escalated=by_large or fields.get("large_error") is not None,
         score=decision.score,
         scorer=outcome.scorer,
         threshold=decision.threshold,
@@ -145,22 +159,30 @@ def make_report(outcome: Outcome, small_vlm: VLM, large_vlm: VLM, stage_ms: Mapp
         small_tflops=small.flops / 1e12,
         large_tflops=large_flops / 1e12,
         large_alone_tflops=outcome.alone_flops / 1e12,
-        saved_fraction=1 - (small.flops + large_flops) / outcome.alone_flops,
+        saved_fraction=1 - (small.flops + large_flops) / outcome.alone_flops if outcome.alone_flops else 0.0,
         stage_ms=dict(stage_ms),
-        left_out_tokens=list((large or small).left_out),
-        small_input_tokens=len(small.prompt),
-        small_output_tokens=small.output_tokens,
-        small_reasoning_tokens=small.reasoning_tokens,
-        small_known_tokens=small.reused.tokens,
-        small_known_pictures=small.reused.pictures,
+        left_out_tokens=list((large or small).left_out) if large is not None or not by_large else [],
         # Where the small answer was kept, it is the response's text already.
-        small_answer=None if large is None else outcome.small_answer,
+        small_answer=outcome.small_answer if by_large else None,
         large_agreed=outcome.large_agreed,
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
-        large_model=ModelInfo(name=large_vlm.name, revision=large_vlm.revision),
+        large_model=ModelInfo(name=large_model.name, revision=getattr(large_model, "revision", None)),
         retention=None if large is None or decision.rung is None else decision.rung.name,
-        **_large_fields(large, large_vlm),
+        cost=_cost(outcome, small_vlm.name, large_model.name, stage_ms, prices, fields),
+        **fields,
+        **_small_fields(small),
     )
+
+
+def _small_fields(small: PassCost) -> dict[str, Any]:
+    """Returns the fields that say something of the small pass."""
+    return {
+        "small_input_tokens": len(small.prompt),
+        "small_output_tokens": small.output_tokens,
+        "small_reasoning_tokens": small.reasoning_tokens,
+        "small_known_tokens": small.reused.tokens,
+        "small_known_pictures": small.reused.pictures,
+    }
 
 
 _LARGE_FIELDS = (
@@ -169,6 +191,39 @@ _LARGE_FIELDS = (
     "drafted_tokens accepted_tokens large_known_tokens large_known_pictures "
     "tiles kept_tiles encoded_tiles skipped_tower_tflops"
 ).split()
+
+
+def _cost(
+    outcome: Outcome,
+    small_name: str,
+    large_name: str,
+    stage_ms: Mapping[str, float],
+    prices: Mapping[str, Price],
+    fields: Mapping[str, Any],
+) -> RunCost | None:
+    """Returns the money: what was used, and what the large model alone would have used."""
+    small, large, hosted = outcome.small, outcome.large, outcome.hosted
+    ms = {
+        side: sum(each for name, each in stage_ms.items() if name.endswith(side))
+        for side in ("small", "large")
+    }
+    spent = Spent(small_name, len(small.prompt), small.output_tokens, ms=ms["small"])
+    given, written = fields["large_input_tokens"], fields["large_output_tokens"]
+    cached = 0 if hosted is None else fields["large_known_tokens"] or 0
+    asked = None if given is None else Spent(large_name, given, written, cached, ms["large"])
+    if asked is None:  # an estimate: the small model's tokens stand in
+        text, full = (
+            len(small.prompt) - small.prompt.num_visual_tokens,
+            0 if hosted is None else hosted.full_tokens,
+        )
+        visual = small.prompt.num_visual_tokens if hosted is None else full
+        alone = Alone(None if visual is None else text + visual, small.output_tokens)
+    else:
+        sent = fields.get("sent")
+        more = 0 if sent is None or not sent.saved_pixels else sent.saved_tokens
+        times = outcome.alone_flops / large.flops if large is not None and large.flops else None
+        alone = Alone(None if more is None else given + more, written, cached, times)
+    return run_cost(prices, spent, asked, large_name, alone)
 
 
 def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
@@ -288,12 +343,3 @@ def scoring_alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, result: Sco
 def _run_patches(vlm: VLM, prompt: EncodedPrompt, reused: Reused) -> tuple[int, ...]:
     """Returns the patches in each pass of the vision tower that was made."""
     return vlm.tower_patches(prompt) if reused.tower_patches is None else reused.tower_patches
-
-
-@cache
-def engine_version() -> str:
-    """Returns the installed version of this package."""
-    try:
-        return importlib.metadata.version("langchain-sgl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "0+uninstalled"

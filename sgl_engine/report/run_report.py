@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sgl_engine.report.hosted import SentReport
+from sgl_engine.report.prices import RunCost
+
 SCHEMA_VERSION: Literal["1"] = "1"
 
 
@@ -34,7 +37,8 @@ class RunReport(BaseModel):
         schema_version: Version of this schema.
         engine_version: Version of this package.
         route: Whose answer was returned.
-        escalated: True when the large model was called; the same as ``route == "large"``.
+        escalated: True when the large model was called; the same as ``route == "large"``, but where a hosted
+            model has failed and the small answer was kept (``large_error``).
         score: The small model's score in [0, 1], higher = surer; with a calibration, the calibrated
             probability.
         scorer: What computed the score, before any calibration: a name in
@@ -94,6 +98,13 @@ class RunReport(BaseModel):
         large_known_pictures: The same of the large model.
         small_answer: The small model's answer, when the large model was called.
         large_agreed: Whether both answers are equal apart from case, surrounding space and a final full stop.
+        large_hosted: Whether the large model is a hosted one. Its operations are not known: ``large_tflops``,
+            ``large_alone_tflops`` and ``saved_fraction`` are 0 then, and its tokens are those that its
+            provider tells, or None; ``large_known_tokens`` are those in the provider's cache.
+        large_error: Why a hosted model has not answered, where the small answer was kept instead.
+        large_answered_as: Which model answered, as its provider calls it.
+        sent: What a hosted model was sent of the pictures; None where it was not asked.
+        cost: What it cost, in the currency of the prices; None without ``EngineConfig.prices``.
         small_model: Which small model ran.
         large_model: Which large model stood ready.
     """
@@ -143,6 +154,11 @@ class RunReport(BaseModel):
     small_known_pictures: int = 0
     large_known_tokens: int | None = None
     large_known_pictures: int | None = None
+    large_hosted: bool = False
+    large_error: str | None = None
+    large_answered_as: str | None = None
+    sent: SentReport | None = None
+    cost: RunCost | None = None
     small_answer: str | None
     large_agreed: bool | None
     small_model: ModelInfo

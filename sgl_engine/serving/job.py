@@ -1,22 +1,23 @@
-"""One pass of one request, how whoever waits gets its outcome, and what waits for a model and runs next."""
+"""One pass of one request, how whoever waits gets its outcome, and passes that run side by side."""
 
 from __future__ import annotations
 
 import queue
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from sgl_engine.chat.text_stream import ReasoningDelta, TextDelta
+from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
-from sgl_engine.prompt.encoded import most_rows
 from sgl_engine.request import Request, check_wanted
 
 Result = TypeVar("Result")
 
 _LOOK_UP_S = 0.05  # how often a waiting thread looks whether the answer is still wanted
+_DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta)  # what a hosted model tells is read already
 _WORD_S = 0.5  # how long the worker may take to end a job that is not wanted, with its own, better message
 
 
@@ -26,7 +27,7 @@ StepResults: TypeAlias = Generator[Sequence[tuple[int, Any]], None, None]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A pass that one of the models is to run.
+    """A pass that one of the models is to run, or a question to a hosted one.
 
     Attributes:
         model: Which model.
@@ -38,7 +39,7 @@ class Work:
         is_brief: Whether it takes a single step, so that it may run between the steps of long jobs.
     """
 
-    model: Literal["small", "large"]
+    model: Literal["small", "large", "hosted"]
     given: Any
     run: Callable[[Sequence[Any]], StepResults]
     kind: Hashable | None
@@ -111,6 +112,13 @@ class Job:
             self._mail.put(type(piece)(new))  # of the piece's kind: thoughts are text of a kind of their own
             self._sent = self._said
 
+    def tell(self, piece: Any) -> None:
+        """Passes on what a hosted model has made: a delta, or the outcome. It never runs again."""
+        if not isinstance(piece, _DELTAS):
+            self.end(piece)
+        elif not self.over:
+            self._mail.put(piece)
+
     def end(self, outcome: Any) -> None:
         """Ends the job with a result or an exception; only the first outcome counts."""
         if self.over:
@@ -141,8 +149,8 @@ class Job:
         """
         return finish(self.pieces())
 
-    def pieces(self) -> Generator[str, None, Any]:
-        """Yields text as it comes, and returns the outcome; raises what ``result`` raises."""
+    def pieces(self) -> Generator[Any, None, Any]:
+        """Yields text, or deltas, as they come, and returns the outcome; raises what ``result`` raises."""
         noticed: float | None = None
         while True:
             try:
@@ -151,7 +159,7 @@ class Job:
                 # Nothing new: time to look whether the answer is wanted at all.
                 noticed = self._look_up(noticed)
                 continue
-            if isinstance(piece, str):
+            if isinstance(piece, (str, *_DELTAS)):
                 yield piece
             elif isinstance(piece, BaseException):
                 try:
@@ -199,10 +207,6 @@ def finish(steps: Generator[Any, None, Result]) -> Result:
             return result
 
 
-LARGE_BATCHES = 2
-"""Batches of the large model at once: with one, a long answer would keep all later escalations waiting."""
-
-
 class JobBatch:
     """Jobs that run side by side.
 
@@ -232,7 +236,7 @@ class JobBatch:
         except BaseException as error:  # noqa: BLE001  # whatever a model raises is its caller's to see
             if len(self.jobs) > 1:
                 return [job.again() for job in self.left]
-            self.jobs[0].end(error if isinstance(error, Exception) else _not_of_the_caller(error))
+            self.jobs[0].end(error if isinstance(error, Exception) else not_of_the_caller(error))
         return []
 
     @property
@@ -246,7 +250,7 @@ class JobBatch:
             self._steps.close()
 
 
-def _not_of_the_caller(cause: BaseException) -> EngineError:
+def not_of_the_caller(cause: BaseException) -> EngineError:
     """Makes the error for what would end the thread that it is raised in, and was meant for another one."""
     # A KeyboardInterrupt that a forward raises is no Ctrl-C: raised as it is, it would end the caller's
     # process, or a batch whose other answers are there already.
@@ -254,92 +258,3 @@ def _not_of_the_caller(cause: BaseException) -> EngineError:
     error = EngineError(f"A model raised {name} ({cause!s:.200}).", remedy="Ask again, and report this.")
     error.__cause__ = cause
     return error
-
-
-class Lane:
-    """Holds the jobs for one of the models. Everything here is guarded by the worker's lock.
-
-    Args:
-        max_batches: Batches that run at once at most, a step of each in turn. Brief work need not wait for a
-            place among them: its batch is over after one step, and holds nothing afterwards.
-
-    Attributes:
-        waiting: Jobs, in the order in which they came.
-        running: Batches; the first one is next.
-        coming: How many requests are expected to put a job here.
-        used_s: Seconds of work, to compare lanes by. A lane that was idle begins at the other one's value, so
-            idle time does not count as credit.
-    """
-
-    def __init__(self, max_batches: int) -> None:
-        self.waiting: deque[Job] = deque()
-        self.running: deque[JobBatch] = deque()
-        self.coming = 0
-        self.used_s = 0.0
-        self._max_batches = max_batches
-        self._passed = False  # whether brief work has just run before batches that were there already
-        self._last_put = 0.0
-
-    def put(self, jobs: Iterable[Job]) -> None:
-        """Puts jobs at the end of the queue."""
-        self.waiting.extend(jobs)
-        self._last_put = time.perf_counter()
-
-    def wait_s(self) -> float | None:
-        """Returns the seconds until there is something to run, if nothing changes; None is never."""
-        if self.running:
-            return 0.0
-        return self._gathers_s() if self.waiting else None
-
-    def next_batch(self) -> JobBatch:
-        """Picks the batch that runs its next step; it stays in ``running`` until it is taken out."""
-        first = self._next_job()
-        if first is not None:
-            self._passed = bool(self.running)
-            self.running.appendleft(JobBatch(self._take(first)))
-        else:
-            self._passed = False
-        return self.running[0]
-
-    def _next_job(self) -> Job | None:
-        """Picks the waiting job that begins now; None where a running batch is next."""
-        if not self.waiting or (self.running and self._gathers_s()):
-            return None  # nothing waits, or more are coming, and there is something to run meanwhile
-        if len(self.running) < self._max_batches:
-            return self.waiting[0]
-        # All places are taken. Brief work may pass, but not twice in a row, so that nobody is starved.
-        return None if self._passed else next((job for job in self.waiting if job.work.is_brief), None)
-
-    def _gathers_s(self) -> float:
-        """Returns how long those who wait still wait for others to run beside; there is at least one."""
-        limits = self.waiting[0].limits
-        if not self.coming or len(self.waiting) >= limits.max_batch_size:
-            return 0.0  # nobody else comes, or there is no room for more
-        return max(0.0, self._last_put + 1e-3 * limits.max_wait_ms - time.perf_counter())
-
-    def _take(self, first: Job) -> list[Job]:
-        """Takes a job, and those behind it that can run beside it, out of the queue."""
-        behind = list(self.waiting)[self.waiting.index(first) + 1 :]
-        self.waiting.remove(first)
-        jobs = [first]
-        for job in behind:
-            if len(jobs) >= jobs[0].limits.max_batch_size:
-                break
-            if _fit([*jobs, job]):
-                self.waiting.remove(job)
-                jobs.append(job)
-        return jobs
-
-
-def _fit(jobs: Sequence[Job]) -> bool:
-    """Tells whether the last of ``jobs`` can run beside the others, and whether that is worth it."""
-    first, last = jobs[0], jobs[-1]
-    lengths = [job.work.tokens for job in jobs]
-    longest = max(lengths)
-    return (
-        first.shares
-        and last.shares
-        and first.work.kind == last.work.kind
-        and len(jobs) <= most_rows(longest, first.limits.max_batch_size)
-        and len(jobs) * longest <= 2 * sum(lengths)  # at most half of what is computed is padding
-    )

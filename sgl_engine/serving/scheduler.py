@@ -22,12 +22,15 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, SGLError
 from sgl_engine.request import Request
-from sgl_engine.serving.job import Job, Lane, Work
+from sgl_engine.serving.job import Job, Work
+from sgl_engine.serving.lane import Lane
+from sgl_engine.serving.remote import ask_remotely
 from sgl_engine.serving.worker import Worker
 
 if TYPE_CHECKING:
@@ -99,13 +102,14 @@ class Ticket:
                 self._inside, self._expected = True, expected
                 self._worker.enter(expected)
 
-    def job(self, lane: Lane, work: Work) -> Job:
-        """Makes a job of work for this request."""
+    def job(self, lane: Lane | None, work: Work) -> Job:
+        """Makes a job of work for this request; without a lane, of what another machine does."""
         self._job = Job(
             work,
             self.request,
             limits=self.limits,
-            withdraw=self._worker.withdraw,
+            # Nobody waits for another machine to say that it has stopped.
+            withdraw=self._worker.withdraw if lane is not None else lambda _: True,
             ended=partial(self._has_ended, lane),
         )
         return self._job
@@ -117,7 +121,7 @@ class Ticket:
                 self._worker.expect(self._expected, lane)
             self._expected = lane
 
-    def _has_ended(self, lane: Lane, outcome: object) -> None:
+    def _has_ended(self, lane: Lane | None, outcome: object) -> None:
         """Lets go of the job that has ended in ``lane``, and tells where the next one is expected."""
         self._job = None  # no cycle: what the job holds is freed as soon as nobody needs it
         # The large model may be called next. Escalations that wait there wait for this one, for a moment.
@@ -167,13 +171,18 @@ class Scheduler:
         """Hands over work for one of the models, all at once, so that it can run side by side."""
         if not works:
             return []
-        lane = self._worker.small if works[0].model == "small" else self._worker.large
+        worker = self._worker
+        lanes: dict[str, Lane | None] = {"small": worker.small, "large": worker.large, "hosted": None}
+        lane = lanes[works[0].model]
         assert all(work.model == works[0].model for work in works), "one model at a time"
         jobs = [ticket.job(lane, work) for ticket, work in zip(tickets, works, strict=True)]
-        with self._worker.changed:
+        with worker.changed:
             for ticket in tickets:
                 ticket.expect(None)  # it has come
-            self._worker.put(lane, jobs)
+            if lane is not None:
+                worker.put(lane, jobs)
+            else:
+                ask_remotely(worker, jobs)
         return jobs
 
     def in_background(self, ticket: Ticket, answer: Callable[[], Result]) -> Future[Result]:
@@ -286,3 +295,31 @@ def run_together(scheduler: Scheduler, journeys: Sequence[Journey[Any]], *, unti
     jobs = scheduler.put([journey.ticket for journey, _ in working], [work for _, work in working])
     for (journey, _), job in zip(working, jobs, strict=True):
         journey.advance(until, job)
+
+
+def run_stages(
+    scheduler: Scheduler, journeys: Sequence[Journey[Any]], *, decision: type, ends: Callable[[Any], bool]
+) -> None:
+    """Takes several requests along their roads to the end; all of them come to a step before any goes on.
+
+    Args:
+        scheduler: Whose worker runs their work.
+        journeys: At their beginning.
+        decision: The type of the event that comes between the first work and the second.
+        ends: Whether no second work follows such an event.
+    """
+    for journey in journeys:
+        journey.advance(Work)
+    run_together(scheduler, journeys, until=decision)
+    left = [each for each in journeys if isinstance(each.at, decision) and not ends(each.at)]
+    # Those that need no other model make room for other requests, while the others go on.
+    for journey in journeys:
+        if journey not in left:
+            journey.ticket.done()
+    for journey in left:
+        journey.advance(Work)
+    run_together(scheduler, left, until=NoneType)
+    # Answers that were kept are read last, so that no model waits for it.
+    for journey in journeys:
+        if journey.outcome is None:
+            journey.advance(NoneType)

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineClosedError, EngineError, OverloadedError
-from sgl_engine.serving.job import LARGE_BATCHES, Job, Lane
+from sgl_engine.serving.job import Job
+from sgl_engine.serving.lane import LARGE_BATCHES, Lane
 
 _EXIT_S = 10.0  # how long the interpreter's exit waits for what is under way to stop
 
@@ -134,8 +135,15 @@ class Worker:
             self._closed = True
             self.changed.notify_all()
 
-    def run_beside(self, target: Callable[[], None]) -> None:
+    def run_beside(
+        self, target: Callable[[], None], *, name: str = "sgl-request", inside: bool = False
+    ) -> None:
         """Runs ``target`` in a thread of its own, which keeps no interpreter from ending.
+
+        Args:
+            target: What is run.
+            name: The thread's.
+            inside: Whether it is for a request that was let in, which is answered after closing too.
 
         Raises:
             EngineClosedError: The engine was closed, or the interpreter is ending.
@@ -148,9 +156,9 @@ class Worker:
                 with self.changed:
                     self._beside.discard(thread)
 
-        thread = threading.Thread(target=run, name="sgl-request", daemon=True)
+        thread = threading.Thread(target=run, name=name, daemon=True)
         with self.changed:
-            if self._closed:
+            if self._ended or (self._closed and not inside):
                 raise closed_error()
             _stop_at_exit(self)
             self._beside.add(thread)

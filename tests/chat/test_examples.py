@@ -16,6 +16,7 @@ sys.path.insert(0, str(EXAMPLES))
 import agent  # noqa: E402  # scripts: their folder is on the path only now
 import chain  # noqa: E402
 import graph  # noqa: E402
+import hosted  # noqa: E402
 import rag  # noqa: E402
 
 from langchain_sgl import ChatSGL, SGLUsageCallbackHandler  # noqa: E402
@@ -218,3 +219,31 @@ def test_random_questions_name_each_receipt_by_what_no_other_says() -> None:
             assert asked.mark in truth[str(asked.source)].values()
             assert asked.mark != truth[str(asked.source)][asked.item]
             assert sum(asked.mark in lines.values() for lines in truth.values()) == 1
+
+
+def test_hosted_says_who_plays_the_host(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from contextlib import contextmanager
+
+    import httpx
+
+    from sgl_engine import OpenAIModel
+    from sgl_engine.demo.loopback import serve
+
+    @contextmanager
+    def host(options: Any) -> Any:
+        del options
+        with serve(socket=tmp_path / "host.sock") as server:
+            transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "host.sock"))
+            with OpenAIModel(server.base_url, server.model, transport=transport) as model:
+                yield model, model.name
+            assert {each["model"] for each in server.bodies} == {server.model}
+
+    monkeypatch.setattr(hosted, "hosted", host)
+    assert hosted.main(["--questions", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "The bundled large model plays the hosted one" in out
+    for way, _ in hosted.WAYS:
+        assert re.search(rf"│ {re.escape(way)} +│ +\d+%", out)
+    assert re.search(r"full +│ +\d+% +│ 2 of 2", out)

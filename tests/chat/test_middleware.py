@@ -205,7 +205,7 @@ def test_a_spent_thread_stays_spent_and_says_so(look: BaseTool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "limits nothing. Set at least one of run_escalations, run_tflops, run_ms, thread_"),
+        ({}, "limits nothing. Set at least one of run_escalations, run_tflops, run_ms, run_cost, thread_"),
         ({"run_escalations": -1}, "run_escalations=-1 is not a budget"),
         ({"run_ms": 1, "exit_behavior": "stop"}, "exit_behavior='stop' does not exist. Use"),
         ({"run_ms": 1, "notice_fraction": 80}, "notice_fraction=80 is not in"),

@@ -16,7 +16,8 @@ from tolerances import of_logprobs
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
 from sgl_engine.config import NO_REUSE
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.serving.job import Job, Lane
+from sgl_engine.serving.job import Job
+from sgl_engine.serving.lane import Lane
 from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import tiny_vlm
 

@@ -1,6 +1,5 @@
 """The box around what was looked at: a slow search agrees, sinks do not matter, answers lie inside."""
 
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from sgl_engine import Request, SGLEngine
+import sgl_engine.attention.canvas as canvas_module
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.pages import heldout_pages
@@ -120,7 +120,7 @@ def test_a_sink_neither_is_the_box_nor_stretches_it() -> None:
 
 
 def test_without_the_limit_the_sink_would_be_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[focus_box.__module__], "_MAX_TOKEN_SHARE", 0.9)
+    monkeypatch.setattr(canvas_module, "_MAX_TOKEN_SHARE", 0.9)
     assert focus_box(with_sink(), margin=0.0) == pytest.approx((0.9, 0.9, 1.0, 1.0))
 
 

@@ -37,7 +37,7 @@ from sgl_engine.errors import (
     OverloadedError,
     RequestCancelledError,
 )
-from sgl_engine.serving.job import Lane
+from sgl_engine.serving.lane import Lane
 from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import FakeEngine, tiny_vlm
 

@@ -1,0 +1,342 @@
+"""Any LangChain chat model as the large model: asked as it would have been, but for the pictures.
+
+The call's own LangChain messages go out, with what is sent of each picture in the place of its block; so
+nothing is lost that only the provider's integration understands. What it answers comes back whole, in its own
+message. It runs without callbacks: its run is told of by ``ChatSGL``, beside the small model's, and tokens
+that are streamed would else be heard of twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextvars
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.runnables import Runnable
+from langsmith.run_helpers import tracing_context
+
+from langchain_sgl.chat.image_blocks import is_image
+from langchain_sgl.chat.messages import from_engine_messages, is_about_itself, reasoning_of
+from sgl_engine import (
+    ConfigError,
+    HostedAnswer,
+    HostedCall,
+    HostedModel,
+    HostedUsage,
+    InvalidToolCall,
+    ReasoningDelta,
+    Request,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
+
+if TYPE_CHECKING:
+    from sgl_engine import FinishReason
+
+_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]")
+"""How ``init_chat_model`` is told of a provider: "openai:gpt-..."; no hub id holds a colon."""
+_OPTIONS = {"max_new_tokens": "max_tokens"} | {
+    name: name for name in "temperature top_p top_k seed presence_penalty frequency_penalty".split()
+}
+_FINISH: dict[str, FinishReason] = dict.fromkeys(("length", "max_tokens", "max_output_tokens"), "length")
+_FINISH |= dict.fromkeys(("content_filter", "safety", "refusal", "prohibited_content"), "content_filter")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a request was made of: the call's messages, for a model that takes them as they are."""
+
+    messages: tuple[BaseMessage, ...]
+
+
+def names_provider(large: object) -> bool:
+    """Whether a name is one for ``init_chat_model``, and not of a folder or on the hub."""
+    return isinstance(large, str) and bool(_PROVIDER.match(large)) and not Path(large).exists()
+
+
+def is_hosted(large: object) -> bool:
+    """Whether what is given as the large model is not loaded here."""
+    return names_provider(large) or not (large is None or isinstance(large, str | Path))
+
+
+def as_hosted(large: Any) -> HostedModel:
+    """Returns the hosted model that is meant by a name, a LangChain chat model, or one that is there already.
+
+    Raises:
+        ConfigError: It is nothing of these, or the provider's package is missing.
+    """
+    if isinstance(large, str):
+        try:
+            from langchain.chat_models import init_chat_model
+
+            large = init_chat_model(large)
+        except ImportError as error:
+            raise ConfigError(
+                f"{large!r} needs a package that is not installed ({error.name}).",
+                remedy="Install langchain and the provider's package, or give the chat model itself.",
+            ) from error
+    if isinstance(large, BaseChatModel):
+        return LangChainModel(large)
+    if isinstance(getattr(large, "name", None), str) and callable(getattr(large, "stream", None)):
+        model: HostedModel = large
+        return model
+    raise ConfigError(
+        f"A {type(large).__name__} is no large model.",
+        remedy='Give a folder, a hub id, a LangChain chat model, its name ("openai:gpt-...") or OpenAIModel.',
+    )
+
+
+def provider_of(model: HostedModel | None) -> str:
+    """What LangSmith calls the provider of a large model, which it may have prices of."""
+    if model is None:
+        return "sgl"
+    told = model.model._get_ls_params() if isinstance(model, LangChainModel) else {}  # noqa: SLF001
+    return str(told.get("ls_provider") or "openai")
+
+
+def hosted_label(large: Any) -> str:
+    """What a hosted model is called, as far as that can be told without making it."""
+    return large if isinstance(large, str) else as_hosted(large).name
+
+
+def hosted_identity(large: Any) -> str:
+    """Tells hosted models apart in a cache's key: without keys, and not to be read."""
+    if not isinstance(large, BaseChatModel):
+        return repr(large)
+    written = json.dumps(large._identifying_params, sort_keys=True, default=str)  # noqa: SLF001  # LangChain's own
+    return hashlib.sha256(f"{type(large).__name__} {written}".encode()).hexdigest()[:16]
+
+
+class LangChainModel:
+    """A LangChain chat model as ``HostedModel``.
+
+    Args:
+        model: The chat model; it repeats and limits by itself, and its errors come through as they are.
+        name: What reports and prices call it; None is the name that it tells LangSmith.
+    """
+
+    def __init__(self, model: BaseChatModel, name: str | None = None) -> None:
+        self.model = model
+        told = model._get_ls_params().get("ls_model_name")  # noqa: SLF001  # LangChain's own
+        self.name = name or told or type(model).__name__
+
+    def __repr__(self) -> str:
+        return f"LangChainModel({self.name!r})"  # not the model's own, which may show what it is called with
+
+    def stream(
+        self, call: HostedCall
+    ) -> Generator[TextDelta | ReasoningDelta | ToolCallDelta, None, HostedAnswer]:
+        """Asks, and yields the answer piece by piece; a cancelled one is left at its next piece."""
+        pieces = _in_empty_context(self._asked(call))
+        calls: dict[int, _Call] = defaultdict(_Call)
+        whole: AIMessageChunk | None = None
+        for chunk in pieces:
+            yield from _deltas(chunk, calls)
+            whole = chunk if whole is None else whole + chunk
+        return _answer(AIMessageChunk(content="") if whole is None else whole, calls)
+
+    def _asked(self, call: HostedCall) -> Iterator[AIMessageChunk]:
+        """Begins to ask; runs without the caller's callbacks."""
+        request = call.request
+        messages = with_pictures(_messages(request), _blocks(call))
+        with tracing_context(enabled=False):
+            schema = request.response_schema
+            if schema is not None and dict(schema) != {"type": "object"} and not request.callable_tools:
+                yield self._structured(schema, messages, request)
+                return
+            for chunk in self._bound(request).stream(messages, {"callbacks": []}, **_options(request)):
+                if not isinstance(chunk, AIMessageChunk):  # of a model that does not stream
+                    chunk = AIMessageChunk(**chunk.model_dump(exclude={"type"}))  # noqa: PLW2901
+                yield chunk
+
+    def _bound(self, request: Request) -> Runnable[Any, Any]:
+        """The model with the request's tools."""
+        form = {} if request.response_schema is None else {"response_format": {"type": "json_object"}}
+        if not request.callable_tools:
+            return self.model.bind(**form) if form else self.model
+        choice: Any = request.tool_name or {"auto": None}.get(request.tool_choice, request.tool_choice)
+        parallel = {} if request.parallel_tool_calls else {"parallel_tool_calls": False}
+        tools = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": dict(tool.parameters),
+                },
+            }
+            for tool in request.callable_tools
+        ]
+        options: dict[str, Any] = {**({} if choice is None else {"tool_choice": choice}), **parallel, **form}
+        return self.model.bind_tools(tools, **options)
+
+    def _structured(
+        self, schema: Mapping[str, Any], messages: list[BaseMessage], request: Request
+    ) -> AIMessageChunk:
+        """An answer in a schema, by the way that the provider's integration has for it; it comes whole."""
+        named = {"title": "answer", "description": "The answer.", **schema}
+        model = self.model.with_structured_output(named, include_raw=True)
+        found: Any = model.invoke(messages, {"callbacks": []}, **_options(request))
+        raw: AIMessage = found["raw"]
+        parsed = found["parsed"]
+        text = str(raw.text)
+        if parsed is not None:  # the provider may have called a tool instead of writing JSON
+            plain = parsed.model_dump(mode="json") if hasattr(parsed, "model_dump") else parsed
+            text = json.dumps(plain, ensure_ascii=False)
+        return AIMessageChunk(
+            content=text, usage_metadata=raw.usage_metadata, response_metadata=raw.response_metadata
+        )
+
+
+def _in_empty_context(pieces: Iterator[AIMessageChunk]) -> Iterator[AIMessageChunk]:
+    """Runs an iterator where no callback, budget or tracer of the caller's is attached."""
+    context = contextvars.Context()
+    try:
+        while (piece := context.run(next, pieces, None)) is not None:
+            yield piece
+    finally:
+        context.run(pieces.close)  # type: ignore[attr-defined]
+
+
+def _messages(request: Request) -> Sequence[BaseMessage]:
+    origin = request.origin
+    return origin.messages if isinstance(origin, Origin) else from_engine_messages(request.messages)
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """What the request sets, by LangChain's names; the rest is left to the model."""
+    found = {ours: getattr(request, name) for name, ours in _OPTIONS.items()}
+    options = {name: value for name, value in found.items() if value is not None}
+    if request.stop:
+        options["stop"] = list(request.stop)
+    if request.logprobs:
+        options["logprobs"] = True
+        options |= {"top_logprobs": request.top_logprobs} if request.top_logprobs else {}
+    return options
+
+
+def _blocks(call: HostedCall) -> dict[int, list[dict[str, Any]]]:
+    """Image blocks of what is sent, by the number of the image block whose place they take."""
+    from sgl_engine.prompt import mime_type_of
+
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for number, (part, pictures) in enumerate(zip(call.request.images, call.pictures, strict=True)):
+        found[number if part.block is None else part.block] += [
+            {
+                "type": "image",
+                "base64": base64.b64encode(data).decode("ascii"),
+                "mime_type": mime_type_of(data),
+            }
+            for data in pictures
+        ]
+    return found
+
+
+def with_pictures(
+    messages: Sequence[BaseMessage], blocks: Mapping[int, Sequence[dict[str, Any]]]
+) -> list[BaseMessage]:
+    """The messages with other pictures; those without stay the objects that they are.
+
+    Args:
+        messages: A conversation.
+        blocks: What takes each picture's place, by its number in the conversation, from 0.
+    """
+    number, changed = 0, []
+    for message in messages:
+        if isinstance(message.content, str):
+            changed.append(message)
+            continue
+        content: list[Any] = []
+        before = number
+        for block in message.content:
+            if isinstance(block, dict) and is_image(block) and not is_about_itself(message, block):
+                content += blocks.get(number, ())
+                number += 1
+            else:
+                content.append(block)
+        changed.append(message if number == before else message.model_copy(update={"content": content}))
+    return changed
+
+
+@dataclass
+class _Call:
+    """A tool call that is coming."""
+
+    id: str | None = None
+    name: str = ""
+    arguments: str = ""
+
+
+def _deltas(
+    chunk: AIMessageChunk, calls: dict[int, _Call]
+) -> Iterator[TextDelta | ReasoningDelta | ToolCallDelta]:
+    """What one chunk says; its tool calls are noted."""
+    if thought := reasoning_of(chunk):
+        yield ReasoningDelta(thought)
+    if chunk.text:
+        yield TextDelta(chunk.text)
+    for position, piece in enumerate(chunk.tool_call_chunks):
+        index = piece.get("index")
+        number = index if isinstance(index, int) else position
+        call, arguments = calls[number], piece.get("args") or ""
+        first = not call.name
+        call.id, call.name = call.id or piece.get("id"), call.name or piece.get("name") or ""
+        call.arguments += arguments
+        yield ToolCallDelta(number, call.id if first else None, call.name if first else None, arguments)
+
+
+def _answer(whole: AIMessageChunk, calls: Mapping[int, _Call]) -> HostedAnswer:
+    """The answer, taken apart; LangChain's own reading of calls repairs what was cut off, so ours counts."""
+    valid, invalid = [], []
+    for index in sorted(calls):
+        call = calls[index]
+        try:
+            arguments = json.loads(call.arguments or "{}")
+            assert isinstance(arguments, dict)
+        except (ValueError, AssertionError):
+            wrong = "The arguments are no JSON object."
+            invalid.append(InvalidToolCall(call.id or f"call_{index}", call.name, call.arguments, wrong))
+        else:
+            valid.append(ToolCall(call.id or f"call_{index}", call.name, arguments))
+    metadata = whole.response_metadata
+    reason = str(metadata.get("finish_reason") or metadata.get("stop_reason") or "stop").lower()
+    model = metadata.get("model_name") or metadata.get("model")
+    return HostedAnswer(
+        text=whole.text,
+        finish_reason=_FINISH.get(reason, "stop"),
+        tool_calls=tuple(valid),
+        invalid_tool_calls=tuple(invalid),
+        reasoning=reasoning_of(whole) or "",
+        usage=_usage(whole),
+        tokens=tuple(_token(each) for each in (metadata.get("logprobs") or {}).get("content") or ()),
+        model=model if isinstance(model, str) else None,
+        original=message_chunk_to_message(whole),
+    )
+
+
+def _usage(whole: AIMessageChunk) -> HostedUsage | None:
+    usage = whole.usage_metadata
+    if usage is None:
+        return None
+    return HostedUsage(
+        input_tokens=usage["input_tokens"],
+        output_tokens=usage["output_tokens"],
+        cached_tokens=usage.get("input_token_details", {}).get("cache_read") or 0,
+        reasoning_tokens=usage.get("output_token_details", {}).get("reasoning") or 0,
+    )
+
+
+def _token(token: Mapping[str, Any]) -> TokenLogprob:
+    top = tuple(TokenLogprob(each["token"], each["logprob"]) for each in token.get("top_logprobs") or ())
+    return TokenLogprob(token["token"], token["logprob"], top)

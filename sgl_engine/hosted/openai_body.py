@@ -1,0 +1,251 @@
+"""OpenAI's chat completions: ``HostedCall`` -> body of a request, chunks of a stream -> answer. Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sgl_engine.chat.text_stream import ReasoningDelta, TextDelta
+from sgl_engine.chat.tool_calls import check_call, dump, function_schema, new_id
+from sgl_engine.chat.tool_stream import Delta, ToolCallDelta
+from sgl_engine.errors import HostedAnswerError
+from sgl_engine.hosted.model import HostedAnswer, HostedCall, HostedUsage
+from sgl_engine.prompt.signatures import mime_type_of
+from sgl_engine.request import ImagePart, InvalidToolCall, Message, Request, ToolCall
+
+if TYPE_CHECKING:
+    from sgl_engine.decoding.answer import FinishReason, TokenLogprob
+
+_PLAIN = "temperature top_p seed presence_penalty frequency_penalty top_k min_p repetition_penalty".split()
+"""Options that are called there what they are called here. The last three are vLLM's and its like's."""
+_FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
+
+
+def request_body(call: HostedCall, model: str, *, limit_name: str, detail: str | None) -> dict[str, Any]:
+    """Writes the body; what the request leaves open is left to the server.
+
+    Args:
+        call: What is asked.
+        model: As the server calls it.
+        limit_name: What the server calls the limit of answer tokens.
+        detail: OpenAI's wish for pictures; None is left out.
+    """
+    request = call.request
+    pictures = iter(call.pictures)
+    messages = [_message(message, pictures, detail) for message in request.messages]
+    body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    for name in _PLAIN:
+        if getattr(request, name):
+            body[name] = getattr(request, name)
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.max_new_tokens is not None:
+        body[limit_name] = request.max_new_tokens
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in request.logit_bias.items()}
+    if request.logprobs:
+        body |= {"logprobs": True, **({"top_logprobs": request.top_logprobs} if request.top_logprobs else {})}
+    return body | _tools(request) | _form(request)
+
+
+def _tools(request: Request) -> dict[str, Any]:
+    if not request.tools:
+        return {}
+    choice: Any = {"any": "required"}.get(request.tool_choice, request.tool_choice)
+    if request.tool_name is not None and request.tool_choice != "none":
+        choice = {"type": "function", "function": {"name": request.tool_name}}
+    found: dict[str, Any] = {"tools": [function_schema(tool) for tool in request.tools]}
+    if choice != "auto":
+        found["tool_choice"] = choice
+    if not request.parallel_tool_calls:
+        found["parallel_tool_calls"] = False
+    return found
+
+
+def _form(request: Request) -> dict[str, Any]:
+    schema = request.response_schema
+    if schema is None:
+        return {}
+    if dict(schema) == {"type": "object"}:
+        return {"response_format": {"type": "json_object"}}
+    named = {"name": str(schema.get("title") or "answer"), "schema": dict(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _message(message: Message, pictures: Iterable[tuple[bytes, ...]], detail: str | None) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, ImagePart):
+            parts += [_picture(data, detail) for data in next(iter(pictures))]
+        else:
+            parts.append({"type": "text", "text": part})
+    written: dict[str, Any] = {"role": message.role}
+    only_text = len(parts) == 1 and parts[0]["type"] == "text"
+    written["content"] = parts[0]["text"] if only_text else parts or None if message.tool_calls else parts
+    if only_text:
+        written["content"] = parts[0]["text"]
+    if message.tool_calls:
+        written["tool_calls"] = [_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        written["tool_call_id"] = message.tool_call_id
+    return written
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": dump(dict(call.arguments))}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _picture(data: bytes, detail: str | None) -> dict[str, Any]:
+    url: dict[str, Any] = {
+        "url": f"data:{mime_type_of(data)};base64,{base64.b64encode(data).decode('ascii')}"
+    }
+    return {"type": "image_url", "image_url": url | ({} if detail is None else {"detail": detail})}
+
+
+@dataclass
+class _Call:
+    """A tool call that is coming."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class AnswerStream:
+    """Reads an answer while it comes, as server-sent events or, where the server does not stream, whole."""
+
+    def __init__(self) -> None:
+        self._text = self._reasoning = ""
+        self._calls: dict[int, _Call] = {}
+        self._tokens: list[TokenLogprob] = []
+        self._usage: HostedUsage | None = None
+        self._model: str | None = None
+        self._finish: str | None = None
+        self._whole = ""  # lines of an answer that is not streamed
+        self.ended = False
+
+    def push(self, line: str) -> Generator[Delta, None, None]:
+        """Takes a line.
+
+        Raises:
+            HostedAnswerError: It is not what this interface says, or tells of an error.
+        """
+        if line.startswith("data:"):
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                self.ended = True
+            elif data:
+                yield from self._take(_parse(data))
+        elif line.strip() and not line.startswith((":", "event:", "id:", "retry:")):
+            self._whole += line
+
+    def finish(self) -> Generator[Delta, None, HostedAnswer]:
+        """Ends the answer.
+
+        Raises:
+            HostedAnswerError: It breaks off.
+        """
+        if self._whole:
+            yield from self._take(_parse(self._whole))
+        if self._finish is None and not (self.ended and (self._text or self._calls)):
+            count = len(self._text)
+            raise HostedAnswerError(
+                f"The answer broke off after {count} characters, without a reason for its end.",
+                remedy="Ask again.",
+            )
+        read = [check_call(c.id, c.name, c.arguments or "{}", written=c.arguments) for c in self._in_order()]
+        return HostedAnswer(
+            text=self._text,
+            finish_reason=_FINISH.get(self._finish or "stop", "stop"),
+            tool_calls=tuple(call for call in read if isinstance(call, ToolCall)),
+            invalid_tool_calls=tuple(call for call in read if isinstance(call, InvalidToolCall)),
+            reasoning=self._reasoning,
+            usage=self._usage,
+            tokens=tuple(self._tokens),
+            model=self._model,
+        )
+
+    def _in_order(self) -> list[_Call]:
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    def _take(self, chunk: Mapping[str, Any]) -> Generator[Delta, None, None]:
+        if chunk.get("error"):
+            raise HostedAnswerError(
+                f"The answer ended in an error: {_error_text(chunk['error'])}", remedy="Ask again."
+            )
+        self._model = chunk.get("model") or self._model
+        if chunk.get("usage"):
+            self._usage = _usage(chunk["usage"])
+        choice = next(iter(chunk.get("choices") or ()), None)
+        if choice is None:
+            return
+        self._finish = choice.get("finish_reason") or self._finish
+        self._tokens += [_token(token) for token in (choice.get("logprobs") or {}).get("content") or ()]
+        yield from self._piece(choice.get("delta") or choice.get("message") or {})
+
+    def _piece(self, delta: Mapping[str, Any]) -> Generator[Delta, None, None]:
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(thought, str) and thought:
+            self._reasoning += thought
+            yield ReasoningDelta(thought)
+        for text in (delta.get("content"), delta.get("refusal")):
+            if text:
+                self._text += text
+                yield TextDelta(text)
+        for number, call in enumerate(delta.get("tool_calls") or ()):
+            yield self._call_piece(call.get("index", number), call)
+
+    def _call_piece(self, index: int, piece: Mapping[str, Any]) -> ToolCallDelta:
+        function = piece.get("function") or {}
+        arguments = function.get("arguments") or ""
+        known = self._calls.get(index)
+        if known is not None:
+            known.arguments += arguments
+            return ToolCallDelta(index, None, None, arguments)
+        new = _Call(piece.get("id") or new_id(), function.get("name") or "", arguments)
+        self._calls[index] = new
+        return ToolCallDelta(index, new.id, new.name, arguments)
+
+
+def _parse(data: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise HostedAnswerError(
+            f"The answer holds {data[:80]!r}, which is no JSON object.",
+            remedy="Check that the address is that of an OpenAI-compatible server.",
+        )
+    return value
+
+
+def _error_text(error: Any) -> str:
+    said = error.get("message") if isinstance(error, Mapping) else error
+    return f"{said!s:.300}"
+
+
+def _usage(usage: Mapping[str, Any]) -> HostedUsage:
+    given, written = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
+    return HostedUsage(
+        input_tokens=usage.get("prompt_tokens") or 0,
+        output_tokens=usage.get("completion_tokens") or 0,
+        cached_tokens=given.get("cached_tokens") or 0,
+        reasoning_tokens=written.get("reasoning_tokens") or 0,
+    )
+
+
+def _token(token: Mapping[str, Any]) -> TokenLogprob:
+    from sgl_engine.decoding.answer import TokenLogprob
+
+    top = tuple(TokenLogprob(each["token"], each["logprob"]) for each in token.get("top_logprobs") or ())
+    return TokenLogprob(token["token"], token["logprob"], top)
