@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sgl_engine import Request, SGLEngine
 import sgl_engine.attention.canvas as canvas_module
+from sgl_engine import Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.pages import heldout_pages
