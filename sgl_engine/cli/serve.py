@@ -14,7 +14,7 @@ from sgl_engine import ConfigError
 from sgl_engine.cli import options
 
 if TYPE_CHECKING:
-    from sgl_engine import SGLEngine
+    from sgl_engine import EngineConfig, SGLEngine
 
 HELP = "serve a pair over HTTP, as OpenAI's clients expect it"
 DESCRIPTION = "Serves the pair at http://HOST:PORT/v1, until Ctrl-C: answers under way end first."
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Hello"}]}'"""
 KEY = "SGL_API_KEY"
+HOSTED_KEY = "SGL_HOSTED_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-body-mib", metavar="N", type=options.count, default=64, help="(default: %(default)s)"
     )
     server.add_argument(
+        "--hosted",
+        nargs=2,
+        metavar=("URL", "MODEL"),
+        help="a large model behind an OpenAI-compatible server, instead of --large; its key is "
+        f"{HOSTED_KEY} of the environment",
+    )
+    server.add_argument(
         "--vllm-metric-names", action="store_true", help="/metrics also under the names that vLLM gives them"
     )
     options.add_engine(parser)
@@ -65,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigError: The extra is missing, or others could reach a server without a key.
     """
     config = options.engine_config(arguments)
+    if arguments.hosted and arguments.large:
+        raise ConfigError("--hosted and --large are given.", remedy="Name one large model.")
     try:
         from sgl_engine.server import ServerSettings, serve
     except ImportError as error:
@@ -84,10 +94,26 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
     def load() -> SGLEngine:
-        return options.load_engine(arguments, config)
+        return _with_hosted(arguments, config) if arguments.hosted else options.load_engine(arguments, config)
 
     print(f"http://{arguments.host}:{arguments.port}/v1 (models: {', '.join(settings.models)})", flush=True)
     serve(load, settings, host=arguments.host, port=arguments.port)
+
+
+def _with_hosted(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngine:
+    """The small model that was named, or the bundled one, and a large one on another machine."""
+    options.load_quietly()
+    from sgl_engine import VLM, OpenAIModel, SGLEngine
+    from sgl_engine.demo import SCORER, demo_model
+
+    settings = {"device": arguments.device, "dtype": arguments.dtype}
+    if arguments.small is None:
+        small = demo_model("small", **settings)
+        config = config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
+    else:
+        small = VLM.from_pretrained(arguments.small, **settings)
+    url, model = arguments.hosted
+    return SGLEngine(small, OpenAIModel(url, model, api_key=os.environ.get(HOSTED_KEY)), config)
 
 
 def _seconds(value: str) -> float:

@@ -161,25 +161,25 @@ class Routes:
         def count() -> dict[str, Any]:
             prompt = chat.bare_request(body)
             config = engine.config
-            small = engine.small.encode(prompt, config.limits, config.reuse, config.small_pictures)
-            large = engine.large.encode(prompt, config.limits, config.reuse, config.large_pictures)
-            each = {
+            each = {"small": engine.small.encode(prompt, config.limits, config.reuse, config.small_pictures)}
+            if engine.hosted is None:  # what a hosted model makes of a prompt is not known here
+                pictures = config.large_pictures
+                each["large"] = engine.large.encode(prompt, config.limits, config.reuse, pictures)
+            is_small = engine.hosted is not None or body.model == self._settings.models[1]
+            chosen, vlm = (each["small"], engine.small) if is_small else (each["large"], engine.large)
+            counts = {
                 name: {"count": len(encoded), "visual_tokens": encoded.num_visual_tokens}
-                for name, encoded in (("small", small), ("large", large))
+                for name, encoded in each.items()
             }
-            chosen, vlm = (small, engine.small) if self._is_small(body) else (large, engine.large)
             return {
                 "count": len(chosen),
                 "max_model_len": vlm.context_tokens,
                 "tokens": chosen.input_ids.flatten().tolist(),
                 "visual_tokens": chosen.num_visual_tokens,
-                "sgl": each,
+                "sgl": counts,
             }
 
         return JSONResponse(await self._state.in_thread(count))
-
-    def _is_small(self, body: TokenizeBody) -> bool:
-        return body.model == self._settings.models[1]
 
     async def models(self) -> JSONResponse:
         """The pair, and its two models by themselves."""
@@ -198,14 +198,15 @@ class Routes:
 
     def _card(self, name: str) -> dict[str, Any]:
         engine = self._state.engine
-        vlm = engine.small if name == self._settings.models[1] else engine.large
+        vlm = engine.small if name == self._settings.models[1] else engine.hosted or engine.large
         return {
             "id": name,
             "object": "model",
             "created": self._started,
             "owned_by": "sgl",
             "root": vlm.name,
-            "max_model_len": vlm.context_tokens,
+            # Of a hosted model it is not known.
+            "max_model_len": getattr(vlm, "context_tokens", None),
         }
 
     async def version(self) -> JSONResponse:

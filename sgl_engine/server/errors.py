@@ -10,6 +10,8 @@ from sgl_engine import (
     ConfigError,
     DeadlineError,
     EngineClosedError,
+    HostedError,
+    HostedLimitError,
     InvalidRequestError,
     OverloadedError,
     PromptTooLongError,
@@ -30,6 +32,8 @@ _STATUS: Final[tuple[tuple[type[SGLError], int], ...]] = (
     (ConfigError, 400),
     (OverloadedError, 429),
     (BudgetSpentError, 429),
+    (HostedLimitError, 429),
+    (HostedError, 502),
     (EngineClosedError, 503),
     (SGLError, FAILED),
 )
@@ -43,6 +47,7 @@ _TYPES: Final = {
     413: "invalid_request_error",
     429: "rate_limit_error",
     CLIENT_GONE: "client_closed_request",
+    502: "bad_gateway",
     503: "service_unavailable",
 }
 _CODES: Final[dict[type[SGLError], str]] = {

@@ -126,6 +126,6 @@ class ServerState:
 
 
 def warm_up(engine: SGLEngine) -> None:
-    """Has both models say one token about a grey square: weights that cannot run fail now."""
-    both = engine.with_config(engine.config.escalating("always"))
+    """Has each local model say one token about a grey square: weights that cannot run fail now."""
+    both = engine.with_config(engine.config.escalating("never" if engine.hosted else "always"))
     both.run(Request.ask("?", Image.new("RGB", (64, 64), "grey"), max_new_tokens=1))

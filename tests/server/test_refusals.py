@@ -93,7 +93,13 @@ def test_every_error_of_the_tree_has_one_status_and_a_code_of_its_own() -> None:
         "UnsupportedModelError",
         "ProcessorError",
         "IncompatiblePairError",
+        "HostedError",
+        "HostedAccessError",
+        "HostedRequestError",
+        "HostedServerError",
+        "HostedAnswerError",
     }
+    assert {status for name, status in statuses.items() if name.startswith("Hosted")} == {429, 502}
     assert statuses["DeadlineError"] == 408
     assert statuses["OverloadedError"] == 429
     assert statuses["EngineClosedError"] == 503
