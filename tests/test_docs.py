@@ -1,4 +1,4 @@
-"""docs/walkthrough.md, docs/langchain.md and docs/hosted.md run block by block, and show what really comes out."""
+"""Pages of docs/ run block by block, and show what really comes out."""
 
 import re
 import sys
