@@ -29,6 +29,7 @@ from .usage.callbacks import (
     SGLUsageCallbackHandler as SGLUsageCallbackHandler,
     get_sgl_usage_callback as get_sgl_usage_callback,
 )
+from .usage.hiding import hide_pictures as hide_pictures
 from .usage.usage import SGLUsage as SGLUsage
 
 __version__: str

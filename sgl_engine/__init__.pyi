@@ -71,6 +71,7 @@ from .planning.result import PairCheck as PairCheck
 from .report.hosted import PictureReport as PictureReport, SentReport as SentReport
 from .report.prices import RunCost as RunCost
 from .report.run_report import ModelInfo as ModelInfo, RunReport as RunReport
+from .report.spans import instrument as instrument, uninstrument as uninstrument
 from .request import (
     Decoding as Decoding,
     ImagePart as ImagePart,

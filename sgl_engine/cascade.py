@@ -46,9 +46,8 @@ from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.report.make import (
-    Clock,
-)
+from sgl_engine.report.make import Clock
+from sgl_engine.report.spans import watched
 from sgl_engine.request import Decoding, Request, check_wanted
 from sgl_engine.response import AnswerScores, Response
 from sgl_engine.serving.job import Job, Work
@@ -61,6 +60,7 @@ Road: TypeAlias = Generator[Work | AnswerEvent, Job | None, Result]
 """A generator that yields events, and work, for which it is sent the job; it returns its result."""
 
 
+@watched
 def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     """Answers a request.
 
@@ -119,6 +119,7 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     return make_response(pair, run, parsed, clock)
 
 
+@watched
 def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) -> Road[AnswerScores]:
     """Scores given answers, instead of generating one: the same steps, with other work.
 

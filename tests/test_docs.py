@@ -1,4 +1,4 @@
-"""docs/walkthrough.md and docs/langchain.md run block by block, and show what really comes out."""
+"""Pages of docs/ run block by block, and show what really comes out."""
 
 import re
 import sys
@@ -36,6 +36,14 @@ def test_every_block_runs_and_shows_what_came(cells: list[Cell]) -> None:
 def test_the_page_on_langchain_runs_and_shows_what_came() -> None:
     found = list(walkthrough.run_cells((walkthrough.DOCS / "langchain.md").read_text()))
     assert len(found) >= 6
+    for cell in found:
+        assert agrees(cell), f"shown:\n{cell.shown}\ncame:\n{cell.printed}"
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_the_page_on_hosted_models_runs_and_shows_what_came() -> None:
+    found = list(walkthrough.run_cells((walkthrough.DOCS / "hosted.md").read_text()))
+    assert len(found) >= 1
     for cell in found:
         assert agrees(cell), f"shown:\n{cell.shown}\ncame:\n{cell.printed}"
 

@@ -99,10 +99,7 @@ def as_hosted(large: Any) -> HostedModel:
 
 def provider_of(model: HostedModel | None) -> str:
     """What LangSmith calls the provider of a large model, which it may have prices of."""
-    if model is None:
-        return "sgl"
-    told = model.model._get_ls_params() if isinstance(model, LangChainModel) else {}  # noqa: SLF001
-    return str(told.get("ls_provider") or "openai")
+    return "sgl" if model is None else str(getattr(model, "provider", "openai"))
 
 
 def hosted_label(large: Any) -> str:
@@ -128,8 +125,9 @@ class LangChainModel:
 
     def __init__(self, model: BaseChatModel, name: str | None = None) -> None:
         self.model = model
-        told = model._get_ls_params().get("ls_model_name")  # noqa: SLF001  # LangChain's own
-        self.name = name or told or type(model).__name__
+        told = model._get_ls_params()  # noqa: SLF001  # LangChain's own
+        self.name = name or told.get("ls_model_name") or type(model).__name__
+        self.provider = told.get("ls_provider") or "openai"
 
     def __repr__(self) -> str:
         return f"LangChainModel({self.name!r})"  # not the model's own, which may show what it is called with

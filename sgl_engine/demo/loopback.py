@@ -22,6 +22,8 @@ from typing import Any
 from sgl_engine import VLM, EngineConfig, ImagePart, Message, Request, SGLEngine, SGLError
 from sgl_engine.demo import demo_model
 
+__all__ = ["Loopback", "serve"]
+
 
 class _TcpServer(ThreadingMixIn, TCPServer):
     daemon_threads = True

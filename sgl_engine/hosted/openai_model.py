@@ -50,6 +50,9 @@ class OpenAIModel:
         ConfigError: The address is none, or holds a user or password.
     """
 
+    provider = "openai"
+    """What spans call the provider: whose interface it is."""
+
     def __init__(
         self,
         base_url: str,

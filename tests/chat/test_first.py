@@ -9,6 +9,7 @@ from langchain.agents.middleware import (
     ModelCallLimitMiddleware,
     ModelFallbackMiddleware,
     ModelRetryMiddleware,
+    SummarizationMiddleware,
 )
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -101,6 +102,37 @@ def test_beside_the_middleware_of_others() -> None:
     assert answer(broken, *around, first(0.1)).text == "nine"
     assert (len(broken.seen), len(other.seen)) == (2, 1)
     assert answer(broken, *around, first(0.9)).text == "7"
+
+
+def summarizing(trigger: int) -> SummarizationMiddleware[Any, Any]:
+    return SummarizationMiddleware(
+        Big(said="They talked."), trigger=("messages", trigger), keep=("messages", 1)
+    )
+
+
+@pytest.mark.parametrize(("score", "text"), [(0.9, "7"), (0.1, "eight")])
+def test_beside_a_summary_of_what_was_said_before(score: float, text: str) -> None:
+    """The question about the picture is kept, and is asked with the summary before it."""
+    talk = [HumanMessage("Hello, Rumpelstiltskin"), AIMessage("Hi"), LOOK]
+    big = Big()
+    found = answer(big, summarizing(3), first(score), messages=talk)
+    assert (found.text, found.response_metadata["sgl"]["route"]) == (
+        text,
+        "small" if score > 0.5 else "large",
+    )
+    for asked in big.seen:
+        assert "They talked." in asked[0].text
+        assert asked[-1].content[0]["type"] == "image"
+        assert "Rumpelstiltskin" not in str(asked)
+    answer(plain := Big(), summarizing(4), first(0.1), messages=talk)  # the control: nothing to summarize yet
+    assert "Rumpelstiltskin" in str(plain.seen)
+
+
+def test_a_picture_that_was_summarized_is_not_asked_about() -> None:
+    talk = [LOOK, AIMessage("7"), HumanMessage("And why?")]
+    big = Big()
+    assert "sgl" not in answer(big, summarizing(3), first(0.9), messages=talk).response_metadata
+    assert "image" not in str(big.seen)
 
 
 async def test_asynchronously() -> None:

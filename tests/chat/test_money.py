@@ -1,20 +1,24 @@
 """What calls cost in money: report, usage, budget, and the child runs of a trace."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from decimal import Decimal
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hosted_servers import Script, says
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from PIL import Image
 from pydantic import ValidationError
+from scripted_sgl import Meeting, calls
 
 from langchain_sgl import ChatSGL, get_sgl_usage_callback, image_block
-from langchain_sgl.budget.ledger import Budget, Ledger
+from langchain_sgl.budget.ledger import Account, Budget, Ledger, Spending
 from sgl_engine import VLM, ConfigError, EngineConfig, HostedUsage, PatchTokens, Price, Request, SendConfig
 from sgl_engine.testing import FakeEngine, FakeHostedModel, tiny_vlm
 
@@ -133,8 +137,6 @@ def test_usage_adds_money_up() -> None:
 def test_a_budget_of_money_closes_the_gate() -> None:
     ledger = Ledger(Budget({("run", "cost"): 0.003}))
     report = json.loads(engine().run(Request.ask("How many?", PICTURE)).report.model_dump_json())
-    from uuid import uuid4
-
     asked = [uuid4() for _ in range(3)]
     assert ledger.take(asked[0])
     ledger.computed(asked[0], report)
@@ -227,3 +229,66 @@ def test_a_client_s_usage_is_priced() -> None:
     with Script(says("8", given=2000, written=10)).model() as model:
         found, _ = cost(large=model)
     assert found.large == pytest.approx((2000 * 2.5 + 10 * 10) / 1e6)
+
+
+class Together(FakeHostedModel):
+    """Answers when as many have asked as are to meet."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__("8", name="big", usage=HostedUsage(1000, 20))
+        self._meet = Meeting(parties).wait
+
+    def stream(self, call: Any) -> Any:
+        self._meet()
+        return (yield from super().stream(call))
+
+
+@pytest.mark.parametrize(("limit", "then"), [(0.005, [False, False]), (1.0, [True, True])])
+async def test_money_is_exact_where_tools_ask_at_once(limit: float, then: list[bool]) -> None:
+    """Three questions at once cost 0.0027 each: they are counted to the last one, and none follows."""
+    from budget_agents import agent_of, look_with
+    from langgraph.checkpoint.memory import InMemorySaver
+
+    from langchain_sgl import EscalationBudgetMiddleware
+
+    first, second = (ChatSGL(engine=engine(large=Together(n))) for n in (3, 2))
+    tools = [look_with(first), look_with(second).model_copy(update={"name": "again"})]
+    script = [calls("a", "b", "c"), calls("d", "e", tool="again"), AIMessage("done")]
+    budget = EscalationBudgetMiddleware(run_cost=limit)
+    agent = agent_of(tools, *script, budget=budget, checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    with get_sgl_usage_callback() as usage:
+        result = await agent.ainvoke({"messages": "go"}, thread)
+    said = [message.text for message in result["messages"] if message.type == "tool"]
+    assert said == ["8", "8", "8", *("8" if escalated else "7" for escalated in then)]
+    spent = agent.get_state(thread).values["sgl_budget"]["run"]
+    assert spent["escalations"] == usage.totals.escalations == 3 + sum(then)
+    assert spent["cost"] == pytest.approx(usage.totals.cost, rel=1e-12)
+    assert usage.totals.large_cost == pytest.approx(0.0027 * (3 + sum(then)), rel=1e-12)
+
+
+def booked_at_once(ledger: Ledger, times: int) -> float:
+    """Books 1/1024 so often, from 16 threads; sums of it are exact."""
+    report = json.loads(engine().run(Request.ask("How many?", PICTURE)).report.model_dump_json())
+    report["cost"]["total"] = 1 / 1024
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: ledger.computed(uuid4(), report), range(times)))
+    return ledger.account().run.cost
+
+
+def test_money_is_booked_to_the_last_call_and_without_the_lock_it_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = Ledger(Budget({("run", "cost"): 1.0}))
+    assert booked_at_once(ledger, 500) == ledger.take_unrecorded().cost == 500 / 1024
+    unlocked, add, meeting = Ledger(Budget({("run", "cost"): 1.0})), Spending.__add__, Meeting(2)
+    unlocked._lock = nullcontext()  # type: ignore[assignment]
+
+    def slowly(mine: Spending, other: Spending) -> Spending:
+        meeting.wait()  # both have read what is booked; neither has written
+        return add(mine, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "account", lambda ledger: Account(ledger._since))
+        patch.setattr(Spending, "__add__", slowly)
+        assert booked_at_once(unlocked, 2) == 1 / 1024

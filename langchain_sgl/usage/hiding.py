@@ -1,0 +1,48 @@
+"""Keeps pictures out of traces: what a trace records of messages, with a word in each picture's place.
+
+The middleware of this package records no messages (``TracePolicy``), and the child runs hold no pictures. But
+LangChain itself records what an agent, its model node and its chat model were given, and ``TracePolicy`` does
+not reach those runs: LangSmith's client does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from langchain_sgl.chat.image_blocks import is_image
+
+_DATA_URL = re.compile(r"\s*data:image/", re.IGNORECASE)
+
+
+def hide_pictures(payload: Any) -> Any:
+    """Replaces every picture in what a run was given, or gave: a copy where there is one.
+
+    Picture blocks of every form are replaced, in messages and in plain JSON, with addresses and paths in
+    them; and so are data URLs, wherever they stand.
+
+    Args:
+        payload: Inputs or outputs of a run, as LangSmith's client and ``TracePolicy`` hand them over.
+
+    Example:
+        ```python
+        from langsmith import Client
+
+        client = Client(anonymizer=hide_pictures)
+        tracer = LangChainTracer(client=client)
+        ```
+    """
+    if isinstance(payload, BaseMessage):
+        return payload.model_copy(update={"content": hide_pictures(payload.content)})
+    if isinstance(payload, Mapping):
+        if isinstance(payload.get("type"), str) and is_image(payload):  # a schema's type may be a list
+            return {"type": "text", "text": "[picture]"}
+        return {name: hide_pictures(value) for name, value in payload.items()}
+    if isinstance(payload, list | tuple):
+        return [hide_pictures(each) for each in payload]
+    if isinstance(payload, str) and _DATA_URL.match(payload):
+        return "[picture]"
+    return payload
