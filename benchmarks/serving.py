@@ -34,6 +34,7 @@ from typing import Annotated, Any
 
 import httpx
 import psutil
+from fastapi import Body, FastAPI
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -224,13 +225,11 @@ def plain(port: int) -> None:
     """The large model alone behind FastAPI: what one would write in an afternoon."""
     import torch
     import uvicorn
-    from fastapi import Body, FastAPI
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from sgl_engine.demo import WEIGHTS
+    from sgl_engine.demo import demo_model
 
-    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "large", dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(WEIGHTS / "large")
+    large = demo_model("large")
+    model, processor = large.model, large.processor
     app, one_at_a_time = FastAPI(), threading.Lock()
 
     @app.get("/ready")
