@@ -53,7 +53,7 @@ def test_the_record_is_plain_json(look: BaseTool) -> None:
     record = agent.get_state(thread()).values["sgl_budget"]
     assert json.loads(json.dumps(record)) == record
     assert record["run"] == {
-        "escalations": 1, "tflops": pytest.approx(0.004), "ms": pytest.approx(30.0),
+        "escalations": 1, "tflops": pytest.approx(0.004), "ms": pytest.approx(30.0), "cost": 0.0,
     }  # fmt: skip
     assert record["thread"]["escalations"] == 2
 

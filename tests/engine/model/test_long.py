@@ -134,5 +134,5 @@ def test_peak_memory_stays_within_its_budget() -> None:
     budget_mib = 1000
     assert budget_mib < 14 * pruned["square_mib"] / 2
     assert max(row["peak_mib"] for row in (pruned, whole, recorded)) < budget_mib
-    assert pruned["cache_mib"] < 0.55 * whole["cache_mib"]  # one layer of two, and 5 % of the other
-    assert pruned["peak_mib"] < whole["peak_mib"]
+    # One layer of two, and 5 % of the other. Peaks are of the first layer, which is never pruned.
+    assert pruned["cache_mib"] < 0.55 * whole["cache_mib"]

@@ -281,8 +281,8 @@ def test_wrong_masks_are_noticed(family: str, implementation: str, monkeypatch: 
     vlm, prompt = model(family), encoded(family, "one picture")
     original = pruning._visible
 
-    def one_too_far(plan: pruning.KeptColumns, layer: Any, steps: int) -> torch.Tensor | None:
-        visible = original(plan, layer, steps)
+    def one_too_far(plan: pruning.KeptColumns, layer: Any, steps: int, *others: Any) -> torch.Tensor | None:
+        visible = original(plan, layer, steps, *others)
         if visible is not None and steps > 1:
             visible = visible.clone()
             visible[:, 0, -steps + 1] = True
@@ -298,7 +298,7 @@ def test_wrong_masks_are_noticed(family: str, implementation: str, monkeypatch: 
 def test_a_window_goes_by_original_positions(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control for sliding layers: a window of so many kept tokens reaches too far back."""
     vlm, prompt = model(family), encoded(family, "a conversation")
-    monkeypatch.setattr(pruning, "_visible", lambda plan, layer, steps: None)
+    monkeypatch.setattr(pruning, "_visible", lambda *_: None)
     got = stepwise_logits(vlm, prompt, random_plan(prompt, 1), STEPS["one by one"])
     assert gap(got, expected_logits(family, "a conversation", 1, 0.3)) > CONTROL * of_logits(vlm)
 
