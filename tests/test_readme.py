@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sgl_engine.demo import PICTURES, WEIGHTS
+from sgl_engine.demo.loopback import serve
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 FROM_THE_HUB = "OpenGVLab/"
@@ -32,3 +35,23 @@ def test_the_prefix_cache_helps_in_its_own_example(capsys: pytest.CaptureFixture
     hits, misses = map(int, info.groups())
     # Two questions side by side compute the picture's prefix once; the third one finds it.
     assert (hits, misses) == (1, 1)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_the_block_on_hosted_models_runs_with_the_bundled_ones_in_their_places(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PICTURES)
+    [block] = [block for block in BLOCKS if "https://host/v1" in block]
+    with serve() as server:
+        ours = {
+            "OpenGVLab/InternVL3-1B-hf": str(WEIGHTS / "small"),
+            "https://host/v1": server.base_url,
+            "some-model": server.model,
+        }
+        for theirs, its in ours.items():
+            assert theirs in block
+            block = block.replace(theirs, its)
+        exec(block, {"__name__": "readme"})
+        assert len(server.bodies) == 1
+    assert capsys.readouterr().out.startswith("3.73 large ")

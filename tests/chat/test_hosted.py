@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from langchain_sgl import ChatSGL, get_sgl_usage_callback
 from langchain_sgl.chat import hosted as hosted_module
-from sgl_engine import ConfigError, EngineConfig, SendConfig
+from sgl_engine import ConfigError, EngineConfig, SendConfig, instrument, uninstrument
 from sgl_engine.testing import FakeEngine
 
 
@@ -246,3 +246,31 @@ def test_no_key_is_shown() -> None:
     model = chat(Big())
     answer = model.invoke(QUESTION)
     assert KEY not in repr(model) + repr(model.engine) + repr(answer) + json.dumps(answer.response_metadata)
+
+
+async def test_spans_of_calls_at_once_are_their_callers() -> None:
+    """A chat model asks in other threads; spans find their parents all the same."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    model = chat(Big())
+
+    async def ask(name: str) -> None:
+        with provider.get_tracer("caller").start_as_current_span(name):
+            await model.ainvoke(QUESTION)
+
+    instrument(provider)
+    try:
+        await asyncio.gather(ask("a"), ask("b"))
+    finally:
+        uninstrument()
+    spans = exporter.get_finished_spans()
+    requests = [span for span in spans if span.name == "invoke_workflow sgl"]
+    callers = {span.context.span_id for span in spans if span.name in {"a", "b"}}
+    assert {span.parent.span_id for span in requests if span.parent} == callers
+    assert len(callers) == 2
+    large = [span for span in spans if span.name == "chat big-1"]
+    assert [dict(span.attributes or {})["gen_ai.provider.name"] for span in large] == ["big", "big"]
