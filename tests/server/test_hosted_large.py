@@ -35,12 +35,12 @@ def hosted(other: Other) -> Iterator[Running]:
     large = OpenAIModel("https://host/v1", "big", max_retries=0, transport=httpx.MockTransport(other))
     engine = SGLEngine(tiny_vlm(size="small"), large)
     with large, serving(lambda: engine) as running:
+        assert other.asked == 0  # to be ready costs no call of it
         yield running
 
 
 def test_what_is_not_sure_goes_out(hosted: Running, other: Other) -> None:
-    before = other.asked  # to be ready costs no call of it
-    assert before == 0
+    before = other.asked
     kept = hosted.chat(about(picture_url()), sgl={"escalate": "never"}, max_tokens=4)
     assert (kept.headers["x-sgl-route"], other.asked) == ("small", before)
     sent = hosted.chat(about(picture_url()), model="sgl:large", max_tokens=4)
