@@ -1,25 +1,21 @@
 """A process that ends while requests are under way: nothing begins any more, and what runs stops at once.
 
-Each case is a process of its own, a fork of one that has imported everything (which takes seconds) and begun
-nothing. Its model stops in the middle of an answer, and goes on only when the engine has been told to stop;
-the first of its exit handlers, which runs last, says what has become of it.
+Each case is a process of its own. Its model stops in the middle of an answer, and goes on only when the
+engine has been told to stop; the first of its exit handlers, which runs last, says what has become of it.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from scheduling import HANG_S
 
 SCRIPT = """
-import atexit, gc, json, logging, os, signal, sys, threading
+import atexit, json, logging, os, signal, sys, threading
 from concurrent.futures import wait
 for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao, which warns of its kernels
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -28,19 +24,8 @@ from sgl_engine import Request, SGLEngine
 from sgl_engine.testing import tiny_vlm
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+how, model, stop_at = sys.argv[1], sys.argv[2], 3
 small, large = tiny_vlm(size="small"), tiny_vlm(size="large")
-assert threading.active_count() == 1  # a fork has no other threads
-gc.freeze()  # else every fork looks through all that was imported when it ends, and copies it by that
-for line in sys.stdin:
-    how, model, folder = json.loads(line)
-    if (child := os.fork()) == 0:
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-for number, name in enumerate(("out", "err"), 1):
-    os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
-stop_at = 3
 engine = SGLEngine(small, large)
 engine = engine.with_config(engine.config.escalating("always"))
 stopping, futures, rows, errors = engine._scheduler._worker.stopping, [], [], []
@@ -102,52 +87,27 @@ if how == "exit":
 """
 
 
-Leave: TypeAlias = Callable[..., tuple[int, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def ready() -> Iterator[subprocess.Popen[str]]:
-    """The process that is forked, once for each line that it reads."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+def leave(how: str, model: str = "small") -> tuple[int, dict[str, Any]]:
+    """The process's exit code, and its report."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how, model],
+        capture_output=True,
         text=True,
+        check=False,
+        timeout=HANG_S,
         cwd=Path(__file__).parents[3],
-        start_new_session=True,  # so that what hangs can be ended with it
-    ) as process:
-        yield process
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def leave(ready: subprocess.Popen[str], tmp_path: Path) -> Leave:
-    """Makes a process end -> its exit code, and its report."""
-
-    def end(how: str, model: str = "small") -> tuple[int, dict[str, Any]]:
-        assert ready.stdin is not None
-        assert ready.stdout is not None
-        ready.stdin.write(json.dumps([how, model, str(tmp_path)]) + "\n")
-        ready.stdin.flush()
-        timer = threading.Timer(HANG_S, os.killpg, (ready.pid, signal.SIGKILL))
-        timer.start()
-        code = ready.stdout.readline()
-        timer.cancel()
-        out, err = (path.read_text() if (path := tmp_path / name).exists() else "" for name in ("out", "err"))
-        assert code, f"It hung for {HANG_S:g} s: {err}"
-        assert out, err
-        if "interrupt" not in how:
-            assert not err
-        return int(code), json.loads(out)
-
-    return end
+    )
+    assert done.stdout, done.stderr
+    if "interrupt" not in how:
+        assert not done.stderr
+    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
     ("how", "model", "code"),
     [("exit", "small", 3), ("dropped", "large", 0), ("interrupt", "small", -signal.SIGINT)],
 )
-def test_submitted_work_keeps_no_process_from_ending(leave: Leave, how: str, model: str, code: int) -> None:
+def test_submitted_work_keeps_no_process_from_ending(how: str, model: str, code: int) -> None:
     got, report = leave(how, model)
     assert got == code
     assert report["forwards"] == 3
@@ -155,14 +115,14 @@ def test_submitted_work_keeps_no_process_from_ending(leave: Leave, how: str, mod
     assert set(report["errors"]) <= {"RequestCancelledError", "EngineClosedError"}
 
 
-def test_an_interrupted_call_stops_within_one_token(leave: Leave) -> None:
+def test_an_interrupted_call_stops_within_one_token() -> None:
     assert leave("interrupt in run_batch") == (
         -signal.SIGINT,
         {"forwards": 3, "errors": [], "stopped": True},
     )
 
 
-def test_threads_of_the_caller_are_told(leave: Leave) -> None:
+def test_threads_of_the_caller_are_told() -> None:
     code, report = leave("threads")
     assert (code, report["forwards"]) == (0, 3)
     assert len(report["errors"]) == 4
