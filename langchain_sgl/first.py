@@ -52,7 +52,8 @@ class SGLFirstMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
     Args:
         small: Path or hub id of the small model; None is the bundled one. Or a ready ``VLM`` or engine:
             ``chat``.
-        send: What the agent's model is sent: "full", "crop", "mask" or "auto", or a ``SendConfig``.
+        send: What the agent's model is sent: "full", "crop", "mask" or "auto", or a ``SendConfig``. Whole
+            pictures lose least (docs/hosted.md).
         tools: Whether the small model may also answer where the agent has tools it could call. It then is
             shown the tools, and may call them itself.
         chat: Makes the chat model for the agent's model; for engines of one's own. None is
@@ -74,7 +75,7 @@ class SGLFirstMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         self,
         small: str | Path | None = None,
         *,
-        send: SendMode | SendConfig = "auto",
+        send: SendMode | SendConfig = "full",
         tools: bool = False,
         chat: Callable[[BaseChatModel], ChatSGL] | None = None,
         **settings: Any,

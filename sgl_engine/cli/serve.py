@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         vllm_metric_names=arguments.vllm_metric_names,
     )
     settings.check_host(arguments.host)  # before models are loaded
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     def load() -> SGLEngine:
         return _with_hosted(arguments, config) if arguments.hosted else options.load_engine(arguments, config)

@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
 from sgl_engine.server.errors import FAILED, HTTPError, body_of, headers_of, status_of
@@ -33,7 +34,7 @@ log = logging.getLogger("sgl_engine.server")
 class Guard:
     """Lets requests through that have the key and a body that is not too long; gives each an id and a line.
 
-    Lines of the log are JSON: id, method, path, status, milliseconds; no texts, pictures, queries or keys.
+    Lines of the log are JSON: time, id, method, path, status, milliseconds; no texts, pictures or keys.
     """
 
     def __init__(self, app: App, settings: ServerSettings, state: ServerState) -> None:
@@ -69,6 +70,7 @@ class Guard:
                 await answer(tagged, error)
         finally:
             line = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "id": request_id,
                 "method": scope["method"],
                 "path": scope["path"],

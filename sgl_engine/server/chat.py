@@ -172,6 +172,7 @@ class Writer:
     created: int = field(default_factory=lambda: int(time.time()))
     _started: float = field(default_factory=time.perf_counter)
     _calls: set[str] = field(default_factory=set)
+    _next_call: int = 0  # behind all that were passed on: clients join what has one index
 
     def whole(self, response: Response) -> JSON:
         """The body of an answer that is not streamed."""
@@ -200,9 +201,9 @@ class Writer:
             yield self._chunk(self._delta(event))
             return
         # Calls that could not be read, and so were not passed on while they came.
-        for index, call in enumerate(_calls_of(event)):
-            if call.id not in self._calls:
-                yield self._chunk({"tool_calls": [{"index": index, **_call(call)}]})
+        left = (call for call in _calls_of(event) if call.id not in self._calls)
+        for index, call in enumerate(left, self._next_call):
+            yield self._chunk({"tool_calls": [{"index": index, **_call(call)}]})
         last = self._chunk({}, finish=finish_reason(event), logprobs=self._logprobs(event))
         if not self.with_usage:
             yield last | self._end(event, usage=False)
@@ -219,6 +220,7 @@ class Writer:
             return {"reasoning_content": event.text}
         if isinstance(event, TextDelta):
             return {"content": event.text}
+        self._next_call = max(self._next_call, event.index + 1)
         call: JSON = {"index": event.index, "function": {"arguments": event.arguments}}
         if event.id is not None:
             self._calls.add(event.id)
@@ -266,8 +268,8 @@ class Writer:
 
 def finish_reason(response: Response) -> str:
     """OpenAI's word for why the answer ends."""
-    if response.finish_reason == "length":
-        return "length"
+    if response.finish_reason != "stop":
+        return response.finish_reason
     return "tool_calls" if response.tool_calls or response.invalid_tool_calls else "stop"
 
 

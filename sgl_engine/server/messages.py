@@ -58,14 +58,19 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
             remedy="Send a string, or a list of parts.",
         )
     read = tuple(_part(part, where) for part in parts)
-    calls = message.get("tool_calls") if role == "assistant" else None
+    calls = (message.get("tool_calls") or []) if role == "assistant" else []
+    if not isinstance(calls, list):
+        raise InvalidRequestError(
+            f"The tool_calls of {where} are of type {type(calls).__name__}.", remedy="Send a list of calls."
+        )
+    name = message.get("name") if role == "tool" else None
     thoughts = message.get("reasoning_content") or message.get("reasoning")
     return Message(
         role,
         tuple(part for part in read if part != ""),
-        tool_calls=tuple(_call(call, where) for call in calls or ()),
+        tool_calls=tuple(_call(call, where) for call in calls),
         tool_call_id=str(message["tool_call_id"]) if role == "tool" and "tool_call_id" in message else None,
-        name=message.get("name") if role == "tool" else None,
+        name=name if isinstance(name, str) else None,
         reasoning=thoughts if role == "assistant" and isinstance(thoughts, str) else None,
     )
 
@@ -73,7 +78,7 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
 def _part(part: object, where: str) -> str | ImagePart:
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
     if isinstance(part, Mapping) and kind in _TEXTS:
         return str(part.get("text") or part.get("refusal") or "")
     if isinstance(part, Mapping) and kind in _PICTURES:

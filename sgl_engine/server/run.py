@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -60,6 +61,7 @@ def serve(
 
     Raises:
         ConfigError: Others could reach it, and it asks for no key.
+        ModelError: The models cannot be loaded, or whatever else loading them raised.
     """
     settings = settings or ServerSettings()
     settings.check_host(host)
@@ -74,4 +76,9 @@ def serve(
         # What is left after the drain is cut off: it has had its time.
         timeout_graceful_shutdown=1,
     )
-    DrainingServer(config, app, settings.drain_s).run()
+    server = DrainingServer(config, app, settings.drain_s)
+    # Whoever started the process has to hear of it: it would answer 503 for ever.
+    app.state.sgl.on_failure = partial(setattr, server, "should_exit", True)
+    server.run()
+    if app.state.sgl.failure is not None:
+        raise app.state.sgl.failure

@@ -34,12 +34,14 @@ class ServerState:
     Attributes:
         is_ending: Whether nobody is let in any more.
         failure: Why there will be no engine; None while there may.
+        on_failure: Called, in another thread, once ``failure`` is known.
         loop: The event loop that serves; None before ``load``.
     """
 
     def __init__(self, source: SGLEngine | Callable[[], SGLEngine]) -> None:
         self.is_ending = False
         self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._source = source
         self._engine: SGLEngine | None = None
@@ -63,6 +65,7 @@ class ServerState:
         except Exception as error:
             self.failure = error
             log.exception("The models cannot be used.")
+            self.on_failure()
             return
         threads = engine.config.scheduler.max_queue + _SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sgl-server")

@@ -58,6 +58,15 @@ def test_tokens_and_models_are_told_as_far_as_they_are_known(hosted: Running) ->
     assert counted["count"] == counted["sgl"]["small"]["count"]
 
 
+def test_why_its_answer_ends_is_passed_on(hosted: Running, other: Other) -> None:
+    other.answer = says("no", finish="content_filter")
+    try:
+        answer = hosted.chat(about(picture_url()), model="sgl:large", max_tokens=4)
+    finally:
+        other.answer = None
+    assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [(401, 502), (400, 502), (429, 429), (500, 502)])
 def test_its_errors_are_no_fault_of_ours(hosted: Running, other: Other, theirs: int, ours: int) -> None:
     other.answer = httpx.Response(theirs, json={"error": {"message": "no"}})

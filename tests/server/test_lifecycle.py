@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ import pytest
 from served import QUESTION, serving, uvicorn
 
 from sgl_engine import EngineConfig, Request, SchedulerConfig, SGLEngine
+from sgl_engine.cli import main
 from sgl_engine.server import ServerSettings, create_app
 from sgl_engine.server.run import DrainingServer
 from sgl_engine.testing import FakeEngine, tiny_vlm
@@ -158,6 +160,17 @@ def test_an_ending_server_lets_streams_end_and_nobody_in(held: Held) -> None:
     assert events[-1] == "[DONE]"
     text = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
     assert text == "late"
+
+
+def test_a_command_whose_models_cannot_be_loaded_ends_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And does not answer 503 for ever: whoever started it has to hear of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nowhere = str(tmp_path / "nowhere")
+    assert main(["serve", "--port", str(port), "--small", nowhere, "--large", nowhere]) == 2
+    assert "There is no model folder" in capsys.readouterr().err
 
 
 async def test_the_first_signal_drains_and_the_second_ends(held: Held) -> None:
