@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from sgl_engine import cascade
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.cascade import AnswerEvent, Road
 from sgl_engine.config import EngineConfig
-from sgl_engine.errors import ConfigError, OverloadedError
 from sgl_engine.exit.calibrated import ExitRule, exit_rule
 from sgl_engine.exit.decision import ExitDecision, find_scorer
 from sgl_engine.finished import Pair
@@ -32,10 +31,13 @@ from sgl_engine.report.make import Clock
 from sgl_engine.request import Request
 from sgl_engine.response import AnswerScores, Response, StreamEvent
 from sgl_engine.serving.job import finish
-from sgl_engine.serving.scheduler import Journey, Scheduler, Ticket, drive, run_stages
+from sgl_engine.serving.parts import run_in_parts
+from sgl_engine.serving.scheduler import Scheduler, Ticket, drive
 
 if TYPE_CHECKING:
     from typing import Self
+
+Result = TypeVar("Result")
 
 
 class SGLEngine:
@@ -258,33 +260,21 @@ class SGLEngine:
             ConfigError: ``max_batch_size`` is below 1.
             EngineClosedError: The engine was closed.
         """
-        engine = self if max_batch_size is None else self._with_batch_size(max_batch_size)
-        outcomes: list[Response | Exception] = []
-        while len(outcomes) < len(requests):
-            rest = requests[len(outcomes) :]
-            try:
-                outcomes += engine._run_part(engine._admit(rest))  # noqa: SLF001  # of this class
-            except OverloadedError as error:
-                # Others have taken all the room: what is left of the list fails as single runs would.
-                return [*outcomes, *(error for _ in rest)]
-        return outcomes
+        size = max_batch_size
+        engine = self if size is None else self.with_config(self.config.with_batch_size(size))
+        return engine._side_by_side(requests, [engine._answer] * len(requests))  # noqa: SLF001  # this class
 
-    def _with_batch_size(self, max_batch_size: int) -> SGLEngine:
-        """Makes an engine on the same models that runs at most so many prompts side by side."""
-        if max_batch_size < 1:
-            raise ConfigError(f"max_batch_size is {max_batch_size}.", remedy="Use 1 or more.")
-        scheduler = self.config.scheduler.model_copy(update={"max_batch_size": max_batch_size})
-        return self.with_config(self.config.model_copy(update={"scheduler": scheduler}))
-
-    def _run_part(self, tickets: Sequence[Ticket]) -> list[Response | Exception]:
-        """Answers requests that were let in together; all of them come to a step before any goes on."""
-        with ExitStack() as places:
-            journeys = [Journey(places.enter_context(ticket), self._answer(ticket)) for ticket in tickets]
-            for journey in journeys:
-                places.callback(journey.road.close)
-            # The small model runs all of them at once; each goes on to its decision.
-            run_stages(self._scheduler, journeys, decision=ExitDecision, ends=lambda decided: decided.exit)
-            return [journey.outcome for journey in journeys if journey.outcome is not None]
+    def _side_by_side(
+        self, requests: Sequence[Request], roads: Sequence[Callable[[Ticket], Road[Result]]]
+    ) -> list[Result | Exception]:
+        return run_in_parts(
+            self._scheduler,
+            self._admit,
+            requests,
+            roads,
+            decision=ExitDecision,  # the small model runs all at once; each goes on to its decision
+            ends=lambda decided: decided.exit,
+        )
 
     def score_answers(
         self, request: Request, answers: Sequence[str], *, model: Literal["auto", "small", "large"] = "auto"
@@ -307,18 +297,28 @@ class SGLEngine:
             OverloadedError: Too many requests are under way.
             EngineClosedError: The engine was closed.
         """
-        pair = self._pair if model == "auto" else replace(self._pair, config=self._forced(model))
-        [ticket] = self._admit([request])
-        with ticket:
-            return finish(
-                drive(self._scheduler, ticket, cascade.score(pair, ticket.request, answers, Clock()))
-            )
+        [scores] = self.score_batch([request], [answers], model=model)
+        if isinstance(scores, Exception):
+            raise scores
+        return scores
 
-    def _forced(self, model: str) -> EngineConfig:
-        """Returns the configuration under which ``model`` has the last word."""
-        if model not in ("small", "large"):
-            raise ConfigError(f"There is no model {model!r}.", remedy='Use "auto", "small" or "large".')
-        return self.config.escalating("never" if model == "small" else "always")
+    def score_batch(
+        self,
+        requests: Sequence[Request],
+        answers: Sequence[Sequence[str]],
+        *,
+        model: Literal["auto", "small", "large"] = "auto",
+    ) -> list[AnswerScores | Exception]:
+        """``score_answers`` for several requests at once, each with its own answers.
+
+        Returns, in order, scores, or the errors that single calls would have raised.
+        """
+        pair = self._pair if model == "auto" else replace(self._pair, config=self.config.scored_by(model))
+        roads = [
+            partial(lambda given, ticket: cascade.score(pair, ticket.request, given, Clock()), each)
+            for each in answers
+        ]
+        return self._side_by_side(requests, roads)
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
         """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""

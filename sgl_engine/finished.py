@@ -158,4 +158,5 @@ def make_answer_scores(pair: Pair, large_vlm: VLM, run: ScoringRun, clock: Clock
         large_agreed=None if large is None else large.best == small.best,
     )
     report = make_report(outcome, pair.small, large_vlm, clock.stage_ms(), pair.config.prices)
-    return AnswerScores(run.task.answers, (large or small).logprobs, report)
+    scored = large or small
+    return AnswerScores(run.task.answers, scored.logprobs, report, scored.token_logprobs)

@@ -59,11 +59,13 @@ class AnswerScores:
         answers: As given.
         logprobs: Natural log of the probability of each whole answer, its end included; at most 0.
         report: Which model's scores these are, and what they cost.
+        token_logprobs: The same of each token of each answer, its end last.
     """
 
     answers: tuple[str, ...]
     logprobs: tuple[float, ...]
     report: RunReport
+    token_logprobs: tuple[tuple[float, ...], ...] = ()
 
     @property
     def probabilities(self) -> tuple[float, ...]:

@@ -274,6 +274,27 @@ class EngineConfig(_Config):
         leaving = ExitConfig(**{**self.exit.model_dump(), "escalate": escalate})
         return self.model_copy(update={"exit": leaving})
 
+    def scored_by(self, model: str) -> EngineConfig:
+        """This configuration with the last word given to "small" or "large".
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        if model not in ("small", "large"):
+            raise ConfigError(f"There is no model {model!r}.", remedy='Use "auto", "small" or "large".')
+        return self.escalating("never" if model == "small" else "always")
+
+    def with_batch_size(self, max_batch_size: int) -> EngineConfig:
+        """This configuration with at most so many prompts side by side.
+
+        Raises:
+            ConfigError: ``max_batch_size`` is below 1.
+        """
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size is {max_batch_size}.", remedy="Use 1 or more.")
+        scheduler = self.scheduler.model_copy(update={"max_batch_size": max_batch_size})
+        return self.model_copy(update={"scheduler": scheduler})
+
 
 def pruning_preset(retention: str) -> PruningConfig:
     """Looks an operating point up by its name in ``PRESETS``; "auto" leaves it to a calibration.

@@ -1,0 +1,31 @@
+from .answers import (
+    BoxAnswer as BoxAnswer,
+    ChoiceAnswer as ChoiceAnswer,
+    DecisionAnswer as DecisionAnswer,
+    DecisionReport as DecisionReport,
+    Decisions as Decisions,
+    RefusedAnswer as RefusedAnswer,
+    ScoreAnswer as ScoreAnswer,
+    YesNoAnswer as YesNoAnswer,
+)
+from .decide import decide as decide
+from .forms import (
+    BareForm as BareForm,
+    InstructedForm as InstructedForm,
+    Option as Option,
+    PromptForm as PromptForm,
+    PutQuestion as PutQuestion,
+)
+from .questions import (
+    MAX_LABELS as MAX_LABELS,
+    MAX_QUESTIONS as MAX_QUESTIONS,
+    BoxQuestion as BoxQuestion,
+    ChoiceQuestion as ChoiceQuestion,
+    Content as Content,
+    DecisionQuestion as DecisionQuestion,
+    QuestionType as QuestionType,
+    ScoreQuestion as ScoreQuestion,
+    YesNoQuestion as YesNoQuestion,
+)
+from .settings import BoxWay as BoxWay, DecisionConfig as DecisionConfig, LabelWay as LabelWay
+from .state import as_content as as_content, as_request as as_request

@@ -1,0 +1,44 @@
+"""How decisions are made: ``DecisionConfig``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sgl_engine.config import Fraction
+
+LabelWay: TypeAlias = Literal["mean", "sum", "letters"]
+BoxWay: TypeAlias = Literal["map", "generated"]
+
+
+class DecisionConfig(BaseModel):
+    """How questions are put, and what is made of the answers.
+
+    Attributes:
+        form: How questions become prompts: "instructed" for models that follow instructions, "bare" for
+            models that were trained on bare questions, or a ``PromptForm``.
+        labels: How the labels of a choice are compared: "mean" by the mean log-probability of a label's
+            tokens and its end, so that long labels do not lose; "sum" by the probability of the whole label;
+            "letters" by that of a letter that stands before it in the prompt.
+        permutations: In so many orders a prompt lists what can be answered; probabilities are averaged. Forms
+            that list nothing ask once.
+        boxes: "map" takes a box from where the small model looked; "generated" asks for coordinates, which
+            takes a model that has learnt to point.
+        box_share: How much of what stands out in the map the box holds.
+        box_margin: Added around it, in fractions of the picture's sides.
+        calibration: A file of ``sgl calibrate --task decision``.
+        risk: Which of the file's target risks; None is the smallest that could be certified.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    form: Any = "instructed"
+    labels: LabelWay = "mean"
+    permutations: Annotated[int, Field(ge=1, le=24)] = 1
+    boxes: BoxWay = "map"
+    box_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    box_margin: Fraction = 0.02
+    calibration: Path | None = None
+    risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

@@ -1,0 +1,195 @@
+"""Decisions of the bundled pair and of scripted engines: who answers, what it says, and what it costs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_engine import (
+    AnswerScores,
+    ConfigError,
+    EngineConfig,
+    ExitConfig,
+    ImagePart,
+    InvalidRequestError,
+    Message,
+    Request,
+    SGLEngine,
+)
+from sgl_engine.decisions import (
+    BoxAnswer,
+    BoxQuestion,
+    ChoiceAnswer,
+    ChoiceQuestion,
+    DecisionConfig,
+    DecisionQuestion,
+    RefusedAnswer,
+    ScoreAnswer,
+    ScoreQuestion,
+    YesNoAnswer,
+    YesNoQuestion,
+    decide,
+)
+from sgl_engine.demo import PICTURES, demo_engine
+
+BARE = DecisionConfig(form="bare")
+SCENE = [ImagePart(PICTURES / "scene.png")]
+COLOR = ChoiceQuestion("What color is the shape with number 18?", ["red", "orange", "blue"])
+COUNT = ScoreQuestion("How many stars are there?", ["0", "1", "2", "3"])
+HIGHER = YesNoQuestion("is dec higher than may")
+
+
+@pytest.fixture(scope="module")
+def engine() -> SGLEngine:
+    return demo_engine()
+
+
+def small_only(engine: SGLEngine) -> SGLEngine:
+    return engine.with_config(engine.config.escalating("never"))
+
+
+def test_every_type_is_answered(engine: SGLEngine) -> None:
+    where = BoxQuestion("What color is the shape with number 18?")
+    made = decide(engine, SCENE, {"color": COLOR, "count": COUNT, "where": where, "higher": HIGHER}, BARE)
+    assert list(made.answers) == list(made.reports) == ["color", "count", "where", "higher"]
+    color, count, box, higher = made.answers.values()
+    assert isinstance(color, ChoiceAnswer)
+    assert color.choice == "orange"
+    assert list(color.probabilities) == ["red", "orange", "blue"]
+    assert sum(color.probabilities.values()) == pytest.approx(1)
+    assert isinstance(count, ScoreAnswer)
+    assert count.score == pytest.approx(sum(n * p for n, p in enumerate(count.probabilities)))
+    assert isinstance(box, BoxAnswer)
+    left, top, right, bottom = box.box
+    assert 0 <= left < right <= 1
+    assert 0 <= top < bottom <= 1
+    assert 0 < box.confidence < 1
+    assert isinstance(higher, YesNoAnswer)
+    assert made.reports["where"].policy == "map"
+    assert made.input_tokens > made.known_tokens > 0
+    assert made.output_tokens > 0
+
+
+def test_probabilities_are_those_of_the_scores(engine: SGLEngine) -> None:
+    """The oracle: ``score_answers`` of the same question, and the definition."""
+    never = small_only(engine)
+    answer = decide(never, SCENE, {"color": COLOR}, DecisionConfig(form="bare", labels="sum")).answers[
+        "color"
+    ]
+    asked = Request.ask(COLOR.instructions, PICTURES / "scene.png")
+    assert isinstance(answer, ChoiceAnswer)
+    scores = never.score_answers(asked, list(COLOR.labels))
+    assert list(answer.probabilities.values()) == pytest.approx(scores.shares, abs=1e-4)
+    by_token = decide(never, SCENE, {"color": COLOR}, BARE).answers["color"]
+    assert isinstance(by_token, ChoiceAnswer)
+    means = [math.exp(sum(tokens) / len(tokens)) for tokens in scores.token_logprobs]
+    expected = [value / sum(means) for value in means]
+    assert list(by_token.probabilities.values()) == pytest.approx(expected, abs=1e-4)
+    assert list(answer.probabilities.values()) != pytest.approx(expected, abs=1e-2)  # the control
+
+
+def test_questions_escalate_alone(engine: SGLEngine) -> None:
+    made = decide(engine, SCENE, {"color": COLOR, "count": COUNT}, BARE)
+    color, count = made.reports["color"], made.reports["count"]
+    assert (color.route, color.escalated, color.large_tflops) == ("small", False, 0)
+    assert (count.route, count.escalated) == ("large", True)
+    assert count.score < count.threshold <= color.score
+    assert count.small_best is not None
+    assert count.large_tflops > 0
+    alone = decide(engine, SCENE, {"count": COUNT}, BARE)
+    assert alone.answers["count"].probabilities == pytest.approx(
+        made.answers["count"].probabilities, abs=1e-4
+    )  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("escalate", "route"), [("never", "small"), ("always", "large")])
+def test_routes_can_be_forced(engine: SGLEngine, escalate: Any, route: str) -> None:
+    forced = engine.with_config(engine.config.escalating(escalate))
+    report = decide(forced, SCENE, {"color": COLOR, "count": COUNT}, BARE).reports["color"]
+    assert (report.route, report.policy) == (route, "forced")
+
+
+def test_a_budget_keeps_the_small_answer(engine: SGLEngine) -> None:
+    state = Request((Message("user", tuple(SCENE)),), may_escalate=lambda: False)
+    made = decide(engine, state, {"count": COUNT}, BARE)
+    assert (made.reports["count"].route, made.reports["count"].policy) == ("small", "forced")
+    never = decide(small_only(engine), SCENE, {"count": COUNT}, BARE)
+    assert made.answers["count"] == never.answers["count"]
+
+
+def test_questions_that_cannot_be_put_are_refused_alone(engine: SGLEngine) -> None:
+    picture = ScoreQuestion("How much?", ["little", SCENE])
+    made = decide(engine, "only text", {"bad": picture, "box": BoxQuestion("it"), "good": HIGHER}, BARE)
+    bad, box, good = made.answers.values()
+    assert isinstance(bad, RefusedAnswer)
+    assert isinstance(box, RefusedAnswer)
+    assert "no picture" in box.reason
+    assert isinstance(good, YesNoAnswer)
+    assert list(made.reports) == ["good"]
+
+
+def test_a_broken_picture_is_every_questions_reason(engine: SGLEngine) -> None:
+    made = decide(engine, [ImagePart(b"no picture")], {"a": COLOR, "b": BoxQuestion("it")}, BARE)
+    assert all(isinstance(answer, RefusedAnswer) for answer in made.answers.values())
+
+
+@pytest.mark.parametrize("count", [0, 401])
+def test_how_many_questions(engine: SGLEngine, count: int) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{count} questions"):
+        decide(engine, "x", {str(n): HIGHER for n in range(count)}, BARE)
+
+
+def test_there_is_no_such_form(engine: SGLEngine) -> None:
+    with pytest.raises(ConfigError, match="no form 'loud'"):
+        decide(engine, "x", {"a": HIGHER}, DecisionConfig(form="loud"))
+
+
+class Scripted:
+    """An engine that prefers whatever the prompt lists first, by a known amount."""
+
+    def __init__(self) -> None:
+        self.config = EngineConfig().escalating("never")
+        self.asked: list[str] = []
+        self.inner = demo_engine()
+
+    def score_batch(
+        self, requests: Sequence[Request], answers: Sequence[Sequence[str]], *, model: str
+    ) -> list[AnswerScores]:
+        report = self.inner.score_answers(Request.ask("x"), ["y"], model=model).report  # type: ignore[arg-type]
+        found = []
+        for request, texts in zip(requests, answers, strict=True):
+            prompt = "".join(part for part in request.messages[0].content if isinstance(part, str))
+            self.asked.append(prompt)
+            first = min(texts, key=lambda text: prompt.index(f"- {text}"))
+            logs = tuple((math.log(0.7 if text == first else 0.1),) for text in texts)
+            found.append(AnswerScores(tuple(texts), tuple(log for (log,) in logs), report, logs))
+        return found
+
+
+def distribution(permutations: int) -> list[float]:
+    labels: DecisionQuestion = ChoiceQuestion("Which?", ["a1", "b2"])
+    settings = DecisionConfig(permutations=permutations)
+    answer = decide(Scripted(), "x", {"q": labels}, settings).answers["q"]  # type: ignore[arg-type]
+    assert isinstance(answer, ChoiceAnswer)
+    return list(answer.probabilities.values())
+
+
+def test_permutations_average_a_bias_away() -> None:
+    assert distribution(1) == pytest.approx([0.875, 0.125])  # the control: the first one is preferred
+    assert distribution(2) == pytest.approx([0.5, 0.5])
+
+
+def test_a_form_that_lists_nothing_asks_once(engine: SGLEngine) -> None:
+    made = decide(engine, SCENE, {"color": COLOR}, DecisionConfig(form="bare", permutations=6))
+    assert made.reports["color"].orders == 1
+    assert decide(engine, "x", {"h": HIGHER}, DecisionConfig(permutations=6)).reports["h"].orders == 2
+
+
+def test_a_calibration_of_generated_answers_says_nothing_about_decisions() -> None:
+    scripted = Scripted()
+    scripted.config = EngineConfig(exit=ExitConfig(calibration=Path("of-answers.json"), threshold=0.0))
+    labels = ChoiceQuestion("Which?", ["a1", "b2"])
+    report = decide(scripted, "x", {"q": labels}).reports["q"]  # type: ignore[arg-type]
+    assert (report.policy, report.route) == ("uncovered", "large")
