@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sgl_engine import Message, Request, SGLError
+from sgl_engine import DeadlineError, Message, Request, RequestCancelledError, RequestError
 from sgl_engine.decisions.answers import RefusedAnswer
 from sgl_engine.decisions.forms import PutQuestion
 
 
 def refused(error: Exception) -> tuple[RefusedAnswer, None]:
-    """The answer to a question that could not be put; errors that are no caller's fault are raised.
+    """The answer to a question that could not be put.
 
     Raises:
-        Exception: ``error``, where it says nothing about the question.
+        Exception: ``error``, where it says nothing about the question: it came too late, is not wanted any
+            more, or the engine cannot take it.
     """
-    if not isinstance(error, SGLError):
+    if not isinstance(error, RequestError) or isinstance(error, (DeadlineError, RequestCancelledError)):
         raise error
     return RefusedAnswer(str(error), error), None
 

@@ -55,6 +55,8 @@ def decide(
 
     Raises:
         InvalidRequestError: There are no questions, or too many, or the state is none.
+        DeadlineError: The state is a request whose deadline has passed.
+        RequestCancelledError: It is one that was cancelled.
         ConfigError: A configuration contradicts itself, or the large model is a hosted one, which cannot
             score given answers.
         OverloadedError: Too many requests are under way.

@@ -1,6 +1,8 @@
 """Decisions of the bundled pair and of scripted engines: who answers, what it says, and what it costs."""
 
 import math
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ import pytest
 from sgl_engine import (
     AnswerScores,
     ConfigError,
+    DeadlineError,
     EngineConfig,
     ExitConfig,
     ImagePart,
     InvalidRequestError,
     Message,
     Request,
+    RequestCancelledError,
     SGLEngine,
 )
 from sgl_engine.decisions import (
@@ -133,6 +137,17 @@ def test_questions_that_cannot_be_put_are_refused_alone(engine: SGLEngine) -> No
 def test_a_broken_picture_is_every_questions_reason(engine: SGLEngine) -> None:
     made = decide(engine, [ImagePart(b"no picture")], {"a": COLOR, "b": BoxQuestion("it")}, BARE)
     assert all(isinstance(answer, RefusedAnswer) for answer in made.answers.values())
+
+
+def test_what_is_too_late_or_not_wanted_is_no_refusal(engine: SGLEngine) -> None:
+    late = Request((Message("user", tuple(SCENE)),), deadline=time.monotonic() - 1)
+    with pytest.raises(DeadlineError):
+        decide(engine, late, {"color": COLOR}, BARE)
+    cancel = threading.Event()
+    cancel.set()
+    unwanted = Request((Message("user", tuple(SCENE)),), cancel=cancel)
+    with pytest.raises(RequestCancelledError):
+        decide(engine, unwanted, {"where": BoxQuestion("it")}, BARE)
 
 
 @pytest.mark.parametrize("count", [0, 401])
