@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,21 +24,21 @@ from langchain_sgl.reranking.scored_run import score_picture
 from langchain_sgl.reranking.scoring_model import ScoringModel
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
-from sgl_engine import (
-    Fraction,
-    IncompatiblePairError,
-    InvalidRequestError,
-    MissingImageError,
-    ProcessorError,
-    RequestCancelledError,
-    RequestError,
+from sgl_engine import ConfigError, Fraction, InvalidRequestError, MissingImageError
+from sgl_engine.relevance import (
+    BUNDLED_SMALL,
+    Judged,
+    RelevanceQuestion,
+    Round,
+    default_question,
+    judge,
+    order,
+    run_rounds,
+    settle,
 )
 
 if TYPE_CHECKING:
-    from sgl_engine import ImageSource, LimitsConfig, SGLEngine
-
-YES_OR_NO = 'Can this picture answer the question "{query}"? Answer Yes or No.'
-"""What a pair that follows instructions is asked about each picture."""
+    from sgl_engine import AnswerScores, ImageSource, LimitsConfig, SGLEngine
 
 
 class _Retrieved(TypedDict):
@@ -111,16 +110,19 @@ class SGLImageReranker(BaseDocumentCompressor):
         with as_langchain_errors():
             chat = ScoringModel.of(self.model).chat
         if self.prompt is None and self.positive is None and self.negative is None:
-            self.prompt, self.positive, self.negative = (
-                ("{query}", None, "none") if _is_bundled(chat) else (YES_OR_NO, "Yes", "No")
-            )
-        if self.prompt is None or "{query}" not in self.prompt:
-            raise ValueError(f"prompt={self.prompt!r} does not contain {{query}}")
-        if not self.negative or self.positive == "":
-            raise ValueError(f"positive={self.positive!r} and negative={self.negative!r} must not be empty")
+            asked = default_question(is_bundled=_is_bundled(chat))
+            self.prompt, self.positive, self.negative = asked.prompt, asked.positive, asked.negative
+        try:
+            _ = self._question
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         if self.store is not None:
             self.store = as_picture_store(self.store)
         return self
+
+    @property
+    def _question(self) -> RelevanceQuestion:
+        return RelevanceQuestion(self.prompt or "", self.positive, self.negative or "")
 
     @override
     def compress_documents(
@@ -170,23 +172,22 @@ class SGLImageReranker(BaseDocumentCompressor):
             resolve_folder(self.root)  # a wrong folder is an error of the set-up, not one of every document
         scoring = ScoringModel.of(self.model)
         engine = scoring.engine
-        judge = partial(self._judge, engine, scoring, query, config=config, cancel=cancel)
-        first: Literal["small", "large"] = "large" if engine.config.exit.escalate == "always" else "small"
         with ContextThreadPoolExecutor(self.max_concurrency) as pool:
+
+            def run(step: Round) -> list[Judged]:
+                one = partial(
+                    self._judge, engine, scoring, query, model=step.model, config=config, cancel=cancel
+                )
+                return list(pool.map(one, [documents[index] for index in step.indices]))
+
             try:
-                judged = list(pool.map(partial(judge, model=first), documents))
-                # Otherwise the first round was the only one: the small model alone, or the large one.
-                if engine.config.exit.escalate == "auto":
-                    unsettled = _contenders(judged, engine.config.exit.threshold)[: self.max_rescored]
-                    again = pool.map(partial(judge, model="large"), [documents[index] for index in unsettled])
-                    for index, document in zip(unsettled, again, strict=True):
-                        # Where the large model fails, the small one's score stays.
-                        if document.metadata["relevance_score"] is not None:
-                            judged[index] = document
+                rounds = settle(len(documents), engine.config.exit, max_rescored=self.max_rescored)
+                judged = run_rounds(rounds, run)
             except BaseException:
                 cancel.set()  # leaving the pool waits for its threads; so they stop within one forward pass
                 raise
-        return self._select(judged)
+        chosen = order(judged, min_score=self.min_score, top_n=self.top_n, unreadable=self.unreadable)
+        return [_with(documents[index], judged[index]) for index in chosen]
 
     def _judge(
         self,
@@ -198,59 +199,26 @@ class SGLImageReranker(BaseDocumentCompressor):
         model: Literal["small", "large"],
         config: RunnableConfig,
         cancel: threading.Event,
-    ) -> Document:
-        """Scores one document's picture; returns a copy with the score, or with why there is none."""
-        assert self.prompt is not None
-        assert self.negative is not None
-        answers = [self.negative] if self.positive is None else [self.positive, self.negative]
-        try:
+    ) -> Judged:
+        """Scores one document's picture, or says why it cannot be used."""
+        question = self._question
+
+        def score() -> AnswerScores:
             picture = find_picture(document, root=self.root, store=self.store)
             once = partial(
                 score_picture,
                 engine,
                 _page(document, picture, engine.config.limits),
-                self.prompt.replace("{query}", query),
-                answers,
+                question.about(query),
+                question.answers,
                 model=model,
                 timeout_s=scoring.timeout_s,
                 cache_salt=scoring.cache_salt,
                 cancel=cancel,
             )
-            scores = scoring.score(lambda config: once(config=config), config)
-        except (InvalidRequestError, RequestCancelledError):  # the query's fault, or the caller's wish
-            raise
-        except (RequestError, IncompatiblePairError, ProcessorError) as error:
-            # The models are there, so these two are about the picture: one that both tile differently, or
-            # that a processor does not take.
-            return _with(document, relevance_score=None, relevance_error=f"{type(error).__name__}: {error}")
-        # With one answer, "none" for example, the score is 1 - p; expm1 keeps what that would round away.
-        score = scores.shares[0] if self.positive is not None else -math.expm1(scores.logprobs[0])
-        return _with(document, relevance_score=score, sgl_relevance=scores.report.model_dump(mode="json"))
+            return scoring.score(lambda config: once(config=config), config)
 
-    def _select(self, judged: Sequence[Document]) -> list[Document]:
-        """Sorts, drops what scores too little, puts what has no score last, and cuts at ``top_n``."""
-        scored = [document for document in judged if document.metadata["relevance_score"] is not None]
-        scored.sort(key=lambda document: -document.metadata["relevance_score"])
-        lowest = 0.0 if self.min_score is None else self.min_score
-        chosen = [document for document in scored if document.metadata["relevance_score"] >= lowest]
-        if self.unreadable == "keep":
-            chosen += [document for document in judged if document.metadata["relevance_score"] is None]
-        return chosen[: self.top_n]
-
-
-def _contenders(judged: Sequence[Document], threshold: float) -> list[int]:
-    """Finds the documents that the large model has to score: their indices, best first; may be empty.
-
-    ``SGLImageReranker`` says when a list is settled by the small model's scores.
-    """
-    scores = {
-        index: score
-        for index, document in enumerate(judged)
-        if (score := document.metadata["relevance_score"]) is not None
-    }
-    found = [index for index in scores if 1 - scores[index] < threshold]
-    found.sort(key=lambda index: -scores[index])
-    return [] if len(found) == 1 and scores[found[0]] >= threshold else found
+        return judge(question, score)
 
 
 def find_picture(
@@ -311,12 +279,17 @@ def _picture_in(text: str) -> ImageSource | None:
     return picture if isinstance(picture, bytes) or text.strip()[:5].lower() == "data:" else None
 
 
-def _with(document: Document, **metadata: Any) -> Document:
-    """Copies the document, with more metadata."""
-    return document.model_copy(update={"metadata": {**document.metadata, **metadata}})
+def _with(document: Document, judged: Judged) -> Document:
+    """A copy of the document with its score, or with why there is none."""
+    found: dict[str, Any] = {"relevance_score": judged.score}
+    if judged.report is not None:
+        found["sgl_relevance"] = judged.report.model_dump(mode="json")
+    if judged.error is not None:
+        found["relevance_error"] = f"{type(judged.error).__name__}: {judged.error}"
+    return document.model_copy(update={"metadata": {**document.metadata, **found}})
 
 
 def _is_bundled(model: ChatSGL) -> bool:
     if model.ready_engine is not None:
-        return bool(model.ready_engine.small.name == "sgl-demo-small")
+        return bool(model.ready_engine.small.name == BUNDLED_SMALL)
     return model.small is None

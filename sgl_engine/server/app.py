@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
@@ -23,7 +22,9 @@ from sgl_engine.exit import ExitDecision
 from sgl_engine.server import chat, errors
 from sgl_engine.server.access import Guard
 from sgl_engine.server.fields import ChatBody, TokenizeBody
+from sgl_engine.server.leaving import unless_gone
 from sgl_engine.server.metrics import Metrics
+from sgl_engine.server.ranking.routes import RankingRoutes
 from sgl_engine.server.settings import ServerSettings
 from sgl_engine.server.state import ServerState
 
@@ -51,17 +52,18 @@ def create_app(
 
     app = FastAPI(title="langchain-sgl", version=__version__, lifespan=lifespan)
     app.state.sgl = state
-    Routes(state, settings).add_to(app)
+    metrics = Metrics(settings.model, vllm_names=settings.vllm_metric_names)
+    Routes(state, settings, metrics).add_to(app)
+    RankingRoutes(state, settings, metrics).add_to(app)
     app.add_middleware(Guard, settings=settings, state=state)
     return app
 
 
 class Routes:
-    """The handlers of one server."""
+    """The handlers of one server, but for those of its wings."""
 
-    def __init__(self, state: ServerState, settings: ServerSettings) -> None:
-        self._state, self._settings = state, settings
-        self._metrics = Metrics(settings.model, vllm_names=settings.vllm_metric_names)
+    def __init__(self, state: ServerState, settings: ServerSettings, metrics: Metrics) -> None:
+        self._state, self._settings, self._metrics = state, settings, metrics
         self._started = int(time.time())
 
     def add_to(self, app: FastAPI) -> None:
@@ -81,7 +83,7 @@ class Routes:
     async def complete(self, body: ChatBody, request: Request) -> Response:
         """Answers, whole or piece by piece."""
         since, cancel = time.monotonic(), threading.Event()
-        try:
+        with self._metrics.failing():
             writer, events = await self._begin(body, since, cancel)
             if body.stream:
                 # The decision comes before the first byte, so errors up to it have a status of their own.
@@ -90,13 +92,7 @@ class Routes:
                 headers = chat.headers_of(decision) if isinstance(decision, ExitDecision) else {}
                 headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
                 return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
-            answer = await self._unless_gone(
-                self._state.in_thread(partial(_last_of, events)), cancel, request
-            )
-        except Exception as error:
-            if errors.code_of(error) == errors.UNFORESEEN:  # others are counted where they become answers
-                self._metrics.errors.labels(errors.UNFORESEEN).inc()
-            raise
+            answer = await unless_gone(self._state.in_thread(partial(_last_of, events)), cancel, request)
         self._metrics.count(answer)
         return JSONResponse(writer.whole(answer), headers=chat.headers_of(answer.report))
 
@@ -117,21 +113,7 @@ class Routes:
         return writer, await self._state.in_thread(begin)
 
     async def _next(self, events: Any, cancel: threading.Event, request: Request) -> Any:
-        return await self._unless_gone(self._state.in_thread(partial(next, events, None)), cancel, request)
-
-    async def _unless_gone(self, work: Any, cancel: threading.Event, request: Request) -> Any:
-        """Waits for work in a thread; a client that leaves meanwhile ends it within one token."""
-        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-        try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                cancel.set()
-            return await working
-        except asyncio.CancelledError:
-            cancel.set()
-            raise
-        finally:
-            leaving.cancel()
+        return await unless_gone(self._state.in_thread(partial(next, events, None)), cancel, request)
 
     async def _stream(self, writer: chat.Writer, events: Any, cancel: threading.Event) -> AsyncIterator[str]:
         """Server-sent events; whatever goes wrong now is one of them, as the status has been sent."""
@@ -249,12 +231,6 @@ def _last_of(events: Any) -> Any:
     for last in events:  # noqa: B007  # the last one is what is wanted
         pass
     return last
-
-
-async def _left(request: Request) -> None:
-    """Returns once the client has closed its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _event(data: dict[str, Any]) -> str:

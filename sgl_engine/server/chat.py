@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_engine import (
+    Escalate,
     ExitDecision,
     InvalidRequestError,
     InvalidToolCall,
@@ -24,9 +25,8 @@ from sgl_engine import (
     ToolCall,
     ToolCallDelta,
 )
-from sgl_engine.exit import CallChoices
 from sgl_engine.server.errors import HTTPError
-from sgl_engine.server.fields import ChatBody, Conversation
+from sgl_engine.server.fields import Body, ChatBody, Conversation
 from sgl_engine.server.messages import to_messages, to_schema, to_tool_choice, to_tools
 from sgl_engine.server.settings import ServerSettings
 
@@ -34,7 +34,7 @@ Event = ReasoningDelta | TextDelta | ToolCallDelta | Response
 JSON = dict[str, Any]
 
 
-def engine_for(engine: SGLEngine, body: Conversation, settings: ServerSettings) -> SGLEngine:
+def engine_for(engine: SGLEngine, body: Body, settings: ServerSettings) -> SGLEngine:
     """The engine on the same models that the body's ``model`` and ``sgl`` want.
 
     Raises:
@@ -51,21 +51,14 @@ def engine_for(engine: SGLEngine, body: Conversation, settings: ServerSettings) 
             code="model_not_found",
             param="model",
         )
-    route = {small: "never", large: "always"}.get(name)
-    own = body.sgl
-    if route is not None and own.escalate not in {None, route}:
+    routes: dict[str, Escalate] = {small: "never", large: "always"}
+    route = routes.get(name)
+    if route is not None and body.sgl.escalate not in {None, route}:
         raise InvalidRequestError(
-            f"The model {name!r} and escalate={own.escalate!r} contradict each other.",
+            f"The model {name!r} and escalate={body.sgl.escalate!r} contradict each other.",
             remedy=f"Name the model {pair!r} to choose the route by escalate.",
         )
-    choices = CallChoices(
-        escalate=route or own.escalate,  # type: ignore[arg-type]  # the dict's values are routes
-        threshold=own.threshold,
-        scorer=own.scorer,
-        retention=own.retention,
-        tiles=own.tiles,
-    )
-    changes = choices.changes(engine.config)
+    changes = body.sgl.choices(route).changes(engine.config)
     return engine.with_config(engine.config.model_copy(update=changes)) if changes else engine
 
 

@@ -6,11 +6,13 @@ clients send for accounting, caching and tracing does not change an answer, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sgl_engine import Escalate, Fraction
+from sgl_engine.exit import CallChoices
 
 NO_EFFECT = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prediction "
@@ -19,17 +21,15 @@ NO_EFFECT = frozenset(
 """OpenAI's and vLLM's fields on which no answer depends here."""
 
 
-class SGLFields(BaseModel):
-    """Settings of one request that only this server has, as ``extra_body={"sgl": {...}}``.
+class PassFields(BaseModel):
+    """Settings of one request that only this server has, as ``extra_body={"sgl": {...}}``; whatever it asks.
 
     Attributes:
         escalate: "auto" lets the score decide, "never" keeps the small answer, "always" asks the large model.
         threshold: The small answer is kept when its score is at least this.
-        scorer: What computes the score.
         retention: "64%", "35%", "9%", "100%" or "auto": visual tokens that the large model sees.
         tiles: Tiles that it is given.
         timeout_s: Seconds for the answer, waiting included.
-        max_reasoning_tokens: Thoughts before the answer, in tokens.
         max_pixels: Larger pictures are scaled down to this area.
         max_visual_tokens: The same in visual tokens of one picture.
     """
@@ -38,13 +38,36 @@ class SGLFields(BaseModel):
 
     escalate: Escalate | None = None
     threshold: Fraction | None = None
-    scorer: str | None = None
     retention: str | None = None
     tiles: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] | None = None
-    max_reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def choices(self, escalate: Escalate | None) -> CallChoices:
+        """What the call wants otherwise than its engine; a route that the model's name says comes first."""
+        return CallChoices(
+            escalate=escalate or self.escalate,
+            threshold=self.threshold,
+            retention=self.retention,
+            tiles=self.tiles,
+        )
+
+
+class SGLFields(PassFields):
+    """Those of a request that is answered in words.
+
+    Attributes:
+        scorer: What computes the score.
+        max_reasoning_tokens: Thoughts before the answer, in tokens.
+    """
+
+    scorer: str | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    def choices(self, escalate: Escalate | None) -> CallChoices:
+        """As of ``PassFields``, and the scorer."""
+        return replace(super().choices(escalate), scorer=self.scorer)
 
 
 class StreamOptions(BaseModel):
@@ -56,24 +79,18 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class Conversation(BaseModel):
-    """What a prompt is made of.
+class Body(BaseModel):
+    """What every request may say.
 
     Attributes:
         model: The pair, or one of its models.
-        messages: As OpenAI's.
-        tools: The same.
-        chat_template_kwargs: Further variables for the chat templates (vLLM's).
         sgl: Settings of this server's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    tools: list[dict[str, Any]] = []
-    chat_template_kwargs: dict[str, Any] | None = None
-    sgl: SGLFields = SGLFields()
+    sgl: PassFields = PassFields()
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +99,21 @@ class Conversation(BaseModel):
         if not isinstance(given, dict):
             return given
         return {k: v for k, v in given.items() if k not in NO_EFFECT and v is not None}
+
+
+class Conversation(Body):
+    """What a prompt is made of.
+
+    Attributes:
+        messages: As OpenAI's.
+        tools: The same.
+        chat_template_kwargs: Further variables for the chat templates (vLLM's).
+    """
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    tools: list[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] | None = None
+    sgl: SGLFields = SGLFields()
 
 
 class ChatBody(Conversation):

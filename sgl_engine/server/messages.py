@@ -57,7 +57,7 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
             f"The content of {where} is of type {type(content).__name__}.",
             remedy="Send a string, or a list of parts.",
         )
-    read = tuple(_part(part, where) for part in parts)
+    read = tuple(to_part(part, where) for part in parts)
     calls = (message.get("tool_calls") or []) if role == "assistant" else []
     if not isinstance(calls, list):
         raise InvalidRequestError(
@@ -75,7 +75,17 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
     )
 
 
-def _part(part: object, where: str) -> str | ImagePart:
+def to_part(part: object, where: str) -> str | ImagePart:
+    """Translates a part of a message: a text or a picture.
+
+    Args:
+        part: As OpenAI writes it.
+        where: What it is a part of, for messages.
+
+    Raises:
+        InvalidRequestError: It is neither.
+        ImageError: It should hold a picture, and does not.
+    """
     if isinstance(part, str):
         return part
     kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
@@ -83,14 +93,18 @@ def _part(part: object, where: str) -> str | ImagePart:
         return str(part.get("text") or part.get("refusal") or "")
     if isinstance(part, Mapping) and kind in _PICTURES:
         value = part.get("image_url", part.get("image"))
-        return ImagePart(_picture(value.get("url") if isinstance(value, Mapping) else value, where))
+        return ImagePart(to_picture(value.get("url") if isinstance(value, Mapping) else value, where))
     raise InvalidRequestError(
         f"{where} holds a part of type {kind!r:.100}, which no model here can read.", remedy=_ACCEPTED
     )
 
 
-def _picture(value: object, where: str) -> str | bytes:
-    """A URL, or the bytes of base64 that comes without one, as some clients send it."""
+def to_picture(value: object, where: str) -> str | bytes:
+    """A URL, or the bytes of base64 that comes without one, as some clients send it.
+
+    Raises:
+        ImageError: It names no picture, or a local file.
+    """
     if not isinstance(value, str) or not value.strip():
         raise MissingImageError(f"A part of {where} names no picture.", remedy=_ACCEPTED)
     scheme = _SCHEME.match(value)

@@ -5,12 +5,15 @@ Counted from the reports, so that numbers here and in answers agree. Each server
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sgl_engine import Response
+from sgl_engine import Response, RunReport
 from sgl_engine.server.chat import Writer, finish_reason, usage_of
+from sgl_engine.server.errors import UNFORESEEN, code_of
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -39,6 +42,8 @@ class Metrics:
         self.tflops = self._counter("sgl_tflops", "1e12 operations of answered requests", "of")
         self.drafts = self._counter("sgl_draft_tokens", "Draft tokens that the large model was given", "kind")
         self.known = self._counter("sgl_known_pictures", "Pictures that no tower ran on again", "model")
+        self.lists = self._counter("sgl_lists", "Lists that were ranked or scored", "path", "route")
+        self.documents = self._counter("sgl_documents", "Documents of these lists", "route")
         self.score = Histogram(
             "sgl_score", "The small model's score", buckets=_SCORES, registry=self.registry
         )
@@ -51,13 +56,48 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Counts what nobody foresaw inside; other errors are counted where they become answers."""
+        try:
+            yield
+        except Exception as error:
+            if code_of(error) == UNFORESEEN:
+                self.errors.labels(UNFORESEEN).inc()
+            raise
+
     def count(self, response: Response, streamed: Writer | None = None) -> None:
         """Takes one answer in, and when its pieces came, where it was streamed."""
         report = response.report
         self.answers.labels(report.route, finish_reason(response)).inc()
         self.score.observe(max(0.0, report.score))
+        self.tflops.labels("large_alone").inc(report.large_alone_tflops)
+        self._count_run(report, "uncovered" if report.uncovered else "forced" if report.forced else "score")
+        if self._vllm is not None:
+            self._vllm.count(response, streamed)
+
+    def count_list(self, path: str, report: Mapping[str, Any], runs: Sequence[RunReport]) -> None:
+        """Takes in lists that were ranked.
+
+        Args:
+            path: Where they were sent.
+            report: Of ``ranking.answers.list_report``.
+            runs: Of every run that it took, those that were overruled too.
+        """
+        self.lists.labels(path, report["route"]).inc()
+        for route, number in report["documents"].items():
+            self.documents.labels(route).inc(number)
+        if report["score"] is not None:
+            self.score.observe(report["score"])
+        self.tflops.labels("large_alone").inc(report["large_alone_tflops"])
+        for run in runs:
+            self._count_run(run, "list")
+        if self._vllm is not None:
+            self._vllm.count_prompts([usage_of(run) for run in runs])
+
+    def _count_run(self, report: RunReport, reason: str) -> None:
+        """Takes in what both models did for one question; ``reason`` is why the large one was called."""
         if report.escalated:
-            reason = "uncovered" if report.uncovered else "forced" if report.forced else "score"
             self.escalations.labels(reason).inc()
             self.visual.labels("prompt").inc(report.visual_tokens)
             self.visual.labels("kept").inc(report.kept_visual_tokens or 0)
@@ -67,12 +107,9 @@ class Metrics:
             self.tokens.labels(model, "input").inc(getattr(report, f"{model}_input_tokens") or 0)
             self.tokens.labels(model, "output").inc(getattr(report, f"{model}_output_tokens") or 0)
             self.known.labels(model).inc(getattr(report, f"{model}_known_pictures") or 0)
-        for of in ("small", "large", "large_alone"):
-            self.tflops.labels(of).inc(getattr(report, f"{of}_tflops"))
+            self.tflops.labels(model).inc(getattr(report, f"{model}_tflops"))
         for stage, milliseconds in report.stage_ms.items():
             self.seconds.labels(stage).observe(1e-3 * milliseconds)
-        if self._vllm is not None:
-            self._vllm.count(response, streamed)
 
     def text(self, engine: SGLEngine | None, *, is_ready: bool) -> bytes:
         """All of it as Prometheus reads it."""
@@ -124,10 +161,8 @@ class VLLMMetrics:
         total_s = 1e-3 * report.stage_ms.get("total", 0.0)
         written = usage["completion_tokens"]
         self._success.labels(**self._labels, finished_reason=response.finish_reason).inc()
-        self._prompt.inc(usage["prompt_tokens"])
         self._written.inc(written)
-        self._queries.inc(usage["prompt_tokens"])
-        self._hits.inc(usage["prompt_tokens_details"]["cached_tokens"])
+        self.count_prompts([usage])
         self._whole.observe(total_s)
         self._queue.observe(1e-3 * report.stage_ms.get("queue", 0.0))
         self._prompts.observe(usage["prompt_tokens"])
@@ -137,6 +172,13 @@ class VLLMMetrics:
             self._first.observe(first_s)
             if written > 1:
                 self._between.observe((last_s - first_s) / (written - 1))
+
+    def count_prompts(self, usages: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the prompts of some runs in."""
+        for usage in usages:
+            self._prompt.inc(usage["prompt_tokens"])
+            self._queries.inc(usage["prompt_tokens"])
+            self._hits.inc(usage["prompt_tokens_details"]["cached_tokens"])
 
     def set_load(self, kind: str, number: int) -> None:
         """Takes one of ``SGLEngine.load`` in."""

@@ -23,6 +23,7 @@ class ServerSettings:
         max_body_bytes: Longest body of a request, which is looked at before anything is parsed.
         body_timeout_s: Seconds in which a body has to come.
         timeout_s: Seconds for an answer, waiting included, where the request says nothing; None is no limit.
+        max_documents: Documents of one list that is ranked or scored.
         drain_s: Seconds in which what is under way may end, once the server is asked to stop.
         vllm_metric_names: Whether ``/metrics`` also has what dashboards for vLLM read, and answers the
             ``metrics`` that its clients read.
@@ -33,6 +34,7 @@ class ServerSettings:
     max_body_bytes: int = 64 * 2**20
     body_timeout_s: float = 60.0
     timeout_s: float | None = None
+    max_documents: int = 1000
     drain_s: float = 60.0
     vllm_metric_names: bool = False
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from PIL import Image
 
 from sgl_engine import Request, SGLEngine
 from sgl_engine.server.errors import HTTPError
 
 Result = TypeVar("Result")
-_SPARE_THREADS = (
-    8  # for requests that are refused because the queue is full, which takes a thread to find out
-)
+SPARE_THREADS = 8
+"""For requests that are refused because the queue is full, which takes a thread to find out."""
 
 log = logging.getLogger("sgl_engine.server")
 
@@ -45,7 +43,7 @@ class ServerState:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._source = source
         self._engine: SGLEngine | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads: CapacityLimiter | None = None
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,8 +65,6 @@ class ServerState:
             log.exception("The models cannot be used.")
             self.on_failure()
             return
-        threads = engine.config.scheduler.max_queue + _SPARE_THREADS
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sgl-server")
         self._engine = engine
 
     @property
@@ -90,9 +86,14 @@ class ServerState:
         return self._engine
 
     async def in_thread(self, call: Callable[[], Result]) -> Result:
-        """Runs ``call`` in one of as many threads as there may be requests, so that none waits for one."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(context.run, call))
+        """Runs ``call`` in one of as many threads as there may be requests, so that none waits for one.
+
+        Threads are made when they are needed; those that were idle for a while end when another is used. A
+        caller that is cancelled does not wait for its thread.
+        """
+        if self._threads is None:
+            self._threads = CapacityLimiter(self.engine.config.scheduler.max_queue + SPARE_THREADS)
+        return await run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
     @contextmanager
     def counted(self, *, is_open: bool) -> Iterator[None]:
@@ -122,8 +123,6 @@ class ServerState:
     def close(self) -> None:
         """Drops what is still under way."""
         self.is_ending = True
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None and self._engine is not self._source:
             self._engine.close(wait=False)
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from langchain_sgl.budget.gate import limit_escalation
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.reranking.reranker import YES_OR_NO, SGLImageReranker, _contenders, find_picture
+from langchain_sgl.reranking.reranker import SGLImageReranker, find_picture
 from langchain_sgl.usage.callbacks import get_sgl_usage_callback
 from sgl_engine import Request, SGLEngine
 from sgl_engine.demo import demo_engine
@@ -29,6 +29,7 @@ from sgl_engine.errors import (
     RequestCancelledError,
     UnsafePathError,
 )
+from sgl_engine.relevance import YES_OR_NO
 from sgl_engine.response import AnswerScores
 from sgl_engine.testing import tiny_vlm
 
@@ -310,26 +311,6 @@ def test_the_models_own_route_is_kept(folder: Path, documents: list[Document]) -
     for model, route in ((ChatSGL(escalate="never"), "small"), (ChatSGL(model="sgl-demo-large"), "large")):
         ranked = SGLImageReranker(root=folder, model=model).compress_documents(documents, "milk price")
         assert {document.metadata["sgl_relevance"]["route"] for document in ranked} == {route}
-
-
-def with_scores(*scores: float | None) -> list[Document]:
-    return [Document("", metadata={"relevance_score": score}) for score in scores]
-
-
-@pytest.mark.parametrize(
-    ("scores", "unsettled"),
-    [
-        ([0.1, 0.9, 0.0], []),  # one is surely relevant, the others surely not
-        ([0.1, 0.9, 0.95], [2, 1]),  # two are
-        ([0.1, 0.9, 0.3], [1, 2]),  # one of the others may be
-        ([0.1, 0.7, 0.0], [1]),  # none is, one may be
-        ([0.1, 0.0, 0.2], []),  # surely none is
-        ([None, 0.9, None], []),
-        ([], []),
-    ],
-)
-def test_when_a_list_is_settled(scores: list[float | None], unsettled: list[int]) -> None:
-    assert _contenders(with_scores(*scores), 0.8) == unsettled
 
 
 def test_what_is_unsettled_goes_to_the_large_model(folder: Path, documents: list[Document]) -> None:

@@ -21,6 +21,7 @@ from sgl_engine import EngineConfig, Request, SchedulerConfig, SGLEngine
 from sgl_engine.cli import main
 from sgl_engine.server import ServerSettings, create_app
 from sgl_engine.server.run import DrainingServer
+from sgl_engine.server.state import SPARE_THREADS, ServerState
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 LIMIT_S = 60.0
@@ -131,6 +132,60 @@ def test_a_client_that_leaves_mid_stream_stops_the_model_within_a_token() -> Non
         left.set()
         until_idle(engine)
     assert len([step for step in steps if step]) < 20
+
+
+def server_threads() -> int:
+    """Threads in which requests are answered."""
+    return sum(thread.name.startswith("AnyIO worker") for thread in threading.enumerate())
+
+
+async def test_threads_that_nobody_needs_any_more_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as requests under way at once, and after them only as many as are used."""
+    many, go_on = 12, threading.Event()
+    entered = threading.Semaphore(0)
+
+    def wait() -> None:
+        entered.release()
+        assert go_on.wait(LIMIT_S)
+
+    state = ServerState(FakeEngine(lambda request: "no"))
+    state._load()
+    before = server_threads()
+    held = [asyncio.create_task(state.in_thread(wait)) for _ in range(many)]
+    for _ in range(many):
+        assert await asyncio.to_thread(entered.acquire, timeout=LIMIT_S)
+    assert server_threads() == before + many
+    go_on.set()
+    await asyncio.gather(*held)
+    assert server_threads() == before + many  # idle for no time yet
+    monkeypatch.setattr("anyio._backends._asyncio.WorkerThread.MAX_IDLE_TIME", 0)
+    await state.in_thread(lambda: None)
+
+    def wait_for_ends() -> None:
+        while server_threads() > before + 1:
+            time.sleep(0.01)
+
+    await asyncio.to_thread(wait_for_ends)  # ``pytest`` ends a hang
+
+
+async def test_no_more_threads_than_requests_may_be_inside() -> None:
+    config = EngineConfig(scheduler=SchedulerConfig(max_queue=1))
+    state = ServerState(FakeEngine(lambda request: "no", config=config))
+    state._load()
+    go_on, entered = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> None:
+        entered.release()
+        assert go_on.wait(LIMIT_S)
+
+    before = server_threads()
+    held = [asyncio.create_task(state.in_thread(wait)) for _ in range(40)]
+    for _ in range(1 + SPARE_THREADS):
+        assert await asyncio.to_thread(entered.acquire, timeout=LIMIT_S)
+    assert server_threads() == before + 1 + SPARE_THREADS
+    assert not entered.acquire(blocking=False)
+    go_on.set()
+    await asyncio.gather(*held)
 
 
 def test_an_ending_server_lets_streams_end_and_nobody_in(held: Held) -> None:
