@@ -25,8 +25,8 @@ from langchain_sgl.reranking.scoring_model import ScoringModel
 from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
 from sgl_engine import ConfigError, Fraction, InvalidRequestError, MissingImageError
+from sgl_engine.demo import SMALL_NAME
 from sgl_engine.relevance import (
-    BUNDLED_SMALL,
     Judged,
     RelevanceQuestion,
     Round,
@@ -291,5 +291,5 @@ def _with(document: Document, judged: Judged) -> Document:
 
 def _is_bundled(model: ChatSGL) -> bool:
     if model.ready_engine is not None:
-        return bool(model.ready_engine.small.name == BUNDLED_SMALL)
+        return bool(model.ready_engine.small.name == SMALL_NAME)
     return model.small is None

@@ -96,7 +96,7 @@ def _writer(name: str, pictures: list[ImagePart]) -> Callable[[Any], Any]:
             return f"{name}-{len(pictures) - 1}"
         if isinstance(value, Message):
             content = list(value.content)
-            said = {"role": value.role, "content": content[0] if content == content[:1] else content}
+            said = {"role": value.role, "content": content[0] if len(content) == 1 else content}
             calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in value.tool_calls]
             return {**said, **({"tool_calls": calls} if calls else {})}
         if isinstance(value, (tuple, set, frozenset)):

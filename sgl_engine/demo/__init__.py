@@ -18,8 +18,10 @@ WEIGHTS = Path(__file__).with_name("weights")
 PICTURES = Path(__file__).with_name("pictures")
 SCORER = "answer_probability"
 """What separates this pair's right answers from its wrong ones best (``sgl bench``)."""
+SMALL_NAME = "sgl-demo-small"
+"""By which the bundled small model is known: it follows no instructions, and has to be asked otherwise."""
 
-__all__ = ["PICTURES", "SCORER", "TRANSCRIBE", "WEIGHTS", "demo_engine", "demo_model"]
+__all__ = ["PICTURES", "SCORER", "SMALL_NAME", "TRANSCRIBE", "WEIGHTS", "demo_engine", "demo_model"]
 
 
 def demo_engine(

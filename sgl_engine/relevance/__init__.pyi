@@ -1,5 +1,4 @@
 from .question import (
-    BUNDLED_SMALL as BUNDLED_SMALL,
     YES_OR_NO as YES_OR_NO,
     RelevanceQuestion as RelevanceQuestion,
     default_question as default_question,

@@ -61,8 +61,6 @@ class RelevanceQuestion:
 
 YES_OR_NO: Final = 'Can this picture answer the question "{query}"? Answer Yes or No.'
 """What a pair that follows instructions is asked about each picture."""
-BUNDLED_SMALL: Final = "sgl-demo-small"
-"""Name of the bundled small model, which follows no instructions."""
 BUNDLED_QUESTION: Final = RelevanceQuestion("{query}", None, "none")
 """What the bundled pair is asked: it answers "none" where a picture does not hold the answer."""
 

@@ -2,7 +2,8 @@
 
 ``fields`` is what clients send, ``messages`` and ``chat`` translate it, ``app`` has the routes, ``access``
 guards them, ``errors`` gives each error of this package one status, ``metrics`` is for Prometheus, and
-``run`` is the process; ``ranking`` is for lists of documents. Handlers translate; the engine decides.
+``run`` is the process; ``ranking`` is for lists of documents, ``deciding`` for typed questions. Handlers
+translate; the engine decides.
 """
 
 import lazy_loader

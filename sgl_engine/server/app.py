@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from sgl_engine import SGLEngine, SGLError, __version__
 from sgl_engine.exit import ExitDecision
 from sgl_engine.server import chat, errors
 from sgl_engine.server.access import Guard
+from sgl_engine.server.deciding.routes import DecisionRoutes
 from sgl_engine.server.fields import ChatBody, TokenizeBody
 from sgl_engine.server.leaving import unless_gone
 from sgl_engine.server.metrics import Metrics
@@ -55,6 +56,7 @@ def create_app(
     metrics = Metrics(settings.model, vllm_names=settings.vllm_metric_names)
     Routes(state, settings, metrics).add_to(app)
     RankingRoutes(state, settings, metrics).add_to(app)
+    DecisionRoutes(state, settings, metrics).add_to(app)
     app.add_middleware(Guard, settings=settings, state=state)
     return app
 
@@ -240,7 +242,7 @@ def _event(data: dict[str, Any]) -> str:
 def _validation_error(error: RequestValidationError) -> errors.HTTPError:
     """FastAPI's 422 as OpenAI's 400: the first thing that is wrong, by its path in the body."""
     wrong = error.errors()[0]
-    where = ".".join(str(step) for step in wrong["loc"][1:]) or None
+    where = _place(wrong["loc"][1:], error.body) or None
     if wrong["type"] == "extra_forbidden":
         return errors.HTTPError(
             400,
@@ -254,3 +256,17 @@ def _validation_error(error: RequestValidationError) -> errors.HTTPError:
         code="invalid_value",
         param=where,
     )
+
+
+def _place(steps: Sequence[Any], body: Any) -> str:
+    """The path to what is wrong, ``questions.2.choices``; which kinds were tried there is left out."""
+    place: list[str] = []
+    for number, step in enumerate(steps, start=1):
+        inside = isinstance(body, dict) and step in body
+        inside = inside or (isinstance(body, list) and isinstance(step, int) and step < len(body))
+        # A field that is missing is named by the last step, after which there is nothing.
+        if inside or (number == len(steps) and isinstance(body, dict)):
+            place.append(str(step))
+        if inside:
+            body = body[step]
+    return ".".join(place)

@@ -45,11 +45,7 @@ def to_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
-    role = _ROLES.get(str(message.get("role")))
-    if role is None:
-        raise InvalidRequestError(
-            f"{where} has the role {message.get('role')!r:.100}.", remedy=f"Use one of {', '.join(_ROLES)}."
-        )
+    role = to_role(message.get("role"), where)
     content = message.get("content")
     parts = [content] if isinstance(content, str) else content or []
     if not isinstance(parts, list):
@@ -73,6 +69,20 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
         name=name if isinstance(name, str) else None,
         reasoning=thoughts if role == "assistant" and isinstance(thoughts, str) else None,
     )
+
+
+def to_role(role: object, where: str) -> Role:
+    """The engine's word for OpenAI's.
+
+    Raises:
+        InvalidRequestError: There is none.
+    """
+    found = _ROLES.get(str(role))
+    if found is None:
+        raise InvalidRequestError(
+            f"{where} has the role {role!r:.100}.", remedy=f"Use one of {', '.join(_ROLES)}."
+        )
+    return found
 
 
 def to_part(part: object, where: str) -> str | ImagePart:

@@ -17,6 +17,7 @@ from sgl_engine.server.errors import UNFORESEEN, code_of
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
+    from sgl_engine.decisions import DecisionReport
 
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _SCORES: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -44,6 +45,7 @@ class Metrics:
         self.known = self._counter("sgl_known_pictures", "Pictures that no tower ran on again", "model")
         self.lists = self._counter("sgl_lists", "Lists that were ranked or scored", "path", "route")
         self.documents = self._counter("sgl_documents", "Documents of these lists", "route")
+        self.decisions = self._counter("sgl_decisions", "Typed questions", "type", "route")
         self.score = Histogram(
             "sgl_score", "The small model's score", buckets=_SCORES, registry=self.registry
         )
@@ -73,17 +75,23 @@ class Metrics:
         self.score.observe(max(0.0, report.score))
         self.tflops.labels("large_alone").inc(report.large_alone_tflops)
         self._count_run(report, "uncovered" if report.uncovered else "forced" if report.forced else "score")
+        for stage, milliseconds in report.stage_ms.items():
+            self.seconds.labels(stage).observe(1e-3 * milliseconds)
         if self._vllm is not None:
             self._vllm.count(response, streamed)
 
-    def count_list(self, path: str, report: Mapping[str, Any], runs: Sequence[RunReport]) -> None:
+    def count_list(
+        self, path: str, report: Mapping[str, Any], runs: Sequence[RunReport], *, seconds: float
+    ) -> None:
         """Takes in lists that were ranked.
 
         Args:
             path: Where they were sent.
             report: Of ``ranking.answers.list_report``.
             runs: Of every run that it took, those that were overruled too.
+            seconds: From the request to its answer.
         """
+        self.seconds.labels("list").observe(seconds)
         self.lists.labels(path, report["route"]).inc()
         for route, number in report["documents"].items():
             self.documents.labels(route).inc(number)
@@ -94,6 +102,30 @@ class Metrics:
             self._count_run(run, "list")
         if self._vllm is not None:
             self._vllm.count_prompts([usage_of(run) for run in runs])
+
+    def count_decisions(
+        self, types: Sequence[str], reports: Sequence[DecisionReport | None], *, seconds: float
+    ) -> None:
+        """Takes in the questions of one request.
+
+        Args:
+            types: Their types, as clients name them.
+            reports: One for each; None where it was refused.
+            seconds: From the request to its answer.
+        """
+        self.seconds.labels("decisions").observe(seconds)
+        for kind, report in zip(types, reports, strict=True):
+            self.decisions.labels(kind, "refused" if report is None else report.route).inc()
+            if report is None:
+                continue
+            self.score.observe(report.score)
+            if report.escalated:
+                self.escalations.labels("decision").inc()
+            for model in ("small", "large"):
+                self.tokens.labels(model, "input").inc(getattr(report, f"{model}_input_tokens"))
+                self.tokens.labels(model, "output").inc(getattr(report, f"{model}_output_tokens"))
+                self.tflops.labels(model).inc(getattr(report, f"{model}_tflops"))
+            self.tflops.labels("large_alone").inc(report.large_alone_tflops)
 
     def _count_run(self, report: RunReport, reason: str) -> None:
         """Takes in what both models did for one question; ``reason`` is why the large one was called."""
@@ -108,8 +140,6 @@ class Metrics:
             self.tokens.labels(model, "output").inc(getattr(report, f"{model}_output_tokens") or 0)
             self.known.labels(model).inc(getattr(report, f"{model}_known_pictures") or 0)
             self.tflops.labels(model).inc(getattr(report, f"{model}_tflops"))
-        for stage, milliseconds in report.stage_ms.items():
-            self.seconds.labels(stage).observe(1e-3 * milliseconds)
 
     def text(self, engine: SGLEngine | None, *, is_ready: bool) -> bytes:
         """All of it as Prometheus reads it."""

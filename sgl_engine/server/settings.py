@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
+from sgl_engine.decisions import DecisionConfig
 from sgl_engine.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -24,6 +25,7 @@ class ServerSettings:
         body_timeout_s: Seconds in which a body has to come.
         timeout_s: Seconds for an answer, waiting included, where the request says nothing; None is no limit.
         max_documents: Documents of one list that is ranked or scored.
+        decisions: How questions of ``/v1/decisions`` are put; None is the form that the pair knows.
         drain_s: Seconds in which what is under way may end, once the server is asked to stop.
         vllm_metric_names: Whether ``/metrics`` also has what dashboards for vLLM read, and answers the
             ``metrics`` that its clients read.
@@ -35,6 +37,7 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     timeout_s: float | None = None
     max_documents: int = 1000
+    decisions: DecisionConfig | None = None
     drain_s: float = 60.0
     vllm_metric_names: bool = False
 

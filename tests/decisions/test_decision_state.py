@@ -147,3 +147,16 @@ def test_a_bare_form_adds_nothing() -> None:
     assert form.put(BoxQuestion("Where?"), (0,), "mean").content == ("Where?",)
     with pytest.raises(InvalidRequestError, match="is a picture"):
         form.put(ScoreQuestion("How much?", ["little", (PICTURE,)]), (0, 1), "mean")
+
+
+def test_a_message_of_calls_alone_is_evidence_too() -> None:
+    call = ToolCall("c1", "look", {"at": "it"})
+    [message] = as_request(
+        [Message("user", ("Look.",)), Message("assistant", (), tool_calls=(call,))]
+    ).messages
+    said = json.loads(str(message.content[0]))[1]
+    assert said == {
+        "role": "assistant",
+        "content": [],
+        "tool_calls": [{"name": "look", "arguments": {"at": "it"}}],
+    }

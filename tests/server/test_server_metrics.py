@@ -131,6 +131,8 @@ def test_every_expression_of_the_dashboard_names_what_is_there(counted: Running)
     counted.chat(about(picture_url(), "hard"), max_tokens=16)
     counted.chat([])
     counted.client.post("/rerank", json={"query": "fox?", "documents": ["a fox", "a cat"]})
+    question = {"type": "predicate", "instructions": "Is it red?"}
+    counted.client.post("/v1/decisions", json={"input": "a red fox", "questions": [question]})
     there = {name for name, _ in read(counted)}
     found = list(expressions(json.loads(DASHBOARD.read_text())))
     assert len(found) >= 8

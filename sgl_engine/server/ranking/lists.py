@@ -29,7 +29,7 @@ AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedDocument:
     """One document, as a model is asked about it.
 
     Attributes:
@@ -77,7 +77,9 @@ class ListScorer:
     _trying: int = 0
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIDE_BY_SIDE))
 
-    async def score(self, lists: Sequence[Sequence[Asked]], *, max_rescored: int | None) -> list[ScoredList]:
+    async def score(
+        self, lists: Sequence[Sequence[AskedDocument]], *, max_rescored: int | None
+    ) -> list[ScoredList]:
         """Scores several lists, each settled by itself.
 
         Args:
@@ -90,7 +92,7 @@ class ListScorer:
         """
         return await self._together([self._list(asked, max_rescored) for asked in lists])
 
-    async def _list(self, asked: Sequence[Asked], max_rescored: int | None) -> ScoredList:
+    async def _list(self, asked: Sequence[AskedDocument], max_rescored: int | None) -> ScoredList:
         rounds = settle(len(asked), self.engine.config.exit, max_rescored=max_rescored)
         score: float | None = None
         step, is_first = next(rounds), True
@@ -117,7 +119,7 @@ class ListScorer:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
-    async def _one(self, asked: Asked, model: Literal["small", "large"], *, is_first: bool) -> Judged:
+    async def _one(self, asked: AskedDocument, model: Literal["small", "large"], *, is_first: bool) -> Judged:
         async with self._room:
             judged = await self._judged(asked, model)
         if judged.report is not None:
@@ -130,7 +132,7 @@ class ListScorer:
             )
         return judged
 
-    async def _judged(self, asked: Asked, model: Literal["small", "large"]) -> Judged:
+    async def _judged(self, asked: AskedDocument, model: Literal["small", "large"]) -> Judged:
         """Scores one document. Once one of a request was let in, the others wait for room."""
         score = partial(self.engine.score_answers, asked.request, asked.question.answers, model=model)
         while True:

@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse
 
 from sgl_engine import ImagePart, InvalidRequestError, Message, RequestError, SGLEngine
 from sgl_engine import Request as Question
-from sgl_engine.relevance import BUNDLED_SMALL, RelevanceQuestion, default_question
+from sgl_engine.demo import SMALL_NAME
+from sgl_engine.relevance import RelevanceQuestion, default_question
 from sgl_engine.server.chat import engine_for
 from sgl_engine.server.errors import HTTPError, code_of, status_of
 from sgl_engine.server.leaving import unless_gone
@@ -22,7 +23,7 @@ from sgl_engine.server.metrics import Metrics
 from sgl_engine.server.ranking.answers import headers_of_list, list_report, rerank_answer, score_answer
 from sgl_engine.server.ranking.documents import Parts, to_document, to_query
 from sgl_engine.server.ranking.fields import ListBody, RankFields, RerankBody, ScoreBody
-from sgl_engine.server.ranking.lists import Asked, ListScorer, ScoredList
+from sgl_engine.server.ranking.lists import AskedDocument, ListScorer, ScoredList
 from sgl_engine.server.settings import ServerSettings
 from sgl_engine.server.state import ServerState
 
@@ -67,7 +68,8 @@ class RankingRoutes:
             work = scorer.score(lists, max_rescored=body.sgl.max_rescored)
             scored = await unless_gone(work, cancel, request)
         report = list_report(scored, scorer.runs, engine.config.exit)
-        self._metrics.count_list(request.url.path, report, scorer.runs)
+        seconds = time.monotonic() - since
+        self._metrics.count_list(request.url.path, report, scorer.runs, seconds=seconds)
         return scored, report
 
     def _read(
@@ -77,12 +79,12 @@ class RankingRoutes:
         queries: Sequence[Any],
         since: float,
         cancel: threading.Event,
-    ) -> tuple[SGLEngine, list[list[Asked]]]:
+    ) -> tuple[SGLEngine, list[list[AskedDocument]]]:
         """Translates: the engine that is wanted, and one list for each query."""
         engine = engine_for(engine, body, self._settings)
         timeout_s = body.sgl.timeout_s or self._settings.timeout_s
         deadline = None if timeout_s is None else since + timeout_s
-        is_bundled = engine.small.name == BUNDLED_SMALL
+        is_bundled = engine.small.name == SMALL_NAME
         many = isinstance(body, ScoreBody)
         texts = []
         for index, query in enumerate(queries):
@@ -96,7 +98,7 @@ class RankingRoutes:
                 parts = to_document(document, place)
                 question = _question(body.sgl, parts, place, is_bundled=is_bundled)
             text = question.about(texts[index if len(texts) > 1 else 0])
-            asked.append(Asked(_request(body, parts, text, deadline, cancel), question, place))
+            asked.append(AskedDocument(_request(body, parts, text, deadline, cancel), question, place))
         return engine, [asked] if len(texts) == 1 else [[each] for each in asked]
 
 
