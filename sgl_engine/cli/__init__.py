@@ -15,6 +15,7 @@ from typing import Final
 
 from sgl_engine import ConfigError, ModelError, RequestError, __version__
 from sgl_engine.cli import ask, bench, calibrate, check, demo, explain, serve
+from sgl_engine.cli.decide import command as decide
 
 OK: Final = 0
 ENGINE_FAILED: Final = 1
@@ -24,6 +25,7 @@ INTERRUPTED: Final = 130
 _COMMANDS: Final = {
     "ask": ask,
     "explain": explain,
+    "decide": decide,
     "check": check,
     "bench": bench,
     "calibrate": calibrate,
