@@ -22,7 +22,7 @@ from statistics import fmean
 import numpy as np
 from rich.console import Console
 
-from sgl_engine.calibration.certify import certify, empirical_threshold, thresholds_of
+from sgl_engine.calibration.certify import certify, certify_share, empirical_threshold, thresholds_of
 from sgl_engine.calibration.fitting import fit
 from sgl_engine.calibration.ways import choose
 from sgl_engine.evaluation.tables import Table
@@ -89,6 +89,26 @@ def simulate_whole(*, target: float, sets: int = SETS) -> Coverage:
         ours += _whole_risk(calibrators, certified.threshold) > target
         control += _whole_risk(calibrators, observed) > target
         exits.append(certified.exit_share)
+    return Coverage(ours, control, fmean(exits), sets)
+
+
+def simulate_share(*, target: float, sets: int = SETS) -> Coverage:
+    """The same of the share that goes to the large model; too many go there in an exceeded set."""
+    ours, control, exits = 0, 0, []
+    for seed in range(sets):
+        scores, harmful = draw(np.random.default_rng((seed, 11)), informative=True)
+        values = [{SCORE: score} for score in scores.tolist()]
+        half = RECORDS // 2
+        calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
+        probabilities = np.asarray([calibrator.probability(each) or 0.0 for each in values])[:, None]
+        grid = thresholds_of(probabilities[:half, 0].tolist())
+        rest = (probabilities[half:], harmful[half:, None])
+        certified = certify_share(*rest, grid, target_share=target, confidence_level=LEVEL)
+        observed = [at for at in grid if (rest[0] < at).mean() <= target]
+        # Scores are uniform, so the share that escalates is the lowest score that is kept.
+        ours += _lowest_exit(calibrator, certified.threshold) > target
+        control += _lowest_exit(calibrator, max(observed)) > target
+        exits.append(1 - certified.escalated_share)
     return Coverage(ours, control, fmean(exits), sets)
 
 
@@ -162,6 +182,10 @@ def main() -> None:
         found = simulate_whole(target=target, sets=sets)
         counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
         rows.append(("the whole", f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
+    for target in (0.1, 0.3, 0.5):
+        found = simulate_share(target=target, sets=sets)
+        counts = (found.exceeded / sets, found.control_exceeded / sets, found.exits)
+        rows.append(("the large model's share", f"{target:.0%}", *(f"{share:.1%}" for share in counts)))
     columns = ("score", "target", "risk above it", "control: above it", "exits")
     Console().print(Table(f"{sets} simulated sets of {RECORDS} records", columns, rows).rich())
 

@@ -89,6 +89,7 @@ class ChatSettings(CallFields, BaseChatModel):
             environment: SGL_CALIBRATION. A call that sets another ``exit_threshold`` goes by that; a call
             with another ``retention`` or ``scorer`` goes to the large model, as nothing was certified for it.
         risk: Which of the calibration's target risks; None is the smallest that is certified.
+        share: Instead of a risk: which of its shares of questions may go to the large model.
         streaming: LangChain's switch: True makes ``invoke`` stream internally, False makes ``stream`` wait.
         max_retries: Accepted for code that sets it on every model; local models have nothing to retry.
         api_key: Accepted for the same reason; never used.
@@ -131,6 +132,7 @@ class ChatSettings(CallFields, BaseChatModel):
     retention: str | None = Field(default_factory=environment("SGL_RETENTION"))
     calibration: Path | None = Field(default_factory=environment("SGL_CALIBRATION"), validate_default=True)
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
@@ -255,7 +257,7 @@ class ChatSettings(CallFields, BaseChatModel):
             options = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer)
             changes = options.changes(engine)
             leaving = changes.get("exit", engine.config.exit)
-            own = {"calibration": self.calibration, "risk": self.risk}
+            own = {"calibration": self.calibration, "risk": self.risk, "share": self.share}
             update |= changes | {"exit": ExitConfig(**{**leaving.model_dump(), **own})}
         return engine.with_config(engine.config.model_copy(update=update)) if update else engine
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgl_engine import ConfigError, PruningConfig
-from sgl_engine.calibration.certify import certify, thresholds_of
+from sgl_engine.calibration.certify import certify, certify_share, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
 from sgl_engine.calibration.records import CalibrationRecord, halves
 from sgl_engine.calibration.ways import Ways, harms
-from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Rung, Samples
+from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Rung, Samples, SharePoint
 from sgl_engine.report import engine_version
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Promise:
         agreement: How answers are compared, where that is disagreement.
         method: Of the calibrators.
         seed: Of the split into halves.
+        shares: Of the questions that may go to the large model, each certified by itself.
     """
 
     targets: tuple[float, ...] = (0.02, 0.05)
@@ -43,17 +44,20 @@ class Promise:
     agreement: Agreement = "text"
     method: Method = "isotonic"
     seed: int = 0
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what is no probability.
 
         Raises:
-            ConfigError: A target or the confidence level is not between 0 and 1, or there is no target.
+            ConfigError: A target, a share or the confidence level is not between 0 and 1, or there is no
+                target.
         """
-        for value in (*self.targets, self.confidence_level):
+        for value in (*self.targets, *self.shares, self.confidence_level):
             if not 0.0 < value < 1.0:
                 raise ConfigError(
-                    f"{value} is not between 0 and 1.", remedy="Write risks and confidence as 0.05 and 0.9."
+                    f"{value} is not between 0 and 1.",
+                    remedy="Write risks, shares and confidence as 0.05 and 0.9.",
                 )
         if not self.targets:
             raise ConfigError("No target risk is given.", remedy="Give at least one, such as 0.05.")
@@ -66,12 +70,14 @@ class Fitted:
     Attributes:
         calibrator: Observation -> probability that an exit is harmless.
         thresholds: To be tested, strictest first.
+        exits: The same where only exits count: quantiles of their own probabilities.
         rungs: The same calibrators of the rungs, by name, the cheapest first.
         promise: What they were fitted for.
     """
 
     calibrator: Isotonic | Logistic
     thresholds: tuple[float, ...]
+    exits: tuple[float, ...]
     rungs: Mapping[str, Isotonic | Logistic]
     promise: Promise
 
@@ -94,9 +100,12 @@ def fit_half(records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequ
     observations = [record.observation for record in records]
     harm = harms(records, rungs, promise.risk, promise.agreement)
     leaving, *others = (fit(promise.method, observations, (~column).tolist()) for column in harm.T)
-    fitted = Fitted(leaving, (), dict(zip(rungs, others, strict=True)), promise)
+    fitted = Fitted(leaving, (), (), dict(zip(rungs, others, strict=True)), promise)
     # Thresholds are quantiles of their own probabilities.
-    return replace(fitted, thresholds=thresholds_of(fitted.ways(records).probabilities.ravel().tolist()))
+    found = fitted.ways(records).probabilities
+    return replace(
+        fitted, thresholds=thresholds_of(found.ravel().tolist()), exits=thresholds_of(found[:, 0].tolist())
+    )
 
 
 def certify_half(
@@ -113,6 +122,23 @@ def certify_half(
             confidence_level=promise.confidence_level,
         )
         for target in sorted(set(promise.targets))
+    )
+
+
+def certify_shares(
+    records: Sequence[CalibrationRecord], fitted: Fitted, promise: Promise
+) -> tuple[SharePoint, ...]:
+    """Tests the thresholds for every share, ascending."""
+    ways = fitted.ways(records)
+    return tuple(
+        certify_share(
+            ways.probabilities,
+            ways.harmful,
+            fitted.exits,
+            target_share=share,
+            confidence_level=promise.confidence_level,
+        )
+        for share in sorted(set(promise.shares))
     )
 
 
@@ -164,6 +190,7 @@ def calibrate(
             Rung(name=name, pruning=pruning, calibrator=fitted.rungs[name]) for name, pruning in rungs.items()
         ),
         points=certify_half(certifying, fitted, promise),
+        shares=certify_shares(certifying, fitted, promise),
         samples=Samples(
             data=data,
             fitting=len(fitting),

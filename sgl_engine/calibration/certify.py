@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.exit import OperatingPoint
+from sgl_engine.exit import OperatingPoint, SharePoint
 
 MAX_THRESHOLDS = 100
 _ENOUGH = 10_000_000  # records: beyond it, "collect more" is no advice
@@ -91,6 +91,56 @@ def certify(
         p_value=float(p_values[last]),
         rungs=tuple(taken[last, 1:].tolist()),
         harmful_rungs=int(errors[last, 1:].sum()),
+    )
+
+
+def certify_share(
+    probabilities: NDArray[np.float64],
+    harmful: NDArray[np.bool_],
+    thresholds: Sequence[float],
+    *,
+    target_share: float,
+    confidence_level: float,
+) -> SharePoint:
+    """Tests thresholds from the loosest on, until the first whose escalations cannot be bounded.
+
+    P(share that escalates at the result <= target_share) >= confidence_level, over draws of the records.
+    Fewer escalate the looser a threshold is, so the test can begin where nearly none does. The result is the
+    strictest threshold that passes, as that does the least harm.
+
+    Args:
+        probabilities: Calibrated ones (n, ways), the exit's first, of records that were not fitted on.
+        harmful: Whether each way does harm; of the same shape.
+        thresholds: In any order; fixed before the records were looked at.
+        target_share: In (0, 1).
+        confidence_level: 1 - delta, in (0, 1).
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    grid = sorted(thresholds)
+    leaving = probabilities[:, 0]
+    escalated = (leaving < np.asarray(grid)[:, None]).sum(axis=1)
+    p_values = binomial_p_values(escalated, len(probabilities), target_share)
+    failed = np.flatnonzero(~(p_values <= 1 - confidence_level))
+    last = (int(failed[0]) if len(failed) else len(p_values)) - 1
+    if last < 0:
+        return SharePoint(
+            target_share=target_share,
+            threshold=None,
+            records=len(probabilities),
+            escalated=len(probabilities),
+            harmed=0,
+            p_value=float(p_values[0]) if len(p_values) else 1.0,
+        )
+    errors, _ = _counts(probabilities, harmful, grid[last : last + 1])
+    return SharePoint(
+        target_share=target_share,
+        threshold=float(grid[last]),
+        records=len(probabilities),
+        escalated=int(escalated[last]),
+        harmed=int(errors.sum()),
+        p_value=float(p_values[last]),
     )
 
 

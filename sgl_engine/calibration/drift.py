@@ -12,7 +12,7 @@ from sgl_engine import ConfigError
 from sgl_engine.calibration.records import CalibrationRecord
 from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.optional import extra
-from sgl_engine.exit import Calibration, OperatingPoint, Reference
+from sgl_engine.exit import Calibration, OperatingPoint, Reference, SharePoint
 
 _ALARM = 0.05
 """How often a calibration that holds is accused, all its operating points together."""
@@ -43,14 +43,35 @@ class PointCheck:
 
 
 @dataclass(frozen=True)
+class ShareCheck:
+    """One share of the questions that may go to the large model, on new records.
+
+    Attributes:
+        point: As it was certified.
+        records: New ones.
+        escalated: Of them, how many go to the large model.
+        p_too_many: P(at least so many) if the share were the target: small = it is more.
+        p_few_enough: P(at most so many) if the share were the target: small = certified anew.
+    """
+
+    point: SharePoint
+    records: int
+    escalated: int
+    p_too_many: float
+    p_few_enough: float
+
+
+@dataclass(frozen=True)
 class DriftCheck:
     """The verdict on a calibration.
 
     Attributes:
-        verdict: "violated": harm is more frequent than promised. "confirmed": the new records certify every
-            operating point by themselves. "shifted": neither, and questions are scored otherwise than they
-            were, so that the promise is about others. "compatible": nothing speaks against it.
+        verdict: "violated": harm, or asking the large model, is more frequent than promised. "confirmed": the
+            new records certify every promise by themselves. "shifted": neither, and questions are scored
+            otherwise than they were, so that the promise is about others. "compatible": nothing speaks
+            against it.
         points: Each certified operating point.
+        shares: Each certified share.
         scores_distance: Kolmogorov-Smirnov distance of the scores to those of the calibration, in [0, 1].
         scores_p: Its p-value.
         confidence_level: Of the calibration.
@@ -58,6 +79,7 @@ class DriftCheck:
 
     verdict: Literal["confirmed", "compatible", "shifted", "violated"]
     points: tuple[PointCheck, ...]
+    shares: tuple[ShareCheck, ...]
     scores_distance: float
     scores_p: float
     confidence_level: float
@@ -81,6 +103,12 @@ class DriftCheck:
                 f"  Exits: {each.exits / each.records:.1%}, when calibrated {point.exit_share:.1%} "
                 f"(p = {each.exits_p:.3f} for no change)."
             )
+        lines += [
+            f"Share {each.point.target_share:.1%}: {each.escalated / each.records:.2%} went to the large "
+            f"model ({each.escalated} of {each.records}), when calibrated {each.point.escalated_share:.2%}; "
+            f"so many, or more, would have a probability of {each.p_too_many:.3f} at that share."
+            for each in self.shares
+        ]
         lines.append(
             f"Scores: distance {self.scores_distance:.3f} to the calibration's, p = {self.scores_p:.3g}."
         )
@@ -92,7 +120,8 @@ _VERDICTS = {
     "compatible": "Nothing speaks against the calibration; the new questions are too few to certify it anew.",
     "shifted": "These questions are not like those of the calibration, so its promise may not be about them. "
     "Calibrate again, with them.",
-    "violated": "The calibration does not hold: harm is more frequent than promised. Calibrate again.",
+    "violated": "The calibration does not hold: harm, or asking the large model, is more frequent than "
+    "promised. Calibrate again.",
 }
 
 
@@ -107,17 +136,20 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
         ConfigError: There are no records, no operating point was certified, or answers are missing.
     """
     certified = [point for point in calibration.points if point.threshold is not None]
-    if not certified or not records:
+    bounded = [share for share in calibration.shares if share.threshold is not None]
+    if not (certified or bounded) or not records:
         raise ConfigError(
             "There is nothing to check: no record, or no certified threshold.",
             remedy="Check a calibration that certifies something, on data with rows that can be answered.",
         )
     ways = Ways.under(calibration, records)
     points = tuple(_check(point, ways) for point in certified)
+    shares = tuple(_check_share(share, ways) for share in bounded)
     distance, scores_p = scores_shift(calibration.reference, [record.score for record in records])
     return DriftCheck(
-        _verdict(points, scores_p, 1 - calibration.confidence_level),
+        _verdict(points, shares, scores_p, 1 - calibration.confidence_level),
         points,
+        shares,
         distance,
         scores_p,
         calibration.confidence_level,
@@ -141,15 +173,29 @@ def _check(point: OperatingPoint, ways: Ways) -> PointCheck:
     )
 
 
+def _check_share(share: SharePoint, ways: Ways) -> ShareCheck:
+    stats = extra("scipy.stats")
+    chosen = ways.choose(share.threshold)
+    count, escalated = len(chosen), int((chosen > 0).sum())
+    return ShareCheck(
+        point=share,
+        records=count,
+        escalated=escalated,
+        p_too_many=float(stats.binom.sf(escalated - 1, count, share.target_share)),
+        p_few_enough=float(stats.binom.cdf(escalated, count, share.target_share)),
+    )
+
+
 def _verdict(
-    points: Sequence[PointCheck], scores_p: float, delta: float
+    points: Sequence[PointCheck], shares: Sequence[ShareCheck], scores_p: float, delta: float
 ) -> Literal["confirmed", "compatible", "shifted", "violated"]:
-    if any(each.p_too_many <= _ALARM / len(points) for each in points):  # Bonferroni
+    promises: tuple[PointCheck | ShareCheck, ...] = (*points, *shares)
+    if any(each.p_too_many <= _ALARM / len(promises) for each in promises):  # Bonferroni
         return "violated"
-    if all(each.p_few_enough <= delta for each in points):
+    if all(each.p_few_enough <= delta for each in promises):
         return "confirmed"  # whatever else has changed: the promise was tested on these very questions
     # One test of the scores, and one of the exits for each point.
-    shifted = min(scores_p, *(each.exits_p for each in points)) <= _SHIFT_ALARM / (len(points) + 1)
+    shifted = min([scores_p, *(each.exits_p for each in points)]) <= _SHIFT_ALARM / (len(points) + 1)
     return "shifted" if shifted else "compatible"
 
 

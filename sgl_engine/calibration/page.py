@@ -77,10 +77,12 @@ class _Page:
 
     def _summary(self) -> str:
         level = self.calibration.confidence_level
-        return "\n".join(
-            f"- {point.summary(level) if point.threshold is None else self._sentence(point)}"
+        promised = [
+            point.summary(level) if point.threshold is None else self._sentence(point)
             for point in self.calibration.points
-        )
+        ]
+        promised += [share.summary(level) for share in self.calibration.shares]
+        return "\n".join(f"- {sentence}" for sentence in promised)
 
     def _table(self) -> str:
         if not self.certified:

@@ -81,12 +81,24 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
         help="share of all questions at most (default: 0.02 0.05)",
     )
     promise.add_argument(
+        "--share",
+        metavar="S",
+        type=float,
+        nargs="+",
+        default=[],
+        help="also: share of all questions that may go to the large model at most (such as 0.3)",
+    )
+    promise.add_argument(
         "--confidence",
         metavar="C",
         type=float,
         default=0.9,
         help="with which the risk stays within the target (default: %(default)s)",
     )
+    _add_fitting(promise)
+
+
+def _add_fitting(promise: argparse._ArgumentGroup) -> None:
     promise.add_argument(
         "--method",
         choices=("isotonic", "logistic"),
@@ -126,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
         targets=tuple(arguments.target),
+        shares=tuple(arguments.share),
         confidence_level=arguments.confidence,
         risk=arguments.risk,
         agreement=arguments.agreement,

@@ -118,6 +118,12 @@ def _add_leaving(parser: argparse.ArgumentParser) -> None:
         help="which of the calibration's target risks (default: the smallest that is certified)",
     )
     leaving.add_argument(
+        "--share",
+        metavar="S",
+        type=_positive_fraction,
+        help="instead of a risk: which of the calibration's shares of questions may go to the large model",
+    )
+    leaving.add_argument(
         "--escalate",
         choices=get_args(Escalate),
         default="auto",
@@ -129,15 +135,22 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
     """The engine's configuration.
 
     Raises:
-        ConfigError: A risk is named, and no calibration; or what --retention leaves to one is named as well.
+        ConfigError: A risk or a share is named without a calibration, or both are; or what --retention
+            leaves to one is named as well.
     """
-    if arguments.risk is not None and arguments.calibration is None:
-        raise ConfigError("--risk is given without --calibration.", remedy="Name the file that it is in.")
+    for name in ("risk", "share"):
+        if getattr(arguments, name) is not None and arguments.calibration is None:
+            raise ConfigError(
+                f"--{name} is given without --calibration.", remedy="Name the file that it is in."
+            )
+    if arguments.risk is not None and arguments.share is not None:
+        raise ConfigError("--risk and --share are both given.", remedy="Give one: each names a threshold.")
     leaving = ExitConfig(
         threshold=arguments.threshold,
         escalate=arguments.escalate,
         calibration=arguments.calibration,
         risk=arguments.risk,
+        share=arguments.share,
     )
     pruning = pruning_config(arguments)
     if pruning.auto and arguments.tiles != "all":

@@ -83,6 +83,7 @@ class ExitConfig(_Config):
         calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
             calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.
         risk: Which of the file's target risks; None is the smallest that could be certified.
+        share: Instead of a risk: which of the file's shares of questions the large model may be asked.
         empty_answers: "escalate" scores a small answer of white space at most 0, calibrated or not: a model
             that ends at once was sure of its end, not of an answer. "score" scores it like any other.
     """
@@ -93,12 +94,16 @@ class ExitConfig(_Config):
     consistency_keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     calibration: Path | None = None
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     empty_answers: Literal["escalate", "score"] = "escalate"
 
     @model_validator(mode="after")
     def _risk_of_a_calibration(self) -> Self:
-        if self.risk is not None and self.calibration is None:
-            raise ValueError("risk chooses among the operating points of a calibration; none is given")
+        for name in ("risk", "share"):
+            if getattr(self, name) is not None and self.calibration is None:
+                raise ValueError(f"{name} chooses among the operating points of a calibration; none is given")
+        if self.risk is not None and self.share is not None:
+            raise ValueError("risk and share choose an operating point each; give one of them")
         return self
 
 

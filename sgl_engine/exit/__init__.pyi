@@ -11,7 +11,6 @@ from .calibration_file import (
     WHOLE_RISKS as WHOLE_RISKS,
     Agreement as Agreement,
     Calibration as Calibration,
-    OperatingPoint as OperatingPoint,
     Reference as Reference,
     Risk as Risk,
     Rung as Rung,
@@ -44,3 +43,4 @@ from .decision import (
     score_parts as score_parts,
 )
 from .per_call import CallChoices as CallChoices
+from .points import OperatingPoint as OperatingPoint, SharePoint as SharePoint

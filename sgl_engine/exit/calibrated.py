@@ -29,12 +29,12 @@ class ExitRule:
     Attributes:
         calibration: The whole file.
         threshold: The certified one.
-        risk: The target risk for which it is.
+        risk: The target risk for which it is; None where it bounds the share that escalates.
     """
 
     calibration: Calibration
     threshold: float
-    risk: float
+    risk: float | None
 
     def judge(
         self,
@@ -93,7 +93,7 @@ def exit_rule(small: VLM, large: VLM | None, config: EngineConfig) -> ExitRule |
 
     Raises:
         ConfigError: The file cannot be used, is of another pair or other settings, or certifies nothing at
-            the risk that is asked for.
+            the risk or the share that is asked for.
     """
     path = config.exit.calibration
     if path is None and config.pruning.auto:
@@ -116,6 +116,10 @@ def exit_rule(small: VLM, large: VLM | None, config: EngineConfig) -> ExitRule |
             f"The calibration {path} was made for something else: {'; '.join(differences)}.",
             remedy="Use the pair and the settings that it was made with, or calibrate again with these.",
         )
+    if config.exit.share is not None:
+        share = calibration.share_point(config.exit.share)
+        assert share.threshold is not None, "share_point() returns certified ones only"
+        return ExitRule(calibration, share.threshold, risk=None)
     point = calibration.point(config.exit.risk)
     assert point.threshold is not None, "point() returns certified ones only"
     return ExitRule(calibration, point.threshold, point.target_risk)

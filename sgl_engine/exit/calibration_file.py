@@ -10,14 +10,15 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgl_engine.config import PruningConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Binding, Conditions, digest
 from sgl_engine.exit.calibrators import Calibrator
+from sgl_engine.exit.points import OperatingPoint, SharePoint
 
 SCHEMA_VERSION: Literal["1"] = "1"
 
@@ -43,67 +44,6 @@ WHOLE_RISKS: Mapping[Risk, str] = {
 
 class _FilePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OperatingPoint(BaseModel):
-    """What can be promised at one target risk; "nothing" is a result like any other.
-
-    Attributes:
-        target_risk: P(exits and harms) that is to be kept.
-        threshold: Probability from which on the small answer is kept; None where none could be certified.
-        records: Records that it was tested on.
-        exits: Of them, how many exit.
-        harmful_exits: Of those, how many did harm.
-        p_value: Of the threshold, or of the strictest one where none was certified.
-        records_needed: Where none was certified: about how many records would do, if the strictest
-            threshold's errors stay as frequent; None where no number would.
-        rungs: Of those that do not exit, how many are answered at each of the calibration's rungs; the rest
-            is shown everything.
-        harmful_rungs: Of the answers at rungs, how many did harm.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target_risk: Annotated[float, Field(gt=0.0, lt=1.0)]
-    threshold: float | None
-    records: int
-    exits: int
-    harmful_exits: int
-    p_value: float
-    records_needed: int | None = None
-    rungs: tuple[int, ...] = ()
-    harmful_rungs: int = 0
-
-    @property
-    def exit_share(self) -> float:
-        """Share of the records that never reach the large model."""
-        return self.exits / self.records if self.records else 0.0
-
-    @property
-    def observed_risk(self) -> float:
-        """Share of all records that were answered, by either model, so that it did harm."""
-        return (self.harmful_exits + self.harmful_rungs) / self.records if self.records else 0.0
-
-    @property
-    def harm_among_exits(self) -> float:
-        """Share of the exits that did harm; not what is certified."""
-        return self.harmful_exits / self.exits if self.exits else 0.0
-
-    def summary(self, confidence_level: float) -> str:
-        """Says in a sentence what is promised, or why nothing is."""
-        if self.threshold is not None:
-            return (
-                f"At most {self.target_risk:.1%} risk, with {confidence_level:.0%} confidence: keep the "
-                f"small answer from a probability of {self.threshold:.4f} on; {self.exit_share:.1%} of "
-                f"{self.records} questions exit."
-            )
-        sentence = (
-            f"No threshold can be certified for {self.target_risk:.1%} risk with {confidence_level:.0%} "
-            f"confidence and n = {self.records}"
-        )
-        if self.records_needed is None:
-            return f"{sentence}; even the surest answers do harm too often, so more records would not help."
-        return f"{sentence}; you need about {self.records_needed}."
 
 
 class Samples(_FilePart):
@@ -169,6 +109,7 @@ class Calibration(_FilePart):
         rungs: What the large model may be shown, the least first; where there are any, the promise is about
             all that the cascade does, and else about exits alone.
         points: What can be promised, by target risk, ascending.
+        shares: What can be promised about how many go to the large model, by target share, ascending.
         samples: Where the numbers come from.
         reference: Scores, for the drift check.
     """
@@ -185,6 +126,7 @@ class Calibration(_FilePart):
     calibrator: Calibrator
     rungs: tuple[Rung, ...] = ()
     points: tuple[OperatingPoint, ...]
+    shares: tuple[SharePoint, ...] = ()
     samples: Samples
     reference: Reference
 
@@ -193,7 +135,9 @@ class Calibration(_FilePart):
         return self.model_copy(update={"id": self._content_hash()})
 
     def _content_hash(self) -> str:
-        content = self.model_dump(mode="json", exclude={"id", "created"})
+        # A file without shares has the id that it had before there were any.
+        left_out = {"id", "created"} | (set() if self.shares else {"shares"})
+        content: dict[str, Any] = self.model_dump(mode="json", exclude=left_out)
         return digest(json.dumps(content, sort_keys=True))
 
     def point(self, target_risk: float | None) -> OperatingPoint:
@@ -229,10 +173,32 @@ class Calibration(_FilePart):
             remedy=f"Use one that it has ({choices}), or calibrate with --target {target_risk:g}.",
         )
 
+    def share_point(self, target_share: float) -> SharePoint:
+        """Picks the operating point that keeps the large model's share within a target.
+
+        Raises:
+            ConfigError: The share is not among those in the file, or could not be certified.
+        """
+        certified = [f"{point.target_share:g}" for point in self.shares if point.threshold is not None]
+        choices = f"certified are {', '.join(certified) or 'none'}"
+        for point in self.shares:
+            if point.target_share == target_share and point.threshold is not None:
+                return point
+            if point.target_share == target_share:
+                raise ConfigError(
+                    point.summary(self.confidence_level),
+                    remedy=f"Use another share ({choices}), or calibrate with more records.",
+                )
+        raise ConfigError(
+            f"The calibration {self.id} says nothing about a share of {target_share:g}.",
+            remedy=f"Use one that it has ({choices}), or calibrate with --share {target_share:g}.",
+        )
+
     def describe(self) -> str:
         """Says what the risk is, and in one line each what the operating points promise."""
         points = [point.summary(self.confidence_level) + self._rungs_of(point) for point in self.points]
-        return "\n".join([f"The risk: {self.risk_in_words}.", *points])
+        shares = [point.summary(self.confidence_level) for point in self.shares]
+        return "\n".join([f"The risk: {self.risk_in_words}.", *points, *shares])
 
     @property
     def risk_in_words(self) -> str:

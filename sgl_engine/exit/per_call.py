@@ -48,7 +48,7 @@ class CallChoices:
         """Says how the exit changes where these choices differ from what the calibration was made with."""
         if config.exit.calibration is None:
             return {}
-        without: dict[str, Any] = {"calibration": None, "risk": None}
+        without: dict[str, Any] = {"calibration": None, "risk": None, "share": None}
         # A threshold of the call's own takes the place of the certified one.
         if self.threshold is not None:
             return without
