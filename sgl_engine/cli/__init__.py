@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import ConfigError, ModelError, RequestError, __version__
-from sgl_engine.cli import ask, bench, calibrate, check, demo, explain, serve
+from sgl_engine.cli import ask, bench, calibrate, check, demo, explain, playground, serve
 from sgl_engine.cli.decide import command as decide
 
 OK: Final = 0
@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "bench": bench,
     "calibrate": calibrate,
     "serve": serve,
+    "playground": playground,
     "demo": demo,
 }
 

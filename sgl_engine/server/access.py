@@ -24,8 +24,6 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
-OPEN: Final = frozenset({"/health", "/ready", "/metrics"})
-"""Paths that ask for no key: what a cluster and a monitor look at."""
 REQUEST_ID: Final = b"x-request-id"
 
 log = logging.getLogger("sgl_engine.server")
@@ -45,7 +43,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers, is_open = dict(scope["headers"]), scope["path"] in self._settings.open_paths
         request_id = _request_id(headers)
         started = time.perf_counter()
         status: int | None = None
@@ -58,7 +56,7 @@ class Guard:
             await send(message)
 
         try:
-            with self._state.counted(is_open=scope["path"] in OPEN):
+            with self._state.counted(is_open=is_open):
                 self._check(scope["path"], headers)
                 body = await self._body(headers, receive)
                 await self._app(scope, _replayed(body, receive), tagged)
@@ -78,11 +76,11 @@ class Guard:
                 "ms": round(1e3 * (time.perf_counter() - started), 1),
             }
             # What a cluster asks every second is no news.
-            log.log(logging.DEBUG if scope["path"] in OPEN else logging.INFO, json.dumps(line))
+            log.log(logging.DEBUG if is_open else logging.INFO, json.dumps(line))
 
     def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raises HTTPError without the key, and while the server is ending."""
-        if path in OPEN:
+        if path in self._settings.open_paths:
             return
         key = self._settings.api_key
         if key is not None:

@@ -56,8 +56,16 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    make_app: Callable[[SGLEngine | Callable[[], SGLEngine], ServerSettings], FastAPI] = create_app,
 ) -> None:
     """Serves until a signal ends it.
+
+    Args:
+        engine: A ready engine, or a function that loads one.
+        settings: What can be set; None is ``ServerSettings()``.
+        host: Where to listen.
+        port: The same.
+        make_app: Makes the app; a page with more routes has one of its own.
 
     Raises:
         ConfigError: Others could reach it, and it asks for no key.
@@ -66,7 +74,7 @@ def serve(
     settings = settings or ServerSettings()
     settings.check_host(host)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second gauge for every counter, which nobody reads
-    app = create_app(engine, settings)
+    app = make_app(engine, settings)
     config = uvicorn.Config(
         app,
         host=host,

@@ -9,6 +9,8 @@ from pydantic import SecretStr
 from sgl_engine.decisions import DecisionConfig
 from sgl_engine.errors import ConfigError
 
+OPEN = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that ask for no key: what a cluster and a monitor look at."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ENDINGS = ("small", "large")
 """What follows the pair's name and a colon in the names of its models."""
@@ -29,6 +31,7 @@ class ServerSettings:
         drain_s: Seconds in which what is under way may end, once the server is asked to stop.
         vllm_metric_names: Whether ``/metrics`` also has what dashboards for vLLM read, and answers the
             ``metrics`` that its clients read.
+        open_paths: Paths that ask for no key and get no line in the log.
     """
 
     model: str = "sgl"
@@ -40,6 +43,7 @@ class ServerSettings:
     decisions: DecisionConfig | None = None
     drain_s: float = 60.0
     vllm_metric_names: bool = False
+    open_paths: frozenset[str] = OPEN
 
     @property
     def models(self) -> tuple[str, ...]:

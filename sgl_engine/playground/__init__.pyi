@@ -1,0 +1,1 @@
+from .app import create_playground as create_playground
