@@ -54,9 +54,11 @@ class Running:
 
 
 @contextmanager
-def serving(engine: Any, settings: ServerSettings | None = None, *, wait: bool = True) -> Iterator[Running]:
+def serving(
+    engine: Any, settings: ServerSettings | None = None, *, wait: bool = True, make_app: Any = create_app
+) -> Iterator[Running]:
     """Serves on a free port until the end of the block."""
-    app = create_app(engine, settings)
+    app = make_app(engine, settings)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
