@@ -48,7 +48,7 @@ def create_playground(
     app = create_app(engine, replace(settings, open_paths=settings.open_paths | files.keys()))
     for path, file in files.items():
         app.get(path)(partial(_file, file))
-    page = Page(app.state.sgl)
+    page = PageRoutes(app.state.sgl)
     app.get(f"{PREFIX}/setup")(page.setup)
     app.post(f"{PREFIX}/ask")(page.ask)
     return app
@@ -67,16 +67,17 @@ async def _file(file: Path) -> Response:
     return FileResponse(file, headers=_HEADERS)
 
 
-class Page:
+class PageRoutes:
     """The handlers behind the page."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
     async def setup(self, request: Request) -> JSONResponse:
-        """What there is to choose from, and what the link says; 503 while the models are loaded."""
-        engine = self._state.engine
-        return JSONResponse(describe(engine, dict(request.query_params)))
+        """What there is to choose from, and what the link says; 202 while the models are being loaded."""
+        if not self._state.is_ready and self._state.failure is None:
+            return JSONResponse({"loading": True}, 202)  # no error: the page waits for it
+        return JSONResponse(describe(self._state.engine, dict(request.query_params)))
 
     async def ask(self, body: AskBody) -> Response:
         """Answers as server-sent events. What is wrong with the question has a status of its own."""

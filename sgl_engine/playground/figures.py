@@ -15,7 +15,7 @@ _Text: TypeAlias = Callable[[float], str]
 _TERA: Final = (("TFLOP", 1.0), ("GFLOP", 1e-3), ("MFLOP", 1e-6))
 
 
-class Alone(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class AloneRun(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What the large model by itself has done with the same question.
 
     Attributes:
@@ -51,7 +51,7 @@ class FigureRow(BaseModel, frozen=True):
     share: float | None
 
 
-def figure_rows(report: RunReport, alone: Alone, prices: tuple[Price, Price]) -> list[FigureRow]:
+def figure_rows(report: RunReport, alone: AloneRun, prices: tuple[Price, Price]) -> list[FigureRow]:
     """Operations, milliseconds and money.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from sgl_engine.playground.figures import Alone
+from sgl_engine.playground.figures import AloneRun
 
 Unit: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 CoveredBox: TypeAlias = tuple[Unit, Unit, Unit, Unit]
@@ -17,11 +17,11 @@ MAX_COVERS: Final = 32
 _THOUSANDTHS: Final = 1000
 
 
-class _Model(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class _Sent(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     pass
 
 
-class PageState(_Model):
+class PageState(_Sent):
     """All that a link restores.
 
     Attributes:
@@ -58,7 +58,7 @@ class PageState(_Model):
         return self
 
 
-class AskBody(_Model):
+class AskBody(_Sent):
     """A question from the page.
 
     Attributes:
@@ -73,7 +73,7 @@ class AskBody(_Model):
     data: str = ""
     parts: tuple[Part, ...]
     salt: Annotated[str, Field(min_length=8, max_length=64)]
-    alone: Alone | None = None
+    alone: AloneRun | None = None
 
 
 def read_state(

@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 from PIL import Image
 
 from sgl_engine import (
+    Decoding,
     EngineConfig,
     Escalate,
     ExitConfig,
@@ -37,16 +38,15 @@ from sgl_engine.decoding import AnswerTask
 from sgl_engine.explain import focus_box
 from sgl_engine.passes import run_large_pass
 from sgl_engine.playground import rasters
-from sgl_engine.playground.figures import Alone, figure_rows
+from sgl_engine.playground.figures import AloneRun, figure_rows
 from sgl_engine.playground.pictures import cover, open_picture
 from sgl_engine.playground.state import AskBody, PageState, Part
 from sgl_engine.prompt import EncodedPrompt
 from sgl_engine.pruning import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
-from sgl_engine.request import Decoding, check_wanted
 
 Event: TypeAlias = dict[str, Any]
-Step: TypeAlias = "Callable[[Asking], Iterator[Event]]"
+Step: TypeAlias = "Callable[[Visit], Iterator[Event]]"
 
 MAX_TOKENS: Final = 64
 """Answer tokens with a map of their own."""
@@ -62,8 +62,8 @@ def config_at(state: PageState, config: EngineConfig, num_layers: int) -> Engine
 
 
 @dataclass(frozen=True)
-class Asking:
-    """One question.
+class Visit:
+    """One question of a visitor's.
 
     Attributes:
         engine: At the page's settings.
@@ -112,23 +112,23 @@ def ask(engine: SGLEngine, body: AskBody, cancel: threading.Event) -> Iterator[E
         logprobs=True,
     )
     at = engine.with_config(config_at(body.state, engine.config, engine.large.num_layers))
-    return _parts(Asking(at, request, body))
+    return _parts(Visit(at, request, body))
 
 
 def _covered(picture: Image.Image, state: PageState) -> Image.Image:
     return cover(picture, state.cover) if state.cover else picture
 
 
-def _parts(asking: Asking) -> Iterator[Event]:
+def _parts(visit: Visit) -> Iterator[Event]:
     for part, step in STEPS.items():
-        if part in asking.body.parts:
-            yield from step(asking)
+        if part in visit.body.parts:
+            yield from step(visit)
             yield {"event": "done", "part": part}
 
 
-def small(asking: Asking) -> Iterator[Event]:
+def small(visit: Visit) -> Iterator[Event]:
     """The small answer, with its score, its tokens, the heat, and when each token's turn comes."""
-    for event in asking.events("never", asking.request):
+    for event in visit.events("never", visit.request):
         if isinstance(event, ExitDecision):
             yield {"event": "score", "score": event.score}
         elif isinstance(event, TextDelta):
@@ -143,16 +143,16 @@ def small(asking: Asking) -> Iterator[Event]:
                 "confidence": report.confidence,
                 "consistency": report.consistency,
                 "tokens": [token.token for token in event.tokens[:MAX_TOKENS]],
-                "visual_tokens": asking.large_prompt.num_visual_tokens,
+                "visual_tokens": visit.large_prompt.num_visual_tokens,
                 "heat": rasters.heat(event.importance).as_json(),
-                "turns": rasters.turns(asking.on_large(event.importance)).as_json(),
+                "turns": rasters.turns(visit.on_large(event.importance)).as_json(),
                 "focus": focus_box(event.importance, margin=0.0),
             }
 
 
-def large(asking: Asking) -> Iterator[Event]:
+def large(visit: Visit) -> Iterator[Event]:
     """The large answer, and what it was shown."""
-    for event in asking.events("always", asking.request):
+    for event in visit.events("always", visit.request):
         if isinstance(event, TextDelta):
             yield {"event": "large_text", "text": event.text}
         elif isinstance(event, Response):
@@ -162,47 +162,47 @@ def large(asking: Asking) -> Iterator[Event]:
                 "event": "large",
                 "text": event.text,
                 "agrees": event.report.large_agreed,
-                **_shown(asking, asking.on_large(event.importance), event.plan),
+                **_shown(visit, visit.on_large(event.importance), event.plan),
             }
 
 
-def ranker(asking: Asking) -> Iterator[Event]:
+def ranker(visit: Visit) -> Iterator[Event]:
     """What another ranker keeps at the same settings, and what the large model makes of it."""
-    name = asking.body.state.ranker
+    name = visit.body.state.ranker
     if name not in RANKERS:
         return
-    importance = asking.on_large(RANKERS[name](asking.case))
-    plan = asking.engine.plan(asking.large_prompt, importance)
-    result = _large_pass(asking, plan)
+    importance = visit.on_large(RANKERS[name](visit.case))
+    plan = visit.engine.plan(visit.large_prompt, importance)
+    result = _large_pass(visit, plan)
     yield {
         "event": "ranker",
         "name": name,
         "text": result.generation.text,
-        **_shown(asking, importance, plan),
+        **_shown(visit, importance, plan),
     }
 
 
-def _shown(asking: Asking, importance: ImportanceMap, plan: PruningPlan) -> Event:
+def _shown(visit: Visit, importance: ImportanceMap, plan: PruningPlan) -> Event:
     return {
         "layer": plan.layer,
-        "layers": asking.engine.large.num_layers,
+        "layers": visit.engine.large.num_layers,
         "kept_tokens": plan.kept_visual_tokens,
         "visual_tokens": plan.visual_tokens,
         "kept": rasters.kept(importance, plan).as_json(),
     }
 
 
-def pair(asking: Asking) -> Iterator[Event]:
+def pair(visit: Visit) -> Iterator[Event]:
     """The pair and the large model alone, one after the other, both as on a picture never seen."""
-    state, engine = asking.body.state, asking.engine
+    state, engine = visit.body.state, visit.engine
     prices = Price.per_hour(state.small_hour), Price.per_hour(state.large_hour)
     names = engine.small.name, engine.large.name
     config = engine.config.without_reuse().model_copy(
         update={"prices": dict(zip(names, prices, strict=True))}
     )
-    for event in asking.events("auto", replace(asking.request, logprobs=False), config):
+    for event in visit.events("auto", replace(visit.request, logprobs=False), config):
         if isinstance(event, Response):
-            alone = asking.body.alone or measure_alone(asking)
+            alone = visit.body.alone or measure_alone(visit)
             yield {
                 "event": "pair",
                 "text": event.text,
@@ -212,31 +212,31 @@ def pair(asking: Asking) -> Iterator[Event]:
             }
 
 
-def measure_alone(asking: Asking) -> Alone:
+def measure_alone(visit: Visit) -> AloneRun:
     """Asks the large model by itself: nothing pruned, nothing known."""
-    config, vlm = asking.engine.config, asking.engine.large
+    config, vlm = visit.engine.config, visit.engine.large
     started = time.perf_counter()
-    vlm.encode(asking.request, config.limits, config.without_reuse().reuse, config.large_pictures)
+    vlm.encode(visit.request, config.limits, config.without_reuse().reuse, config.large_pictures)
     reading_ms = 1e3 * (time.perf_counter() - started)
-    result = _large_pass(asking, keep_everything(asking.large_prompt))
-    return Alone(text=result.generation.text, ms=reading_ms + sum(result.stage_ms.values()))
+    result = _large_pass(visit, keep_everything(visit.large_prompt))
+    return AloneRun(text=result.generation.text, ms=reading_ms + sum(result.stage_ms.values()))
 
 
-def _large_pass(asking: Asking, plan: PruningPlan) -> Any:
+def _large_pass(visit: Visit, plan: PruningPlan) -> Any:
     """Runs the large model under a plan; what it waits for others does not count as its time."""
-    vlm, wish = asking.engine.large, Decoding(cancel=asking.request.cancel)
-    task = AnswerTask(asking.large_prompt, asking.engine.config.generation.max_new_tokens, wish)
-    with vlm.exclusive(partial(check_wanted, wish, "while the large model was busy")):
+    vlm, wish = visit.engine.large, Decoding(cancel=visit.request.cancel)
+    task = AnswerTask(visit.large_prompt, visit.engine.config.generation.max_new_tokens, wish)
+    with vlm.exclusive():
         return run_large_pass(vlm, task, plan)
 
 
-def tokens(asking: Asking) -> Iterator[Event]:
+def tokens(visit: Visit) -> Iterator[Event]:
     """The heat of each answer token: the row of the attention that it was chosen from."""
-    rows = asking.case.rows
+    rows = visit.case.rows
     # The prompt's last row chooses the first token, each token's own row the next one.
     count = min(rows.plain.shape[1] - rows.prompt_rows + 1, MAX_TOKENS)
     maps = [
-        asking.case.small_map(rows.plain[:, rows.prompt_rows - 1 + number].sum(dim=0))
+        visit.case.small_map(rows.plain[:, rows.prompt_rows - 1 + number].sum(dim=0))
         for number in range(count)
     ]
     yield {"event": "tokens", "heats": [rasters.heat(each).as_json() for each in maps]}

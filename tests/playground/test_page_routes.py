@@ -204,6 +204,23 @@ def test_what_goes_wrong_on_the_way_is_an_event(server: Running, monkeypatch: py
     assert streamed(server, body("small"))[-1]["event"] == "done"
 
 
+def test_the_page_waits_until_the_models_are_loaded() -> None:
+    go_on = threading.Event()
+
+    def load() -> SGLEngine:
+        assert go_on.wait(60)
+        return SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+
+    with serving(load, wait=False, make_app=create_playground) as server:
+        early = server.client.get("/playground/setup")
+        assert (early.status_code, early.json()) == (202, {"loading": True})
+        assert server.client.get("/").status_code == 200
+        assert server.client.post("/playground/ask", json=body("small")).status_code == 503
+        go_on.set()
+        server.wait_ready()
+        assert server.client.get("/playground/setup").json()["layers"] == 6
+
+
 async def test_a_visitor_who_leaves_stops_the_models() -> None:
     inside, cancelled = threading.Event(), threading.Event()
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sgl_engine import ImageError, InvalidRequestError, LimitsConfig, Price, RunReport
 from sgl_engine.demo import PICTURES
-from sgl_engine.playground.figures import Alone, figure_rows
+from sgl_engine.playground.figures import AloneRun, figure_rows
 from sgl_engine.playground.pictures import ALTERNATIVES, cover, open_picture, questions
 from sgl_engine.playground.state import MAX_COVERS, PageState, read_state
 
@@ -143,7 +143,7 @@ def test_figures_are_the_reports_and_the_large_models(make_report: Callable[...,
         },
     )
     prices = Price.per_hour(3.6), Price.per_hour(36)
-    operations, time, money = figure_rows(report, Alone(text="8", ms=190.0), prices)
+    operations, time, money = figure_rows(report, AloneRun(text="8", ms=190.0), prices)
     assert (operations.ours_text, operations.alone_text) == ("5 GFLOP", "10 GFLOP")
     assert operations.share == pytest.approx(0.5)
     assert (time.small, time.large, time.rest, time.alone) == (40.0, 50.0, 5.0, 190.0)
@@ -157,7 +157,7 @@ def test_an_early_exit_has_no_large_part_and_nothing_costs_nothing(
     make_report: Callable[..., RunReport],
 ) -> None:
     free = Price.per_hour(0), Price.per_hour(0)
-    operations, time, money = figure_rows(make_report(), Alone(text="", ms=10.0), free)
+    operations, time, money = figure_rows(make_report(), AloneRun(text="", ms=10.0), free)
     assert (operations.large, time.large) == (0.0, 0.0)
     assert time.small == pytest.approx(14.6)
     assert (money.share, money.ours_text) == (None, "0")

@@ -30,9 +30,9 @@ function askForKey() {
 export async function setup(query) {
   for (;;) {
     const answer = await sent(`/playground/setup${query}`);
-    if (answer.ok) return answer.json();
-    const { error } = await answer.json();
-    if (error.code !== "loading") throw new Error(error.message);
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(said.error.message);
+    if (!said.loading) return said;
     await new Promise((done) => setTimeout(done, 500));
   }
 }

@@ -70,7 +70,7 @@ function outline(canvas, pen, { xs, ys, cells }, scale) {
   pen.lineCap = "square";
   for (const [colour, line] of [["#101218", 3.5], [OUTLINE, 1.8]]) {
     pen.strokeStyle = colour;
-    pen.lineWidth = line * scale;
+    pen.lineWidth = line * scale * Math.min(1, canvas.width / scale / 560); // thinner over small cells
     pen.stroke();
   }
 }
