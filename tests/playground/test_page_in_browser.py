@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from served import Running, serving
 
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.playground import create_playground
+from sgl_engine.server import ServerSettings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -253,3 +255,17 @@ def test_ones_own_picture_and_one_that_is_none(visit: Any, tmp_path: Path) -> No
     page.settle({"small", "large", "pair"}, questions=3)
     assert page.text("#small-text") == "yes"
     assert page.asked[-1]["data"].startswith("data:image/png;base64,")
+
+
+def test_with_a_key_the_page_asks_for_it(browser: Any, server: Running) -> None:
+    settings = ServerSettings(api_key=SecretStr("open sesame"))
+    with serving(server.app.state.sgl.engine, settings, make_app=create_playground, wait=False) as guarded:
+        page = browser.new_page()
+        page.goto(guarded.url + "/" + RECEIPT)
+        for key in ("wrong", "open sesame"):
+            page.wait_for_selector("#key-dialog[open]")
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+        page.wait_for_selector(DONE)
+        assert page.inner_text("#small-text") == "3.73"
+        page.close()
