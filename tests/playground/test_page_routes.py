@@ -15,7 +15,7 @@ import torch
 from pydantic import SecretStr
 from served import Running, picture_url, serving
 
-from sgl_engine import EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
+from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, PruningConfig, Request, SGLEngine
 from sgl_engine.cli import main
 from sgl_engine.decoding import AnswerTask
 from sgl_engine.demo import PICTURES
@@ -35,10 +35,8 @@ STATE: dict[str, Any] = {"picture": "scene", "q": "What is it?", "k": 2}
 
 @pytest.fixture(scope="module")
 def engine() -> SGLEngine:
-    config = EngineConfig(exit=ExitConfig(threshold=1.0))  # random weights are never so sure
-    config = config.model_copy(
-        update={"generation": config.generation.model_copy(update={"max_new_tokens": 6})}
-    )
+    # Random weights are never so sure.
+    config = EngineConfig(exit=ExitConfig(threshold=1.0), generation=GenerationConfig(max_new_tokens=6))
     return SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), config)
 
 
@@ -99,6 +97,16 @@ def test_pieces_come_before_the_whole(engine: SGLEngine) -> None:
     for model in ("small", "large"):
         pieces = "".join(event["text"] for event in events if event["event"] == f"{model}_text")
         assert pieces == next(event["text"] for event in events if event["event"] == model)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
+def test_a_pair_of_two_families_whose_grids_differ(family: str) -> None:
+    config = EngineConfig(generation=GenerationConfig(max_new_tokens=3))
+    large = tiny_vlm(family, size="large", max_tiles=4)
+    found = events_of(SGLEngine(tiny_vlm(max_tiles=4), large, config), picture="page", ranker="uniform")
+    assert found["large"]["visual_tokens"] == found["small"]["visual_tokens"]
+    assert len(found["small"]["turns"]["cells"]) == len(found["large"]["kept"]["cells"])
+    assert len(found["small"]["turns"]["cells"]) != len(found["small"]["heat"]["cells"])
 
 
 @pytest.mark.parametrize("k", range(6))
