@@ -142,7 +142,9 @@ class DraftedEngine(SGLEngine):
         return replace(result, generation=generation)
 
 
-def plain_generate(vlm: VLM, question: str, image: Image.Image, max_new_tokens: int) -> Callable[[], str]:
+def plain_generate(
+    vlm: VLM, question: str, image: Image.Image, max_new_tokens: int, **settings: Any
+) -> Callable[[], str]:
     """The way of transformers from a picture and a question to a text: processor, generate, decode."""
     import torch
 
@@ -156,7 +158,7 @@ def plain_generate(vlm: VLM, question: str, image: Image.Image, max_new_tokens: 
         inputs = vlm.processor(text=[text], images=[[image]], return_tensors="pt")
         inputs = inputs.to(vlm.device, dtype=vlm.model.dtype)
         with torch.inference_mode():
-            ids = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            ids = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **settings)
         new = ids[0, inputs["input_ids"].shape[1] :]
         return str(tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

@@ -28,7 +28,7 @@ TITLES = {
     "sweep": "The cascade at",
 }
 """Name -> how the title of a table in ``results.md`` begins."""
-SECTIONS = {"findings": "The paper's three findings", "maps": "Better maps", "scorers": "Scorers"}
+SECTIONS = {"findings": "The paper's three findings", "scorers": "Scorers"}
 """Name -> heading of a whole part of ``results.md``, which is taken without its figures."""
 BLOCK = re.compile(r"(<!-- bench: (?P<name>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 SHOWN = ("small alone", "cascade {point}, exit {threshold:g}", "large, guided {point}", "large alone")
