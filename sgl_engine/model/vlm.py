@@ -338,7 +338,10 @@ class VLM:
         return self.family.logits(self.model, hidden[:, hidden.shape[1] - logit_rows :]).float()
 
     def text(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of generated tokens; special tokens are left out, or only those that frame it."""
+        """Text of generated tokens; special tokens are left out, or only those that frame it.
+
+        From any thread: what a tokenizer keeps as state, padding and truncation, is not for decoding.
+        """
         if not skip_special:
             frame = frame_tokens(self.processor.tokenizer, self.eos_token_ids)
             token_ids = [token for token in token_ids if token not in frame]

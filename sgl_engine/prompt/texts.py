@@ -231,6 +231,9 @@ def check_context(
     A short text is not looked at: tokenizing it costs little. A long one is tokenized in pieces, and given up
     at the piece that is too much. A margin at every cut sees to it that nothing is refused that would fit.
 
+    The tokenizer may be in use meanwhile: padding, which others may have set in it, is not counted, and where
+    they have it truncate, too little is, which refuses nothing.
+
     Args:
         request: Whose texts.
         tokenizer: The model's.
@@ -248,7 +251,7 @@ def check_context(
     for piece in _pieces(texts):
         still_wanted()
         try:
-            count = len(tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False))
+            count = sum(tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).attention_mask)
         except (TypeError, ValueError):  # half characters: the processor will say so
             return
         tokens += max(0, count - _MARGIN)

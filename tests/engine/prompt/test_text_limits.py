@@ -182,6 +182,28 @@ def test_nothing_is_refused_that_fits(text: str, context: int) -> None:
     )  # most of what is too long is refused
 
 
+@pytest.mark.parametrize("state", ["padding", "truncation"])
+def test_what_others_have_set_in_a_tokenizer_refuses_nothing_and_changes_no_text(state: str) -> None:
+    """Padding and truncation are its state; measuring and decoding do not wait for those who change it."""
+    vlm = tiny_vlm()
+    tokenizer = vlm.processor.tokenizer
+    text = tokenizer.eos_token * 100  # one token each, and more characters than the context has tokens
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    written = [*ids, *tokenizer("a b", add_special_tokens=False).input_ids]
+    said = vlm.text(written), vlm.text(written, skip_special=False)
+    backend = tokenizer.backend_tokenizer
+    if state == "padding":
+        backend.enable_padding(length=4096)
+    else:
+        backend.enable_truncation(8)
+    assert len(backend.encode(text, add_special_tokens=False).ids) == {"padding": 4096}.get(
+        state, 8
+    )  # control
+    measure(text, 400, tokenizer)
+    assert said == (vlm.text(written), vlm.text(written, skip_special=False))
+    assert "a b" in said[0]
+
+
 def test_what_templates_leave_out_is_not_counted() -> None:
     vlm = tiny_vlm()
     thought = Message("assistant", ("word " * 20_000,))
