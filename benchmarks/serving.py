@@ -4,8 +4,10 @@
     python -m benchmarks.serving compare --questions 60 --clients 1 8
 
 "load": `sgl serve` on the bundled pair in a process of its own. A tenth of the clients send broken pictures,
-a tenth leave after the first piece, a tenth read slowly, the others stream or wait. Every request has to have
-one outcome; memory, file descriptors and threads of the server are read before, halfway and after.
+a tenth leave after the first piece, a tenth read slowly, a tenth rank four pictures, a tenth ask three typed
+questions, the others stream or wait. Every request has to have one outcome; memory, file descriptors and
+threads of the server are read before, halfway, after, and once its threads have been idle for longer than it
+keeps them.
 
 "compare": the same held-out questions to `sgl serve`, and to transformers' `generate` of the same large model
 alone behind FastAPI, one after the other, in turns.
@@ -42,8 +44,10 @@ from rich.table import Table
 from sgl_engine.demo.pages import heldout_pages
 
 BROKEN = "data:image/png;base64,aGVsbG8="
-KINDS = ("broken", "leaves", "slow", *["streams", "waits"] * 3, "streams")
+KINDS = ("broken", "leaves", "slow", "ranks", "decides", *["streams", "waits"] * 2, "streams")
 SLOW_S = 0.2
+IDLE_S = 12.0
+"""Threads of the server that were idle for ten seconds end when another one is used."""
 
 
 def parse() -> argparse.Namespace:
@@ -112,15 +116,32 @@ def sgl_command(port: int) -> list[str]:
     return [sys.executable, "-c", start]
 
 
+def ranked(url: str, text: str) -> dict[str, Any]:
+    """A list of four pictures, of which the first is the question's."""
+    others = [each for each, _, _ in questions(40) if each != url][:3]
+    return {"query": text, "documents": [{"image": each} for each in (url, *others)]}
+
+
+def decided(url: str, text: str, answer: str) -> dict[str, Any]:
+    """Three typed questions about a picture."""
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]
+    choices = [{"value": answer}, {"value": "none of these"}]
+    asked = {"type": "choice", "instructions": text, "choices": choices}
+    return {"model": "sgl", "input": picture, "questions": [{**asked, "name": str(n)} for n in range(3)]}
+
+
 async def ask(client: httpx.AsyncClient, kind: str, question: tuple[str, str, str]) -> str:
     """One request of one kind of client; returns its outcome."""
-    url, text, _ = question
-    if kind == "broken":
-        answer = await client.post("/v1/chat/completions", json=body(BROKEN, text))
-        return f"broken picture: {answer.status_code}"
-    if kind == "waits":
-        answer = await client.post("/v1/chat/completions", json=body(url, text))
-        return f"waited: {answer.status_code}"
+    url, text, right = question
+    whole = {
+        "broken": ("broken picture", "/v1/chat/completions", body(BROKEN, text)),
+        "waits": ("waited", "/v1/chat/completions", body(url, text)),
+        "ranks": ("ranked", "/rerank", ranked(url, text)),
+        "decides": ("decided", "/v1/decisions", decided(url, text, right)),
+    }
+    if kind in whole:
+        name, path, sent = whole[kind]
+        return f"{name}: {(await client.post(path, json=sent)).status_code}"
     pieces = body(url, text, stream=True)
     async with client.stream("POST", "/v1/chat/completions", json=pieces) as answer:
         if answer.status_code != 200:
@@ -160,10 +181,11 @@ async def load(url: str, process: psutil.Process, options: argparse.Namespace) -
                 if time.monotonic() > end:
                     return
                 started += 1
+                kind = KINDS[number % len(KINDS)]
                 try:
-                    outcomes[await ask(client, KINDS[number % len(KINDS)], question)] += 1
+                    outcomes[await ask(client, kind, question)] += 1
                 except httpx.HTTPError as error:
-                    outcomes[f"no answer: {type(error).__name__}"] += 1
+                    outcomes[f"{kind}, and no answer: {type(error).__name__} {error.__cause__!r}"] += 1
 
         tasks = [asyncio.create_task(one(number)) for number in range(options.clients)]
         await asyncio.sleep(options.seconds / 2)
@@ -171,6 +193,10 @@ async def load(url: str, process: psutil.Process, options: argparse.Namespace) -
         await asyncio.gather(*tasks)
     await asyncio.sleep(2)  # connections that are closed are let go of
     held["after"] = usage(process)
+    await asyncio.sleep(IDLE_S)
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        await ask(client, "waits", asked[0])
+    held["idle"] = usage(process)
     return {"requests": started, "outcomes": dict(sorted(outcomes.items())), "server": held}
 
 

@@ -81,6 +81,8 @@ def serve(
         port=port,
         log_config=None,
         access_log=False,
+        # Longer than clients keep an idle connection: closed by both at once, it would lose a request.
+        timeout_keep_alive=75,
         # What is left after the drain is cut off: it has had its time.
         timeout_graceful_shutdown=1,
     )
