@@ -6,6 +6,10 @@ from .chat.hosted import LangChainModel as LangChainModel
 from .chat.image_blocks import image_block as image_block
 from .chat.pair import forget_engines as forget_engines
 from .chat_models import ChatSGL as ChatSGL
+from .decisions.model import (
+    SGLDecisionModel as SGLDecisionModel,
+    SGLDecisionResponse as SGLDecisionResponse,
+)
 from .evidence import Evidence as Evidence, EvidenceSpan as EvidenceSpan
 from .first import SGLFirstMiddleware as SGLFirstMiddleware
 from .indexing.files import PictureFailure as PictureFailure

@@ -40,8 +40,9 @@ from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import plan_large
 from sgl_engine.passes.scoring import ScoringPassResult, check_answers
+from sgl_engine.passes.scoring_batch import ScoringTask
 from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import Asked, ScoringTask, large_work, scoring_work, small_work
+from sgl_engine.passes.work import Asked, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
@@ -145,7 +146,9 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     _, decoding = resolve(request, pair.config.generation)
     request, prompt = _read(pair, request, clock)
     # small: attention is recorded only where the large model may need the map
-    task = ScoringTask(prompt, answers, decoding, guide=pair.config.exit.escalate != "never")
+    config = pair.config
+    guide = config.exit.escalate != "never" and config.pruning.needs_map
+    task = ScoringTask(prompt, answers, decoding, guide=guide)
     job = yield from _handed_over(scoring_work("small", pair.small, task, pair.config.reuse))
     small: ScoringPassResult = job.result()
     clock.add("small", small.stage_ms)

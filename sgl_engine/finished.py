@@ -38,8 +38,9 @@ if TYPE_CHECKING:  # what the passes have made comes in; nothing of them runs he
     from sgl_engine.hosted.station import HostedPass
     from sgl_engine.passes.large import LargePassResult
     from sgl_engine.passes.scoring import ScoringPassResult
+    from sgl_engine.passes.scoring_batch import ScoringTask
     from sgl_engine.passes.small import SmallPassResult
-    from sgl_engine.passes.work import Asked, ScoringTask, SmallPass
+    from sgl_engine.passes.work import Asked, SmallPass
 
 
 @dataclass(frozen=True, eq=False)

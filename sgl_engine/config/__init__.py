@@ -53,6 +53,11 @@ class PruningConfig(_Config):
         """How many tokens of a picture tiles are chosen by; None chooses all."""
         return None if self.tiles == "all" else self.tiles
 
+    @property
+    def needs_map(self) -> bool:
+        """Whether the large model may be shown less than everything, chosen by the small model's map."""
+        return self.auto or self.keep_ratio < 1.0 or self.tiles != "all"
+
     def layer(self, num_layers: int) -> int:
         """K for a decoder of ``num_layers`` layers."""
         return int(num_layers * self.layer_fraction)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sgl_engine import AnswerScores, InvalidRequestError, Request
+from sgl_engine import AnswerScores, ExitConfig, InvalidRequestError, Request, pruning_preset
 from sgl_engine.decisions import boxes, shares
 from sgl_engine.decisions.answers import (
     ChoiceAnswer,
@@ -153,13 +153,19 @@ class _Scored:
         self, asked: Mapping[str, _Asked], model: Literal["small", "large"]
     ) -> dict[str, list[AnswerScores] | Exception]:
         """Has a model score all texts of all questions in all orders."""
+        engine = self.engine
+        if model == "large" and len(asked) >= self.config.whole_from:
+            # A calibration of generated answers is one of other pruning, and has no say in the route here.
+            leaving = ExitConfig(**{**engine.config.exit.model_dump(), "calibration": None, "risk": None})
+            whole = {"pruning": pruning_preset("100%"), "exit": leaving}
+            engine = engine.with_config(engine.config.model_copy(update=whole))
         requests = [ask_about(self.request, put) for each in asked.values() for put in each.puts]
         texts = [
             [text for option in put.options for text in option.texts]
             for each in asked.values()
             for put in each.puts
         ]
-        outcomes = iter(self.engine.score_batch(requests, texts, model=model))
+        outcomes = iter(engine.score_batch(requests, texts, model=model))
         found: dict[str, list[AnswerScores] | Exception] = {}
         for name, each in asked.items():
             of_orders = [next(outcomes) for _ in each.puts]

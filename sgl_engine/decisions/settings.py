@@ -24,6 +24,8 @@ class DecisionConfig(BaseModel):
             "letters" by that of a letter that stands before it in the prompt.
         permutations: In so many orders a prompt lists what can be answered; probabilities are averaged. Forms
             that list nothing ask once.
+        whole_from: From so many unsure questions of one call on, the large model sees all of the pictures,
+            once for all of them, instead of what each question needs, for each of them.
         boxes: "map" takes a box from where the small model looked; "generated" asks for coordinates, which
             takes a model that has learnt to point.
         box_share: How much of what stands out in the map the box holds.
@@ -37,6 +39,7 @@ class DecisionConfig(BaseModel):
     form: Any = "instructed"
     labels: LabelWay = "mean"
     permutations: Annotated[int, Field(ge=1, le=24)] = 1
+    whole_from: Annotated[int, Field(ge=1)] = 3
     boxes: BoxWay = "map"
     box_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     box_margin: Fraction = 0.02

@@ -1,8 +1,9 @@
-"""Scores given answers: one prefill, then every answer teacher-forced on its cache.
+"""Scores given answers: one prefill, then the answers teacher-forced on its cache.
 
-Nothing is generated and nothing is masked: a score is the probability that the model, asked freely, would say
-exactly this answer and stop. The cache is cropped back to the prompt between answers, so that they do not see
-each other. Under a pruning plan it is ragged, and is cropped by the same number of tokens in every layer.
+Nothing is generated: a score is the probability that the model, asked freely, would say exactly this answer
+and stop. Answers run side by side in one forward, which shares what they begin alike with (``passes.trie``).
+Where a model cannot do that, they follow each other, and the cache is cropped back to the prompt between
+them. Under a pruning plan it is ragged, and is cropped by the same number of tokens in every layer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from sgl_engine.errors import (
 from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.passes.pictures import NOTHING_REUSED, Reused, embed_pictures
 from sgl_engine.passes.prefill import Prefiller
+from sgl_engine.passes.trie import TokenTrie, can_branch, in_tries, run_trie
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.patch import prune_visual_tokens
@@ -99,14 +101,17 @@ def stream_scoring_pass(
     guide = guide and bool(prompt.spans)
     assert not (guide and scoring.plan.prunes), "attention is read unpruned"
     with scoring.held("before the answers were scored"):
-        waiting = partial(check_wanted, decoding, "while the answers were tokenized")
-        tokens = [_tokenize(vlm, answer, waiting) for answer in check_answers(answers)]
-        _check_model(vlm, prompt, tokens)
+        tokens = read_answers(vlm, prompt, answers, decoding)
         scoring.prefill(Prefiller(vlm, reuse), guide=guide)
     yield
-    for ids in tokens:
+    branches = can_branch(vlm)
+    tries = in_tries(tokens if branches else ())
+    for step in tries if branches else range(len(tokens)):
         with scoring.held(f"after {len(scoring.logprobs)} of {len(tokens)} answers were scored"):
-            scoring.score(ids)
+            if isinstance(step, int):
+                scoring.score(step, tokens[step])
+            else:
+                scoring.score_together(*step)
         yield
     with scoring.held("after all answers were scored"):
         return scoring.result(tokens)
@@ -117,13 +122,14 @@ class _Scoring:
 
     Attributes:
         plan: What is pruned of what enters.
-        logprobs: Log-probabilities of the answers so far, token by token.
+        logprobs: Log-probabilities of the answers so far, token by token, by their numbers.
     """
 
     def __init__(self, vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan, decoding: Decoding) -> None:
         # What enters, and what is pruned of that.
         self._prompt, self.plan = plan.enter(prompt)
-        self.logprobs: list[tuple[float, ...]] = []
+        self.logprobs: dict[int, tuple[float, ...]] = {}
+        self._fed: list[int] = []  # tokens of each forward of answers
         self._vlm = vlm
         self._decoding = decoding
         self._stage_ms = {"vision": 0.0, "prefill": 0.0, "score": 0.0}
@@ -155,25 +161,43 @@ class _Scoring:
         self._stage_ms["vision"] = 1e3 * (seen - started)
         self._stage_ms["prefill"] = 1e3 * (time.perf_counter() - seen)
 
-    def score(self, ids: Sequence[int]) -> None:
+    def score(self, number: int, ids: Sequence[int]) -> None:
         """Feeds one answer whole, and notes the log-probabilities of its tokens and of its end."""
         started = time.perf_counter()
         with prune_visual_tokens(self._vlm, self.plan):
             rows = torch.cat((self._first, _force(self._vlm, self._prompt, self._prefix.cache, ids)))
-        self.logprobs.append(_logprobs(self._vlm, rows, ids))
+        self.logprobs[number] = path_logprobs(self._vlm, rows.log_softmax(dim=-1), range(len(ids)), ids)
+        self._fed.append(len(ids))
+        self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
+
+    def score_together(self, trie: TokenTrie, paths: Mapping[int, Sequence[int]]) -> None:
+        """Feeds several answers side by side: paths of a trie, by their numbers."""
+        started, prompt = time.perf_counter(), self._prompt
+        with prune_visual_tokens(self._vlm, self.plan, among=trie.visible()):
+            rows = run_trie(
+                self._vlm, trie, prompt=prompt, first_position=len(prompt), cache=self._prefix.cache
+            )
+        logs = torch.cat((self._first, rows)).log_softmax(dim=-1)
+        for number, path in paths.items():
+            ids = [trie.tokens[node] for node in path]
+            self.logprobs[number] = path_logprobs(self._vlm, logs, path, ids)
+        self._fed.append(len(trie))
         self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
 
     def result(self, tokens: Sequence[Sequence[int]]) -> ScoringPassResult:
         """Makes the result; an importance map gets the rows of the best answer as well."""
         started = time.perf_counter()
-        best = max(range(len(self.logprobs)), key=lambda index: math.fsum(self.logprobs[index]))
+        logprobs = tuple(self.logprobs[number] for number in range(len(tokens)))
+        best = max(range(len(logprobs)), key=lambda index: math.fsum(logprobs[index]))
         importance = None
         if self._recorder is not None:
             cache = self._prefix.cache
             importance = _importance(self._vlm, self._prompt, cache, self._recorder, tokens[best])
+            self._fed.append(len(tokens[best]))
         self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
         return ScoringPassResult(
-            token_logprobs=tuple(self.logprobs),
+            token_logprobs=logprobs,
+            forced_tokens=tuple(self._fed),
             best=best,
             importance=importance,
             reused=self._embedded.reused(self._prefix.known[0]),
@@ -195,12 +219,22 @@ def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[i
     return logits
 
 
-def _logprobs(vlm: VLM, rows: Tensor, ids: Sequence[int]) -> tuple[float, ...]:
-    """Computes natural logs of the probabilities of T tokens and of the end, from logits (T + 1, vocab)."""
-    logs = rows.log_softmax(dim=-1).cpu()
-    chosen = logs[range(len(ids)), ids].tolist()
+def path_logprobs(
+    vlm: VLM, logs: Tensor, path: Sequence[int], ids: Sequence[int], before: int = -1
+) -> tuple[float, ...]:
+    """Reads off the natural logs of the probabilities of an answer's tokens, and of its end.
+
+    Args:
+        vlm: The model.
+        logs: Log-probabilities (1 + N, vocab): those before all nodes, and those after each of N nodes.
+        path: The answer's nodes.
+        ids: Their tokens.
+        before: The node that the answer follows; -1 is none.
+    """
+    rows = logs[[node + 1 for node in (before, *path)]].cpu()
+    chosen = rows[range(len(ids)), ids].tolist()
     # Whichever end token comes: all of them end the answer. Rounding must not make it likelier than certain.
-    return (*chosen, min(0.0, float(logs[-1, sorted(vlm.eos_token_ids)].logsumexp(dim=-1))))
+    return (*chosen, min(0.0, float(rows[-1, sorted(vlm.eos_token_ids)].logsumexp(dim=-1))))
 
 
 def _importance(
@@ -230,26 +264,36 @@ def check_answers(answers: Any) -> Sequence[str]:
     return list(answers)
 
 
-def _tokenize(vlm: VLM, answer: str, still_wanted: Callable[[], None]) -> list[int]:
-    """Splits ``answer`` into tokens as text: what spells a control token is no control token."""
-    processor = vlm.processor
-    check_context(
-        Request.ask(answer),
-        processor.tokenizer,
-        context_tokens=vlm.context_tokens,
-        name=vlm.name,
-        still_wanted=still_wanted,
-    )
+def read_answers(
+    vlm: VLM, prompt: EncodedPrompt, answers: Sequence[str], decoding: Decoding
+) -> list[list[int]]:
+    """Splits answers into tokens as text: what spells a control token is no control token.
+
+    Raises:
+        InvalidRequestError: As of ``stream_scoring_pass``; so are the others.
+        PromptTooLongError: An answer does not fit the context.
+        UnsupportedModelError: The model has no end-of-sequence token.
+    """
+    waiting = partial(check_wanted, decoding, "while the answers were tokenized")
+    processor, given = vlm.processor, check_answers(answers)
     control = control_tokens(processor)
-    disguise = Disguise(control, [answer])
+    disguise = Disguise(control, given)
     reader = CallerTokenizer(
-        processor.tokenizer,
-        disguise,
-        frozenset(control.values()),
-        lambda: vlm.processing(still_wanted),
+        processor.tokenizer, disguise, frozenset(control.values()), lambda: vlm.processing(waiting)
     )
-    ids: list[int] = reader(disguise.hide(answer), add_special_tokens=False)["input_ids"]
-    return ids
+    tokens = []
+    for answer in given:
+        check_context(
+            Request.ask(answer),
+            processor.tokenizer,
+            context_tokens=vlm.context_tokens,
+            name=vlm.name,
+            still_wanted=waiting,
+        )
+        ids: list[int] = reader(disguise.hide(answer), add_special_tokens=False)["input_ids"]
+        tokens.append(ids)
+    _check_model(vlm, prompt, tokens)
+    return tokens
 
 
 def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]]) -> None:
@@ -279,6 +323,8 @@ class ScoringPassResult:
             where it was not asked for, or the prompt holds no image.
         stage_ms: Milliseconds: "vision", "prefill", "score".
         reused: What was known before.
+        forced_tokens: Tokens that each forward of answers was fed; with a map, the last fed the best answer
+            once more.
     """
 
     token_logprobs: tuple[tuple[float, ...], ...]
@@ -286,17 +332,12 @@ class ScoringPassResult:
     importance: ImportanceMap | None
     stage_ms: dict[str, float]
     reused: Reused = NOTHING_REUSED
+    forced_tokens: tuple[int, ...] = ()
 
     @property
     def logprobs(self) -> tuple[float, ...]:
         """Natural log of the probability of each whole answer."""
         return tuple(math.fsum(tokens) for tokens in self.token_logprobs)
-
-    @property
-    def forced_tokens(self) -> tuple[int, ...]:
-        """Tokens of each answer that was fed, without its end; with a map, the best answer was fed twice."""
-        fed = tuple(len(tokens) - 1 for tokens in self.token_logprobs)
-        return fed if self.importance is None else (*fed, fed[self.best])
 
     @property
     def output_tokens(self) -> int:

@@ -16,10 +16,15 @@ from sgl_engine.passes.large import pruned_from, stream_large_batch
 from sgl_engine.passes.prefill import sharing
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.passes.scoring import stream_scoring_pass
+from sgl_engine.passes.scoring_batch import (
+    ScoringTask,
+    rest_tokens,
+    shared_beginning,
+    stream_scoring_batch,
+)
 from sgl_engine.passes.small import SmallPassResult, run_small_batch
-from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.request import Decoding, Request
+from sgl_engine.request import Request
 from sgl_engine.serving.job import StepResults, Work
 
 Result = TypeVar("Result")
@@ -70,25 +75,6 @@ def run_small(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class ScoringTask:
-    """What a scoring pass is given.
-
-    Attributes:
-        prompt: Encoded by the model that scores.
-        answers: What could be said.
-        decoding: Only its deadline and cancellation count.
-        plan: What of the prompt is seen; None is everything.
-        guide: Whether attention is recorded.
-    """
-
-    prompt: EncodedPrompt
-    answers: tuple[str, ...]
-    decoding: Decoding
-    plan: PruningPlan | None = None
-    guide: bool = False
-
-
 def small_work(
     vlm: VLM, asked: Asked, small_pass: SmallPass, *, consistency_keep_ratio: float, reuse: ReuseConfig
 ) -> Work:
@@ -121,9 +107,16 @@ def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig
 
 
 def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, reuse: ReuseConfig) -> Work:
-    """Makes work of a scoring pass, with a step per answer: between two of them, others may run."""
+    """Makes work of a scoring pass, with a step for each forward of answers: between two, others may run.
+
+    Questions about the same pictures run side by side, where nothing is recorded or pruned.
+    """
+    kind = shared_beginning(vlm, task, reuse)
 
     def run(given: Sequence[Any]) -> StepResults:
+        if len(given) > 1:
+            yield from stream_scoring_batch(vlm, given, reuse=reuse)
+            return
         [asked] = given
         steps = stream_scoring_pass(
             vlm,
@@ -137,8 +130,9 @@ def scoring_work(model: Literal["small", "large"], vlm: VLM, task: ScoringTask, 
         result = yield from _silent(steps)
         yield [(0, result)]
 
-    # No kind: answers follow each other on one prompt's cache, so nothing can run beside them.
-    return Work(model, task, run, None, len(task.prompt))
+    # What they share is computed once, so that only the rest of each prompt counts.
+    tokens = len(task.prompt) if kind is None else rest_tokens(task.prompt)
+    return Work(model, task, run, kind, tokens)
 
 
 def _silent(steps: Generator[None, None, Result]) -> Generator[list[tuple[int, Any]], None, Result]:

@@ -73,7 +73,10 @@ def run_lower_layers(
 
 @contextmanager
 def prune_visual_tokens(
-    vlm: VLM, plan: PruningPlan | KeptColumns, lower: LayerInputs | None = None
+    vlm: VLM,
+    plan: PruningPlan | KeptColumns,
+    lower: LayerInputs | None = None,
+    among: Tensor | None = None,
 ) -> Iterator[None]:
     """Makes ``vlm`` drop what ``plan`` drops, within the context; no hook remains, also after an exception.
 
@@ -86,6 +89,7 @@ def prune_visual_tokens(
         plan: What is kept.
         lower: What enters layer K for the prompts' first columns, where the first forward begins after these.
             The cache then holds their keys and values for the layers below K.
+        among: Which tokens of a later forward each of them sees, bool (N, N); None is all before it.
 
     Raises:
         ConfigError: The plan's layer does not exist, or this model cannot be pruned there.
@@ -106,7 +110,7 @@ def prune_visual_tokens(
             hooks.enter_context(without_positions(vlm))
         for index in range(kept.layer, len(layers)):
             keys = vlm.family.keys_of(vlm.text_model.config, index)
-            hook = _layer_hook(kept, index, implementation, lower, keys)
+            hook = _layer_hook(kept, index, implementation, lower, keys, among)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         adder = vlm.family.plane_adder
         if adder is not None:
@@ -149,7 +153,12 @@ def _check_prunable(vlm: VLM, plan: KeptColumns) -> str:
 
 
 def _layer_hook(
-    kept: KeptColumns, index: int, implementation: str, lower: LayerInputs | None, keys: int
+    kept: KeptColumns,
+    index: int,
+    implementation: str,
+    lower: LayerInputs | None,
+    keys: int,
+    among: Tensor | None,
 ) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
     """Makes the hook that changes what decoder layer ``index``, K or later, is given.
 
@@ -183,7 +192,7 @@ def _layer_hook(
             # Causal from the last key backwards, however many keys there are: right without a mask.
             return args, {**kwargs, "attention_mask": None}
         # The model's mask has a column for every key of the unpruned layers: too many for this one.
-        visible = _visible(kept, cache.layers[keys], rows, new)
+        visible = _visible(kept, cache.layers[keys], rows, new, among)
         visible = None if visible is None else visible[:, None]
         return args, {**kwargs, "attention_mask": _as_mask(visible, args[0], additive=additive)}
 
@@ -203,7 +212,7 @@ def _prune_first_forward(
     """Picks the kept rows of a layer's arguments; tokens after the prompt (a forced answer) are all kept."""
     hidden, *rest = args
     columns, device = _columns(hidden, kwargs), hidden.device
-    rows = _seen(kept, columns, device)
+    rows = kept.seen(columns, device)
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor):  # None means causal, and rows in ascending order stay causal
         if mask.ndim == 4:
@@ -271,7 +280,7 @@ def _completed_mask(kept: KeptColumns, columns: int, mask: Tensor | None, layer:
         mask: A causal one that hides fillers, where there are any; None where there are none.
         layer: The layer's cache, which knows its window.
     """
-    seen = _seen(kept, columns, torch.device("cpu") if mask is None else mask.device)
+    seen = kept.seen(columns, torch.device("cpu") if mask is None else mask.device)
     if mask is None:
         size = seen.shape[1]
         mask = torch.ones(size, size, dtype=torch.bool, device=seen.device).tril()[None, None]
@@ -299,7 +308,9 @@ def _hiding_fillers(mask: Tensor | None, exist: Tensor) -> Tensor:
     return mask.masked_fill(own & fillers, 0.0)
 
 
-def _visible(kept: KeptColumns, layer: Any, steps: int, new: int = 0) -> Tensor | None:
+def _visible(
+    kept: KeptColumns, layer: Any, steps: int, new: int = 0, among: Tensor | None = None
+) -> Tensor | None:
     """Tells which keys of a pruned layer each of ``steps`` new tokens sees, bool (B, Q, N); None is all.
 
     The last ``new`` of them are in the layer's cache already. Sliding windows go by original columns: fewer
@@ -313,13 +324,15 @@ def _visible(kept: KeptColumns, layer: Any, steps: int, new: int = 0) -> Tensor 
     first = kept.tokens + length - kept.columns.shape[1]
     # A window's cache holds the last window - 1 tokens only. The new ones come after what is stored.
     stored = length if window is None else min(length, window - 1)
-    keys = _seen(kept, first + steps, torch.device("cpu"))[:, None, length - stored :]
+    keys = kept.seen(first + steps, torch.device("cpu"))[:, None, length - stored :]
     queries = torch.arange(first, first + steps)[:, None]
     visible = keys <= queries  # causal among the new tokens; each sees all older ones
     if window is not None:
         visible &= keys > queries - window
     # Fillers stand in front, with the column of another token.
     visible &= kept.exist(length + steps, visible.device)[:, None, length - stored :]
+    if among is not None:
+        visible[..., -steps:] &= among
     return None if bool(visible.all()) else visible
 
 
@@ -332,7 +345,3 @@ def _as_mask(visible: Tensor | None, hidden: Tensor, *, additive: bool) -> Tenso
         return visible
     nothing = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
     return nothing.masked_fill(~visible, torch.finfo(hidden.dtype).min)
-
-
-def _seen(kept: KeptColumns, tokens: int, device: torch.device) -> Tensor:
-    return kept.seen(tokens, device)

@@ -26,10 +26,13 @@ from sgl_engine.errors import (
     UnsupportedModelError,
 )
 from sgl_engine.exit.decision import answer_shares, decision_confidence
-from sgl_engine.passes.scoring import ScoringPassResult, _tokenize, run_scoring_pass
+from sgl_engine.passes import scoring
+from sgl_engine.passes.scoring import ScoringPassResult, read_answers, run_scoring_pass
+from sgl_engine.passes.trie import TokenTrie
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.report.make import scoring_cost
+from sgl_engine.request import Decoding
 from sgl_engine.testing import tiny_vlm
 
 Case = tuple[VLM, EncodedPrompt]
@@ -115,8 +118,14 @@ def test_answers_do_not_see_each_other(case: Case, monkeypatch: pytest.MonkeyPat
         forwards = run_scoring_pass(vlm, prompt, ANSWERS, plan=plan).logprobs
         backwards = run_scoring_pass(vlm, prompt, ANSWERS[::-1], plan=plan).logprobs[::-1]
         assert gap(forwards, backwards) < longest(vlm)
+    plain = run_scoring_pass(vlm, prompt, ANSWERS).logprobs
+    with monkeypatch.context() as patched:  # the control
+        patched.setattr(TokenTrie, "visible", lambda trie: torch.ones(len(trie), len(trie)).tril().bool())
+        assert gap(run_scoring_pass(vlm, prompt, ANSWERS).logprobs, plain) > CONTROL * longest(vlm)
+    monkeypatch.setattr(scoring, "can_branch", lambda _: False)
+    assert gap(run_scoring_pass(vlm, prompt, ANSWERS).logprobs, plain) < longest(vlm)
     monkeypatch.setattr(DynamicCache, "crop", lambda *_: None)  # the control
-    assert gap(run_scoring_pass(vlm, prompt, ANSWERS).logprobs, forwards) > CONTROL * longest(vlm)
+    assert gap(run_scoring_pass(vlm, prompt, ANSWERS).logprobs, plain) > CONTROL * longest(vlm)
 
 
 def test_every_end_token_ends_an_answer(case: Case) -> None:
@@ -268,10 +277,10 @@ def test_what_spells_a_control_token_is_scored_as_text(engine: SGLEngine, answer
     vlm = engine.small
     control = set(control_tokens(vlm.processor).values())
     assert control.intersection(ids_of(vlm, answer))  # the control: read as a prompt's text, it is one
-    ids = _tokenize(vlm, answer, lambda: None)
+    [ids] = read_answers(vlm, vlm.encode(ASK), [answer], Decoding())
     assert not control.intersection(ids)
     assert vlm.processor.tokenizer.decode(ids) == answer
-    assert _tokenize(vlm, "yes, it is", lambda: None) == ids_of(vlm, "yes, it is")
+    assert read_answers(vlm, vlm.encode(ASK), ["yes, it is"], Decoding()) == [ids_of(vlm, "yes, it is")]
     scores = engine.score_answers(ASK, ["yes", answer], model="small")
     alone = run_scoring_pass(vlm, vlm.encode(ASK), [answer])
     assert len(alone.token_logprobs[0]) == len(ids) + 1

@@ -1,0 +1,1 @@
+"""Decision models: typed questions about text and pictures, answered with probabilities."""

@@ -1,0 +1,138 @@
+"""Runs texts that may follow a prompt in one forward: a tree of tokens, each of which sees its own past.
+
+Texts that begin alike share their first tokens (a trie). All tokens stand in one row after the prompt; the
+mask shows each the prompt and the tokens before it in its own text, and its position is that in its own text.
+So every text is read as if it stood there alone. The idea is that of tree attention (SpecInfer, 2305.09781).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from sgl_engine.passes.prefill import attention_of, takes_padding
+from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from sgl_engine.model.vlm import VLM
+
+MAX_NODES = 256
+"""Tokens of one forward at most, unless a single text has more: each has a row of logits."""
+
+
+class TokenTrie:
+    """Token sequences that share their beginnings; a node's number is greater than its parent's.
+
+    Attributes:
+        tokens: The token of each node.
+        parents: The node before it in its sequences; -1 at the beginning of one.
+        depths: How many tokens stand before it in these.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def missing(self, sequence: Sequence[int]) -> int:
+        """How many nodes ``add`` would make."""
+        node, known = -1, 0
+        for token in sequence:
+            following = self._children.get((node, token))
+            if following is None:
+                break
+            node, known = following, known + 1
+        return len(sequence) - known
+
+    def add(self, sequence: Sequence[int]) -> list[int]:
+        """Adds a sequence; returns its nodes."""
+        node, path = -1, []
+        for depth, token in enumerate(sequence):
+            key = (node, token)
+            if key not in self._children:
+                self._children[key] = len(self)
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.depths.append(depth)
+            node = self._children[key]
+            path.append(node)
+        return path
+
+    def visible(self) -> Tensor:
+        """Which nodes each node sees: itself and those before it in its sequences; bool (N, N)."""
+        seen = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):  # ascending, so a parent's row is complete
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def in_tries(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[TokenTrie, dict[int, list[int]]]]:
+    """Packs sequences into tries of at most ``MAX_NODES``; yields each with the paths by sequence number."""
+    # Sorted, sequences that begin alike come together; neighbours stay what they are otherwise.
+    order = sorted(range(len(sequences)), key=lambda number: tuple(sequences[number]))
+    trie, paths = TokenTrie(), dict[int, list[int]]()
+    for number in order:
+        if paths and len(trie) + trie.missing(sequences[number]) > MAX_NODES:
+            yield trie, paths
+            trie, paths = TokenTrie(), {}
+        paths[number] = trie.add(sequences[number])
+    if paths:
+        yield trie, paths
+
+
+def can_branch(vlm: VLM) -> bool:
+    """Whether masks decide who sees what, and a cache can be taken back: no windows, no recurrent states."""
+    return takes_padding(vlm) and all(type(layer) is DynamicLayer for layer in vlm.new_cache().layers)
+
+
+@torch.inference_mode()
+def run_trie(
+    vlm: VLM, trie: TokenTrie, *, prompt: EncodedPrompt, first_position: int, cache: DynamicCache
+) -> Tensor:
+    """Runs all nodes on a prompt's cache, which stays as it was.
+
+    Args:
+        vlm: A model that ``can_branch``; under ``prune_visual_tokens`` with ``among``, where it is pruned.
+        trie: At least one node.
+        prompt: The prompt that the sequences follow, or follow a part of.
+        first_position: Where in it, or after it, they begin.
+        cache: Its keys and values, all before ``first_position``.
+
+    Returns:
+        Logits after each node, float32 (N, vocab).
+    """
+    embeddings = vlm.embed_tokens(torch.tensor(trie.tokens, dtype=torch.int64))
+    batch = PromptBatch.of([prompt])
+    depths = torch.tensor(trie.depths, device=embeddings.device)
+    positions = batch.positions(first_position, int(depths.max()) + 1).index_select(-1, depths)
+    inputs = {name: value for name, value in batch.inputs.items() if name != "attention_mask"}
+    given = vlm.family.decoder_inputs(
+        vlm.model, embeddings, inputs, positions, cache, first=max(first_position, 1)
+    )
+    given["attention_mask"] = _mask(vlm, trie, cache, embeddings)
+    output = vlm.text_model(**given, position_ids=positions, cache=cache, use_cache=True)
+    cache.crop(-len(trie))  # tokens to drop, so it is right for the shorter caches of pruned layers too
+    return vlm.family.logits(vlm.model, output.last_hidden_state)[0].float()
+
+
+def _mask(vlm: VLM, trie: TokenTrie, cache: DynamicCache, embeddings: Tensor) -> Tensor:
+    """(1, 1, N, S + N): every node sees the prompt; boolean for SDPA, 0 or very negative for eager."""
+    # Pruned layers get masks of their own; this is for those that have seen the whole prompt.
+    known = max(vlm.cache_tokens(cache))
+    own = trie.visible().to(embeddings.device)
+    seen = torch.cat((own.new_ones(len(trie), known), own), dim=1)[None, None]
+    if not attention_of(vlm).endswith("eager"):
+        return seen
+    nothing = torch.zeros((), dtype=embeddings.dtype, device=embeddings.device)
+    return nothing.masked_fill(~seen, torch.finfo(embeddings.dtype).min)
