@@ -25,7 +25,14 @@ from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.decisions.convert import to_answer, to_question, to_state
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import RequestError
-from sgl_engine.decisions import DecisionConfig, DecisionQuestion, Decisions, RefusedAnswer, as_request, decide
+from sgl_engine.decisions import (
+    DecisionConfig,
+    DecisionQuestion,
+    Decisions,
+    RefusedAnswer,
+    as_request,
+    decide,
+)
 
 
 class SGLDecisionResponse(ClassifierResponse):
@@ -36,7 +43,7 @@ class SGLDecisionResponse(ClassifierResponse):
             and "refusals", the reason for each question that could not be put and has no answer.
     """
 
-    response_metadata: dict[str, Any] = {}
+    response_metadata: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def reports(self) -> dict[str, dict[str, Any]]:
@@ -93,7 +100,7 @@ class SGLDecisionModel(BaseDecisionModel):
     @model_validator(mode="after")
     def _name(self) -> Self:
         if not isinstance(self.chat, ChatSGL):
-            raise ValueError(f"chat is a {type(self.chat).__name__}, and no ChatSGL")
+            raise ValueError(f"chat is a {type(self.chat).__name__}, and no ChatSGL")  # noqa: TRY004  # pydantic's
         self.model = self.model or self.chat._model_name  # noqa: SLF001  # of this package
         return self
 
@@ -120,7 +127,9 @@ class SGLDecisionModel(BaseDecisionModel):
         finally:
             cancel.set()
 
-    def _decide(self, state: Any, questions: dict[str, Question], cancel: threading.Event) -> ClassifierResponse:
+    def _decide(
+        self, state: Any, questions: dict[str, Question], cancel: threading.Event
+    ) -> ClassifierResponse:
         root = self.chat.image_root
         with as_langchain_errors():
             timeout = self.chat.timeout
@@ -155,7 +164,9 @@ class SGLDecisionModel(BaseDecisionModel):
             ),
             response_metadata={
                 "sgl": {
-                    "reports": {name: report.model_dump(mode="json") for name, report in made.reports.items()},
+                    "reports": {
+                        name: report.model_dump(mode="json") for name, report in made.reports.items()
+                    },
                     "refusals": {name: str(refusals[name]) for name in questions if name in refusals},
                 }
             },

@@ -46,6 +46,11 @@ def test_a_conversation_is_judged_and_not_continued() -> None:
     assert read[1]["tool_calls"] == [{"name": "delete", "arguments": {"path": "/"}}]
 
 
+def test_a_message_may_be_empty() -> None:
+    read = json.loads(content({"said": [Message("assistant", ()), Message("user", ("Hi",))]})[0])
+    assert [message["content"] for message in read["said"]] == [[], "Hi"]
+
+
 def test_pictures_at_any_depth_stay_in_place() -> None:
     state = {"a": [{"page": PICTURE, "n": 1}], "b": {"deep": {"page": OTHER}}, "c": None}
     first, one, second, two, third = content(state)
