@@ -205,7 +205,7 @@ class DecisionModelTests:
 
     @pytest.mark.parametrize("where", ["message", "object", "array"])
     def test_pictures_anywhere(self, model: BaseDecisionModel, where: str) -> None:
-        message = HumanMessage([{"type": "text", "text": "Look."}, picture()])  # type: ignore[list-item]
+        message = HumanMessage([{"type": "text", "text": "Look."}, picture()])
         state: Any = {"message": message, "object": {"page": {"scan": picture()}}, "array": [picture()]}[
             where
         ]
@@ -239,11 +239,8 @@ class DecisionModelTests:
         assert [list(response.answers) for response in await model.abatch(requests)] == [["q0"], ["q1"]]
 
     def test_in_a_chain(self, model: BaseDecisionModel) -> None:
-        chain: Any = (
-            RunnableLambda(lambda text: {"state": text, "questions": {"team": CHOICE}})
-            | model
-            | RunnableLambda(lambda response: response.choices["team"].choice)
-        )
+        request: Any = RunnableLambda(lambda text: {"state": text, "questions": {"team": CHOICE}})
+        chain = request | model | RunnableLambda(lambda response: response.choices["team"].choice)
         assert chain.invoke(STATE) in CHOICE.criteria
 
     def test_usage(self, model: BaseDecisionModel) -> None:
@@ -252,7 +249,7 @@ class DecisionModelTests:
             assert usage is None
             return
         assert usage is not None
-        assert all(isinstance(usage[name], int) for name in ("input_tokens", "output_tokens", "total_tokens"))  # type: ignore[literal-required]
+        assert all(isinstance(usage[name], int) for name in ("input_tokens", "output_tokens", "total_tokens"))
         assert usage["input_tokens"] > 0
         assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
