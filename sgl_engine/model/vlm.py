@@ -312,6 +312,7 @@ class VLM:
         first_position: int,
         cache: DynamicCache | None,
         logit_rows: int = 1,
+        branches: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """One pass of the decoder over several prompts.
 
@@ -323,15 +324,18 @@ class VLM:
                 is not the position.
             cache: Extended in place; None for a pass on its own.
             logit_rows: How many of the last columns go through the LM head; 0 fills the cache only.
+            branches: Positions and mask of columns that do not simply follow each other (``passes.trie``).
 
         Returns:
             Logits, float32 (B, logit_rows, vocab).
         """
-        positions = batch.positions(first_position, embeddings.shape[1])
+        positions = branches[0] if branches else batch.positions(first_position, embeddings.shape[1])
         given = self.family.decoder_inputs(
             self.model, embeddings, batch.inputs, positions, cache, first=first_position
         )
-        if batch.is_padded:
+        if branches:
+            given["attention_mask"] = branches[1]
+        elif batch.is_padded:
             given.setdefault("attention_mask", batch.attention_mask(first_position + embeddings.shape[1]))
         output = self.text_model(**given, position_ids=positions, cache=cache, use_cache=cache is not None)
         hidden = output.last_hidden_state

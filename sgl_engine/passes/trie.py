@@ -106,7 +106,7 @@ def run_trie(
         vlm: A model that ``can_branch``; under ``prune_visual_tokens`` with ``among``, where it is pruned.
         trie: At least one node.
         prompt: The prompt that the sequences follow, or follow a part of.
-        first_position: Where in it, or after it, they begin.
+        first_position: Where in it, or after it, they begin; at least 1.
         cache: Its keys and values, all before ``first_position``.
 
     Returns:
@@ -116,14 +116,16 @@ def run_trie(
     batch = PromptBatch.of([prompt])
     depths = torch.tensor(trie.depths, device=embeddings.device)
     positions = batch.positions(first_position, int(depths.max()) + 1).index_select(-1, depths)
-    inputs = {name: value for name, value in batch.inputs.items() if name != "attention_mask"}
-    given = vlm.family.decoder_inputs(
-        vlm.model, embeddings, inputs, positions, cache, first=max(first_position, 1)
+    logits = vlm.forward_batch(
+        embeddings,
+        batch=batch,
+        first_position=first_position,
+        cache=cache,
+        logit_rows=len(trie),
+        branches=(positions, _mask(vlm, trie, cache, embeddings)),
     )
-    given["attention_mask"] = _mask(vlm, trie, cache, embeddings)
-    output = vlm.text_model(**given, position_ids=positions, cache=cache, use_cache=True)
     cache.crop(-len(trie))  # tokens to drop, so it is right for the shorter caches of pruned layers too
-    return vlm.family.logits(vlm.model, output.last_hidden_state)[0].float()
+    return logits[0]
 
 
 def _mask(vlm: VLM, trie: TokenTrie, cache: DynamicCache, embeddings: Tensor) -> Tensor:
