@@ -8,13 +8,18 @@ from .answers import (
     ScoreAnswer as ScoreAnswer,
     YesNoAnswer as YesNoAnswer,
 )
-from .decide import decide as decide
+from .decide import decide as decide, said as said
 from .forms import (
     BareForm as BareForm,
     InstructedForm as InstructedForm,
     Option as Option,
     PromptForm as PromptForm,
     PutQuestion as PutQuestion,
+)
+from .measures import (
+    brier as brier,
+    expected_calibration_error as expected_calibration_error,
+    overlap as overlap,
 )
 from .questions import (
     MAX_LABELS as MAX_LABELS,

@@ -1,0 +1,183 @@
+"""What decisions of the bundled pair are worth, and what they cost: python -m benchmarks.decisions
+
+Every line is measured here and now: labels compared in three ways, orders, calibration (ECE, Brier), boxes
+against their controls, and processor time against ``ChatSGL.invoke``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgl_engine import ImagePart, SGLEngine
+from sgl_engine.decisions import (
+    BoxAnswer,
+    ChoiceQuestion,
+    DecisionAnswer,
+    DecisionConfig,
+    ScoreAnswer,
+    YesNoAnswer,
+    brier,
+    decide,
+    expected_calibration_error,
+    overlap,
+    said,
+)
+from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.demo.decisions import DEMO_DECISIONS, GeneratedDecision, generated_decisions
+
+COLORS = "red green blue yellow purple orange pink black".split()
+SHAPES = "circle square triangle diamond star cross".split()
+NUMBERS = (18, 59, 89, 21, 46, 5, 7, 8, 9, 10)
+CENTRE, WHOLE = (0.25, 0.25, 0.75, 0.75), (0.0, 0.0, 1.0, 1.0)
+
+
+def distribution(answer: DecisionAnswer) -> list[float]:
+    """Probabilities of all that could be answered."""
+    if isinstance(answer, YesNoAnswer):
+        return [answer.probability, 1 - answer.probability]
+    assert not isinstance(answer, BoxAnswer)
+    shares = answer.probabilities  # type: ignore[union-attr]
+    return list(shares) if isinstance(answer, ScoreAnswer) else list(shares.values())  # type: ignore[union-attr]
+
+
+def asked(
+    engine: SGLEngine, cases: Sequence[GeneratedDecision], config: DecisionConfig
+) -> list[tuple[GeneratedDecision, DecisionAnswer]]:
+    """Answers to all cases, each about its own page."""
+    found = []
+    for case in cases:
+        made = decide(engine, [ImagePart(case.image)], {"q": case.question}, config)
+        found.append((case, made.answers["q"]))
+    return found
+
+
+def row(name: str, results: Sequence[tuple[GeneratedDecision, DecisionAnswer]]) -> str:
+    """Accuracy, ECE and Brier of one way."""
+    tops = [max(distribution(answer)) for _, answer in results]
+    right = [said(answer) == case.truth for case, answer in results]
+    return (
+        f"| {name} | {len(results)} | {np.mean(right):.3f} | {np.mean(tops):.3f} | "
+        f"{expected_calibration_error(tops, right):.3f} | {brier(tops, right):.3f} |"
+    )
+
+
+def labels(engine: SGLEngine, count: int) -> list[str]:
+    """How labels are compared, with either model; and orders."""
+    cases = list(generated_decisions("choice", count))
+    lines = ["| labels | n | right | mean top | ECE | Brier |", "|---|---|---|---|---|---|"]
+    for route in ("never", "always"):
+        forced = engine.with_config(engine.config.escalating(route))  # type: ignore[arg-type]
+        for way, orders in (("mean", 1), ("sum", 1), ("letters", 1), ("letters", 4)):
+            config = DEMO_DECISIONS.model_copy(update={"labels": way, "permutations": orders})
+            name = f"{'small' if route == 'never' else 'large'}, {way}, {orders} order(s)"
+            lines.append(row(name, asked(forced, cases, config)))
+    return lines
+
+
+def boxes(engine: SGLEngine, count: int) -> list[str]:
+    """Boxes of the map against what holds the answer, for several shares, with two controls."""
+    cases = list(generated_decisions("box", count))
+    lines = ["| box | mean IoU | IoU >= 0.25 | holds the evidence's centre |", "|---|---|---|---|"]
+
+    def line(name: str, found: Sequence[Any]) -> str:
+        evidence = [case.evidence or WHOLE for case in cases]
+        overlaps = [overlap(box, truth) for box, truth in zip(found, evidence, strict=True)]
+        inside = [
+            box[0] <= (truth[0] + truth[2]) / 2 <= box[2] and box[1] <= (truth[1] + truth[3]) / 2 <= box[3]
+            for box, truth in zip(found, evidence, strict=True)
+        ]
+        good = np.mean([each >= 0.25 for each in overlaps])
+        return f"| {name} | {np.mean(overlaps):.3f} | {good:.3f} | {np.mean(inside):.3f} |"
+
+    for share in (0.1, 0.2, 0.3, 0.5):
+        config = DEMO_DECISIONS.model_copy(update={"box_share": share})
+        answers = [answer for _, answer in asked(engine, cases, config)]
+        found = [answer.box for answer in answers if isinstance(answer, BoxAnswer)]
+        lines.append(line(f"map, share {share}", found))
+    lines += [line("centre", [CENTRE] * count), line("whole picture", [WHOLE] * count)]
+    return lines
+
+
+def speed(engine: SGLEngine, repeats: int) -> list[str]:
+    """Processor time of 20 questions about one picture against 20 calls, and of 100 labels against 10."""
+    from langchain_core.messages import HumanMessage
+
+    from langchain_sgl import ChatSGL, image_block
+
+    texts = [f"What color is the shape with number {n}?" for n in NUMBERS]
+    texts += [f"What shape has number {n}?" for n in NUMBERS]
+    questions = {t: ChoiceQuestion(t, COLORS if "color" in t else SHAPES) for t in texts}
+    state, block = [ImagePart(PICTURES / "scene.png")], image_block(PICTURES / "scene.png")
+    many = [f"{color} {shape}" for color in COLORS for shape in SHAPES] + [str(n) for n in range(52)]
+    lines = ["| what | processor ms | of |", "|---|---|---|"]
+    for route in ("never", "auto", "always"):
+        own = engine.with_config(engine.config.escalating(route))  # type: ignore[arg-type]
+        chat = ChatSGL(engine=own)
+
+        def calls(chat: ChatSGL = chat) -> None:
+            for text in texts:
+                chat.invoke([HumanMessage([{"type": "text", "text": text}, block])])
+
+        together = best(lambda own=own: decide(own, state, questions, DEMO_DECISIONS), repeats)  # type: ignore[misc]
+        one_by_one = best(calls, repeats)
+        lines.append(f"| 20 questions, escalate {route} | {together:.0f} | |")
+        lines.append(
+            f"| 20 calls of ChatSGL, escalate {route} | {one_by_one:.0f} | {together / one_by_one:.2f} |"
+        )
+    never = engine.with_config(engine.config.escalating("never"))
+
+    def choose(count: int) -> Callable[[], Any]:
+        asked = {"q": ChoiceQuestion(texts[0], many[:count])}
+        return lambda: decide(never, state, asked, DEMO_DECISIONS)
+
+    few, all_of_them = best(choose(10), repeats), best(choose(100), repeats)
+    lines.append(f"| 10 labels | {few:.0f} | |")
+    lines.append(f"| 100 labels | {all_of_them:.0f} | {all_of_them / few:.2f} |")
+    return lines
+
+
+def best(run: Callable[[], Any], repeats: int) -> float:
+    """The least processor time of several runs, in ms; the first run is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        run()
+        times.append(1e3 * (time.process_time() - began))
+    return min(times)
+
+
+PARTS: dict[str, tuple[Callable[[SGLEngine, int], list[str]], int]] = {
+    "labels": (labels, 60),
+    "boxes": (boxes, 60),
+    "speed": (speed, 3),
+}
+
+
+def main() -> None:
+    """Runs the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--count", type=int, help="questions, or repeats of what is timed")
+    parser.add_argument("--out", type=Path, help="also write the lines here, as JSON")
+    given = parser.parse_args()
+    engine, found = demo_engine(), {}
+    for name in given.parts or PARTS:
+        measure, count = PARTS[name]
+        found[name] = measure(engine, given.count or count)
+        print(f"\n## {name}\n", *found[name], sep="\n", flush=True)
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
