@@ -1,4 +1,4 @@
-"""What decisions of the bundled pair are worth, and what they cost: python -m benchmarks.decisions
+"""What decisions of the bundled pair are worth, and what they cost: ``python -m benchmarks.decisions``.
 
 Every line is measured here and now: labels compared in three ways, orders, calibration (ECE, Brier), boxes
 against their controls, and processor time against ``ChatSGL.invoke``.

@@ -39,8 +39,7 @@ from sgl_engine.hosted.station import ask, cannot_score, describe_failure
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import plan_large
-from sgl_engine.passes.scoring import ScoringPassResult, check_answers
-from sgl_engine.passes.scoring_batch import ScoringTask
+from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask, check_answers
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import Asked, large_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt

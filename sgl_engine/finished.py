@@ -37,8 +37,7 @@ from sgl_engine.response import AnswerScores, Response
 if TYPE_CHECKING:  # what the passes have made comes in; nothing of them runs here
     from sgl_engine.hosted.station import HostedPass
     from sgl_engine.passes.large import LargePassResult
-    from sgl_engine.passes.scoring import ScoringPassResult
-    from sgl_engine.passes.scoring_batch import ScoringTask
+    from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask
     from sgl_engine.passes.small import SmallPassResult
     from sgl_engine.passes.work import Asked, SmallPass
 

@@ -324,7 +324,7 @@ class VLM:
                 is not the position.
             cache: Extended in place; None for a pass on its own.
             logit_rows: How many of the last columns go through the LM head; 0 fills the cache only.
-            branches: Positions and mask of columns that do not simply follow each other (``passes.trie``).
+            branches: Positions and mask of columns that do not simply follow each other (``attention.trie``).
 
         Returns:
             Logits, float32 (B, logit_rows, vocab).

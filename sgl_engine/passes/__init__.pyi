@@ -5,7 +5,8 @@ from .large import (
     run_large_batch as run_large_batch,
     run_large_pass as run_large_pass,
 )
-from .scoring import ScoringPassResult as ScoringPassResult, run_scoring_pass as run_scoring_pass
+from .scored_texts import ScoringPassResult as ScoringPassResult
+from .scoring import run_scoring_pass as run_scoring_pass
 from .small import (
     SmallPassResult as SmallPassResult,
     answer_logprobs as answer_logprobs,

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from sgl_engine.config import ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask
@@ -120,6 +121,19 @@ def takes_padding(vlm: VLM) -> bool:
     Not with flash attention, and not in a model whose architecture is not known.
     """
     return attention_of(vlm).endswith(("sdpa", "eager")) and not vlm.family.needs_check
+
+
+def can_branch(vlm: VLM) -> bool:
+    """Whether texts run side by side after a prompt (``attention.trie``), and its cache is as before then.
+
+    Not where windows or recurrent states have moved on, which cannot be taken back.
+    """
+    return takes_padding(vlm) and all(type(layer) is DynamicLayer for layer in vlm.new_cache().layers)
+
+
+def adds_masks(vlm: VLM) -> bool:
+    """Whether its attention adds masks to its scores, and takes none of booleans."""
+    return attention_of(vlm).endswith("eager")
 
 
 def attention_of(vlm: VLM) -> str:

@@ -1,7 +1,7 @@
 """Scores given answers: one prefill, then the answers teacher-forced on its cache.
 
 Nothing is generated: a score is the probability that the model, asked freely, would say exactly this answer
-and stop. Answers run side by side in one forward, which shares what they begin alike with (``passes.trie``).
+and stop. Answers run side by side in one forward, in which equal beginnings are one (``attention.trie``).
 Where a model cannot do that, they follow each other, and the cache is cropped back to the prompt between
 them. Under a pruning plan it is ragged, and is cropped by the same number of tokens in every layer.
 """
@@ -13,9 +13,8 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,23 +23,15 @@ from transformers.cache_utils import DynamicLayer
 from sgl_engine.attention.capture import capture_attention
 from sgl_engine.attention.importance import AttentionSums, ImportanceMap, importance_map
 from sgl_engine.attention.recorder import AttentionRecorder
-from sgl_engine.chat.caller_text import Disguise
-from sgl_engine.chat.template import control_tokens
+from sgl_engine.attention.trie import TokenTrie, in_tries, run_trie
 from sgl_engine.config import NO_REUSE, ReuseConfig
-from sgl_engine.errors import (
-    InvalidRequestError,
-    PromptTooLongError,
-    UnsupportedModelError,
-)
-from sgl_engine.model.caller_tokens import CallerTokenizer
-from sgl_engine.passes.pictures import NOTHING_REUSED, Reused, embed_pictures
-from sgl_engine.passes.prefill import Prefiller
-from sgl_engine.passes.trie import TokenTrie, can_branch, in_tries, run_trie
+from sgl_engine.passes.pictures import embed_pictures
+from sgl_engine.passes.prefill import Prefiller, adds_masks, can_branch
+from sgl_engine.passes.scored_texts import ScoringPassResult, path_logprobs, read_answers
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
-from sgl_engine.request import Decoding, Request, check_wanted
+from sgl_engine.request import Decoding, check_wanted
 from sgl_engine.serving.job import finish
 
 if TYPE_CHECKING:
@@ -175,7 +166,12 @@ class _Scoring:
         started, prompt = time.perf_counter(), self._prompt
         with prune_visual_tokens(self._vlm, self.plan, among=trie.visible()):
             rows = run_trie(
-                self._vlm, trie, prompt=prompt, first_position=len(prompt), cache=self._prefix.cache
+                self._vlm,
+                trie,
+                prompt=prompt,
+                first_position=len(prompt),
+                cache=self._prefix.cache,
+                additive=adds_masks(self._vlm),
             )
         logs = torch.cat((self._first, rows)).log_softmax(dim=-1)
         for number, path in paths.items():
@@ -219,24 +215,6 @@ def _force(vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, ids: Sequence[i
     return logits
 
 
-def path_logprobs(
-    vlm: VLM, logs: Tensor, path: Sequence[int], ids: Sequence[int], before: int = -1
-) -> tuple[float, ...]:
-    """Reads off the natural logs of the probabilities of an answer's tokens, and of its end.
-
-    Args:
-        vlm: The model.
-        logs: Log-probabilities (1 + N, vocab): those before all nodes, and those after each of N nodes.
-        path: The answer's nodes.
-        ids: Their tokens.
-        before: The node that the answer follows; -1 is none.
-    """
-    rows = logs[[node + 1 for node in (before, *path)]].cpu()
-    chosen = rows[range(len(ids)), ids].tolist()
-    # Whichever end token comes: all of them end the answer. Rounding must not make it likelier than certain.
-    return (*chosen, min(0.0, float(rows[-1, sorted(vlm.eos_token_ids)].logsumexp(dim=-1))))
-
-
 def _importance(
     vlm: VLM, prompt: EncodedPrompt, cache: DynamicCache, prefill: AttentionRecorder, best: Sequence[int]
 ) -> ImportanceMap:
@@ -246,100 +224,3 @@ def _importance(
     before, after = prefill.sums(), recorder.sums()
     sums = AttentionSums(before.prefill, after.decode, before.prefill_queries, after.decode_queries)
     return importance_map(sums, prompt.spans)
-
-
-def check_answers(answers: Any) -> Sequence[str]:
-    """Returns the answers, if they can be scored.
-
-    Raises:
-        InvalidRequestError: There are none, or one is empty or no text, or they are one text.
-    """
-    several = isinstance(answers, Sequence) and not isinstance(answers, str | bytes)
-    texts = several and all(map(is_text, answers))
-    if not texts or not answers or not all(answer.strip() for answer in answers):
-        raise InvalidRequestError(
-            f"The answers to score are {answers!r:.200}; at least one is needed, and none may be empty.",
-            remedy="Give a list of the texts that are to be compared.",
-        )
-    return list(answers)
-
-
-def read_answers(
-    vlm: VLM, prompt: EncodedPrompt, answers: Sequence[str], decoding: Decoding
-) -> list[list[int]]:
-    """Splits answers into tokens as text: what spells a control token is no control token.
-
-    Raises:
-        InvalidRequestError: As of ``stream_scoring_pass``; so are the others.
-        PromptTooLongError: An answer does not fit the context.
-        UnsupportedModelError: The model has no end-of-sequence token.
-    """
-    waiting = partial(check_wanted, decoding, "while the answers were tokenized")
-    processor, given = vlm.processor, check_answers(answers)
-    control = control_tokens(processor)
-    disguise = Disguise(control, given)
-    reader = CallerTokenizer(
-        processor.tokenizer, disguise, frozenset(control.values()), lambda: vlm.processing(waiting)
-    )
-    tokens = []
-    for answer in given:
-        check_context(
-            Request.ask(answer),
-            processor.tokenizer,
-            context_tokens=vlm.context_tokens,
-            name=vlm.name,
-            still_wanted=waiting,
-        )
-        ids: list[int] = reader(disguise.hide(answer), add_special_tokens=False)["input_ids"]
-        tokens.append(ids)
-    _check_model(vlm, prompt, tokens)
-    return tokens
-
-
-def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]]) -> None:
-    """Fails where the model names no end of an answer, or its context is too short for one of them."""
-    if not vlm.eos_token_ids:
-        raise UnsupportedModelError(
-            f"{vlm.name} names no end-of-sequence token, so its answers have no end and no probability.",
-            remedy="Set model.generation_config.eos_token_id.",
-        )
-    longest = len(prompt) + max(map(len, tokens))
-    if longest > vlm.context_tokens:
-        raise PromptTooLongError(
-            f"Prompt and longest answer have {longest} tokens; the context of {vlm.name} is "
-            f"{vlm.context_tokens}.",
-            remedy="Shorten the text, or send fewer or smaller images.",
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class ScoringPassResult:
-    """How likely one model finds each of the answers.
-
-    Attributes:
-        token_logprobs: Per answer, the natural log of each of its tokens' probability, its end last.
-        best: Index of the likeliest answer; the first of equals.
-        importance: Attention to the visual tokens, by the prompt's rows and those of the best answer; None
-            where it was not asked for, or the prompt holds no image.
-        stage_ms: Milliseconds: "vision", "prefill", "score".
-        reused: What was known before.
-        forced_tokens: Tokens that each forward of answers was fed; with a map, the last fed the best answer
-            once more.
-    """
-
-    token_logprobs: tuple[tuple[float, ...], ...]
-    best: int
-    importance: ImportanceMap | None
-    stage_ms: dict[str, float]
-    reused: Reused = NOTHING_REUSED
-    forced_tokens: tuple[int, ...] = ()
-
-    @property
-    def logprobs(self) -> tuple[float, ...]:
-        """Natural log of the probability of each whole answer."""
-        return tuple(math.fsum(tokens) for tokens in self.token_logprobs)
-
-    @property
-    def output_tokens(self) -> int:
-        """Answer tokens that were scored, all answers together, their ends included."""
-        return sum(len(tokens) for tokens in self.token_logprobs)

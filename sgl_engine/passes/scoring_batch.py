@@ -19,39 +19,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgl_engine.attention.trie import TokenTrie, in_tries, run_trie
 from sgl_engine.config import ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.passes.pictures import EmbeddedPrompt, Reused, embed_pictures
-from sgl_engine.passes.prefill import Prefiller
-from sgl_engine.passes.scoring import ScoringPassResult, path_logprobs, read_answers
-from sgl_engine.passes.trie import TokenTrie, can_branch, in_tries, run_trie
+from sgl_engine.passes.prefill import Prefiller, adds_masks, can_branch
+from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask, path_logprobs, read_answers
 from sgl_engine.prompt.encoded import EncodedPrompt
-from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.request import Decoding, check_wanted
+from sgl_engine.request import check_wanted
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
     from sgl_engine.model.vlm import VLM
-
-
-@dataclass(frozen=True, eq=False)
-class ScoringTask:
-    """What a scoring pass is given.
-
-    Attributes:
-        prompt: Encoded by the model that scores.
-        answers: What could be said.
-        decoding: Only its deadline and cancellation count.
-        plan: What of the prompt is seen; None is everything.
-        guide: Whether attention is recorded.
-    """
-
-    prompt: EncodedPrompt
-    answers: tuple[str, ...]
-    decoding: Decoding
-    plan: PruningPlan | None = None
-    guide: bool = False
 
 
 def shared_beginning(vlm: VLM, task: ScoringTask, reuse: ReuseConfig) -> Hashable | None:
@@ -86,7 +66,7 @@ def stream_scoring_batch(
         After each forward, the numbers of the tasks that are done with it, and their results; an error ends
         its task alone.
     """
-    batch = _Batch(vlm, [_Row(task) for task in tasks])
+    batch = _Batch(vlm, [_Question(task) for task in tasks])
     with vlm.exclusive():
         batch.prefill(reuse)
     yield batch.ended()
@@ -97,7 +77,7 @@ def stream_scoring_batch(
 
 
 @dataclass(eq=False)
-class _Row:
+class _Question:
     """One task, and what has become of it so far.
 
     Attributes:
@@ -130,7 +110,7 @@ class _Row:
 class _Batch:
     """Tasks side by side."""
 
-    def __init__(self, vlm: VLM, rows: Sequence[_Row]) -> None:
+    def __init__(self, vlm: VLM, rows: Sequence[_Question]) -> None:
         self._vlm = vlm
         self._rows = rows
         self._items: list[tuple[int, int]] = []  # row and answer, of each sequence
@@ -195,6 +175,7 @@ class _Batch:
             prompt=self._first.task.prompt,
             first_position=self._shared,
             cache=self._cache,
+            additive=adds_masks(self._vlm),
         )
         logs = torch.cat((self._before, logits)).log_softmax(dim=-1)
         counted: set[int] = set()
@@ -219,7 +200,7 @@ class _Batch:
             outcomes.append((number, row.error or self._result(row)))
         return outcomes
 
-    def _result(self, row: _Row) -> ScoringPassResult:
+    def _result(self, row: _Question) -> ScoringPassResult:
         logprobs = tuple(row.logprobs[number] for number in range(len(row.tokens)))
         totals = [math.fsum(tokens) for tokens in logprobs]
         pictures = len({span.image for span in row.task.prompt.spans})
@@ -241,7 +222,7 @@ class _Batch:
 
 
 @contextmanager
-def _attempt(row: _Row) -> Iterator[None]:
+def _attempt(row: _Question) -> Iterator[None]:
     """Keeps an error of one task with it."""
     try:
         yield

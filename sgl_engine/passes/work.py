@@ -15,13 +15,9 @@ from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import pruned_from, stream_large_batch
 from sgl_engine.passes.prefill import sharing
 from sgl_engine.passes.prefixes import shares_prefix
+from sgl_engine.passes.scored_texts import ScoringTask
 from sgl_engine.passes.scoring import stream_scoring_pass
-from sgl_engine.passes.scoring_batch import (
-    ScoringTask,
-    rest_tokens,
-    shared_beginning,
-    stream_scoring_batch,
-)
+from sgl_engine.passes.scoring_batch import rest_tokens, shared_beginning, stream_scoring_batch
 from sgl_engine.passes.small import SmallPassResult, run_small_batch
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.request import Request

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.model.vlm import VLM
     from sgl_engine.passes.large import LargePassResult
     from sgl_engine.passes.pictures import Reused
-    from sgl_engine.passes.scoring import ScoringPassResult
+    from sgl_engine.passes.scored_texts import ScoringPassResult
     from sgl_engine.passes.small import SmallPassResult
     from sgl_engine.prompt.encoded import EncodedPrompt
     from sgl_engine.pruning.plan import PruningPlan

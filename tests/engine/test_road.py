@@ -149,7 +149,8 @@ def test_a_hundred_answers_do_not_hold_up_an_exit(
     engine: SGLEngine, monkeypatch: pytest.MonkeyPatch, *, brief: bool
 ) -> None:
     """The control: small passes that are not known to be brief wait until all answers are scored."""
-    from sgl_engine.passes import trie, work
+    from sgl_engine.attention import trie
+    from sgl_engine.passes import work
 
     monkeypatch.setattr(trie, "MAX_NODES", 1)  # a forward for each answer; else all fit into one
     if not brief:

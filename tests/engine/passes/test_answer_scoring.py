@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
 from sgl_engine.attention.importance import ImportanceMap
+from sgl_engine.attention.trie import TokenTrie
 from sgl_engine.chat.template import control_tokens
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.errors import (
@@ -27,8 +28,8 @@ from sgl_engine.errors import (
 )
 from sgl_engine.exit.decision import answer_shares, decision_confidence
 from sgl_engine.passes import scoring
-from sgl_engine.passes.scoring import ScoringPassResult, read_answers, run_scoring_pass
-from sgl_engine.passes.trie import TokenTrie
+from sgl_engine.passes.scored_texts import ScoringPassResult, read_answers
+from sgl_engine.passes.scoring import run_scoring_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
 from sgl_engine.report.make import scoring_cost

@@ -10,11 +10,13 @@ from test_family_exactness import families, model
 from tolerances import CONTROL, gap, of_logprobs
 
 from sgl_engine import VLM, Message, Request, SGLEngine
+from sgl_engine.attention.trie import MAX_NODES, TokenTrie, in_tries
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.errors import RequestCancelledError
+from sgl_engine.passes.prefill import can_branch
+from sgl_engine.passes.scored_texts import ScoringTask
 from sgl_engine.passes.scoring import run_scoring_pass
-from sgl_engine.passes.scoring_batch import ScoringTask, shared_beginning, stream_scoring_batch
-from sgl_engine.passes.trie import MAX_NODES, TokenTrie, can_branch, in_tries
+from sgl_engine.passes.scoring_batch import shared_beginning, stream_scoring_batch
 from sgl_engine.request import Decoding, ImagePart
 
 PICTURE = ImagePart(noise(70, 40))

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
-from sgl_engine.passes.prefill import attention_of, takes_padding
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 
 if TYPE_CHECKING:
@@ -91,23 +89,26 @@ def in_tries(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[TokenTrie, di
         yield trie, paths
 
 
-def can_branch(vlm: VLM) -> bool:
-    """Whether masks decide who sees what, and a cache can be taken back: no windows, no recurrent states."""
-    return takes_padding(vlm) and all(type(layer) is DynamicLayer for layer in vlm.new_cache().layers)
-
-
 @torch.inference_mode()
 def run_trie(
-    vlm: VLM, trie: TokenTrie, *, prompt: EncodedPrompt, first_position: int, cache: DynamicCache
+    vlm: VLM,
+    trie: TokenTrie,
+    *,
+    prompt: EncodedPrompt,
+    first_position: int,
+    cache: DynamicCache,
+    additive: bool,
 ) -> Tensor:
     """Runs all nodes on a prompt's cache, which stays as it was.
 
     Args:
-        vlm: A model that ``can_branch``; under ``prune_visual_tokens`` with ``among``, where it is pruned.
+        vlm: One that ``can_branch`` (``passes.prefill``); where it is pruned, under ``prune_visual_tokens``
+            with ``among``.
         trie: At least one node.
         prompt: The prompt that the sequences follow, or follow a part of.
         first_position: Where in it, or after it, they begin; at least 1.
         cache: Its keys and values, all before ``first_position``.
+        additive: Whether the model's attention adds masks to its scores, and takes none of booleans.
 
     Returns:
         Logits after each node, float32 (N, vocab).
@@ -122,19 +123,19 @@ def run_trie(
         first_position=first_position,
         cache=cache,
         logit_rows=len(trie),
-        branches=(positions, _mask(vlm, trie, cache, embeddings)),
+        branches=(positions, _mask(vlm, trie, cache, embeddings, additive=additive)),
     )
     cache.crop(-len(trie))  # tokens to drop, so it is right for the shorter caches of pruned layers too
     return logits[0]
 
 
-def _mask(vlm: VLM, trie: TokenTrie, cache: DynamicCache, embeddings: Tensor) -> Tensor:
-    """(1, 1, N, S + N): every node sees the prompt; boolean for SDPA, 0 or very negative for eager."""
+def _mask(vlm: VLM, trie: TokenTrie, cache: DynamicCache, embeddings: Tensor, *, additive: bool) -> Tensor:
+    """(1, 1, N, S + N): every node sees the prompt; boolean, or 0 and very negative numbers."""
     # Pruned layers get masks of their own; this is for those that have seen the whole prompt.
     known = max(vlm.cache_tokens(cache))
     own = trie.visible().to(embeddings.device)
     seen = torch.cat((own.new_ones(len(trie), known), own), dim=1)[None, None]
-    if not attention_of(vlm).endswith("eager"):
+    if not additive:
         return seen
     nothing = torch.zeros((), dtype=embeddings.dtype, device=embeddings.device)
     return nothing.masked_fill(~seen, torch.finfo(embeddings.dtype).min)
