@@ -295,12 +295,9 @@ class VLM:
         logit_rows: int = 1,
     ) -> Tensor:
         """``forward_batch`` of one prompt; returns logits, float32 (logit_rows, vocab)."""
+        batch = PromptBatch.of([prompt])
         return self.forward_batch(
-            embeddings,
-            batch=PromptBatch.of([prompt]),
-            first_position=first_position,
-            cache=cache,
-            logit_rows=logit_rows,
+            embeddings, batch=batch, first_position=first_position, cache=cache, logit_rows=logit_rows
         )[0]
 
     @torch.inference_mode()
