@@ -19,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
-from sgl_engine.cli import options, output
+from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig
+from sgl_engine.cli import bench_paper, options, output
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -39,13 +39,14 @@ larger --questions it asks more. Writes results.md, results.json, results.csv an
 EXAMPLES = """\
 a file of questions has one JSON object a line; paths are relative to the file:
   {"image": "page.png", "question": "How much is the tax?", "answers": ["1.20"], "metric": "anls"}
-  metric: exact (default), vqa_score, anls or relaxed; also: id, and kind, by which results are broken down
+  metric: exact (default), vqa_score, anls, relaxed, ...; also: id, and kind, by which results are broken down
 
 examples:
   sgl bench --questions 500 --out runs/bench
   sgl bench --questions 2000 --processes 2 --out runs/bench
   sgl bench --data questions.jsonl --small OpenGVLab/InternVL3-1B-hf --large OpenGVLab/InternVL3-8B-hf
   sgl bench --rankers small-guided,random --retention 35%,9%,0:0.09
+  sgl bench --suite paper --from benchmarks/ --small ... --large ...
 """
 _HELD_OUT = 200
 _HELD_OUT_TOKENS = (
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.count,
         help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for held-out pages)",
     )
+    bench_paper.add_arguments(parser)
     options.add_models(parser)
     _add_systems(parser)
     _add_running(parser)
@@ -90,7 +92,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems.add_argument(
         "--retention",
         metavar="P,...",
-        type=_points,
+        type=options.points,
         default=_POINTS,
         help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
         f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens "
@@ -109,11 +111,15 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems.add_argument(
         "--rankers",
         metavar="NAME,...",
-        default="baselines",
-        help="rankings of visual tokens to compare: names, baselines, all or none (default: %(default)s)",
+        help="rankings of visual tokens to compare: names, baselines, all or none (default: baselines; none "
+        "of the paper's benchmarks)",
     )
     systems.add_argument(
-        "--seed", metavar="N", type=_whole, default=0, help="of what is drawn by lot (default: %(default)s)"
+        "--seed",
+        metavar="N",
+        type=options.whole,
+        default=0,
+        help="of what is drawn by lot (default: %(default)s)",
     )
 
 
@@ -167,6 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
         KeyboardInterrupt: It was stopped; what was done is kept.
     """
     from sgl_engine.evaluation.optional import check_extra
+    from sgl_engine.evaluation.paper.dataset import PaperData
     from sgl_engine.evaluation.runner import Runner, manifest
     from sgl_engine.evaluation.store import Store
 
@@ -174,12 +181,18 @@ def run(arguments: argparse.Namespace) -> None:
     point = _cascade_point(arguments)
     engine, data, systems = begin(arguments)
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
-    for line in data.bad:
+    of_paper = isinstance(data, PaperData)
+    if of_paper:
+        bench_paper.warn(data)
+    for line in data.bad if not of_paper else ():
         _say(f"line {line.number} is left out: {line.problem}")
     store.records()
     for line in store.bad:
         _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")
     _measure(arguments, Runner(engine, data, systems, store))
+    if isinstance(data, PaperData):
+        bench_paper.report(arguments, data, store, point)
+        return
     with output.waiting("Resampling and drawing"):
         report = _report(arguments, data, store, point)
         written = report.write(arguments.out)
@@ -193,9 +206,10 @@ def begin(arguments: argparse.Namespace) -> tuple[SGLEngine, Data, Systems]:
     data = _data(arguments)
     systems = Systems(
         points=arguments.retention,
-        rankers=_rankers(arguments.rankers),
+        rankers=_rankers(arguments.rankers or ("baselines" if arguments.suite is None else "none")),
         seed=arguments.seed,
         max_rows=arguments.side_by_side,
+        studies=arguments.suite is None,
     )
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, _config(arguments))
@@ -209,6 +223,8 @@ def begin(arguments: argparse.Namespace) -> tuple[SGLEngine, Data, Systems]:
 def _data(arguments: argparse.Namespace) -> Data:
     from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
+    if arguments.suite is not None:
+        return bench_paper.read(arguments)
     if arguments.data is None:
         return HeldOut(arguments.questions or _HELD_OUT, transcriptions=True)
     return JsonLines.read(arguments.data.expanduser(), arguments.questions)
@@ -217,7 +233,8 @@ def _data(arguments: argparse.Namespace) -> Data:
 def _config(arguments: argparse.Namespace) -> EngineConfig:
     longest = arguments.max_new_tokens
     if longest is None:
-        longest = _HELD_OUT_TOKENS if arguments.data is None else GenerationConfig().max_new_tokens
+        drawn = arguments.data is None and arguments.suite is None
+        longest = _HELD_OUT_TOKENS if drawn else GenerationConfig().max_new_tokens
     return EngineConfig(
         generation=GenerationConfig(max_new_tokens=longest), exit=ExitConfig(threshold=arguments.threshold)
     )
@@ -321,30 +338,3 @@ def _show(report: Report, written: list[Path]) -> None:
 
 def _say(text: str) -> None:
     print("sgl:", text, file=sys.stderr)
-
-
-def _points(text: str) -> dict[str, PruningConfig]:
-    return {name.strip(): _point(name.strip()) for name in text.split(",")}
-
-
-def _point(name: str) -> PruningConfig:
-    numbers, plus, tiles = name.partition("+")
-    layer, colon, kept = numbers.partition(":")
-    try:
-        point = PRESETS.get(numbers)
-        if colon:
-            point = PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
-        if point is not None:
-            return PruningConfig(**{**point.model_dump(), "tiles": int(tiles)}) if plus else point
-    except ValueError:  # pydantic's errors are such
-        pass
-    raise argparse.ArgumentTypeError(
-        f"{name!r} is neither one of {_NAMES} nor two numbers such as 0.2:0.2, perhaps with the number of "
-        "tokens that tiles are chosen by behind it, as in 35%+5"
-    )
-
-
-def _whole(value: str) -> int:
-    if not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
-    return int(value)

@@ -279,3 +279,32 @@ def _positive_fraction(value: str) -> float:
     if number == 0.0:
         raise argparse.ArgumentTypeError("0 would keep nothing; give a number above 0, up to 1")
     return number
+
+
+def points(text: str) -> dict[str, PruningConfig]:
+    """Operating points by name, for argparse."""
+    return {name.strip(): _point(name.strip()) for name in text.split(",")}
+
+
+def _point(name: str) -> PruningConfig:
+    numbers, plus, tiles = name.partition("+")
+    layer, colon, kept = numbers.partition(":")
+    try:
+        point = PRESETS.get(numbers)
+        if colon:
+            point = PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
+        if point is not None:
+            return PruningConfig(**{**point.model_dump(), "tiles": int(tiles)}) if plus else point
+    except ValueError:  # pydantic's errors are such
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is neither one of {', '.join(PRESETS)} nor two numbers such as 0.2:0.2, perhaps with the "
+        "number of tokens that tiles are chosen by behind it, as in 35%+5"
+    )
+
+
+def whole(value: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
+    return int(value)

@@ -30,12 +30,14 @@ class DataSample:
         images: In the order in which the models see them.
         names: What the data calls each of them, wherever it lies; empty where it draws them.
         evidence: Boxes of a drawn page, in pixels, from which the answer is read; None where nobody knows.
+        problem: Why its pictures cannot be read, where the data finds that out; None otherwise.
     """
 
     row: DataRow
     images: tuple[ImageSource, ...]
     names: tuple[str, ...] = ()
     evidence: tuple[Box, ...] | None = None
+    problem: str | None = None
 
 
 class Data(Protocol):

@@ -119,6 +119,11 @@ def share(hits: int, count: int) -> Interval:
     return Interval(hits / count, float(found.low), float(found.high))
 
 
+def quantiles(resampled: Floats) -> Interval:
+    """Makes an interval of a number and the same number of resamples, float64 (1 + draws,), itself first."""
+    return _interval(float(resampled[0]), resampled[1:])
+
+
 def _interval(value: float, resampled: Floats) -> Interval:
     known = resampled[np.isfinite(resampled)]
     if not len(known) or math.isnan(value):

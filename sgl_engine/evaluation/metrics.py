@@ -6,9 +6,11 @@ Each metric takes an answer and everything that counts as right; its value is in
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from sgl_engine.evaluation.extracted import any_box, box, choice, first_letter, yes_no
 from sgl_engine.evaluation.optional import extra
 
 Metric: TypeAlias = Callable[[str, Sequence[str]], float]
@@ -23,6 +25,7 @@ _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
+_NO_MARKS = str.maketrans("", "", string.punctuation)
 _ARTICLES = frozenset(("a", "an", "the"))
 # Where a space stands beside one of these it goes, elsewhere a space takes its place. Commas and question
 # marks are not among them: they have gone before.
@@ -50,6 +53,18 @@ _MENDED = {forgotten: word for word in _CONTRACTIONS for forgotten in _without_o
 def exact(answer: str, right: Sequence[str]) -> float:
     """Gives 1 where the answer equals one of the right ones, but for space around it."""
     return float(answer.strip() in {each.strip() for each in right})
+
+
+def plain_exact(answer: str, right: Sequence[str]) -> float:
+    """Gives 1 where the answer equals one of the right ones, but for case and punctuation (GQA in lmms-eval).
+
+    Marks are left out, not replaced: "T-shirt" is "tshirt", and not "t shirt".
+    """
+    return float(_unmarked(answer.strip()) in {_unmarked(each) for each in right})
+
+
+def _unmarked(text: str) -> str:
+    return text.lower().translate(_NO_MARKS)
 
 
 def vqa_score(answer: str, right: Sequence[str]) -> float:
@@ -84,14 +99,16 @@ def anls(answer: str, right: Sequence[str]) -> float:
     """Compares with the closest right answer (DocVQA, Mathew et al., 2021; Biten et al., 2019, equation 1).
 
     1 - edits / longer length; 0 below ``ANLS_THRESHOLD``. At the threshold it counts, as in the challenge's
-    own evaluation; the paper's equation would give 0. Case and repeated space do not matter.
+    own evaluation; the paper's equation would give 0. Case and repeated space are no edits, but the lengths
+    are those of the texts as they are written, as there.
     """
     distance = extra("rapidfuzz.distance").Levenshtein.distance
+    answer = answer.strip()
     given = " ".join(answer.lower().split())
     best = 0.0
     for each in right:
         wanted = " ".join(each.lower().split())
-        longer = max(len(given), len(wanted))
+        longer = max(len(answer.upper()), len(each.upper()))
         best = max(best, 1.0 - distance(given, wanted) / longer if longer else 1.0)
     return best if best >= ANLS_THRESHOLD else 0.0
 
@@ -108,7 +125,7 @@ def _close(answer: str, wanted: str) -> bool:
     found, number = _number(answer), _number(wanted)
     if found is None or not number:
         return answer.lower() == wanted.lower()
-    return abs(found - number) <= RELAXED_TOLERANCE * abs(number)
+    return abs(found - number) / abs(number) <= RELAXED_TOLERANCE
 
 
 def _number(text: str) -> float | None:
@@ -118,5 +135,19 @@ def _number(text: str) -> float | None:
         return None
 
 
-METRICS: dict[str, Metric] = {"exact": exact, "vqa_score": vqa_score, "anls": anls, "relaxed": relaxed}
+METRICS: dict[str, Metric] = {
+    "exact": exact,
+    "plain_exact": plain_exact,
+    "vqa_score": vqa_score,
+    "anls": anls,
+    "relaxed": relaxed,
+    "first_letter": first_letter,
+    "choice": choice,
+    "yes_no": yes_no,
+    "box": box,
+    "any_box": any_box,
+}
 """Add a metric with one line."""
+
+JUDGED = "judged"
+"""Stands in place of a metric where only another model can tell; values are not numbers until it has."""

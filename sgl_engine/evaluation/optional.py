@@ -8,8 +8,8 @@ from typing import Any
 from sgl_engine import ConfigError
 
 
-def extra(module: str) -> Any:
-    """Imports a module that the extra ``evaluation`` installs.
+def extra(module: str, name: str = "evaluation") -> Any:
+    """Imports a module that the extra ``name`` installs.
 
     Raises:
         ConfigError: It is not installed.
@@ -19,7 +19,7 @@ def extra(module: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed.",
-            remedy="Install it, in a checkout of langchain-sgl: pip install '.[evaluation]'",
+            remedy=f"Install it, in a checkout of langchain-sgl: pip install '.[{name}]'",
         ) from error
 
 

@@ -79,6 +79,9 @@ class DataRow(_Frozen):
         metric: Name in ``metrics.METRICS``.
         question: As it was asked.
         answers: What counts as right.
+        part: Which part of a benchmark it belongs to, where scores of parts are added up.
+        group: Rows of one group are scored together; "" is on its own.
+        max_new_tokens: Longest answer to it; None is that of the run.
     """
 
     index: int
@@ -87,6 +90,9 @@ class DataRow(_Frozen):
     metric: str
     question: str
     answers: tuple[str, ...]
+    part: str = ""
+    group: str = ""
+    max_new_tokens: int | None = None
 
 
 class BenchRecord(_Frozen):

@@ -33,7 +33,7 @@ def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
         settings={
             "points": {name: point.model_dump() for name, point in systems.points.items()},
             "rankers": list(systems.rankers),
-            "studies": list(STUDIES),
+            "studies": list(STUDIES) if systems.studies else [],
             "seed": systems.seed,
             "generation": engine.config.generation.model_dump(),
             "scorer": exit_config.scorer,
@@ -97,6 +97,8 @@ def _warm_up(engine: SGLEngine, sample: DataSample, systems: Systems) -> None:
 
 
 def _attempt(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchRecord:
+    if sample.problem is not None:
+        return BenchRecord(row=sample.row, error=sample.problem)
     try:
         return BenchRecord(row=sample.row, outcome=measure(engine, sample, systems))
     except Exception as error:  # noqa: BLE001 - whatever a model or a library throws, the next row goes on

@@ -6,6 +6,7 @@ which tokens the large model keeps; their passes run side by side, and so have a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sgl_engine.attention import ImportanceMap
 from sgl_engine.decoding import AnswerTask, draft_tokens
 from sgl_engine.evaluation import evidence
 from sgl_engine.evaluation.dataset import DataSample
-from sgl_engine.evaluation.metrics import METRICS
+from sgl_engine.evaluation.metrics import JUDGED, METRICS
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
 from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass, run_small
@@ -45,12 +46,14 @@ class Systems:
         rankers: Names in ``RANKERS``.
         seed: For rankers that draw lots; each row has its own from there on.
         max_rows: Passes of rankers side by side at most.
+        studies: Whether studies measure more on every row.
     """
 
     points: Mapping[str, PruningConfig]
     rankers: tuple[str, ...]
     seed: int = 0
     max_rows: int = MAX_ROWS
+    studies: bool = True
 
 
 def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOutcome:
@@ -60,21 +63,27 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
         SGLError: The row, or a ranker on it, is bad.
     """
     row = sample.row
-    request = Request.ask(row.question, *sample.images)
+    request = Request.ask(row.question, *sample.images, max_new_tokens=row.max_new_tokens)
     request = resolve_images(request, engine.config.limits)
     small, large, first, guided = _timed(engine, request, row, systems)
-    case = RankingCase.of(engine, request, seed=systems.seed + row.index)
-    plans = plans_by(engine, case, _importances(case, systems.rankers), systems)
     outcome = BenchOutcome(
         small=small.model_copy(update={"text": first.text, "value": _value(first.text, row)}),
         large=large,
         score=first.report.score,
-        parts=dict(case.small.parts),
+        parts=first.report.score_parts,
         small_pass_tflops=first.report.small_tflops,
         small_pass_ms=first.report.stage_ms["total"],
         guided=guided,
-        pruned=answer_by(engine, case, plans, row, systems),
+        pruned={},
     )
+    if not systems.rankers and not systems.studies:
+        return outcome
+    case = RankingCase.of(engine, request, seed=systems.seed + row.index)
+    plans = plans_by(engine, case, _importances(case, systems.rankers), systems)
+    pruned = answer_by(engine, case, plans, row, systems)
+    outcome = outcome.model_copy(update={"parts": dict(case.small.parts), "pruned": pruned})
+    if not systems.studies:
+        return outcome
     return outcome.model_copy(
         update={
             "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample.images, sample.evidence)}
@@ -118,7 +127,7 @@ def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
 
 
 def _value(text: str, row: DataRow) -> float:
-    return METRICS[row.metric](text, row.answers)
+    return math.nan if row.metric == JUDGED else METRICS[row.metric](text, row.answers)
 
 
 def alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
@@ -127,7 +136,9 @@ def alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> Ben
     prompt = vlm.encode(request, config.limits)
     encoded = time.perf_counter()
     result = run_large_pass(
-        vlm, AnswerTask(prompt, config.generation.max_new_tokens), keep_everything(prompt)
+        vlm,
+        AnswerTask(prompt, request.max_new_tokens or config.generation.max_new_tokens),
+        keep_everything(prompt),
     )
     return BenchAnswer(
         text=result.generation.text,
