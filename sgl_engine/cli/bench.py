@@ -181,11 +181,11 @@ def run(arguments: argparse.Namespace) -> None:
     point = _cascade_point(arguments)
     engine, data, systems = begin(arguments)
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
-    of_paper = isinstance(data, PaperData)
-    if of_paper:
+    if isinstance(data, PaperData):
         bench_paper.warn(data)
-    for line in data.bad if not of_paper else ():
-        _say(f"line {line.number} is left out: {line.problem}")
+    else:
+        for line in data.bad:
+            _say(f"line {line.number} is left out: {line.problem}")
     store.records()
     for line in store.bad:
         _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")

@@ -130,7 +130,7 @@ def _scores(
 ) -> PaperScores:
     from sgl_engine.evaluation.metrics import JUDGED
     from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS
-    from sgl_engine.evaluation.paper.scores import PaperScores, Scoring, systems_of
+    from sgl_engine.evaluation.paper.scores import BenchmarkScore, PaperScores, systems_of
     from sgl_engine.evaluation.records import Scored
 
     rows = Scored.of(records)
@@ -147,7 +147,7 @@ def _scores(
         judge.judge((each.row, system(each.outcome)[0]) for each in judged for system in systems.values())
     asked = [row for row, _ in data.rows]
     scorings = [
-        Scoring.of(
+        BenchmarkScore.of(
             benchmark,
             [row for row in asked if row.kind == name],
             [each for each in rows if each.row.kind == name],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
@@ -103,7 +104,8 @@ class SGLChatModel(lmms):  # type: ignore[misc]  # lmms-eval is untyped
         **others: Any,
     ) -> None:
         super().__init__()
-        left = ExitConfig(threshold=threshold, escalate=escalate, calibration=calibration, risk=risk)
+        certified = None if calibration is None else Path(calibration)
+        left = ExitConfig(threshold=threshold, escalate=escalate, calibration=certified, risk=risk)
         config = EngineConfig(pruning=pruning_preset(retention), exit=left)
         if max_new_tokens is not None:
             generation = GenerationConfig(max_new_tokens=max_new_tokens)

@@ -15,7 +15,7 @@ Each file ends with its rankers by name, in up to three dictionaries; here they 
 
 from __future__ import annotations
 
-from sgl_engine.rankers import baselines, diversity, dominance, guided, large_attention, tiled
+from sgl_engine.rankers import baselines, diversity, dominance, guided, large_attention, staged, tiled
 from sgl_engine.rankers.case import Ranker, RankingCase
 from sgl_engine.rankers.guided import DEFAULT_RANKER
 
@@ -24,6 +24,7 @@ BASELINES: dict[str, Ranker] = {
     **large_attention.BASELINES,
     **diversity.BASELINES,
     **dominance.BASELINES,
+    **staged.BASELINES,
     **baselines.BASELINES,
 }
 """What the paper's way is held against."""

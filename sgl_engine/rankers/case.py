@@ -126,10 +126,14 @@ class RankingCase:
     @cached_property
     def visual_embeddings(self) -> Tensor:
         """Visual features as the large decoder is given them, float32 (V', hidden), on the CPU."""
-        vlm, prompt = self.engine.large, self.large_prompt
+        return self.large_inputs[list(self.large_prompt.visual_positions)]
+
+    @property
+    def large_inputs(self) -> Tensor:
+        """What the large decoder is given of each prompt token, float32 (S', hidden), on the CPU."""
         # Some decoders take further features beside these; the first are what takes the tokens' place.
-        embeddings = self._large_embeddings[0, :, : int(vlm.text_model.config.hidden_size)]
-        return embeddings[list(prompt.visual_positions)].float().cpu()
+        width = int(self.engine.large.text_model.config.hidden_size)
+        return self._large_embeddings[0, :, :width].float().cpu()
 
     @cached_property
     def _large_embeddings(self) -> Tensor:

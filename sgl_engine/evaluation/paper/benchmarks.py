@@ -47,7 +47,7 @@ _ROTATED = 1_000_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class PaperQuestion:
     """One question of a benchmark.
 
     Attributes:
@@ -67,7 +67,7 @@ class Asked:
     group: str = ""
 
 
-Asking: TypeAlias = Callable[[RawRow, Coordinates], list[Asked]]
+Asking: TypeAlias = Callable[[RawRow, Coordinates], list[PaperQuestion]]
 """Row -> its questions; none where it is no part of the benchmark. A ``ValueError`` says what is wrong."""
 
 
@@ -129,41 +129,45 @@ def _id(row: RawRow, *names: str) -> str:
     return next((str(row.values[name]) for name in names if not _is_missing(row.values.get(name))), row.name)
 
 
-def _textvqa(row: RawRow, _: Coordinates) -> list[Asked]:
+def _textvqa(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     answers = _texts(row.values, "answers", "answer")
     if len(answers) < FEWEST_VQA_ANSWERS:
         raise ValueError(f"it has what {len(answers)} people said; ten said something")
     question = _text(row.values, "question").capitalize() + _SHORT
-    return [Asked(_id(row, "question_id", "index"), question, answers, "vqa_score")]
+    return [PaperQuestion(_id(row, "question_id", "index"), question, answers, "vqa_score")]
 
 
-def _chartqa(row: RawRow, _: Coordinates) -> list[Asked]:
+def _chartqa(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     question = _text(row.values, "question") + "\nAnswer the question with a single word."
     answers = _texts(row.values, "answer")[:1]
-    return [Asked(_id(row, "index"), question, answers, "relaxed")]
+    return [PaperQuestion(_id(row, "index"), question, answers, "relaxed")]
 
 
-def _docvqa(row: RawRow, _: Coordinates) -> list[Asked]:
+def _docvqa(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     question = _text(row.values, "question") + _SHORT
     answers = _texts(row.values, "answers", "answer")
-    return [Asked(_id(row, "questionId", "index"), question, answers, "anls")]
+    return [PaperQuestion(_id(row, "questionId", "index"), question, answers, "anls")]
 
 
-def _gqa(row: RawRow, _: Coordinates) -> list[Asked]:
+def _gqa(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     question = _text(row.values, "question") + _SHORT
-    return [Asked(_id(row, "id", "index"), question, (_text(row.values, "answer"),), "plain_exact")]
+    return [PaperQuestion(_id(row, "id", "index"), question, (_text(row.values, "answer"),), "plain_exact")]
 
 
-def _seed(row: RawRow, _: Coordinates) -> list[Asked]:
+def _seed(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     if row.values.get("data_type", "image") != "image":
         return []
     options = [_text(row.values, f"choice_{letter.lower()}", letter) for letter in "ABCD"]
     lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
     question = "\n".join([_text(row.values, "question"), *lines, _LETTER])
-    return [Asked(_id(row, "question_id", "index"), question, (_text(row.values, "answer"),), "first_letter")]
+    return [
+        PaperQuestion(
+            _id(row, "question_id", "index"), question, (_text(row.values, "answer"),), "first_letter"
+        )
+    ]
 
 
-def _mmbench(row: RawRow, _: Coordinates) -> list[Asked]:
+def _mmbench(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     values = row.values
     options = {letter: str(values[letter]) for letter in "ABCDE" if not _is_missing(values.get(letter))}
     index, answer = int(_text(values, "index")), _text(values, "answer")
@@ -174,26 +178,26 @@ def _mmbench(row: RawRow, _: Coordinates) -> list[Asked]:
     question = f"{hint}{_text(values, 'question')} " + "\n".join(lines) + f"\n\n{_LETTER}"
     # Letters are A to D in its evaluation; E can be asked, and never be right.
     texts = tuple(options[letter] for letter in "ABCD" if letter in options)
-    return [Asked(str(index), question, (answer, *texts), "choice", group=str(index % _ROTATED))]
+    return [PaperQuestion(str(index), question, (answer, *texts), "choice", group=str(index % _ROTATED))]
 
 
-def _mmvet(row: RawRow, _: Coordinates) -> list[Asked]:
+def _mmvet(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     question = _text(row.values, "question")
     judged_by = (_text(row.values, "answer"), question)
-    return [Asked(_id(row, "question_id", "index"), _REASONING + question, judged_by, JUDGED)]
+    return [PaperQuestion(_id(row, "question_id", "index"), _REASONING + question, judged_by, JUDGED)]
 
 
-def _mme(row: RawRow, _: Coordinates) -> list[Asked]:
+def _mme(row: RawRow, _: Coordinates) -> list[PaperQuestion]:
     answer = _text(row.values, "answer").lower().strip().replace(".", "")
     if answer not in {"yes", "no"}:
         raise ValueError(f"its answer is {answer!r}, neither yes nor no")
     question = _text(row.values, "question").strip().replace(_YES_OR_NO, "") + _SHORT
     category, picture = _text(row.values, "category"), _text(row.values, "question_id", "image_path")
     name = f"{category}/{picture}"
-    return [Asked(name, question, (answer,), "yes_no", part=category, group=name)]
+    return [PaperQuestion(name, question, (answer,), "yes_no", part=category, group=name)]
 
 
-def _refcoco(row: RawRow, coordinates: Coordinates) -> list[Asked]:
+def _refcoco(row: RawRow, coordinates: Coordinates) -> list[PaperQuestion]:
     sides = _sides(row)
     corners = _pixel_corners(row.values)
     fractions = [corner / side for corner, side in zip(corners, sides * 2, strict=True)]
@@ -203,12 +207,15 @@ def _refcoco(row: RawRow, coordinates: Coordinates) -> list[Asked]:
     if coordinates == "pixels":
         shown = ", ".join(f'"{each.strip()}"' for each in said)
         in_both = (json.dumps(corners), json.dumps(thousandths))
-        return [Asked(name, _PIXELS.format(shown), in_both, "any_box")]
+        return [PaperQuestion(name, _PIXELS.format(shown), in_both, "any_box")]
     prompt = _FRACTIONS if coordinates == "fractions" else _THOUSANDTHS
     # InternVL's evaluation takes a box of small numbers for fractions.
     rights = [fractions] if coordinates == "fractions" else [thousandths, fractions]
     right = tuple(map(json.dumps, rights))
-    return [Asked(f"{name}/{number}", prompt.format(each), right, "box") for number, each in enumerate(said)]
+    return [
+        PaperQuestion(f"{name}/{number}", prompt.format(each), right, "box")
+        for number, each in enumerate(said)
+    ]
 
 
 def _said_of_box(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sgl_engine import ConfigError
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.json_lines import BadLine
-from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS, Asked, Benchmark, Coordinates
+from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS, Benchmark, Coordinates, PaperQuestion
 from sgl_engine.evaluation.paper.tables import ENDINGS, RawRow, only_picture, read_rows
 from sgl_engine.evaluation.records import DataRow
 
@@ -96,9 +96,9 @@ class PaperData:
 
 def _ask(
     benchmark: Benchmark, path: Path, coordinates: Coordinates
-) -> tuple[list[tuple[Asked, RawRow]], list[BadLine], int]:
+) -> tuple[list[tuple[PaperQuestion, RawRow]], list[BadLine], int]:
     """Returns the questions of a benchmark with their rows, what is no row, and how many rows are others'."""
-    asked: list[tuple[Asked, RawRow]] = []
+    asked: list[tuple[PaperQuestion, RawRow]] = []
     bad: list[BadLine] = []
     others = 0
     for number, raw in enumerate(_with_pictures(read_rows(path, benchmark.split)), start=1):
@@ -128,7 +128,7 @@ def _with_pictures(rows: Sequence[RawRow]) -> Iterator[RawRow]:
         yield row if picture is None else replace(row, pictures=picture.pictures)
 
 
-def _row(index: int, benchmark: Benchmark, asked: Asked) -> DataRow:
+def _row(index: int, benchmark: Benchmark, asked: PaperQuestion) -> DataRow:
     return DataRow(
         index=index,
         id=f"{benchmark.name}/{asked.id}",

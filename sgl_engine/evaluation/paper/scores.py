@@ -60,7 +60,7 @@ def score_of(units: Floats, parts: npt.NDArray[np.int_], scale: float, weights: 
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
+class BenchmarkScore:
     """How the rows of one benchmark become its score.
 
     Attributes:
@@ -80,7 +80,7 @@ class Scoring:
     @classmethod
     def of(
         cls, benchmark: Benchmark, asked: Sequence[DataRow], rows: Sequence[Scored], draws: int
-    ) -> Scoring:
+    ) -> BenchmarkScore:
         """Groups rows.
 
         Args:
@@ -184,7 +184,7 @@ class PaperScores:
         value: What an answer is worth.
     """
 
-    scorings: Sequence[Scoring]
+    scorings: Sequence[BenchmarkScore]
     systems: Mapping[str, System]
     value: Value
 
@@ -247,7 +247,7 @@ class PaperScores:
         )
 
     @property
-    def _named(self) -> list[tuple[str, Scoring]]:
+    def _named(self) -> list[tuple[str, BenchmarkScore]]:
         return [(each.benchmark.name, each) for each in self.scorings]
 
     def notes(self) -> list[str]:
