@@ -74,7 +74,12 @@ def read(arguments: argparse.Namespace) -> PaperData:
         places = fetch_benchmarks(names)
     else:
         places = find_benchmarks(Path(arguments.place).expanduser(), names)
-    return PaperData.read(places, limit=arguments.questions, coordinates=arguments.boxes)
+    return PaperData.read(
+        places,
+        limit=arguments.questions,
+        coordinates=arguments.boxes,
+        longest=arguments.max_new_tokens,
+    )
 
 
 def warn(data: PaperData) -> None:

@@ -3,11 +3,14 @@
 Only where the extra `lmms` is installed (`make lmms`); `.venv-lmms/bin/python -m pytest tests/lmms`.
 """
 
+import json
 import math
 import random
 import string
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval comes with the extra lmms")
@@ -120,8 +123,6 @@ def mmbench(answer: str, right: Sequence[str]) -> float:
 
 
 def rec(answer: str, right: Sequence[str]) -> float:
-    import json
-
     result = utils_rec.refcoco_bbox_rec_process_result(
         {"question_id": 0, "answer": "x", "bbox": json.loads(right[0])}, [answer.strip()]
     )
@@ -132,9 +133,6 @@ def rec(answer: str, right: Sequence[str]) -> float:
 
 
 def grounded(answer: str, right: Sequence[str]) -> float:
-    import json
-    from types import SimpleNamespace
-
     left, top, end, bottom = json.loads(right[0])
     doc = {"bbox": [left, top, end - left, bottom - top], "answer": "x", "question_id": 0}
     doc["image"] = SimpleNamespace(size=SIZE)
@@ -227,8 +225,6 @@ def boxed(rng: random.Random, unit: float) -> Case:
 
 def pixels(rng: random.Random) -> Case:
     answer, [right] = boxed(rng, 1.0)
-    import json
-
     corners = json.loads(right)
     answer = rng.choice([box_text(rng, 1000.0), box_text(rng, 400.0), answer])
     scaled = [corner * side for corner, side in zip(corners, SIZE * 2, strict=True)]
@@ -320,7 +316,7 @@ def test_answers_are_normalised_as_they_normalise_them() -> None:
 
 def test_sums_of_mme() -> None:
     """Acc and acc+ of each category, summed: from units, as the suite does it."""
-    from sgl_engine.evaluation.paper.scores import Unit, score_of
+    from sgl_engine.evaluation.paper.scores import of_group, score_of
 
     rng = random.Random(7)
     categories = ["existence", "count", "OCR"]
@@ -330,5 +326,7 @@ def test_sums_of_mme() -> None:
         for category, picture, hits in rows
         for hit in hits
     ]
-    units = [Unit.pair(category, [float(hit) for hit in hits]) for category, _, hits in rows]
-    assert math.isclose(score_of(units, scale=200), mme_aggregate_results(results))
+    units = np.array([of_group("yes_no", [float(hit) for hit in hits]) for _, _, hits in rows])
+    parts = np.array([categories.index(category) for category, _, _ in rows])
+    [found] = score_of(units, parts, 200.0, np.ones((1, len(units))))
+    assert math.isclose(found, mme_aggregate_results(results))

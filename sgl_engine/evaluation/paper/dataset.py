@@ -39,7 +39,12 @@ class PaperData:
 
     @classmethod
     def read(
-        cls, places: Mapping[str, Path], *, limit: int | None = None, coordinates: Coordinates = "fractions"
+        cls,
+        places: Mapping[str, Path],
+        *,
+        limit: int | None = None,
+        coordinates: Coordinates = "fractions",
+        longest: int | None = None,
     ) -> PaperData:
         """Reads benchmarks; pictures are opened when a row is asked about.
 
@@ -47,6 +52,7 @@ class PaperData:
             places: Benchmark -> its file or folder (``find_benchmarks``).
             limit: Questions that are taken of each; None is all.
             coordinates: How boxes are asked for.
+            longest: Answer tokens at most, where a benchmark allows more; None is what each allows.
 
         Raises:
             ConfigError: A file cannot be read, or a benchmark has not one row that can be used.
@@ -68,7 +74,10 @@ class PaperData:
             for each, _ in asked:
                 digest.update(repr(each).encode())
             first = len(rows)
-            rows += [(_row(first + at, benchmark, each), raw) for at, (each, raw) in enumerate(asked[:limit])]
+            rows += [
+                (_row(first + at, benchmark, each, longest), raw)
+                for at, (each, raw) in enumerate(asked[:limit])
+            ]
         missing = tuple(each.title for each in BENCHMARKS.values() if each.name not in places)
         found = ", ".join(BENCHMARKS[name].title for name in places)
         # Rows are numbered one after the other, so a run with another limit is another run.
@@ -116,19 +125,21 @@ def _ask(
 
 def _with_pictures(rows: Sequence[RawRow]) -> Iterator[RawRow]:
     """Gives rows that name a picture by ``imageId`` that picture: GQA's pictures are rows of their own."""
+    named = {str(row.values["imageId"]) for row in rows if "imageId" in row.values}
     apart = {
         str(row.values["id"]): row
         for row in rows
-        if "id" in row.values and "question" not in row.values and row.problem is None
+        if "question" not in row.values and str(row.values.get("id")) in named
     }
     for row in rows:
-        if str(row.values.get("id")) in apart and "question" not in row.values:
+        if apart.get(str(row.values.get("id"))) is row:
             continue
         picture = apart.get(str(row.values.get("imageId")))
         yield row if picture is None else replace(row, pictures=picture.pictures)
 
 
-def _row(index: int, benchmark: Benchmark, asked: PaperQuestion) -> DataRow:
+def _row(index: int, benchmark: Benchmark, asked: PaperQuestion, longest: int | None) -> DataRow:
+    limits = [limit for limit in (benchmark.max_new_tokens, longest) if limit is not None]
     return DataRow(
         index=index,
         id=f"{benchmark.name}/{asked.id}",
@@ -138,7 +149,7 @@ def _row(index: int, benchmark: Benchmark, asked: PaperQuestion) -> DataRow:
         answers=asked.answers,
         part=asked.part,
         group=asked.group,
-        max_new_tokens=benchmark.max_new_tokens,
+        max_new_tokens=min(limits, default=None),
     )
 
 

@@ -52,6 +52,8 @@ def score_of(units: Floats, parts: npt.NDArray[np.int_], scale: float, weights: 
     Returns:
         float64 (draws,). A part that was not drawn counts as the mean of the others.
     """
+    if np.isnan(units).any():  # not all were judged
+        return np.full(len(weights), math.nan)
     of_part = np.eye(int(parts.max()) + 1)[parts]
     with np.errstate(invalid="ignore"):
         means = (weights @ (units[:, None] * of_part)) / (weights @ of_part)
