@@ -6,13 +6,14 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LMMS := .venv-lmms
 INSTALLED := $(VENV)/.installed
 LOG := $(VENV)/install.log
 # As many processes as there are cores, four at most; each holds models of its own.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 PARALLEL = -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test check format
+.PHONY: help demo test check format lmms
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -32,6 +33,20 @@ check: $(INSTALLED) ## what CI runs: lint, format, types, tests
 format: $(INSTALLED) ## format the code and apply safe fixes
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+# An environment of its own: lmms-eval brings about a hundred packages. Its torchvision may be of another build
+# than the torch that is there, and then transformers cannot be imported; nothing here needs it.
+lmms: $(LMMS)/.installed ## make .venv-lmms, with lmms-eval and the plug-in, and run their tests
+	@$(LMMS)/bin/python -m pytest tests/lmms
+
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	@test -x $(LMMS)/bin/python || { echo "Making $(LMMS)"; $(PYTHON) -m venv $(LMMS); }
+	@echo "Installing lmms-eval into $(LMMS): several minutes the first time (log: $(LMMS)/install.log)"
+	@$(LMMS)/bin/python -m pip install --progress-bar off -c constraints.txt -e '.[lmms,test]' \
+	    > $(LMMS)/install.log 2>&1 || { tail -n 20 $(LMMS)/install.log >&2; exit 1; }
+	@$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null \
+	    || $(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
 # Runs again only when the dependencies change. pip's full output goes to the log; what is large, and
 # therefore slow, is shown as it is fetched.
