@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sgl_engine.cli import bench_paper, main
+from sgl_engine.cli import main
+from sgl_engine.cli.bench import paper as bench_paper
 from sgl_engine.testing import tiny_vlm
 
 Suite = Callable[..., tuple[int, str, str]]

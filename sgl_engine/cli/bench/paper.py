@@ -29,25 +29,25 @@ _SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which benchmarks, and where they lie."""
-    paper = parser.add_argument_group("the paper's benchmarks (docs/benchmarks.md)")
-    paper.add_argument("--suite", choices=("paper",), help="the benchmarks of the paper's main table")
-    paper.add_argument(
+    group = parser.add_argument_group("the paper's benchmarks (docs/benchmarks.md)")
+    group.add_argument("--suite", choices=("paper",), help="the benchmarks of the paper's main table")
+    group.add_argument(
         "--from",
         dest="place",
         metavar="DIR",
         default=HUB,
         help=f"folder with a file or folder for each benchmark, or {HUB}: fetched (default: %(default)s)",
     )
-    paper.add_argument(
+    group.add_argument(
         "--tasks", metavar="NAME,...", help="only these benchmarks (default: all that DIR has)"
     )
-    paper.add_argument(
+    group.add_argument(
         "--boxes",
         choices=("fractions", "pixels", "thousandths"),
         default="fractions",
         help="how RefCOCO asks for boxes: as the models were trained to write them (default: %(default)s)",
     )
-    paper.add_argument(
+    group.add_argument(
         "--judge",
         metavar="MODEL@URL",
         help="who judges MM-Vet's answers, as gpt-4@https://api.openai.com/v1; "

@@ -20,7 +20,8 @@ from rich.progress import (
 )
 
 from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig
-from sgl_engine.cli import bench_paper, options, output
+from sgl_engine.cli import options, output
+from sgl_engine.cli.bench import paper
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.count,
         help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for held-out pages)",
     )
-    bench_paper.add_arguments(parser)
+    paper.add_arguments(parser)
     options.add_models(parser)
     _add_systems(parser)
     _add_running(parser)
@@ -182,7 +183,7 @@ def run(arguments: argparse.Namespace) -> None:
     engine, data, systems = begin(arguments)
     store = Store(arguments.out, manifest(engine, data, systems), overwrite=arguments.overwrite)
     if isinstance(data, PaperData):
-        bench_paper.warn(data)
+        paper.warn(data)
     else:
         for line in data.bad:
             _say(f"line {line.number} is left out: {line.problem}")
@@ -191,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
         _say(f"line {line.number} of {store.folder}'s records is left out, and asked again: {line.problem}")
     _measure(arguments, Runner(engine, data, systems, store))
     if isinstance(data, PaperData):
-        bench_paper.report(arguments, data, store, point)
+        paper.report(arguments, data, store, point)
         return
     with output.waiting("Resampling and drawing"):
         report = _report(arguments, data, store, point)
@@ -224,7 +225,7 @@ def _data(arguments: argparse.Namespace) -> Data:
     from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 
     if arguments.suite is not None:
-        return bench_paper.read(arguments)
+        return paper.read(arguments)
     if arguments.data is None:
         return HeldOut(arguments.questions or _HELD_OUT, transcriptions=True)
     return JsonLines.read(arguments.data.expanduser(), arguments.questions)
