@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sgl_engine.errors import EngineError
-
-_LOOK_UP_S = 0.05  # how soon somebody who waits notices that nobody waits for the answer any more
+from sgl_engine.serving.lookout import LOOKOUT
 
 
 class ModelLock:
@@ -25,8 +24,10 @@ class ModelLock:
         Args:
             still_wanted: Called now and then while waiting; what it raises ends the wait.
         """
-        while not self._lock.acquire(timeout=_LOOK_UP_S):
-            still_wanted()
+        if not self._lock.acquire(blocking=False):
+            with LOOKOUT.joined():
+                while not self._lock.acquire(timeout=LOOKOUT.interval_s()):
+                    still_wanted()
         before, self._holder = self._holder, threading.get_ident()
         try:
             yield

@@ -13,10 +13,10 @@ from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.config import SchedulerConfig
 from sgl_engine.errors import EngineError, RequestCancelledError, RequestError
 from sgl_engine.request import Request, check_wanted
+from sgl_engine.serving.lookout import LOOKOUT
 
 Result = TypeVar("Result")
 
-_LOOK_UP_S = 0.05  # how often a waiting thread looks whether the answer is still wanted
 _DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta)  # what a hosted model tells is read already
 _WORD_S = 0.5  # how long the worker may take to end a job that is not wanted, with its own, better message
 
@@ -154,7 +154,8 @@ class Job:
         noticed: float | None = None
         while True:
             try:
-                piece = self._mail.get(timeout=_LOOK_UP_S)
+                with LOOKOUT.joined():
+                    piece = self._mail.get(timeout=LOOKOUT.interval_s(self._request.deadline))
             except queue.Empty:
                 # Nothing new: time to look whether the answer is wanted at all.
                 noticed = self._look_up(noticed)

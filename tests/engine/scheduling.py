@@ -16,7 +16,7 @@ from tolerances import of_logprobs
 from sgl_engine import VLM, EngineConfig, GenerationConfig, Request, Response, SchedulerConfig, SGLEngine
 from sgl_engine.config import NO_REUSE
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.serving.job import Job
+from sgl_engine.serving import lookout
 from sgl_engine.serving.lane import Lane
 from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import tiny_vlm
@@ -84,7 +84,7 @@ def worker_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def only_the_worker_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers do not look up themselves whether an answer is still wanted, however slow the worker is."""
-    monkeypatch.setattr(sys.modules[Job.__module__], "_LOOK_UP_S", HANG_S)
+    monkeypatch.setattr(lookout, "_LOOK_UP_S", HANG_S)
 
 
 @contextmanager
