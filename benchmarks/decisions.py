@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from sgl_engine import ImagePart, SGLEngine
+from sgl_engine.calibration.decisions import calibrate_type, collect_decisions
 from sgl_engine.decisions import (
+    SCORED_TYPES,
     BoxAnswer,
     ChoiceQuestion,
     DecisionAnswer,
@@ -28,6 +30,7 @@ from sgl_engine.decisions import (
     expected_calibration_error,
     overlap,
     said,
+    tempered,
 )
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.demo.decisions import DEMO_DECISIONS, GeneratedDecision, generated_decisions
@@ -79,6 +82,32 @@ def labels(engine: SGLEngine, count: int) -> list[str]:
             name = f"{'small' if route == 'never' else 'large'}, {way}, {orders} order(s)"
             lines.append(row(name, asked(forced, cases, config)))
     return lines
+
+
+def calibration(engine: SGLEngine, count: int) -> list[str]:
+    """What temperatures make of both models' probabilities, on the half that they were not fitted on."""
+    lines = ["| type, model | n | right | temperature | ECE before, after | Brier before, after |"]
+    lines.append("|---|---|---|---|---|---|")
+    kept = ["", "| type | risk | threshold | exits | differ from the large model |", "|---|---|---|---|---|"]
+    for kind in SCORED_TYPES:
+        records = collect_decisions(engine, generated_decisions(kind, count), DEMO_DECISIONS)
+        of_type = calibrate_type(records, [0.05, 0.1, 0.2], 0.9)
+        for model, temperature in (("small", of_type.small), ("large", of_type.large)):
+            told = [(getattr(each, model), each.right) for each in records[1::2]]
+            right = [shares.index(max(shares)) == truth for shares, truth in told]
+            tops = [[max(tempered(shares, t)) for shares, _ in told] for t in (1.0, temperature)]
+            errors = ", ".join(f"{expected_calibration_error(each, right):.3f}" for each in tops)
+            scores = ", ".join(f"{brier(each, right):.3f}" for each in tops)
+            lines.append(
+                f"| {kind}, {model} | {len(told)} | {np.mean(right):.3f} | {temperature:.2f} | {errors} | "
+                f"{scores} |"
+            )
+        kept += [
+            f"| {kind} | {point.target_risk} | {point.threshold or 0:.3f} | {point.exit_share:.2f} | "
+            f"{point.observed_risk:.3f} |"
+            for point in of_type.points
+        ]
+    return lines + kept
 
 
 def boxes(engine: SGLEngine, count: int) -> list[str]:
@@ -156,6 +185,7 @@ def best(run: Callable[[], Any], repeats: int) -> float:
 
 PARTS: dict[str, tuple[Callable[[SGLEngine, int], list[str]], int]] = {
     "labels": (labels, 60),
+    "calibration": (calibration, 200),
     "boxes": (boxes, 60),
     "speed": (speed, 3),
 }

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='one {"image": ..., "question": ..., "answers": [...]} a line, answers optional; or '
         f'"{options.GENERATED}": questions about held-out pages of the bundled pair',
     )
+    parser.add_argument(
+        "--task",
+        choices=("answer", "decision"),
+        default="answer",
+        help="what is calibrated: generated answers, or decisions (yes or no, choices, scores), each type by "
+        f"itself, so far on --data {options.GENERATED} alone (default: %(default)s)",
+    )
     parser.add_argument("--questions", metavar="N", type=options.count, help="at most so many (default: all)")
     parser.add_argument("--start", metavar="SEED", type=int, default=0, help="first generated question")
     parser.add_argument(
@@ -135,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sgl_engine.evaluation.optional import check_extra
     from sgl_engine.exit import load_calibration
 
+    if arguments.task == "decision":
+        return _decisions(arguments)
     check_extra("scipy.stats", "sklearn.isotonic", *(["matplotlib.figure"] if arguments.report else []))
     promise = Promise(
         targets=tuple(arguments.target),
@@ -164,6 +173,36 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(arguments, checked, collector, data)
     records, failed = _collect(arguments, collector, data)
     _calibrate(arguments, promise, collector.header(), records, data, failed)
+    return 0
+
+
+def _decisions(arguments: argparse.Namespace) -> int:
+    """Calibrates decisions of the bundled pair, type by type."""
+    from sgl_engine.calibration.decisions import calibrate_decisions, collect_decisions
+    from sgl_engine.decisions import SCORED_TYPES, save_decision_calibration
+    from sgl_engine.demo.decisions import DEMO_DECISIONS, generated_decisions
+    from sgl_engine.evaluation.optional import check_extra
+
+    check_extra("scipy.stats")
+    if arguments.data != options.GENERATED or arguments.check is not None:
+        raise ConfigError(
+            f"Decisions are calibrated on --data {options.GENERATED} alone, and not checked.",
+            remedy="For data of your own, call collect_decisions of sgl_engine.calibration.decisions.",
+        )
+    with output.waiting("Loading the models"):
+        engine = options.load_engine(arguments, _config(arguments))
+    count = arguments.questions or 400
+    records = {}
+    for kind in SCORED_TYPES:
+        cases = generated_decisions(kind, count, start=arguments.start)
+        shown = track(cases, description=kind, total=count, console=Console(stderr=True))
+        records[kind] = collect_decisions(engine, shown, DEMO_DECISIONS)
+    made = calibrate_decisions(
+        engine, records, DEMO_DECISIONS, targets=arguments.target, confidence_level=arguments.confidence
+    )
+    save_decision_calibration(made, arguments.out)
+    print(output.printable(made.describe()))
+    print(f"wrote {arguments.out} (calibration {made.id})")
     return 0
 
 

@@ -8,6 +8,13 @@ from .answers import (
     ScoreAnswer as ScoreAnswer,
     YesNoAnswer as YesNoAnswer,
 )
+from .calibrated import (
+    DecisionCalibration as DecisionCalibration,
+    TypeCalibration as TypeCalibration,
+    how_put as how_put,
+    load_decision_calibration as load_decision_calibration,
+    save_decision_calibration as save_decision_calibration,
+)
 from .decide import decide as decide, said as said
 from .forms import (
     BareForm as BareForm,
@@ -24,6 +31,7 @@ from .measures import (
 from .questions import (
     MAX_LABELS as MAX_LABELS,
     MAX_QUESTIONS as MAX_QUESTIONS,
+    SCORED_TYPES as SCORED_TYPES,
     BoxQuestion as BoxQuestion,
     ChoiceQuestion as ChoiceQuestion,
     Content as Content,
@@ -33,4 +41,5 @@ from .questions import (
     YesNoQuestion as YesNoQuestion,
 )
 from .settings import BoxWay as BoxWay, DecisionConfig as DecisionConfig, LabelWay as LabelWay
+from .shares import tempered as tempered
 from .state import as_content as as_content, as_request as as_request

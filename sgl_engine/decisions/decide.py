@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sgl_engine import AnswerScores, ExitConfig, InvalidRequestError, Request, pruning_preset
 from sgl_engine.decisions import boxes, shares
@@ -18,6 +18,7 @@ from sgl_engine.decisions.answers import (
     totals,
 )
 from sgl_engine.decisions.asking import ask_about, refused
+from sgl_engine.decisions.calibrated import DecisionCalibration, calibration_of
 from sgl_engine.decisions.forms import PutQuestion, find_form
 from sgl_engine.decisions.questions import (
     MAX_QUESTIONS,
@@ -32,6 +33,8 @@ from sgl_engine.decisions.state import as_request
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
+
+Route: TypeAlias = Literal["small", "large"]
 
 
 def decide(
@@ -76,7 +79,7 @@ def decide(
         else:
             scored[name] = question
     found: dict[str, tuple[DecisionAnswer, DecisionReport | None]] = {}
-    found |= _Scored(engine, request, config).answer(scored)
+    found |= _Scored(engine, request, config, calibration_of(engine, config)).answer(scored)
     found |= boxes.locate(engine, request, placed, config)
     answers = {name: found[name][0] for name in questions}
     reports = {name: report for name in questions if (report := found[name][1]) is not None}
@@ -103,6 +106,7 @@ class _Scored:
     engine: SGLEngine
     request: Request
     config: DecisionConfig
+    calibration: DecisionCalibration | None = None
 
     def answer(
         self, questions: Mapping[str, DecisionQuestion]
@@ -122,8 +126,8 @@ class _Scored:
             if isinstance(scores, Exception):
                 found[name] = refused(scores)
                 continue
-            report = self._exit(_distribution(each, scores), scores)
-            found[name] = _answer(each, scores), report
+            report = self._exit(each, scores)
+            found[name] = self._answer(each, scores, "small"), report
             if report.escalated:
                 unsure[name] = each
         for name, scores in self._score(unsure, "large").items():
@@ -149,9 +153,7 @@ class _Scored:
         puts = [form.put(question, order, self.config.labels) for order in shares.orders(count, wanted)]
         return tuple(dict.fromkeys(puts))
 
-    def _score(
-        self, asked: Mapping[str, _Asked], model: Literal["small", "large"]
-    ) -> dict[str, list[AnswerScores] | Exception]:
+    def _score(self, asked: Mapping[str, _Asked], model: Route) -> dict[str, list[AnswerScores] | Exception]:
         """Has a model score all texts of all questions in all orders."""
         engine = self.engine
         if model == "large" and len(asked) >= self.config.whole_from:
@@ -174,22 +176,27 @@ class _Scored:
             found[name] = failed[0] if failed else scores
         return found
 
-    def _exit(self, distribution: Sequence[float], scores: Sequence[AnswerScores]) -> DecisionReport:
+    def _exit(self, asked: _Asked, scores: Sequence[AnswerScores]) -> DecisionReport:
         """Decides whether the small model's answer is kept."""
-        settings = self.engine.config.exit
-        score = max(distribution)
-        policy, escalated = "threshold", not score >= settings.threshold
+        settings, calibration = self.engine.config.exit, self.calibration
+        score, threshold = max(self._distribution(asked, scores, "small")), settings.threshold
+        point = None if calibration is None else calibration.point(asked.question.type, self.config.risk)
+        if point is not None and point.threshold is not None:
+            threshold = point.threshold
+        policy, escalated = "threshold", not score >= threshold
         if settings.escalate != "auto":
             policy, escalated = "forced", settings.escalate == "always"
-        elif settings.calibration is not None:
+        elif point is None and (calibration is not None or settings.calibration is not None):
             policy, escalated = "uncovered", True
         return DecisionReport.model_validate(
             {
                 "route": "small",
                 "escalated": escalated,
                 "score": score,
-                "threshold": settings.threshold,
+                "threshold": threshold,
                 "policy": policy,
+                "calibration": None if calibration is None else calibration.id,
+                "certified_risk": point.target_risk if point and policy == "threshold" else None,
                 "orders": len(scores),
                 **totals([each.report for each in scores]),
             }
@@ -212,29 +219,29 @@ class _Scored:
         if any(each.report.route == "small" for each in scores):  # a budget has said no
             return answer, report.model_copy(update={**sums, "escalated": False, "policy": "forced"})
         update = {**sums, "route": "large", "small_best": said(answer)}
-        return _answer(asked, scores), report.model_copy(update=update)
+        return self._answer(asked, scores, "large"), report.model_copy(update=update)
 
-
-def _distribution(asked: _Asked, scores: Sequence[AnswerScores]) -> list[float]:
-    """The probability of each option, averaged over the orders."""
-    return shares.mean(
-        [
-            shares.softmax(shares.option_logits(put, each.token_logprobs))
+    def _distribution(self, asked: _Asked, scores: Sequence[AnswerScores], route: Route) -> list[float]:
+        """The probability of each option, averaged over the orders."""
+        calibration = self.calibration
+        temperature = 1.0 if calibration is None else calibration.temperature(asked.question.type, route)
+        logits = [
+            shares.option_logits(put, each.token_logprobs)
             for put, each in zip(asked.puts, scores, strict=True)
         ]
-    )
+        plain = shares.mean([shares.softmax(of_order) for of_order in logits])
+        return plain if temperature == 1.0 else shares.tempered(plain, temperature)
 
-
-def _answer(asked: _Asked, scores: Sequence[AnswerScores]) -> DecisionAnswer:
-    probabilities, question = _distribution(asked, scores), asked.question
-    confidence = shares.concentration(probabilities)
-    if isinstance(question, YesNoQuestion):
-        return YesNoAnswer(probabilities[0], confidence)
-    if isinstance(question, ChoiceQuestion):
-        best = question.labels[probabilities.index(max(probabilities))]
-        return ChoiceAnswer(best, dict(zip(question.labels, probabilities, strict=True)), confidence)
-    expected = sum(level * probability for level, probability in enumerate(probabilities))
-    return ScoreAnswer(expected, tuple(probabilities), confidence)
+    def _answer(self, asked: _Asked, scores: Sequence[AnswerScores], route: Route) -> DecisionAnswer:
+        probabilities, question = self._distribution(asked, scores, route), asked.question
+        confidence = shares.concentration(probabilities)
+        if isinstance(question, YesNoQuestion):
+            return YesNoAnswer(probabilities[0], confidence)
+        if isinstance(question, ChoiceQuestion):
+            best = question.labels[probabilities.index(max(probabilities))]
+            return ChoiceAnswer(best, dict(zip(question.labels, probabilities, strict=True)), confidence)
+        expected = sum(level * probability for level, probability in enumerate(probabilities))
+        return ScoreAnswer(expected, tuple(probabilities), confidence)
 
 
 def said(answer: DecisionAnswer) -> str | None:

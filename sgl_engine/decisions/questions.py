@@ -17,6 +17,8 @@ Content: TypeAlias = "str | ImagePart | Sequence[str | ImagePart]"
 """A text, a picture, or several in the order in which they are read."""
 
 QuestionType: TypeAlias = Literal["yes_no", "choice", "score", "box"]
+SCORED_TYPES: tuple[QuestionType, ...] = ("yes_no", "choice", "score")
+"""Those whose answers are scored; a box is looked up in a map, or generated."""
 
 
 @dataclass(frozen=True)

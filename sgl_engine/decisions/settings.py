@@ -41,7 +41,7 @@ class DecisionConfig(BaseModel):
     permutations: Annotated[int, Field(ge=1, le=24)] = 1
     whole_from: Annotated[int, Field(ge=1)] = 3
     boxes: BoxWay = "map"
-    box_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    box_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     box_margin: Fraction = 0.02
     calibration: Path | None = None
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

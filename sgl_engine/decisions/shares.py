@@ -51,6 +51,11 @@ def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
     return [weight / math.fsum(weights) for weight in weights]
 
 
+def tempered(probabilities: Sequence[float], temperature: float) -> list[float]:
+    """Probabilities raised to 1 / temperature, normalised; above 1, they become more alike."""
+    return softmax([math.log(max(each, LEAST)) for each in probabilities], temperature)
+
+
 def mean(distributions: Sequence[Sequence[float]]) -> list[float]:
     """The average of several distributions over the same options."""
     return [math.fsum(column) / len(distributions) for column in zip(*distributions, strict=True)]

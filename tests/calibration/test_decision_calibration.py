@@ -1,0 +1,165 @@
+"""Temperatures, thresholds and the file of a calibration of decisions, and what an engine makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgl_engine import ConfigError, ImagePart, SGLEngine
+from sgl_engine.calibration.decisions import (
+    DecisionRecord,
+    calibrate_decisions,
+    calibrate_type,
+    collect_decisions,
+    fit_temperature,
+)
+from sgl_engine.decisions import (
+    ChoiceQuestion,
+    DecisionCalibration,
+    DecisionConfig,
+    brier,
+    decide,
+    expected_calibration_error,
+    load_decision_calibration,
+    overlap,
+    save_decision_calibration,
+    tempered,
+)
+from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.demo.decisions import DEMO_DECISIONS, generated_decisions
+
+SCENE = [ImagePart(PICTURES / "scene.png")]
+COLOR = ChoiceQuestion("What color is the shape with number 18?", ["red", "orange", "blue"])
+
+
+def records(count: int, temperature: float, seed: int = 0) -> list[DecisionRecord]:
+    """Distributions that are too sharp by that temperature; both models agree where the small one is sure."""
+    drawn = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        true = drawn.dirichlet([0.6] * 4)
+        shown = tempered(true.tolist(), 1 / temperature)
+        right = int(drawn.choice(4, p=true))
+        large = [0.01] * 4
+        large[int(np.argmax(true)) if max(true) > 0.7 else right] = 0.97
+        found.append(DecisionRecord(tuple(shown), tuple(large), right))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_temperature_is_found_again(temperature: float) -> None:
+    made = records(3000, temperature)
+    found = fit_temperature([each.small for each in made], [each.right for each in made])
+    assert found == pytest.approx(temperature, rel=0.15)
+
+
+def test_calibrated_probabilities_mean_what_they_say() -> None:
+    made, fresh = records(1500, 3.0), records(1500, 3.0, seed=1)
+    of_type = calibrate_type(made, [0.05], 0.9)
+
+    def error(temperature: float) -> tuple[float, float]:
+        shares = [tempered(each.small, temperature) for each in fresh]
+        right = [share.index(max(share)) == each.right for share, each in zip(shares, fresh, strict=True)]
+        tops = [max(share) for share in shares]
+        return expected_calibration_error(tops, right), brier(tops, right)
+
+    (ece, score), (plain_ece, plain_score) = error(of_type.small), error(1.0)
+    assert ece < 0.5 * plain_ece
+    assert score < plain_score
+
+
+def test_the_guarantee_holds_on_fresh_decisions() -> None:
+    of_type = calibrate_type(records(1500, 2.0), [0.05, 0.001], 0.9)
+    strict, loose = of_type.points
+    assert (strict.target_risk, loose.target_risk) == (0.001, 0.05)
+    assert strict.threshold is None  # the control: too few records for that
+    assert loose.threshold is not None
+    fresh = records(4000, 2.0, seed=2)
+    kept = [max(tempered(each.small, of_type.small)) >= loose.threshold for each in fresh]
+    harm = sum(keep and each.harmful for keep, each in zip(kept, fresh, strict=True)) / len(fresh)
+    assert sum(kept) > 0
+    assert harm <= 0.05
+    everything = sum(each.harmful for each in fresh) / len(fresh)
+    assert everything > 0.05  # the control: keeping all breaks the promise
+
+
+def test_measures() -> None:
+    assert expected_calibration_error([0.9, 0.9], [True, False]) == pytest.approx(0.4)
+    assert brier([0.9, 0.1], [True, False]) == pytest.approx(0.01)
+    assert overlap((0, 0, 1, 1), (0, 0, 0.5, 1)) == pytest.approx(0.5)
+    assert overlap((0, 0, 0.2, 0.2), (0.5, 0.5, 1, 1)) == 0
+
+
+@pytest.fixture(scope="module")
+def engine() -> SGLEngine:
+    return demo_engine()
+
+
+def file(engine: SGLEngine, path: Path, config: DecisionConfig = DEMO_DECISIONS) -> DecisionCalibration:
+    given: Any = {"choice": records(1500, 2.0)}
+    made = calibrate_decisions(engine, given, config, targets=[0.05], confidence_level=0.9)
+    save_decision_calibration(made, path)
+    return made
+
+
+def test_an_engine_goes_by_the_file(engine: SGLEngine, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.json"
+    made = file(engine, path)
+    assert load_decision_calibration(path) == made
+    assert "temperature" in made.describe()
+    config = DEMO_DECISIONS.model_copy(update={"calibration": path})
+    forced = engine.with_config(engine.config.escalating("never"))
+    answer: Any = decide(forced, SCENE, {"q": COLOR}, config).answers["q"]
+    plain: Any = decide(forced, SCENE, {"q": COLOR}, DEMO_DECISIONS).answers["q"]
+    expected = tempered(list(plain.probabilities.values()), made.types["choice"].small)
+    assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-4)
+    report = decide(engine, SCENE, {"q": COLOR}, config).reports["q"]
+    point = made.types["choice"].points[0]
+    assert (report.calibration, report.threshold) == (made.id, point.threshold)
+    assert report.certified_risk == 0.05
+    assert report.escalated is not (report.score >= report.threshold)
+    other = decide(engine, SCENE, {"q": COLOR}, config.model_copy(update={"risk": 0.2})).reports["q"]
+    assert (other.policy, other.route) == ("uncovered", "large")  # nothing is certified for that risk
+
+
+def test_a_file_of_other_questions_or_an_edited_one_is_refused(engine: SGLEngine, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.json"
+    file(engine, path)
+    letters = DecisionConfig(form="bare", labels="letters", calibration=path)
+    with pytest.raises(ConfigError, match="put as"):
+        decide(engine, SCENE, {"q": COLOR}, letters)
+    path.write_text(path.read_text().replace('"confidence_level": 0.9', '"confidence_level": 0.8'))
+    config = DEMO_DECISIONS.model_copy(update={"calibration": path})
+    with pytest.raises(ConfigError, match="changed after it was made"):
+        decide(engine, SCENE, {"q": COLOR}, config)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="no calibration of decisions"):
+        decide(engine, SCENE, {"q": COLOR}, config)
+    missing = config.model_copy(update={"calibration": tmp_path / "none.json"})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        decide(engine, SCENE, {"q": COLOR}, missing)
+
+
+def test_records_of_the_bundled_pair(engine: SGLEngine) -> None:
+    cases = list(generated_decisions("score", 3))
+    made = collect_decisions(engine, cases, DEMO_DECISIONS)
+    assert len(made) == 3
+    assert all(sum(each.small) == pytest.approx(1) for each in made)
+    assert [str(each.right) for each in made] == [case.truth for case in cases]
+
+
+@pytest.mark.parametrize("kind", ["yes_no", "choice", "score", "box"])
+def test_generated_decisions_are_what_they_say(kind: Any) -> None:
+    cases = list(generated_decisions(kind, 4))
+    assert [case.question.type for case in cases] == [kind] * 4
+    assert all(isinstance(case.image, Image.Image) for case in cases)
+    again = list(generated_decisions(kind, 4))
+    assert [case.question for case in again] == [case.question for case in cases]
+    for case in cases:
+        if isinstance(case.question, ChoiceQuestion):
+            assert case.truth in case.question.labels
+        if kind == "box":
+            assert case.evidence is not None
+            assert all(0 <= edge <= 1 for edge in case.evidence)
