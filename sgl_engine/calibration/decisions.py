@@ -72,7 +72,7 @@ def collect_decisions(
 ) -> list[DecisionRecord]:
     """Asks both models every question; questions that cannot be put are left out."""
     plain = config.model_copy(update={"calibration": None, "risk": None})
-    routes = [engine.with_config(engine.config.escalating(route)) for route in ("never", "always")]  # type: ignore[arg-type]
+    routes = [engine.with_config(engine.config.escalating(route)) for route in ("never", "always")]
     records = []
     for case in cases:
         found = [
