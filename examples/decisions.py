@@ -1,7 +1,7 @@
 """Sorts a folder of pictures by typed questions: what is it, is it legible, is the total above 5, and where.
 
-The bundled pair follows no instructions: it reads pages, and knows some questions about them. ``PageForm`` puts
-what is asked in its words, and says which of its answers mean what. A pair that follows instructions
+The bundled pair follows no instructions: it reads pages, and knows some questions about them. ``PageForm``
+puts what is asked in its words, and says which of its answers mean what. A pair that follows instructions
 needs no form of its own: ``SGLDecisionModel(small=..., large=...)``.
 """
 
