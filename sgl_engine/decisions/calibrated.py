@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from sgl_engine.decisions.settings import DecisionConfig
 
 
-class _Part(BaseModel):
+class _CalibrationPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TypeCalibration(_Part):
+class TypeCalibration(_CalibrationPart):
     """One type of question.
 
     Attributes:
@@ -43,7 +43,7 @@ class TypeCalibration(_Part):
     records: int
 
 
-class DecisionCalibration(_Part):
+class DecisionCalibration(_CalibrationPart):
     """The whole file.
 
     Attributes:
