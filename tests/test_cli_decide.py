@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,59 @@ def test_an_engine_that_fails_is_no_bad_picture(
     code, _, err = sgl("decide", folder / "scans" / "b.png", "--questions", folder / "questions.json")
     assert code == 1
     assert "out of memory" in err
+
+
+def test_a_pipe_in_a_folder_is_passed_over(sgl: Sgl, folder: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(folder / "scans" / "pipe")
+    code, out, _ = sgl("decide", folder / "scans", "--questions", folder / "questions.json", "--json")
+    assert code == 2  # for broken.png
+    assert len(rows_of(out)) == 4
+
+
+def test_a_name_that_is_no_text_is_escaped_and_found_again(sgl: Sgl, folder: Path, loads: list[Any]) -> None:
+    try:
+        (folder / "scans" / "b.png").rename(folder / "scans" / "\udcff.png")  # the byte 0xff
+    except OSError:
+        pytest.skip("this file system holds texts only")
+    (folder / "scans" / "broken.png").rename(folder / "scans" / "\udcfe.png")
+    out = folder / "rows.jsonl"
+    command_line = ("decide", folder / "scans", "--questions", folder / "questions.json", "--out", out)
+    assert sgl(*command_line)[0] == 2
+    names = {Path(row["picture"]).name for row in rows_of(out.read_text())}
+    assert names == {"\\udcff.png", "\\udcfe.png", "photograph", "a.jpg"}
+    before, loaded = out.read_bytes(), len(loads)
+    assert sgl(*command_line)[0] == 2
+    assert (out.read_bytes(), len(loads)) == (before, loaded)
+
+
+@pytest.mark.parametrize("content", [b'{\n "star": {"type": "yes_no"}\n}', b"\x89PNG\r\n\x1a\nabc", b"notes"])
+def test_a_file_of_something_else_is_no_place_for_rows(sgl: Sgl, folder: Path, content: bytes) -> None:
+    """The end of such a file is no row that was cut off."""
+    other = folder / "other"
+    other.write_bytes(content)
+    picture, questions = folder / "scans" / "b.png", folder / "questions.json"
+    code, _, err = sgl("decide", picture, "--questions", questions, "--out", other)
+    assert code == 2
+    assert "holds something else than rows" in err
+    assert other.read_bytes() == content
+
+
+def test_rows_can_go_to_what_is_no_file(sgl: Sgl, folder: Path) -> None:
+    picture, questions = folder / "scans" / "b.png", folder / "questions.json"
+    assert sgl("decide", picture, "--questions", questions, "--out", os.devnull)[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_told(sgl: Sgl, folder: Path) -> None:
+    picture, questions = folder / "scans" / "b.png", folder / "questions.json"
+    code, _, err = sgl("decide", picture, "--questions", questions, "--out", "/dev/full")
+    assert code == 2
+    assert "/dev/full cannot be used" in err
+
+
+def test_questions_that_are_no_text_are_refused(folder: Path) -> None:
+    path = folder / "questions.json"
+    path.write_text(json.dumps({"\ud800": {"type": "yes_no", "instructions": "Is it?"}}))
+    with pytest.raises(ConfigError, match="no JSON"):
+        read_questions(path)

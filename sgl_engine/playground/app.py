@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
-from sgl_engine import RequestCancelledError, SGLEngine
+from sgl_engine import RequestCancelledError, SGLEngine, SGLError
 from sgl_engine.demo import PICTURES
 from sgl_engine.playground.pictures import ALTERNATIVES, questions
 from sgl_engine.playground.state import AskBody, PageState, read_state
@@ -24,6 +25,7 @@ from sgl_engine.server import ServerSettings, ServerState, body_of, create_app
 
 PAGE: Final = Path(__file__).with_name("page")
 PREFIX: Final = "/playground"
+log = logging.getLogger("sgl_engine.playground")
 _HEADERS: Final = {
     # The browser itself refuses whatever is not of this server.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -94,7 +96,9 @@ class PageRoutes:
                 yield _line(event)
         except RequestCancelledError:
             return  # nobody listens
-        except Exception as error:  # noqa: BLE001  # it ends this stream, and nothing else
+        except Exception as error:  # it ends this stream, and nothing else
+            if not isinstance(error, SGLError):
+                log.exception("A question of the page failed.")
             yield _line({"event": "error", "message": body_of(error)["error"]["message"]})
         finally:
             cancel.set()
@@ -131,4 +135,4 @@ def describe(engine: SGLEngine, query: dict[str, str]) -> dict[str, Any]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(event)}\n\n"

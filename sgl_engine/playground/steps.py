@@ -55,7 +55,7 @@ MAX_TOKENS: Final = 64
 def config_at(state: PageState, config: EngineConfig, num_layers: int) -> EngineConfig:
     """The engine's configuration with what the page is set to."""
     # Half a layer more, so that rounding down gives K itself.
-    fraction = min((state.k + 0.5) / num_layers, 1 - 1e-9)
+    fraction = min((min(state.k, num_layers) + 0.5) / num_layers, 1 - 1e-9)
     pruning = PruningConfig(layer_fraction=fraction, keep_ratio=state.keep, tiles=config.pruning.tiles)
     leaving = ExitConfig(**{**config.exit.model_dump(), "threshold": state.t})
     return config.model_copy(update={"pruning": pruning, "exit": leaving})

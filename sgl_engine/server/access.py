@@ -13,10 +13,12 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from sgl_engine.server.errors import FAILED, HTTPError, body_of, headers_of, status_of
-from sgl_engine.server.settings import ServerSettings
+from sgl_engine.server.settings import LOOPBACK, ServerSettings
 from sgl_engine.server.state import ServerState
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -57,7 +59,7 @@ class Guard:
 
         try:
             with self._state.counted(is_open=is_open):
-                self._check(scope["path"], headers)
+                self._check(scope, headers)
                 body = await self._body(headers, receive)
                 await self._app(scope, _replayed(body, receive), tagged)
         except Exception as error:
@@ -78,11 +80,18 @@ class Guard:
             # What a cluster asks every second is no news.
             log.log(logging.DEBUG if is_open else logging.INFO, json.dumps(line))
 
-    def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raises HTTPError without the key, and while the server is ending."""
-        if path in self._settings.open_paths:
+    def _check(self, scope: Message, headers: Mapping[bytes, bytes]) -> None:
+        """Raises HTTPError without the key, under a foreign name, and while the server is ending."""
+        if scope["path"] in self._settings.open_paths:
             return
         key = self._settings.api_key
+        if key is None and _is_local(scope) and not _is_own_name(headers.get(b"host", b"").decode("latin-1")):
+            raise HTTPError(
+                400,
+                "Without a key, this server answers only under localhost or an address. Ask at 127.0.0.1, "
+                "or set a key.",
+                code="foreign_host",
+            )
         if key is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             wanted = key.get_secret_value().encode()
@@ -111,6 +120,20 @@ class Guard:
                 f"The body did not come within {self._settings.body_timeout_s:g} s. Send it faster.",
                 code="slow_body",
             ) from None
+
+
+def _is_local(scope: Message) -> bool:
+    """Whether the connection came in on loopback, where a browser of this machine has access."""
+    return (scope.get("server") or ("",))[0] in LOOPBACK
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a ``Host`` is this machine's, and no name of a page elsewhere that was made to point here."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in {"", "localhost"} or name.endswith(".localhost") or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 async def _read(receive: Receive, most: int) -> bytes:

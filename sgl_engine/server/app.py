@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from sgl_engine import Response as Answer
@@ -21,9 +21,9 @@ from sgl_engine import SGLEngine, SGLError, __version__
 from sgl_engine.exit import ExitDecision
 from sgl_engine.server import chat, errors
 from sgl_engine.server.access import Guard
+from sgl_engine.server.answering import EscapedJSON, unless_gone
 from sgl_engine.server.deciding.routes import DecisionRoutes
 from sgl_engine.server.fields import ChatBody, TokenizeBody
-from sgl_engine.server.leaving import unless_gone
 from sgl_engine.server.metrics import Metrics
 from sgl_engine.server.ranking.routes import RankingRoutes
 from sgl_engine.server.settings import ServerSettings
@@ -96,7 +96,7 @@ class Routes:
                 return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
             answer = await unless_gone(self._state.in_thread(partial(_last_of, events)), cancel, request)
         self._metrics.count(answer)
-        return JSONResponse(writer.whole(answer), headers=chat.headers_of(answer.report))
+        return EscapedJSON(writer.whole(answer), headers=chat.headers_of(answer.report))
 
     async def _begin(self, body: ChatBody, since: float, cancel: threading.Event) -> tuple[chat.Writer, Any]:
         """Translates in a thread, where long texts and base64 hold nobody up."""
@@ -138,7 +138,7 @@ class Routes:
                 events.close()
         yield "data: [DONE]\n\n"
 
-    async def tokenize(self, body: TokenizeBody) -> JSONResponse:
+    async def tokenize(self, body: TokenizeBody) -> EscapedJSON:
         """Counts a conversation's tokens, visual ones too, as either model reads it."""
         engine = chat.engine_for(self._state.engine, body, self._settings)
 
@@ -163,13 +163,13 @@ class Routes:
                 "sgl": counts,
             }
 
-        return JSONResponse(await self._state.in_thread(count))
+        return EscapedJSON(await self._state.in_thread(count))
 
-    async def models(self) -> JSONResponse:
+    async def models(self) -> EscapedJSON:
         """The pair, and its two models by themselves."""
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._settings.models]})
+        return EscapedJSON({"object": "list", "data": [self._card(name) for name in self._settings.models]})
 
-    async def model(self, name: str) -> JSONResponse:
+    async def model(self, name: str) -> EscapedJSON:
         """One of them."""
         if name not in self._settings.models:
             raise errors.HTTPError(
@@ -178,7 +178,7 @@ class Routes:
                 code="model_not_found",
                 param="model",
             )
-        return JSONResponse(self._card(name))
+        return EscapedJSON(self._card(name))
 
     def _card(self, name: str) -> dict[str, Any]:
         engine = self._state.engine
@@ -193,9 +193,9 @@ class Routes:
             "max_model_len": getattr(vlm, "context_tokens", None),
         }
 
-    async def version(self) -> JSONResponse:
+    async def version(self) -> EscapedJSON:
         """Of this package."""
-        return JSONResponse({"version": __version__})
+        return EscapedJSON({"version": __version__})
 
     async def health(self) -> PlainTextResponse:
         """The process lives; whether it can answer is ``/ready``."""
@@ -216,15 +216,17 @@ class Routes:
         text = self._metrics.text(engine, is_ready=self._state.is_ready)
         return Response(text, media_type=PROMETHEUS)
 
-    async def _as_response(self, _: Request, error: Exception) -> JSONResponse:
+    async def _as_response(self, _: Request, error: Exception) -> EscapedJSON:
         """Any error as OpenAI's body under its status."""
         if isinstance(error, RequestValidationError):
             error = _validation_error(error)
         elif isinstance(error, HTTPException):
-            error = errors.HTTPError(error.status_code, f"{error.detail}.", code="no_such_route")
+            # The others are FastAPI's own about a body: nested too deeply, or no UTF-8.
+            code = "no_such_route" if error.status_code in {404, 405} else "invalid_value"
+            error = errors.HTTPError(error.status_code, f"{error.detail}.", code=code)
         self._metrics.errors.labels(errors.code_of(error)).inc()
         status = errors.status_of(error)
-        return JSONResponse(errors.body_of(error), status, headers=errors.headers_of(status))
+        return EscapedJSON(errors.body_of(error), status, headers=errors.headers_of(status))
 
 
 def _last_of(events: Any) -> Any:
@@ -242,7 +244,8 @@ def _event(data: dict[str, Any]) -> str:
 def _validation_error(error: RequestValidationError) -> errors.HTTPError:
     """FastAPI's 422 as OpenAI's 400: the first thing that is wrong, by its path in the body."""
     wrong = error.errors()[0]
-    where = _place(wrong["loc"][1:], error.body) or None
+    is_a_name = wrong["type"] in {"missing", "extra_forbidden"}
+    where = _place(wrong["loc"][1:], error.body, names_last=is_a_name) or None
     if wrong["type"] == "extra_forbidden":
         return errors.HTTPError(
             400,
@@ -258,14 +261,20 @@ def _validation_error(error: RequestValidationError) -> errors.HTTPError:
     )
 
 
-def _place(steps: Sequence[Any], body: Any) -> str:
-    """The path to what is wrong, ``questions.2.choices``; which kinds were tried there is left out."""
+def _place(steps: Sequence[Any], body: Any, *, names_last: bool) -> str:
+    """The path to what is wrong, ``questions.2.choices``; which kinds were tried there is left out.
+
+    Args:
+        steps: Names, numbers, and kinds.
+        body: What the client sent.
+        names_last: Whether the last step is a field's name though the body has no such field.
+    """
     place: list[str] = []
     for number, step in enumerate(steps, start=1):
         inside = isinstance(body, dict) and step in body
         inside = inside or (isinstance(body, list) and isinstance(step, int) and step < len(body))
         # A field that is missing is named by the last step, after which there is nothing.
-        if inside or (number == len(steps) and isinstance(body, dict)):
+        if inside or (names_last and number == len(steps) and isinstance(body, dict)):
             place.append(str(step))
         if inside:
             body = body[step]

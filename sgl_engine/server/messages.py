@@ -100,7 +100,12 @@ def to_part(part: object, where: str) -> str | ImagePart:
         return part
     kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
     if isinstance(part, Mapping) and kind in _TEXTS:
-        return str(part.get("text") or part.get("refusal") or "")
+        text = next((part[name] for name in ("text", "refusal") if part.get(name) is not None), "")
+        if not isinstance(text, str):
+            raise InvalidRequestError(
+                f"{where} holds a text of type {type(text).__name__}.", remedy="Send it as a string."
+            )
+        return text
     if isinstance(part, Mapping) and kind in _PICTURES:
         value = part.get("image_url", part.get("image"))
         return ImagePart(to_picture(value.get("url") if isinstance(value, Mapping) else value, where))

@@ -117,7 +117,8 @@ def test_k_is_the_layer_that_the_slider_says(engine: SGLEngine, k: int) -> None:
 
 def test_a_layer_beyond_the_last_and_the_commands_tiles(engine: SGLEngine) -> None:
     config = engine.config.model_copy(update={"pruning": PruningConfig(tiles=3)})
-    assert config_at(PageState(k=99), config, 6).pruning.layer(6) == 5
+    for k in (99, 10**400):
+        assert config_at(PageState(k=k), config, 6).pruning.layer(6) == 5
     assert config_at(PageState(k=0), config, 6).pruning.tiles == 3
 
 
@@ -198,7 +199,9 @@ def test_a_state_that_cannot_be_is_refused_with_its_reason(server: Running, wron
     assert answer.json()["error"]["message"]
 
 
-def test_what_goes_wrong_on_the_way_is_an_event(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_on_the_way_is_an_event(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def breaks(_: Any) -> Iterator[dict[str, Any]]:
         yield {"event": "score", "score": 0.5}
         raise OSError("the disk of a secret path")
@@ -208,8 +211,18 @@ def test_what_goes_wrong_on_the_way_is_an_event(server: Running, monkeypatch: py
     assert first["event"] == "score"
     assert last["event"] == "error"
     assert "secret" not in last["message"]
+    assert "the disk of a secret path" in caplog.text  # the message says that the log tells why
     monkeypatch.undo()
     assert streamed(server, body("small"))[-1]["event"] == "done"
+
+
+def test_what_the_page_sent_goes_back_as_it_came(server: Running) -> None:
+    """JSON can write half a surrogate pair, and UTF-8 cannot."""
+    content = json.dumps(body("pair") | {"alone": {"text": "\ud800é", "ms": 1.0}}).encode()
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/playground/ask", content=content, headers=headers)
+    [event] = [json.loads(line[6:]) for line in answer.text.split("\n\n") if '"pair", "text"' in line]
+    assert event["alone"]["text"] == "\ud800é"
 
 
 def test_the_page_waits_until_the_models_are_loaded() -> None:

@@ -101,6 +101,33 @@ def test_browsers_of_other_sites_get_no_leave(locked: Running) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("LocalHost:8000", True),
+        ("app.localhost:1", True),
+        ("[::1]:8000", True),
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("[evil", False),
+    ],
+)
+def test_without_a_key_no_page_elsewhere_can_reach_this_machine_by_a_name_of_its_own(
+    server: Running, locked: Running, host: str, *, is_own: bool
+) -> None:
+    """A name can be made to point to 127.0.0.1 once a page of that name is loaded."""
+    answer = server.chat(headers={"host": host})
+    assert answer.status_code == (200 if is_own else 400), answer.text
+    if not is_own:
+        assert answer.json()["error"]["code"] == "foreign_host"
+        assert "127.0.0.1" in answer.json()["error"]["message"]
+    assert locked.chat(headers={**bearer(KEY), "host": host}).status_code == 200
+
+
 def test_without_a_key_only_this_machine_is_listened_to() -> None:
     with pytest.raises(ConfigError, match="SGL_API_KEY"):
         ServerSettings().check_host("0.0.0.0")

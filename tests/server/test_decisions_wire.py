@@ -295,6 +295,10 @@ def choice(*values: Any) -> dict[str, Any]:
     return {"type": "choice", "instructions": "Which?", "choices": [{"value": value} for value in values]}
 
 
+CALL = {"type": "function_call", "call_id": "None", "name": "look", "arguments": "{}"}
+"""Its id is not that of an output without one."""
+
+
 def said(part: Any, role: str = "user") -> dict[str, Any]:
     return {"input": [{"role": role, "content": [part]}]}
 
@@ -317,6 +321,9 @@ def said(part: Any, role: str = "user") -> dict[str, Any]:
             "invalid_value",
             None,
         ),
+        ({"input": [CALL, {"type": "function_call_output", "output": "y"}]}, 400, "invalid_value", None),
+        ({"input": {}}, 400, "invalid_value", "input"),
+        (said({"type": "input_text", "text": {"a": 1}}), 400, "invalid_value", None),
         (said({"type": "input_audio"}), 400, "invalid_value", None),
         (said({"type": "input_json", "data": 7}), 400, "invalid_value", None),
         (said({"type": "input_json", "data": DEEP}), 400, "invalid_value", None),
@@ -351,6 +358,15 @@ def test_bad_questions_are_told_what_is_wrong(
     answer = tiny.client.post("/v1/decisions", json={"input": "A fox.", "questions": [RED], **fields})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param), error
+
+
+def test_a_name_goes_back_as_it_came(tiny: Running) -> None:
+    """JSON can write half a surrogate pair, and UTF-8 cannot."""
+    content = json.dumps({"input": "A fox.", "questions": [{**RED, "name": "\ud800é"}]}).encode()
+    headers = {"content-type": "application/json"}
+    answer = tiny.client.post("/v1/decisions", content=content, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["answers"][0]["name"] == "\ud800é"
 
 
 def test_as_many_choices_as_openai_takes() -> None:

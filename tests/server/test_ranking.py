@@ -166,6 +166,20 @@ def test_how_many_come_back_and_what_is_repeated(tiny: Running, path: str) -> No
     assert whole[2]["multi_modal"] == [documents[2]]
 
 
+def test_a_document_goes_back_as_it_came(tiny: Running) -> None:
+    """JSON can write half a surrogate pair, and UTF-8 cannot."""
+    sent = {
+        "query": QUERY,
+        "documents": [{"image": picture_url(), "id": "\ud800é"}],
+        "return_documents": True,
+    }
+    headers = {"content-type": "application/json"}
+    answer = tiny.client.post("/rerank", content=json.dumps(sent).encode(), headers=headers)
+    assert answer.status_code == 200, answer.text
+    [result] = answer.json()["results"]
+    assert result["document"]["multi_modal"] == sent["documents"]
+
+
 FORMS: list[Any] = [
     picture_url(),
     {"image": picture_url()},

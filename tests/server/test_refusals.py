@@ -35,6 +35,8 @@ CUT = picture_url(size=300)[:120]
         ([{"role": "robot", "content": "x"}], {}, 400, "invalid_value", None),
         ([{"role": "user", "content": 7}], {}, 400, "invalid_value", None),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], {}, 400, "invalid_value", None),
+        ([{"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}], {}, 400, "invalid_value", None),
+        ([{"role": "user", "content": [{"type": "text", "text": 0}]}], {}, 400, "invalid_value", None),
         ([{"role": "assistant", "tool_calls": [{"id": "c"}]}], {}, 400, "invalid_value", None),
         ([{"role": "assistant", "tool_calls": 5}], {}, 400, "invalid_value", None),
         ([{"role": "user", "content": [{"type": ["text"]}]}], {}, 400, "invalid_value", None),
@@ -170,3 +172,19 @@ def test_a_full_queue_is_a_429_that_says_when() -> None:
     assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert answers[0].json()["choices"][0]["message"]["content"] == "late"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"messages": "\xff"}'])
+def test_a_body_that_no_parser_takes_is_not_called_a_wrong_path(server: Running, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/v1/chat/completions", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert server.client.get("/nothing").json()["error"]["code"] == "no_such_route"
+
+
+def test_an_error_may_repeat_what_is_no_text(server: Running) -> None:
+    """Half a surrogate pair can be written in JSON, and in no UTF-8."""
+    content = json.dumps({"messages": about("https://127.0.0.1/\ud800")}).encode()
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/v1/chat/completions", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "image_fetch")

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sgl_engine import LimitsConfig, MissingImageError
+from sgl_engine.cli.decide.rows import whole_text
 from sgl_engine.prompt import decode_data_url, describe_source, mime_type_of, read_file
 
 _SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .webp .qoi".split())
@@ -33,7 +34,7 @@ class Found:
     @property
     def name(self) -> str:
         """What rows call it; data that was written out is not repeated."""
-        return describe_source(self.given) if self._is_data else self.given
+        return whole_text(describe_source(self.given) if self._is_data else self.given)
 
     @property
     def is_path(self) -> bool:
@@ -97,7 +98,9 @@ def _is_picture(path: Path) -> bool:
     if kind.startswith("image/") or path.suffix.lower() in _SUFFIXES:
         return True
     try:
+        if not path.is_file():  # opening a pipe would wait for whoever writes to it
+            return False
         with path.open("rb") as file:
-            return path.is_file() and mime_type_of(file.read(_HEADER_BYTES)) is not None
+            return mime_type_of(file.read(_HEADER_BYTES)) is not None
     except OSError:
         return False

@@ -137,6 +137,8 @@ def read_questions(path: Path) -> tuple[Mapping[str, DecisionQuestion], str]:
     """
     try:
         data = json.loads(path.expanduser().read_bytes().decode("utf-8-sig"))
+        asked = json.dumps(data, ensure_ascii=False)
+        asked.encode()  # half a surrogate pair is no text: no model reads it, and no row can hold it
         rows = _FILE.validate_python(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).", remedy="Check its name.") from error
@@ -158,7 +160,7 @@ def read_questions(path: Path) -> tuple[Mapping[str, DecisionQuestion], str]:
             raise ConfigError(
                 f"{path}, question {name!r:.60}: {error.problem}", remedy=error.remedy
             ) from error
-    return questions, json.dumps(data, ensure_ascii=False)
+    return questions, asked
 
 
 def _first(error: ValidationError, data: Any) -> str:

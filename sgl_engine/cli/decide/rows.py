@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sgl_engine import ConfigError
 from sgl_engine.decisions import (
@@ -23,13 +23,25 @@ from sgl_engine.decisions import (
 from sgl_engine.evaluation.json_lines import BadLine, mend_end, read_json_lines
 
 
+def whole_text(text: str) -> str:
+    """The text, in which what no UTF-8 can hold is escaped: bytes of a file's name that are no text."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+Whole: TypeAlias = Annotated[str, AfterValidator(whole_text)]
+
+
+_BEGINNING: Final = b'{"picture":'
+"""Of every row."""
+
+
 class RowError(BaseModel):
     """Why a picture has no answers: the error's type, as of this package, and what it says."""
 
     model_config = ConfigDict(frozen=True)
 
     type: str
-    message: str
+    message: Whole
 
 
 class Row(BaseModel):
@@ -46,7 +58,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    picture: str
+    picture: Whole
     sha256: str | None
     asked: str
     answers: dict[str, dict[str, Any]] = {}
@@ -109,11 +121,19 @@ class RowFile:
         """Reads the file, where there is one, and repairs a last line that was cut off.
 
         Raises:
-            ConfigError: It cannot be read or written.
+            ConfigError: It cannot be read or written, or is a file of something else.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
         try:
+            if not self.path.is_file():  # nothing yet, or a terminal or pipe: there is nothing to read
+                return
+            content = self.path.read_bytes()
+            good, self.bad = read_json_lines(content, Row.model_validate)
+            if content.strip() and not good and not content.lstrip().startswith(_BEGINNING):
+                raise ConfigError(
+                    f"{self.path} holds something else than rows.", remedy="Name another file by --out."
+                )
             mend_end(self.path)
             content = self.path.read_bytes()
         except OSError as error:
@@ -138,7 +158,7 @@ class RowFile:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("ab")
+            file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise self._unusable(error) from error
         with file:
@@ -146,8 +166,12 @@ class RowFile:
             def add(row: Row) -> None:
                 if self._known.get((row.picture, row.sha256, row.asked)) == row:
                     return  # a picture that is still not there
-                file.write(row.model_dump_json().encode() + b"\n")
-                file.flush()
+                line = row.model_dump_json().encode() + b"\n"
+                try:
+                    while line:  # a disk that fills up takes a part
+                        line = line[file.write(line) :]
+                except OSError as error:
+                    raise self._unusable(error) from error
 
             yield add
 

@@ -7,12 +7,12 @@ import time
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from sgl_engine import Request as State
 from sgl_engine import RequestError, SGLEngine
 from sgl_engine.decisions import DecisionConfig, DecisionQuestion, Decisions, RefusedAnswer, decide
 from sgl_engine.demo import SMALL_NAME
+from sgl_engine.server.answering import EscapedJSON, unless_gone
 from sgl_engine.server.chat import engine_for
 from sgl_engine.server.deciding.fields import DecisionsBody
 from sgl_engine.server.deciding.translate import (
@@ -23,7 +23,6 @@ from sgl_engine.server.deciding.translate import (
     usage_of_decisions,
 )
 from sgl_engine.server.errors import HTTPError, code_of, status_of
-from sgl_engine.server.leaving import unless_gone
 from sgl_engine.server.metrics import Metrics
 from sgl_engine.server.settings import ServerSettings
 from sgl_engine.server.state import ServerState
@@ -61,7 +60,7 @@ class DecisionRoutes:
             "usage": usage_of_decisions(decisions),
             "sgl": report,
         }
-        return JSONResponse(content, headers=headers)
+        return EscapedJSON(content, headers=headers)
 
     def _decide(
         self, engine: SGLEngine, body: DecisionsBody, since: float, cancel: threading.Event

@@ -58,15 +58,16 @@ def to_state(given: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
         kind = str(item.get("type", "message"))
         if kind in _CALLS:
             messages.append(_call(item, where))
-            called.add(str(item.get("call_id")))
+            called.add(item["call_id"])
         elif kind.removesuffix("_output") in _CALLS:
-            if str(item.get("call_id")) not in called:
+            identity = item.get("call_id")
+            if not isinstance(identity, str) or identity not in called:
                 raise InvalidRequestError(
-                    f"{where} is the output of the call {item.get('call_id')!r:.100}, which was not made.",
+                    f"{where} is the output of the call {identity!r:.100}, which was not made.",
                     remedy="Send each call before its output, under one call_id.",
                 )
             output = _said(item.get("output"), where)
-            messages.append(Message("tool", output, tool_call_id=str(item["call_id"])))
+            messages.append(Message("tool", output, tool_call_id=identity))
         elif kind == "message":
             messages.append(_message(item, where))
         else:

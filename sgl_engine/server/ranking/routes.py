@@ -10,15 +10,14 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from sgl_engine import ImagePart, InvalidRequestError, Message, RequestError, SGLEngine
 from sgl_engine import Request as Question
 from sgl_engine.demo import SMALL_NAME
 from sgl_engine.relevance import RelevanceQuestion, default_question
+from sgl_engine.server.answering import EscapedJSON, unless_gone
 from sgl_engine.server.chat import engine_for
 from sgl_engine.server.errors import HTTPError, code_of, status_of
-from sgl_engine.server.leaving import unless_gone
 from sgl_engine.server.metrics import Metrics
 from sgl_engine.server.ranking.answers import headers_of_list, list_report, rerank_answer, score_answer
 from sgl_engine.server.ranking.documents import Parts, to_document, to_query
@@ -45,13 +44,13 @@ class RankingRoutes:
         """Orders documents by how well each answers a query."""
         lists, report = await self._scored(body, [body.query], request)
         answer = rerank_answer(body, body.model or self._settings.model, lists[0], report)
-        return JSONResponse(answer, headers=headers_of_list(report))
+        return EscapedJSON(answer, headers=headers_of_list(report))
 
     async def score(self, body: ScoreBody, request: Request) -> Response:
         """Scores documents against one query, or against one each."""
         lists, report = await self._scored(body, body.queries, request)
         answer = score_answer(body.model or self._settings.model, lists, report)
-        return JSONResponse(answer, headers=headers_of_list(report))
+        return EscapedJSON(answer, headers=headers_of_list(report))
 
     async def _scored(
         self, body: RerankBody | ScoreBody, queries: Sequence[Any], request: Request

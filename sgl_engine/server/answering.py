@@ -1,15 +1,25 @@
-"""Work for a client, which ends when the client leaves."""
+"""Answers to clients: work that ends when its client leaves, and JSON that holds whatever a client sent."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import JSONResponse
 
 Result = TypeVar("Result")
+
+
+class EscapedJSON(JSONResponse):
+    """JSON in ASCII: half a surrogate pair, which a client's JSON may hold, goes back as it came."""
+
+    def render(self, content: Any) -> bytes:
+        """Writes it."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 async def unless_gone(work: Coroutine[Any, Any, Result], cancel: threading.Event, request: Request) -> Result:
