@@ -332,6 +332,7 @@ YES_NO = {"type": "yes_no", "instructions": "Is it?"}
     [
         ("{", "no JSON"),
         ("7", "valid"),
+        (f'{{"a": {json.dumps(YES_NO)}, "a": {json.dumps(YES_NO)}}}', "'a' twice"),
         ({}, "no questions"),
         ([], "no questions"),
         ({"a": {"type": "riddle", "instructions": "?"}}, "a.type"),

@@ -51,7 +51,10 @@ def create_app(
         yield
         state.close()
 
-    app = FastAPI(title="langchain-sgl", version=__version__, lifespan=lifespan)
+    # FastAPI's own pages of documentation load scripts from another server; /openapi.json stays.
+    app = FastAPI(
+        title="langchain-sgl", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.sgl = state
     metrics = Metrics(settings.model, vllm_names=settings.vllm_metric_names)
     Routes(state, settings, metrics).add_to(app)

@@ -33,7 +33,7 @@ def bearer(key: str) -> dict[str, str]:
     "headers", [{}, bearer("wrong"), bearer(KEY + "x"), {"authorization": KEY}, {"authorization": "Bearer"}]
 )
 def test_without_the_key_nothing_is_answered(locked: Running, headers: dict[str, str]) -> None:
-    for path in ("/v1/models", "/version", "/docs", "/nothing"):
+    for path in ("/v1/models", "/version", "/openapi.json", "/nothing"):
         assert locked.client.get(path, headers=headers).status_code == 401
     answer = locked.chat(headers=headers)
     assert answer.status_code == 401
@@ -45,6 +45,11 @@ def test_without_the_key_nothing_is_answered(locked: Running, headers: dict[str,
 def test_with_the_key_it_is(locked: Running) -> None:
     assert locked.chat(headers=bearer(KEY)).status_code == 200
     assert locked.client.get("/v1/models", headers={"authorization": f"bearer {KEY}"}).status_code == 200
+
+
+def test_no_page_loads_scripts_from_elsewhere(locked: Running) -> None:
+    for path in ("/docs", "/redoc"):  # FastAPI's own
+        assert locked.client.get(path, headers=bearer(KEY)).status_code == 404
 
 
 def test_what_monitors_look_at_needs_no_key(locked: Running) -> None:

@@ -126,6 +126,16 @@ _FILE: TypeAdapter[dict[str, QuestionRow] | list[QuestionRow]] = TypeAdapter(
 )
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its members; JSON's readers keep the last of one name and lose the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice!r:.60} twice in one object")
+    return found
+
+
 def read_questions(path: Path) -> tuple[Mapping[str, DecisionQuestion], str]:
     """Reads a file of questions.
 
@@ -136,7 +146,8 @@ def read_questions(path: Path) -> tuple[Mapping[str, DecisionQuestion], str]:
         ConfigError: The file cannot be read, or holds something else.
     """
     try:
-        data = json.loads(path.expanduser().read_bytes().decode("utf-8-sig"))
+        text = path.expanduser().read_bytes().decode("utf-8-sig")
+        data = json.loads(text, object_pairs_hook=_without_twins)
         asked = json.dumps(data, ensure_ascii=False)
         asked.encode()  # half a surrogate pair is no text: no model reads it, and no row can hold it
         rows = _FILE.validate_python(data)
