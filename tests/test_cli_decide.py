@@ -183,7 +183,7 @@ def test_other_questions_settings_and_pictures_are_asked(sgl: Sgl, folder: Path,
     questions = folder / "questions.json"
     line = ("decide", picture, "--questions", questions, "--out", out_file)
     sgl(*line)
-    for more in (("--permutations", "2"), ("--escalate", "never"), ("--labels", "sum")):
+    for more in (("--permutations", "2"), ("--escalate", "never"), ("--labels", "mean")):
         sgl(*line, *more)
         sgl(*line, *more)  # known by now
     assert len(loads) == 4

@@ -19,9 +19,9 @@ class DecisionConfig(BaseModel):
     Attributes:
         form: How questions become prompts: "instructed" for models that follow instructions, "bare" for
             models that were trained on bare questions, or a ``PromptForm``.
-        labels: How the labels of a choice are compared: "mean" by the mean log-probability of a label's
-            tokens and its end, so that long labels do not lose; "sum" by the probability of the whole label;
-            "letters" by that of a letter that stands before it in the prompt.
+        labels: How the labels of a choice are compared: "sum" by the probability of the whole label, its end
+            included; "mean" by the mean log-probability of its tokens and its end, where long labels lose;
+            "letters" by the probability of a letter that stands before it in the prompt.
         permutations: In so many orders a prompt lists what can be answered; probabilities are averaged. Forms
             that list nothing ask once.
         whole_from: From so many unsure questions of one call on, the large model sees all of the pictures,
@@ -37,7 +37,7 @@ class DecisionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     form: Any = "instructed"
-    labels: LabelWay = "mean"
+    labels: LabelWay = "sum"
     permutations: Annotated[int, Field(ge=1, le=24)] = 1
     whole_from: Annotated[int, Field(ge=1)] = 3
     boxes: BoxWay = "map"

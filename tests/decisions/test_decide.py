@@ -79,14 +79,13 @@ def test_every_type_is_answered(engine: SGLEngine) -> None:
 def test_probabilities_are_those_of_the_scores(engine: SGLEngine) -> None:
     """The oracle: ``score_answers`` of the same question, and the definition."""
     never = small_only(engine)
-    answer = decide(never, SCENE, {"color": COLOR}, DecisionConfig(form="bare", labels="sum")).answers[
-        "color"
-    ]
+    answer = decide(never, SCENE, {"color": COLOR}, BARE).answers["color"]
     asked = Request.ask(COLOR.instructions, PICTURES / "scene.png")
     assert isinstance(answer, ChoiceAnswer)
     scores = never.score_answers(asked, list(COLOR.labels))
     assert list(answer.probabilities.values()) == pytest.approx(scores.shares, abs=1e-4)
-    by_token = decide(never, SCENE, {"color": COLOR}, BARE).answers["color"]
+    by_mean = DecisionConfig(form="bare", labels="mean")
+    by_token = decide(never, SCENE, {"color": COLOR}, by_mean).answers["color"]
     assert isinstance(by_token, ChoiceAnswer)
     means = [math.exp(sum(tokens) / len(tokens)) for tokens in scores.token_logprobs]
     expected = [value / sum(means) for value in means]
