@@ -27,8 +27,8 @@ from sgl_engine.families.tiny.sizes import TINY_SIZES, TinyOptions, randomize, t
 from sgl_engine.families.tiny.tokenizer import byte_tokenizer, chat_template
 from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.passes.exactness import check_exactness
-from sgl_engine.pruning import patch as pruning
 from sgl_engine.pruning import plan_pruning
+from sgl_engine.pruning.plan import KeptColumns
 from sgl_engine.testing import tiny_vlm
 
 EDGE, PATCH = 16, 4
@@ -119,15 +119,15 @@ def test_an_architecture_that_is_not_plain_is_refused() -> None:
 
 def test_a_fault_in_pruning_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: rows one off in every pruned layer."""
-    original = pruning._seen
+    original = KeptColumns.seen
 
-    def shifted(*arguments: Any) -> torch.Tensor:
-        rows = original(*arguments).clone()
+    def shifted(kept: KeptColumns, *arguments: Any) -> torch.Tensor:
+        rows = original(kept, *arguments).clone()
         gap = int((rows[0].diff() > 1).nonzero()[0])
         rows[0, gap] += 1
         return rows
 
-    monkeypatch.setattr(pruning, "_seen", shifted)
+    monkeypatch.setattr(KeptColumns, "seen", shifted)
     with pytest.raises(UnsupportedModelError, match="pruned at layer 0, it gives other logits"):
         check_exactness(vip_llava())
 
