@@ -15,7 +15,9 @@ from weakref import WeakSet
 
 import pytest
 import torch
+from command_line import Sgl
 
+from sgl_engine.cli import main
 from sgl_engine.model.store import ReuseStore
 from sgl_engine.report.run_report import ModelInfo, RunReport
 
@@ -114,3 +116,19 @@ def make_report() -> Callable[..., RunReport]:
         "large_model": ModelInfo(name="big"),
     }
     return lambda **changes: RunReport(**fields | changes)
+
+
+@pytest.fixture
+def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
+    """Runs a command line -> exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as usage:
+            code = int(usage.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

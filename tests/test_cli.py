@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Sgl
 from PIL import Image
 
 from sgl_engine import demo
@@ -24,7 +25,6 @@ from sgl_engine.request import Request
 from sgl_engine.response import Response, StreamEvent
 from sgl_engine.testing import tiny_vlm
 
-Sgl = Callable[..., tuple[int, str, str]]
 Script = Callable[[Callable[[], str]], None]
 MakeReport = Callable[..., RunReport]
 
@@ -45,22 +45,6 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
     return path
-
-
-@pytest.fixture
-def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
-    """Runs a command line -> exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as usage:
-            code = int(usage.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Sgl
 from PIL import Image
 
 from langchain_sgl import ChatSGL
@@ -14,24 +14,7 @@ from sgl_engine.demo.pages import heldout_pages
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.calibration_file import load_calibration
 
-Sgl = Callable[..., tuple[int, str, str]]
 PROMISE = ("--target", "0.1", "0.3", "0.001")
-
-
-@pytest.fixture
-def sgl(capsys: pytest.CaptureFixture[str]) -> Sgl:
-    """Runs a command line -> exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as usage:
-            code = int(usage.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def draw_rows(folder: Path, count: int, start: int = 0) -> list[str]:

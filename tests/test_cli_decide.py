@@ -4,28 +4,31 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Sgl
 from PIL import Image
 
 from sgl_engine import ConfigError, ImagePart, SGLEngine
-from sgl_engine.cli import main, options
+from sgl_engine.cli import options
 from sgl_engine.cli.decide import command
 from sgl_engine.cli.decide.questions import read_questions
 from sgl_engine.decisions import (
     BoxQuestion,
     ChoiceQuestion,
+    DecisionCalibration,
     DecisionConfig,
     ScoreQuestion,
+    TypeCalibration,
     YesNoQuestion,
     decide,
+    how_put,
 )
+from sgl_engine.exit import OperatingPoint, bind
 from sgl_engine.testing import tiny_vlm
 
-Sgl = Callable[..., tuple[int, str, str]]
 QUESTIONS = {
     "legible": {"type": "yes_no", "instructions": "Is it legible?"},
     "kind": {"type": "choice", "instructions": "What is it?", "choices": ["receipt", "chart"]},
@@ -53,20 +56,10 @@ def loads(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def sgl(capsys: pytest.CaptureFixture[str], loads: list[Any], monkeypatch: pytest.MonkeyPatch) -> Sgl:
-    """Runs a command line -> exit code, stdout, stderr; the terminal is wide enough for any path."""
+def sgl(sgl: Sgl, loads: list[Any], monkeypatch: pytest.MonkeyPatch) -> Sgl:
+    """The same with the tiny models, on a terminal that is wide enough for any path."""
     monkeypatch.setenv("COLUMNS", "400")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as usage:
-            code = int(usage.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return sgl
 
 
 @pytest.fixture
@@ -195,6 +188,34 @@ def test_other_questions_settings_and_pictures_are_asked(sgl: Sgl, folder: Path,
     rows = rows_of(out_file.read_text())
     assert len(rows) == 6
     assert len({(row["sha256"], row["asked"]) for row in rows}) == 6
+
+
+def test_a_calibration_is_one_of_decisions(sgl: Sgl, folder: Path, engine: SGLEngine) -> None:
+    """A type goes by its certified threshold; one without goes to the large model."""
+    point = OperatingPoint(
+        target_risk=0.05, threshold=0.0, records=100, exits=100, harmful_exits=0, p_value=0.0
+    )
+    of_type = TypeCalibration(small=1.0, large=1.0, points=(point,), records=100)
+    bound = bind(engine.small, engine.large, engine.config)
+    made = DecisionCalibration(
+        small=bound.small,
+        large=bound.large,
+        put=how_put(DecisionConfig()),
+        confidence_level=0.9,
+        types={"yes_no": of_type},
+    ).identified()
+    made.save(folder / "decisions.json")
+    line = ("decide", folder / "scans" / "b.png", "--questions", folder / "questions.json", "--json")
+    line = (*line, "--form", "instructed", "--calibration", folder / "decisions.json")
+    code, out, err = sgl(*line, "--risk", "0.05")
+    assert code == 0, err
+    reports = rows_of(out)[0]["reports"]
+    assert (reports["legible"]["route"], reports["legible"]["certified_risk"]) == ("small", 0.05)
+    assert reports["legible"]["calibration"] == made.id
+    assert (reports["kind"]["route"], reports["kind"]["policy"]) == ("large", "uncovered")
+    code, _, err = sgl(*line, "--share", "0.3")
+    assert code == 2
+    assert "--share 0.3 is of a calibration of answers" in err
 
 
 def test_what_was_not_there_is_tried_again(sgl: Sgl, folder: Path) -> None:

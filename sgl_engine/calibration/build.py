@@ -110,36 +110,19 @@ def fit_half(records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequ
 
 def certify_half(
     records: Sequence[CalibrationRecord], fitted: Fitted, promise: Promise
-) -> tuple[OperatingPoint, ...]:
-    """Tests the thresholds for every target, ascending."""
-    ways = fitted.ways(records)
-    return tuple(
-        certify(
-            ways.probabilities,
-            ways.harmful,
-            fitted.thresholds,
-            target_risk=target,
-            confidence_level=promise.confidence_level,
-        )
+) -> tuple[tuple[OperatingPoint, ...], tuple[SharePoint, ...]]:
+    """Tests the thresholds for every target risk, and for every share; both ascending."""
+    ways, level = fitted.ways(records), promise.confidence_level
+    seen = (ways.probabilities, ways.harmful)
+    points = (
+        certify(*seen, fitted.thresholds, target_risk=target, confidence_level=level)
         for target in sorted(set(promise.targets))
     )
-
-
-def certify_shares(
-    records: Sequence[CalibrationRecord], fitted: Fitted, promise: Promise
-) -> tuple[SharePoint, ...]:
-    """Tests the thresholds for every share, ascending."""
-    ways = fitted.ways(records)
-    return tuple(
-        certify_share(
-            ways.probabilities,
-            ways.harmful,
-            fitted.exits,
-            target_share=share,
-            confidence_level=promise.confidence_level,
-        )
+    shares = (
+        certify_share(*seen, fitted.exits, target_share=share, confidence_level=level)
         for share in sorted(set(promise.shares))
     )
+    return tuple(points), tuple(shares)
 
 
 def calibrate(
@@ -177,6 +160,7 @@ def calibrate(
         raise ConfigError("All questions are about one picture.", remedy="Calibrate with more pictures.")
     rungs = rungs or {}
     fitted = fit_half(fitting, promise, tuple(rungs))
+    points, shares = certify_half(certifying, fitted, promise)
     return Calibration(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         package_version=engine_version(),
@@ -189,8 +173,8 @@ def calibrate(
         rungs=tuple(
             Rung(name=name, pruning=pruning, calibrator=fitted.rungs[name]) for name, pruning in rungs.items()
         ),
-        points=certify_half(certifying, fitted, promise),
-        shares=certify_shares(certifying, fitted, promise),
+        points=points,
+        shares=shares,
         samples=Samples(
             data=data,
             fitting=len(fitting),

@@ -48,9 +48,7 @@ class Asking:
     """Asks both models every question: no reuse, no other calibration; at several operating points."""
 
     def __init__(self, engine: SGLEngine, rungs: Mapping[str, PruningConfig]) -> None:
-        leaving = engine.config.exit.model_copy(
-            update={"escalate": "always", "calibration": None, "risk": None}
-        )
+        leaving = engine.config.exit.uncalibrated().model_copy(update={"escalate": "always"})
         config = engine.config.model_copy(update={"exit": leaving}).without_reuse()
         if rungs:
             config = config.model_copy(update={"pruning": PRESETS["100%"]})

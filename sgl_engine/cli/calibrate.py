@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _decisions(arguments: argparse.Namespace) -> int:
     """Calibrates decisions of the bundled pair, type by type."""
     from sgl_engine.calibration.decisions import calibrate_decisions, collect_decisions
-    from sgl_engine.decisions import SCORED_TYPES, save_decision_calibration
+    from sgl_engine.decisions import SCORED_TYPES
     from sgl_engine.demo.decisions import DEMO_DECISIONS, generated_decisions
     from sgl_engine.evaluation.optional import check_extra
 
@@ -200,7 +200,7 @@ def _decisions(arguments: argparse.Namespace) -> int:
     made = calibrate_decisions(
         engine, records, DEMO_DECISIONS, targets=arguments.target, confidence_level=arguments.confidence
     )
-    save_decision_calibration(made, arguments.out)
+    made.save(arguments.out)
     print(output.printable(made.describe()))
     print(f"wrote {arguments.out} (calibration {made.id})")
     return 0
@@ -292,7 +292,6 @@ def _calibrate(
 ) -> None:
     from sgl_engine.calibration.build import calibrate
     from sgl_engine.calibration.collection import observed_conditions
-    from sgl_engine.exit import save_calibration
 
     calibration = calibrate(
         records,
@@ -303,7 +302,7 @@ def _calibrate(
         failed=failed + len(data.bad),
         rungs=header.rungs,
     )
-    save_calibration(calibration, arguments.out)
+    calibration.save(arguments.out)
     print(output.printable(calibration.describe()))
     print(f"wrote {arguments.out} (calibration {calibration.id})")
     if arguments.report is not None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
 from sgl_engine import ConfigError
 from sgl_engine.cli import options
-from sgl_engine.cli.serve import KEY
+from sgl_engine.cli.serve import add_listening, api_key
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -31,14 +28,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     page = parser.add_argument_group("page")
-    page.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    page.add_argument("--port", type=options.count, default=7860, help="(default: %(default)s)")
-    page.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help=f"what a visitor has to type (default: {KEY} of the environment; without one, only this machine "
-        "is listened to)",
-    )
+    add_listening(page, port=7860, asked="a visitor has to type")
     options.add_engine(parser)
 
 
@@ -64,8 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"The playground needs {error.name}, which is not installed.",
             remedy='pip install "langchain-sgl[playground]"',
         ) from error
-    key = arguments.api_key or os.environ.get(KEY)
-    settings = ServerSettings(api_key=SecretStr(key) if key else None)
+    settings = ServerSettings(api_key=api_key(arguments))
     settings.check_host(arguments.host)  # before models are loaded
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 

@@ -30,14 +30,7 @@ HOSTED_KEY = "SGL_HOSTED_API_KEY"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    server.add_argument("--port", type=options.count, default=8000, help="(default: %(default)s)")
-    server.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help=f"what clients have to send (default: {KEY} of the environment; without one, only this machine "
-        "is listened to)",
-    )
+    add_listening(server, port=8000, asked="clients have to send")
     server.add_argument(
         "--model-name",
         metavar="NAME",
@@ -66,6 +59,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_engine(parser)
 
 
+def add_listening(group: argparse._ArgumentGroup, *, port: int, asked: str) -> None:
+    """Where it listens, and who may come in."""
+    group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
+    group.add_argument("--port", type=options.count, default=port, help="(default: %(default)s)")
+    group.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"what {asked} (default: {KEY} of the environment; without one, only this machine is "
+        "listened to)",
+    )
+
+
+def api_key(arguments: argparse.Namespace) -> SecretStr | None:
+    """The key that was given, or that the environment holds."""
+    key = arguments.api_key or os.environ.get(KEY)
+    return SecretStr(key) if key else None
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Serve.
 
@@ -82,10 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
             f"The server needs {error.name}, which is not installed.",
             remedy='pip install "langchain-sgl[server]"',
         ) from error
-    key = arguments.api_key or os.environ.get(KEY)
     settings = ServerSettings(
         model=arguments.model_name,
-        api_key=SecretStr(key) if key else None,
+        api_key=api_key(arguments),
         max_body_bytes=arguments.max_body_mib * 2**20,
         timeout_s=arguments.timeout,
         vllm_metric_names=arguments.vllm_metric_names,

@@ -6,6 +6,7 @@ silently ignored. Everything has a default; ``EngineConfig()`` is the recommende
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -76,6 +77,10 @@ TRANSCRIPTION_PRESET = "100%"
 question needs. What each of them makes of transcriptions is in a table of ``sgl bench``."""
 
 
+UNCALIBRATED: Mapping[str, None] = {"calibration": None, "risk": None, "share": None}
+"""All fields of ``ExitConfig`` that are of a calibration, unset."""
+
+
 class ExitConfig(_Config):
     """When the small answer is kept (SGL, section 3.3).
 
@@ -101,6 +106,10 @@ class ExitConfig(_Config):
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     empty_answers: Literal["escalate", "score"] = "escalate"
+
+    def uncalibrated(self) -> Self:
+        """Returns it without what is of a calibration."""
+        return self.model_copy(update=UNCALIBRATED)
 
     @model_validator(mode="after")
     def _risk_of_a_calibration(self) -> Self:

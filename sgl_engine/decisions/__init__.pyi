@@ -12,8 +12,6 @@ from .calibrated import (
     DecisionCalibration as DecisionCalibration,
     TypeCalibration as TypeCalibration,
     how_put as how_put,
-    load_decision_calibration as load_decision_calibration,
-    save_decision_calibration as save_decision_calibration,
 )
 from .decide import decide as decide, said as said
 from .forms import (

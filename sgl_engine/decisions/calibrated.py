@@ -7,27 +7,20 @@ model although the large one would have decided otherwise.
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from sgl_engine import ConfigError
 from sgl_engine.decisions.questions import QuestionType
-from sgl_engine.exit import ModelIdentity, OperatingPoint, bind, digest
+from sgl_engine.exit import ModelIdentity, OperatingPoint, SealedFile, bind, load_sealed
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
     from sgl_engine.decisions.settings import DecisionConfig
 
 
-class _CalibrationPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TypeCalibration(_CalibrationPart):
+class TypeCalibration(BaseModel):
     """One type of question.
 
     Attributes:
@@ -37,19 +30,20 @@ class TypeCalibration(_CalibrationPart):
         records: Decisions that temperatures were fitted on, and as many that the points were tested on.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
     small: Annotated[float, Field(gt=0.0)]
     large: Annotated[float, Field(gt=0.0)]
     points: tuple[OperatingPoint, ...]
     records: int
 
 
-class DecisionCalibration(_CalibrationPart):
+class DecisionCalibration(SealedFile):
     """The whole file.
 
     Attributes:
         schema_version: Version of this schema.
         kind: Tells it from a calibration of generated answers.
-        id: Hash of everything else.
         small: Which small model.
         large: Which large model.
         put: How questions were put: form, labels and orders.
@@ -57,19 +51,18 @@ class DecisionCalibration(_CalibrationPart):
         types: By the type of question.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kind_of_file: ClassVar[str] = "a calibration of decisions"
+    made_by: ClassVar[str] = "sgl calibrate --task decision --out FILE"
+
     schema_version: Literal["1"] = "1"
     kind: Literal["decisions"] = "decisions"
-    id: str = ""
     small: ModelIdentity
     large: ModelIdentity
     put: str
     confidence_level: float
     types: dict[QuestionType, TypeCalibration]
-
-    def identified(self) -> Self:
-        """Returns it with the id that its content has."""
-        content = self.model_dump(mode="json", exclude={"id"})
-        return self.model_copy(update={"id": digest(json.dumps(content, sort_keys=True))})
 
     def temperature(self, kind: QuestionType, route: Literal["small", "large"]) -> float:
         """Of a type's log-probabilities; 1 for a type that was not calibrated."""
@@ -97,20 +90,6 @@ class DecisionCalibration(_CalibrationPart):
         return "\n".join(lines)
 
 
-def save_decision_calibration(calibration: DecisionCalibration, path: Path) -> None:
-    """Writes a calibration as JSON.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    try:
-        path.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file with --out."
-        ) from error
-
-
 def how_put(config: DecisionConfig) -> str:
     """Names how questions are put, as far as probabilities depend on it."""
     form = config.form if isinstance(config.form, str) else type(config.form).__qualname__
@@ -125,7 +104,7 @@ def calibration_of(engine: SGLEngine, config: DecisionConfig) -> DecisionCalibra
     """
     if config.calibration is None:
         return None
-    calibration = load_decision_calibration(config.calibration)
+    calibration = load_sealed(DecisionCalibration, config.calibration)
     bound = bind(engine.small, engine.large, engine.config)
     pairs = ((calibration.small, bound.small), (calibration.large, bound.large))
     others = [there.name for there, here in pairs if there.fingerprint != here.fingerprint]
@@ -134,40 +113,5 @@ def calibration_of(engine: SGLEngine, config: DecisionConfig) -> DecisionCalibra
         raise ConfigError(
             f"The calibration {config.calibration} was made for {what}; this is not so here.",
             remedy="Use the pair and the settings that it was made with, or calibrate again.",
-        )
-    return calibration
-
-
-def load_decision_calibration(path: str | Path) -> DecisionCalibration:
-    """Reads a file of ``sgl calibrate --task decision``; one that has not changed is read once.
-
-    Raises:
-        ConfigError: It is missing, none, or was edited.
-    """
-    path = Path(path).expanduser()
-    try:
-        status = path.stat()
-        return _load(path, status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise ConfigError(
-            f"The calibration {path} cannot be read ({error.strerror or error}).",
-            remedy="Make it with sgl calibrate --task decision --out FILE, or correct the path.",
-        ) from error
-
-
-@lru_cache(maxsize=16)
-def _load(path: Path, modified_ns: int, size_bytes: int) -> DecisionCalibration:
-    del modified_ns, size_bytes  # part of the key
-    try:
-        calibration = DecisionCalibration.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ConfigError(
-            f"{path} is no calibration of decisions ({error.errors()[0]['msg']}).",
-            remedy="Use a file that sgl calibrate --task decision wrote.",
-        ) from error
-    if calibration.identified().id != calibration.id:
-        raise ConfigError(
-            f"The calibration {path} was changed after it was made: its id is not that of its content.",
-            remedy="Use the file as it was written; numbers set by hand guarantee nothing.",
         )
     return calibration

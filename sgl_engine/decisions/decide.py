@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from sgl_engine import AnswerScores, ExitConfig, InvalidRequestError, Request, pruning_preset
+from sgl_engine import AnswerScores, InvalidRequestError, Request, pruning_preset
 from sgl_engine.decisions import boxes, shares
 from sgl_engine.decisions.answers import (
     ChoiceAnswer,
@@ -158,8 +158,7 @@ class _Scored:
         engine = self.engine
         if model == "large" and len(asked) >= self.config.whole_from:
             # A calibration of generated answers is one of other pruning, and has no say in the route here.
-            leaving = ExitConfig(**{**engine.config.exit.model_dump(), "calibration": None, "risk": None})
-            whole = {"pruning": pruning_preset("100%"), "exit": leaving}
+            whole = {"pruning": pruning_preset("100%"), "exit": engine.config.exit.uncalibrated()}
             engine = engine.with_config(engine.config.model_copy(update=whole))
         requests = [ask_about(self.request, put) for each in asked.values() for put in each.puts]
         texts = [

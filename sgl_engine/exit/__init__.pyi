@@ -16,7 +16,6 @@ from .calibration_file import (
     Rung as Rung,
     Samples as Samples,
     load_calibration as load_calibration,
-    save_calibration as save_calibration,
 )
 from .calibrators import (
     ANSWER_TOKENS as ANSWER_TOKENS,
@@ -44,3 +43,4 @@ from .decision import (
 )
 from .per_call import CallChoices as CallChoices
 from .points import OperatingPoint as OperatingPoint, SharePoint as SharePoint
+from .sealed_file import SealedFile as SealedFile, load_sealed as load_sealed

@@ -1,24 +1,23 @@
 """A calibration as a file: versioned JSON that says what is promised, for what, and from which data.
 
-The schema is versioned: a field is never given another meaning under the same ``schema_version``. ``id`` is a
-hash of the content, so that a report that names it names exactly this file, and an edited file is noticed.
+The schema is versioned: a field is never given another meaning under the same ``schema_version``. A report
+that names a calibration's ``id`` names exactly this file (``sealed_file``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from sgl_engine.config import PruningConfig
 from sgl_engine.errors import ConfigError
-from sgl_engine.exit.binding import Binding, Conditions, digest
+from sgl_engine.exit.binding import Binding, Conditions
 from sgl_engine.exit.calibrators import Calibrator
 from sgl_engine.exit.points import OperatingPoint, SharePoint
+from sgl_engine.exit.sealed_file import SealedFile, load_sealed
 
 SCHEMA_VERSION: Literal["1"] = "1"
 
@@ -92,12 +91,11 @@ class Rung(_FilePart):
     calibrator: Calibrator
 
 
-class Calibration(_FilePart):
+class Calibration(SealedFile):
     """The whole file.
 
     Attributes:
         schema_version: Version of this schema.
-        id: Hash of everything else but ``created``.
         created: UTC, ISO 8601.
         package_version: Of the package that made it.
         binding: What a request cannot change, and an engine has to agree with.
@@ -114,8 +112,10 @@ class Calibration(_FilePart):
         reference: Scores, for the drift check.
     """
 
+    kind_of_file: ClassVar[str] = "a calibration"
+    made_by: ClassVar[str] = "sgl calibrate --data FILE --out calibration.json"
+
     schema_version: Literal["1"] = SCHEMA_VERSION
-    id: str = ""
     created: str
     package_version: str
     binding: Binding
@@ -129,16 +129,6 @@ class Calibration(_FilePart):
     shares: tuple[SharePoint, ...] = ()
     samples: Samples
     reference: Reference
-
-    def identified(self) -> Self:
-        """Returns it with the id that its content has."""
-        return self.model_copy(update={"id": self._content_hash()})
-
-    def _content_hash(self) -> str:
-        # A file without shares has the id that it had before there were any.
-        left_out = {"id", "created"} | (set() if self.shares else {"shares"})
-        content: dict[str, Any] = self.model_dump(mode="json", exclude=left_out)
-        return digest(json.dumps(content, sort_keys=True))
 
     def point(self, target_risk: float | None) -> OperatingPoint:
         """Picks the operating point to run at.
@@ -215,52 +205,6 @@ class Calibration(_FilePart):
         return f" The large model sees: {', '.join(shares)}, everything {whole / point.records:.1%}."
 
 
-def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes a calibration as JSON.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    try:
-        path.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror or error}).", remedy="Name another file with --out."
-        ) from error
-
-
 def load_calibration(path: str | Path) -> Calibration:
-    """Reads and checks a calibration; a file that has not changed is read once.
-
-    Raises:
-        ConfigError: It is missing, no calibration, of another version, or was edited.
-    """
-    path = Path(path).expanduser()
-    try:
-        status = path.stat()
-        return _load(path, status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise ConfigError(
-            f"The calibration {path} cannot be read ({error.strerror or error}).",
-            remedy="Make it with sgl calibrate --data FILE --out calibration.json, or correct the path.",
-        ) from error
-
-
-@lru_cache(maxsize=16)
-def _load(path: Path, modified_ns: int, size_bytes: int) -> Calibration:
-    del modified_ns, size_bytes  # part of the key
-    try:
-        calibration = Calibration.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"])) or "the whole"
-        raise ConfigError(
-            f"{path} is not a calibration that this version can read ({where}: {wrong['msg']}).",
-            remedy="Use a file that sgl calibrate wrote, with this version of the package.",
-        ) from error
-    if calibration.identified().id != calibration.id:
-        raise ConfigError(
-            f"The calibration {path} was changed after it was made: its id is not that of its content.",
-            remedy="Use the file as sgl calibrate wrote it; numbers set by hand guarantee nothing.",
-        )
-    return calibration
+    """Reads and checks a calibration; raises as ``load_sealed`` does."""
+    return load_sealed(Calibration, path)

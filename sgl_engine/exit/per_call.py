@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sgl_engine.config import EngineConfig, Escalate, ExitConfig, PruningConfig, pruning_preset
+from sgl_engine.config import (
+    UNCALIBRATED,
+    EngineConfig,
+    Escalate,
+    ExitConfig,
+    PruningConfig,
+    pruning_preset,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class CallChoices:
         """Says how the exit changes where these choices differ from what the calibration was made with."""
         if config.exit.calibration is None:
             return {}
-        without: dict[str, Any] = {"calibration": None, "risk": None, "share": None}
+        without: dict[str, Any] = dict(UNCALIBRATED)
         # A threshold of the call's own takes the place of the certified one.
         if self.threshold is not None:
             return without

@@ -13,7 +13,6 @@ from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request
 from sgl_engine.config import GenerationConfig, PictureConfig
 from sgl_engine.exit.binding import Conditions, bind, identify
 from sgl_engine.exit.calibrated import system_hash
-from sgl_engine.exit.calibration_file import save_calibration
 from sgl_engine.model.vlm import VLM
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
@@ -42,7 +41,7 @@ def path(models: tuple[VLM, VLM], tmp_path_factory: pytest.TempPathFactory) -> P
         conditions=Conditions(generation=GENERATION, min_images=1, max_images=1),
     )
     path = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    save_calibration(calibration, path)
+    calibration.save(path)
     return path
 
 

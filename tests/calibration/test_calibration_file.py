@@ -10,7 +10,7 @@ from calibration_samples import make_calibration, make_record, make_records
 from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.records import halves, is_harmful
 from sgl_engine.errors import ConfigError
-from sgl_engine.exit.calibration_file import load_calibration, save_calibration
+from sgl_engine.exit.calibration_file import load_calibration
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def calibration() -> Any:
 
 def test_a_file_is_read_as_it_was_written(calibration: Any, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    save_calibration(calibration, path)
+    calibration.save(path)
     assert load_calibration(path) == calibration
     content = json.loads(path.read_text())
     assert content["schema_version"] == "1"
@@ -69,10 +69,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_file_that_was_made_anew_is_read_anew(calibration: Any, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    save_calibration(calibration, path)
+    calibration.save(path)
     load_calibration(path)
     other = make_calibration(make_records(1500, seed=5))
-    save_calibration(other, path)
+    other.save(path)
     assert load_calibration(path).id == other.id != calibration.id
 
 

@@ -22,13 +22,12 @@ from sgl_engine.decisions import (
     brier,
     decide,
     expected_calibration_error,
-    load_decision_calibration,
     overlap,
-    save_decision_calibration,
     tempered,
 )
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.demo.decisions import DEMO_DECISIONS, generated_decisions
+from sgl_engine.exit import load_sealed
 
 SCENE = [ImagePart(PICTURES / "scene.png")]
 COLOR = ChoiceQuestion("What color is the shape with number 18?", ["red", "orange", "blue"])
@@ -100,14 +99,14 @@ def engine() -> SGLEngine:
 def file(engine: SGLEngine, path: Path, config: DecisionConfig = DEMO_DECISIONS) -> DecisionCalibration:
     given: Any = {"choice": records(1500, 2.0)}
     made = calibrate_decisions(engine, given, config, targets=[0.05], confidence_level=0.9)
-    save_decision_calibration(made, path)
+    made.save(path)
     return made
 
 
 def test_an_engine_goes_by_the_file(engine: SGLEngine, tmp_path: Path) -> None:
     path = tmp_path / "decisions.json"
     made = file(engine, path)
-    assert load_decision_calibration(path) == made
+    assert load_sealed(DecisionCalibration, path) == made
     assert "temperature" in made.describe()
     config = DEMO_DECISIONS.model_copy(update={"calibration": path})
     forced = engine.with_config(engine.config.escalating("never"))
@@ -135,7 +134,7 @@ def test_a_file_of_other_questions_or_an_edited_one_is_refused(engine: SGLEngine
     with pytest.raises(ConfigError, match="changed after it was made"):
         decide(engine, SCENE, {"q": COLOR}, config)
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="no calibration of decisions"):
+    with pytest.raises(ConfigError, match="is not a calibration of decisions that this version can read"):
         decide(engine, SCENE, {"q": COLOR}, config)
     missing = config.model_copy(update={"calibration": tmp_path / "none.json"})
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -1,5 +1,6 @@
 """The other promise: at most so many questions go to the large model."""
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -13,15 +14,16 @@ from scipy.stats import binom
 
 from benchmarks.coverage import LEVEL, simulate_share
 from langchain_sgl import ChatSGL
-from sgl_engine import EngineConfig, ExitConfig, Request
+from sgl_engine import EngineConfig, ExitConfig, ImagePart, Request
 from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.certify import certify_share, thresholds_of
 from sgl_engine.calibration.drift import check_drift
 from sgl_engine.calibration.page import write_page
 from sgl_engine.cli import main
 from sgl_engine.config import GenerationConfig
+from sgl_engine.decisions import DecisionConfig, YesNoQuestion, decide
 from sgl_engine.errors import ConfigError
-from sgl_engine.exit import Calibration, Conditions, bind, load_calibration, save_calibration
+from sgl_engine.exit import Calibration, Conditions, bind, digest, load_calibration
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SCORER = "answer_probability"
@@ -117,10 +119,16 @@ def test_no_share_of_its_own_is_refused(share: float) -> None:
 def test_files_without_shares_keep_their_ids(tmp_path: Path) -> None:
     """And a file that has them is noticed when they are edited."""
     plain = make_calibration(make_records(200), Promise(targets=(0.05,)))
-    content = plain.model_dump_json(exclude={"shares"})  # as it was written before there were any
-    (tmp_path / "old.json").write_text(content, encoding="utf-8")
-    assert load_calibration(tmp_path / "old.json").id == plain.id
-    save_calibration(CALIBRATION, tmp_path / "new.json")
+    content = plain.model_dump(mode="json", exclude={"id", "shares"})  # as it was before there were any
+    hashed = digest(
+        json.dumps({name: content[name] for name in content if name != "created"}, sort_keys=True)
+    )
+    (tmp_path / "old.json").write_text(json.dumps(content | {"id": hashed}), encoding="utf-8")
+    assert load_calibration(tmp_path / "old.json").shares == ()
+    (tmp_path / "old.json").write_text(json.dumps(content | {"id": plain.id}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="was changed"):  # the control: of a file that holds them
+        load_calibration(tmp_path / "old.json")
+    CALIBRATION.save(tmp_path / "new.json")
     text = (tmp_path / "new.json").read_text(encoding="utf-8")
     (tmp_path / "new.json").write_text(
         text.replace('"target_share": 0.3', '"target_share": 0.2'), encoding="utf-8"
@@ -160,7 +168,7 @@ def engine_config(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         conditions=Conditions(generation=generation, min_images=1, max_images=1),
     )
     path = tmp_path_factory.mktemp("shares") / "calibration.json"
-    save_calibration(calibration, path)
+    calibration.save(path)
 
     def build(score: float, **leaving: Any) -> FakeEngine:
         exits = ExitConfig(scorer=SCORER, calibration=path, **leaving)
@@ -178,6 +186,15 @@ def test_an_engine_runs_at_the_share(engine_config: Any) -> None:
     assert reports[0].threshold == load_calibration(path).share_point(0.3).threshold
     assert reports[0].certified_risk is None  # nothing is promised about harm
     assert build(0.9, risk=0.05).run(ask).report.certified_risk == 0.05
+
+
+def test_decisions_of_such_an_engine_see_whole_pictures(engine_config: Any) -> None:
+    """From so many unsure questions on, they are asked without the calibration, and all that is of it."""
+    build, _ = engine_config
+    picture = ImagePart(Image.new("RGB", (64, 64)))
+    questions = {name: YesNoQuestion("Is it?") for name in "abc"}
+    found = decide(build(0.1, share=0.3), picture, questions, DecisionConfig(whole_from=1))
+    assert {report.route for report in found.reports.values()} == {"large"}
 
 
 def test_a_share_needs_a_calibration_and_no_risk_beside_it(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from sgl_engine.cli import main
 from sgl_engine.config import GenerationConfig, pruning_preset
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import JsonLines
-from sgl_engine.exit import Calibration, Conditions, bind, load_calibration, save_calibration
+from sgl_engine.exit import Calibration, Conditions, bind, load_calibration
 from sgl_engine.prompt.encoded import VisualSpan
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
@@ -193,7 +193,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conditions = Conditions(generation=GENERATION, min_images=1, max_images=1)
     made = make_calibration(rows, binding=binding, conditions=conditions, rungs=RUNGS)
     path = tmp_path_factory.mktemp("whole") / "calibration.json"
-    save_calibration(made, path)
+    made.save(path)
     return path
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from sgl_engine import (
+    ConfigError,
     EngineConfig,
     ImagePart,
     IncompatiblePairError,
@@ -99,10 +100,15 @@ def run(arguments: argparse.Namespace) -> int | None:
         ModelError: A model cannot be used.
     """
     questions, asked = read_questions(arguments.questions)
-    config = options.engine_config(arguments)
+    config, calibration = _configured(arguments)
     form = arguments.form or ("bare" if arguments.small is None else "instructed")
     decisions = DecisionConfig(
-        form=form, labels=arguments.labels, permutations=arguments.permutations, boxes=arguments.boxes
+        form=form,
+        labels=arguments.labels,
+        permutations=arguments.permutations,
+        boxes=arguments.boxes,
+        calibration=calibration,
+        risk=arguments.risk,
     )
     file = RowFile(arguments.out)
     file.read()
@@ -116,6 +122,22 @@ def run(arguments: argparse.Namespace) -> int | None:
     told = f"{len(rows)} pictures: {len(rows) - len(failed)} decided, {len(failed)} that cannot be used"
     _say(f"{told}; {known} were known from {arguments.out}." if known else f"{told}.")
     return SOME_FAILED if failed else None
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[EngineConfig, Path | None]:
+    """The engine's configuration, and the calibration, which here is one of decisions.
+
+    Raises:
+        ConfigError: As ``options.engine_config``; or a share is named, which is of answers.
+    """
+    config = options.engine_config(arguments)
+    if arguments.share is not None:
+        raise ConfigError(
+            f"--share {arguments.share:g} is of a calibration of answers, and decisions have none.",
+            remedy="Give --risk, which a calibration of decisions certifies.",
+        )
+    bare = config.model_copy(update={"exit": config.exit.uncalibrated()})
+    return bare, config.exit.calibration
 
 
 @dataclass
