@@ -1,6 +1,8 @@
 """Records that no model was asked for."""
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -77,3 +79,9 @@ def make_calibration(
     """Of the models above."""
     settings: dict[str, Any] = {"binding": BINDING, "conditions": CONDITIONS, "data": "invented"} | changes
     return calibrate(records, promise or Promise(targets=(0.02, 0.05, 0.1)), **settings)
+
+
+def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:
+    """P(Binomial(records, risk) <= errors), without rounding."""
+    terms = (math.comb(records, k) * risk**k * (1 - risk) ** (records - k) for k in range(errors + 1))
+    return sum(terms, Fraction(0))

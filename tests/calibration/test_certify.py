@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from calibration_samples import exact_cdf
 from scipy.stats import binom
 
 from benchmarks.coverage import LEVEL, draw, simulate
@@ -15,12 +16,6 @@ from sgl_engine.calibration.certify import (
     thresholds_of,
 )
 from sgl_engine.exit.calibrators import observe
-
-
-def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:
-    """P(Binomial(records, risk) <= errors), without rounding."""
-    terms = (math.comb(records, k) * risk**k * (1 - risk) ** (records - k) for k in range(errors + 1))
-    return sum(terms, Fraction(0))
 
 
 @pytest.mark.parametrize(("errors", "records", "risk"), [(0, 45, "1/20"), (3, 80, "1/10"), (18, 500, "1/20")])

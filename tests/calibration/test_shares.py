@@ -1,14 +1,13 @@
 """The other promise: at most so many questions go to the large model."""
 
 import json
-import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from calibration_samples import make_calibration, make_record, make_records
+from calibration_samples import exact_cdf, make_calibration, make_record, make_records
 from PIL import Image
 from scipy.stats import binom
 
@@ -29,12 +28,6 @@ from sgl_engine.testing import FakeEngine, tiny_vlm
 SCORER = "answer_probability"
 PROMISE = Promise(targets=(0.05,), shares=(0.3, 0.1))
 CALIBRATION: Calibration = make_calibration(make_records(2000), PROMISE)
-
-
-def exact_cdf(errors: int, records: int, risk: Fraction) -> Fraction:
-    """P(Binomial(records, risk) <= errors), without rounding."""
-    terms = (math.comb(records, k) * risk**k * (1 - risk) ** (records - k) for k in range(errors + 1))
-    return sum(terms, Fraction(0))
 
 
 def slow_share(leaving: list[float], grid: list[float], target: Fraction) -> float | None:
