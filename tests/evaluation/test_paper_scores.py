@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sgl_engine import HostedAnswer, HostedCall
+from sgl_engine.evaluation.columns import RawRow
 from sgl_engine.evaluation.metrics import JUDGED, METRICS
 from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS, Coordinates, PaperQuestion
 from sgl_engine.evaluation.paper.judge import Judge, judging_prompt
 from sgl_engine.evaluation.paper.scores import BenchmarkScore, PaperScores, large_alone, of_group, systems_of
-from sgl_engine.evaluation.paper.tables import RawRow
 from sgl_engine.evaluation.records import BenchAnswer, DataRow, Scored
 
 MakeRow = Callable[..., Scored]

@@ -19,10 +19,10 @@ from lmms_eval.utils import load_yaml_config  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import paper_tasks  # noqa: E402
+from sgl_engine.evaluation.columns import RawRow  # noqa: E402
 from sgl_engine.evaluation.metrics import METRICS  # noqa: E402
 from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS, PaperQuestion  # noqa: E402
 from sgl_engine.evaluation.paper.judge import judging_prompt  # noqa: E402
-from sgl_engine.evaluation.paper.tables import RawRow  # noqa: E402
 
 YAML = {
     "textvqa": "textvqa_val",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,11 +10,7 @@ from pathlib import Path
 
 from sgl_engine import LimitsConfig, MissingImageError
 from sgl_engine.cli.decide.rows import whole_text
-from sgl_engine.prompt import decode_data_url, describe_source, mime_type_of, read_file
-
-_SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .webp .qoi".split())
-"""Names of pictures that ``mimetypes`` does not know everywhere."""
-_HEADER_BYTES = 512
+from sgl_engine.prompt import decode_data_url, describe_source, pictures_in, read_file
 
 
 @dataclass(frozen=True)
@@ -78,29 +72,12 @@ def find_pictures(names: Iterable[str]) -> list[Found]:
 
 def _in_folder(name: str) -> Iterator[Found]:
     """Pictures of a folder and of those in it; files that are none are passed over."""
-    failures: list[OSError] = []
-    root, paths = Path(name).expanduser(), []
-    for folder, _, files in os.walk(root, onerror=failures.append):
-        paths += [Path(folder, file) for file in files]
-    pictures = [Found(str(Path(name, path.relative_to(root)))) for path in sorted(paths) if _is_picture(path)]
-    yield from pictures
+    root = Path(name).expanduser()
+    paths, failures = pictures_in(root)
+    yield from (Found(str(Path(name, path.relative_to(root)))) for path in paths)
     for failure in failures:
         problem = f"The folder {failure.filename} cannot be read ({failure.strerror})."
         yield Found(str(failure.filename), MissingImageError(problem, remedy="Check its permissions."))
-    if not pictures and not failures:
+    if not paths and not failures:
         problem = f"The folder {name} holds no picture."
         yield Found(name, MissingImageError(problem, remedy="Name a picture, or a folder of some."))
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether a file is called a picture, or begins as one."""
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    if kind.startswith("image/") or path.suffix.lower() in _SUFFIXES:
-        return True
-    try:
-        if not path.is_file():  # opening a pipe would wait for whoever writes to it
-            return False
-        with path.open("rb") as file:
-            return mime_type_of(file.read(_HEADER_BYTES)) is not None
-    except OSError:
-        return False

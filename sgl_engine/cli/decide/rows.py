@@ -20,7 +20,7 @@ from sgl_engine.decisions import (
     ScoreAnswer,
     YesNoAnswer,
 )
-from sgl_engine.evaluation.json_lines import BadLine, mend_end, read_json_lines
+from sgl_engine.evaluation.json_lines import BadLine, add_line, mend_end, read_json_lines
 
 
 def whole_text(text: str) -> str:
@@ -166,10 +166,8 @@ class RowFile:
             def add(row: Row) -> None:
                 if self._known.get((row.picture, row.sha256, row.asked)) == row:
                     return  # a picture that is still not there
-                line = row.model_dump_json().encode() + b"\n"
                 try:
-                    while line:  # a disk that fills up takes a part
-                        line = line[file.write(line) :]
+                    add_line(file, row.model_dump_json().encode())
                 except OSError as error:
                     raise self._unusable(error) from error
 

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
+from sgl_engine.evaluation.columns import RawRow
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, JUDGED
-from sgl_engine.evaluation.paper.tables import RawRow, only_picture
+from sgl_engine.evaluation.paper.tables import only_picture
 
 Coordinates: TypeAlias = Literal["fractions", "pixels", "thousandths"]
 """How RefCOCO's boxes are asked for: in [0, 1], in JSON as pixels, or as InternVL writes them."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sgl_engine import ConfigError
+from sgl_engine.evaluation.columns import RawRow
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.json_lines import BadLine
 from sgl_engine.evaluation.paper.benchmarks import BENCHMARKS, Benchmark, Coordinates, PaperQuestion
-from sgl_engine.evaluation.paper.tables import ENDINGS, RawRow, only_picture, read_rows
+from sgl_engine.evaluation.paper.tables import ENDINGS, only_picture, read_rows
 from sgl_engine.evaluation.records import DataRow
 
 HUB_REVISION = "refs/convert/parquet"
