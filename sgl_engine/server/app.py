@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -222,7 +222,8 @@ class Routes:
     async def _as_response(self, _: Request, error: Exception) -> EscapedJSON:
         """Any error as OpenAI's body under its status."""
         if isinstance(error, RequestValidationError):
-            error = _validation_error(error)
+            faults = [{**fault, "loc": fault["loc"][1:]} for fault in error.errors()]  # all are of the body
+            error = errors.first_fault(faults, error.body)
         elif isinstance(error, HTTPException):
             # The others are FastAPI's own about a body: nested too deeply, or no UTF-8.
             code = "no_such_route" if error.status_code in {404, 405} else "invalid_value"
@@ -242,43 +243,3 @@ def _last_of(events: Any) -> Any:
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def _validation_error(error: RequestValidationError) -> errors.HTTPError:
-    """FastAPI's 422 as OpenAI's 400: the first thing that is wrong, by its path in the body."""
-    wrong = error.errors()[0]
-    is_a_name = wrong["type"] in {"missing", "extra_forbidden"}
-    where = _place(wrong["loc"][1:], error.body, names_last=is_a_name) or None
-    if wrong["type"] == "extra_forbidden":
-        return errors.HTTPError(
-            400,
-            f"Unrecognized request argument supplied: {where}",
-            code="unknown_parameter",
-            param=where,
-        )
-    return errors.HTTPError(
-        400,
-        f"The body cannot be read at {where or 'its top'}: {wrong['msg']}.",
-        code="invalid_value",
-        param=where,
-    )
-
-
-def _place(steps: Sequence[Any], body: Any, *, names_last: bool) -> str:
-    """The path to what is wrong, ``questions.2.choices``; which kinds were tried there is left out.
-
-    Args:
-        steps: Names, numbers, and kinds.
-        body: What the client sent.
-        names_last: Whether the last step is a field's name though the body has no such field.
-    """
-    place: list[str] = []
-    for number, step in enumerate(steps, start=1):
-        inside = isinstance(body, dict) and step in body
-        inside = inside or (isinstance(body, list) and isinstance(step, int) and step < len(body))
-        # A field that is missing is named by the last step, after which there is nothing.
-        if inside or (names_last and number == len(steps) and isinstance(body, dict)):
-            place.append(str(step))
-        if inside:
-            body = body[step]
-    return ".".join(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sgl_engine import (
@@ -103,3 +104,48 @@ def headers_of(status: int) -> dict[str, str]:
     if status in {429, 503}:
         return {"retry-after": str(RETRY_AFTER_S)}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
+
+
+def first_fault(faults: Sequence[Mapping[str, Any]], body: Any) -> HTTPError:
+    """What pydantic finds wrong with a body as OpenAI's 400: the first thing, by its path in the body.
+
+    Args:
+        faults: ``ValidationError.errors()``.
+        body: What was read.
+    """
+    wrong = faults[0]
+    is_a_name = wrong["type"] in {"missing", "extra_forbidden"}
+    where = _place(wrong["loc"], body, names_last=is_a_name) or None
+    if wrong["type"] == "extra_forbidden":
+        return HTTPError(
+            400,
+            f"Unrecognized request argument supplied: {where}",
+            code="unknown_parameter",
+            param=where,
+        )
+    return HTTPError(
+        400,
+        f"The body cannot be read at {where or 'its top'}: {wrong['msg']}.",
+        code="invalid_value",
+        param=where,
+    )
+
+
+def _place(steps: Sequence[Any], body: Any, *, names_last: bool) -> str:
+    """The path to what is wrong, ``questions.2.choices``; which kinds were tried there is left out.
+
+    Args:
+        steps: Names, numbers, and kinds.
+        body: What the client sent.
+        names_last: Whether the last step is a field's name though the body has no such field.
+    """
+    place: list[str] = []
+    for number, step in enumerate(steps, start=1):
+        inside = isinstance(body, dict) and step in body
+        inside = inside or (isinstance(body, list) and isinstance(step, int) and step < len(body))
+        # A field that is missing is named by the last step, after which there is nothing.
+        if inside or (names_last and number == len(steps) and isinstance(body, dict)):
+            place.append(str(step))
+        if inside:
+            body = body[step]
+    return ".".join(place)
