@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from sgl_engine import ConfigError, ModelError, RequestError, __version__
-from sgl_engine.cli import ask, bench, calibrate, check, demo, explain, playground, serve
+from sgl_engine.cli import ask, batch, bench, calibrate, check, demo, explain, playground, serve
 from sgl_engine.cli.decide import command as decide
 
 OK: Final = 0
@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "ask": ask,
     "explain": explain,
     "decide": decide,
+    "batch": batch,
     "check": check,
     "bench": bench,
     "calibrate": calibrate,

@@ -198,6 +198,15 @@ def load_picture(source: str, limits: LimitsConfig) -> Image:
     return load_image(Path(source).expanduser(), limits)
 
 
+def check_pair(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError where only one of the two models is named."""
+    if (arguments.small is None) != (arguments.large is None):
+        given, other = ("--small", "--large") if arguments.small else ("--large", "--small")
+        raise ConfigError(
+            f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
+        )
+
+
 def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngine:
     """The engine with the models that were named, or with the bundled pair.
 
@@ -205,11 +214,7 @@ def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngin
         ConfigError: Only one of the two models is named, or there is no such device.
         ModelError: A model cannot be used.
     """
-    if (arguments.small is None) != (arguments.large is None):
-        given, other = ("--small", "--large") if arguments.small else ("--large", "--small")
-        raise ConfigError(
-            f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
-        )
+    check_pair(arguments)
     _check_device(arguments.device)
     load_quietly()
     from sgl_engine import SGLEngine

@@ -23,6 +23,11 @@ def waiting(message: str) -> Iterator[None]:
         yield
 
 
+def say(message: str) -> None:
+    """Tells a person something on stderr, in one line."""
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(printable(message))
+
+
 def printable(text: str) -> str:
     """The text without control characters: no picture may steer the terminal by way of an answer."""
     return "".join(

@@ -63,7 +63,7 @@ class ParquetRows(Sequence[RawRow]):
         pictures = picture_columns(schema)
         others = [name for name in schema.names if name not in pictures]
         sizes = (groups.row_group(group).num_rows for group in range(groups.num_row_groups))
-        self._starts = list(accumulate(sizes, initial=0))
+        self._starts: list[int] = list(accumulate(sizes, initial=0))
         self._pictures = lru_cache(maxsize=1)(partial(self._file.read_row_group, columns=pictures))
         self._others = lru_cache(maxsize=1)(
             lambda group: self._file.read_row_group(group, columns=others).to_pylist()

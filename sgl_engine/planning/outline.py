@@ -9,10 +9,10 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils.import_utils import is_torchvision_available
 
 from sgl_engine.errors import ProcessorError, UnsupportedModelError
+from sgl_engine.model import VLM
 from sgl_engine.model.checks import check_config
 from sgl_engine.model.loading import check_parts, load_config, load_processor
 from sgl_engine.model.quantization import int8_bytes
-from sgl_engine.model.vlm import VLM
 from sgl_engine.planning.files import SmallFiles
 
 if TYPE_CHECKING:

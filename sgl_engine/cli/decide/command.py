@@ -113,14 +113,14 @@ def run(arguments: argparse.Namespace) -> int | None:
     file = RowFile(arguments.out)
     file.read()
     for line in file.bad:
-        _say(f"Line {line.number} of {arguments.out} is no row, and is left as it is: {line.problem}.")
+        output.say(f"Line {line.number} of {arguments.out} is no row, and is left as it is: {line.problem}.")
     job = _Job(arguments, questions, config, decisions, _signature(arguments, asked, config, decisions))
     rows, known = job.run(find_pictures(arguments.pictures), file)
     if not arguments.json:
         print_table(rows, questions)
     failed = [row for row in rows if row.error is not None]
     told = f"{len(rows)} pictures: {len(rows) - len(failed)} decided, {len(failed)} that cannot be used"
-    _say(f"{told}; {known} were known from {arguments.out}." if known else f"{told}.")
+    output.say(f"{told}; {known} were known from {arguments.out}." if known else f"{told}.")
     return SOME_FAILED if failed else None
 
 
@@ -164,7 +164,7 @@ class _Job:
                 if not is_known:
                     add(row)
                 if row.error is not None:
-                    _say(f"{picture.name} cannot be used ({row.error.type}): {row.error.message}")
+                    output.say(f"{picture.name} cannot be used ({row.error.type}): {row.error.message}")
                 if self.arguments.json:
                     print(row.model_dump_json(), flush=True)
                 rows.append(row)
@@ -208,7 +208,3 @@ def _orders(value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 24:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 to 24")
     return int(value)
-
-
-def _say(message: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(output.printable(message))

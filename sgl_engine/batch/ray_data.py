@@ -1,0 +1,309 @@
+"""Answers rows on many machines, by Ray Data: the small model sees all of them, the large one the rest.
+
+    row numbers -> SmallStage: small pass, decision -> LargeStage: guided large pass, of escalated rows
+
+Each stage is a pool of actors with an engine of its own, whose other model is an outline: its shapes and
+processor are there, its weights are not. What crosses of an escalated row are its pictures, as the small
+stage has read them, and what the small pass has found: answer, parts of the score, map. The large stage takes
+the request along the same road with that in the small pass's place. Rows are read where they are asked, so
+the input has to lie where every machine can read it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from sgl_engine import (
+    VLM,
+    ConfigError,
+    EngineConfig,
+    EngineError,
+    LoadSettings,
+    Request,
+    Response,
+    SGLEngine,
+)
+from sgl_engine.batch.forms import Json, RowForm, Written, check_row_error
+from sgl_engine.batch.inputs import Rows
+from sgl_engine.demo import SCORER, WEIGHTS, demo_model
+from sgl_engine.evaluation.optional import extra
+from sgl_engine.passes import Asked, SmallPassResult, run_small
+from sgl_engine.planning.files import find_files
+from sgl_engine.planning.outline import outline
+
+Side = Literal["small", "large"]
+Columns = dict[str, Any]
+"""Column -> values, as Ray Data gives and takes batches."""
+
+_ACTOR_CPUS = 0.5  # so that two of each fit on two cores; torch takes what there is
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models, as the command line names them; None is the bundled one.
+
+    Attributes:
+        small: Folder or hub id.
+        large: Folder or hub id.
+        device: Where each runs, on its machine.
+        dtype: As of ``LoadSettings``.
+    """
+
+    small: str | None = None
+    large: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+
+    def load(self, side: Side) -> VLM:
+        """One of them, with its weights."""
+        source = getattr(self, side)
+        settings: LoadSettings = {"device": self.device, "dtype": self.dtype}
+        return demo_model(side, **settings) if source is None else VLM.from_pretrained(source, **settings)
+
+    def outline(self, side: Side) -> VLM:
+        """One of them without weights; with them where it has to be proven that it is run exactly."""
+        source = getattr(self, side)
+        files = find_files(WEIGHTS / side if source is None else source)
+        if source is None:
+            files = replace(files, name=f"sgl-demo-{side}")
+        found = outline(files)
+        return found if found.is_checked else self.load(side)
+
+    def configured(self, config: EngineConfig) -> EngineConfig:
+        """The configuration, with the scorer of the bundled pair where that is used and none is named."""
+        if self.small is not None or config.exit.scorer is not None:
+            return config
+        return config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
+
+
+@dataclass(frozen=True)
+class Actors:
+    """How many processes hold each model, and how many GPUs each of them has."""
+
+    small: int = 1
+    large: int = 1
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Carried:
+    """What an escalated row takes from one stage to the next.
+
+    Attributes:
+        head: Of the row.
+        config: The configuration that the row wants.
+        request: Its pictures loaded.
+        small: What the small model has found.
+    """
+
+    head: Json
+    config: EngineConfig
+    request: Request
+    small: SmallPassResult
+
+
+class _Held:
+    """A request's ``may_escalate``: keeps the small answer, and notes whether it would not have been kept."""
+
+    def __init__(self) -> None:
+        self.escalates = False
+        self.found: tuple[Request, SmallPassResult] | None = None
+
+    def __call__(self) -> bool:
+        self.escalates = True
+        return False
+
+    def carried(self, head: Json, config: EngineConfig) -> _Carried:
+        """All that the large stage needs; what belongs to this process alone is left out."""
+        assert self.found is not None, "a row is decided on after its small pass"
+        request, small = self.found
+        return _Carried(head, config, replace(request, cancel=None, may_escalate=None, deadline=None), small)
+
+
+class _Given:
+    """A request's ``may_escalate``: brings what the small model has found."""
+
+    def __init__(self, small: SmallPassResult) -> None:
+        self.small = small
+
+    def __call__(self) -> bool:
+        return True
+
+
+def _small_pass(vlm: VLM, asked: Sequence[Asked], **settings: Any) -> Sequence[SmallPassResult | Exception]:
+    """Runs the small model, and leaves what it finds where the stage looks for it."""
+    results = run_small(vlm, asked, **settings)
+    for each, result in zip(asked, results, strict=True):
+        if isinstance(each.request.may_escalate, _Held) and isinstance(result, SmallPassResult):
+            each.request.may_escalate.found = each.request, result
+    return results
+
+
+def _given_pass(vlm: VLM, asked: Sequence[Asked], **_: Any) -> list[SmallPassResult | Exception]:
+    """Takes the small pass's place: the small stage has run it."""
+    del vlm
+    given = [each.request.may_escalate for each in asked]
+    return [each.small for each in given if isinstance(each, _Given)]
+
+
+class SmallStage:
+    """An actor with the small model: answers rows, or finds what the large model needs.
+
+    Args:
+        models: The pair.
+        config: The engine's.
+        rows: All rows; it reads those whose numbers it is given.
+        form: What they are.
+    """
+
+    def __init__(self, models: Models, config: EngineConfig, rows: Rows, form: RowForm) -> None:
+        # What a calibration is tied to is told by the weights of both.
+        calibrated = config.exit.calibration is not None
+        large = models.load("large") if calibrated else models.outline("large")
+        config = models.configured(config)
+        self._engine = SGLEngine(models.load("small"), large, config, small_pass=_small_pass)
+        self._rows, self._form = rows, form
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Row numbers (``data``) -> lines and reports, or what is carried on."""
+        return _columns([_end(self._form, *asked) for asked in [self._ask(int(n)) for n in batch["data"]]])
+
+    def _ask(self, number: int) -> tuple[Json, EngineConfig, _Held, Future[Response] | Exception]:
+        held, config = _Held(), self._engine.config
+        row = self._rows[number]
+        head = self._form.head(number, row)
+        try:
+            chosen, request = self._form.request(self._engine, head, row)
+            return head, chosen.config, held, chosen.submit(replace(request, may_escalate=held))
+        except Exception as error:  # noqa: BLE001  # whatever a row holds, the others go on
+            return head, config, held, error
+
+
+class LargeStage:
+    """An actor with the large model: answers the rows that the small stage has not.
+
+    Args:
+        models: The pair.
+        config: The engine's.
+        form: What the rows are.
+    """
+
+    def __init__(self, models: Models, config: EngineConfig, form: RowForm) -> None:
+        calibrated = config.exit.calibration is not None
+        small = models.load("small") if calibrated else models.outline("small")
+        config = models.configured(config)
+        self._engine = SGLEngine(small, models.load("large"), config, small_pass=_given_pass)
+        self._form = form
+
+    def __call__(self, batch: Columns) -> Columns:
+        """What is carried -> lines and reports; rows that have theirs pass through."""
+        asked = {at: self._ask(pickle.loads(each)) for at, each in enumerate(batch["carried"]) if each}  # noqa: S301  # from the stage before
+        ended = {at: _end(self._form, *each) for at, each in asked.items()}
+        known = zip(*(batch[name] for name in _NAMES), strict=True)
+        return _columns([ended.get(at) or tuple(row) for at, row in enumerate(known)])
+
+    def _ask(self, carried: _Carried) -> tuple[Json, EngineConfig, None, Future[Response] | Exception]:
+        try:
+            engine = self._engine.with_config(carried.config)
+            request = replace(carried.request, may_escalate=_Given(carried.small))
+            return carried.head, carried.config, None, engine.submit(request)
+        except Exception as error:  # noqa: BLE001  # the same
+            return carried.head, carried.config, None, error
+
+
+_NAMES = ("line", "report", "failed", "escalated", "carried")
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> Columns:
+    return {name: [row[at] for row in rows] for at, name in enumerate(_NAMES)}
+
+
+def _end(
+    form: RowForm, head: Json, config: EngineConfig, held: _Held | None, outcome: Future[Response] | Exception
+) -> tuple[Any, ...]:
+    """Waits for one row: what is written about it, or what is carried on, by ``_NAMES``."""
+    if isinstance(outcome, Future):
+        try:
+            response = outcome.result()
+            is_carried = held is not None and held.escalates
+            written = Written(b"") if is_carried else form.answered(head, response)
+            carried = pickle.dumps(held.carried(head, config)) if held is not None and is_carried else b""
+        except Exception as error:  # noqa: BLE001  # the same
+            outcome = error
+        else:
+            return written.line, written.report or b"", False, written.escalated, carried
+    written = form.failed(head, check_row_error(outcome, f"row {head['row']}"))
+    return written.line, b"", True, False, b""
+
+
+def answer_on_ray(
+    models: Models, config: EngineConfig, rows: Rows, form: RowForm, start: int, actors: Actors
+) -> Iterator[Written]:
+    """As ``answer_rows``, on the Ray cluster that there is, or on this machine.
+
+    Args:
+        models: The pair.
+        config: The engine's, of every actor.
+        rows: What is asked.
+        form: What the rows are.
+        start: Rows before it are left out.
+        actors: How many machines' worth of each model.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        EngineError: Ray, or an actor, cannot go on.
+    """
+    size = config.scheduler.max_batch_size
+    with _data() as data:
+        # Blocks that are there already: reading tasks would need a core of their own.
+        starts = range(start, len(rows), size)
+        numbers = data.from_numpy([np.arange(at, min(at + size, len(rows))) for at in starts])
+        shared: Mapping[str, Any] = {
+            "batch_size": size,
+            "num_cpus": _ACTOR_CPUS,
+            "num_gpus": actors.gpus,
+        }
+        small = numbers.map_batches(
+            SmallStage,
+            fn_constructor_args=(models, config, rows, form),
+            compute=data.ActorPoolStrategy(size=actors.small),
+            **shared,
+        )
+        large = small.map_batches(
+            LargeStage,
+            fn_constructor_args=(models, config, form),
+            compute=data.ActorPoolStrategy(size=actors.large),
+            **shared,
+        )
+        for row in large.iter_rows():
+            yield Written(row["line"], row["report"] or None, row["failed"], row["escalated"])
+
+
+@contextmanager
+def _data() -> Iterator[Any]:
+    """Ray Data, told to keep the order of rows, which it need not otherwise."""
+    try:
+        ray, data = extra("ray", "cluster"), extra("ray.data", "cluster")
+    except ConfigError as error:
+        raise ConfigError(error.problem, remedy='pip install "langchain-sgl[cluster]"') from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    context = data.DataContext.get_current()
+    before = context.execution_options.preserve_order, context.enable_progress_bars
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    try:
+        yield data
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().rpartition("\n")[2]
+        raise EngineError(
+            f"Ray cannot go on ({said}).", remedy="Its logs say more; the same command goes on from here."
+        ) from error
+    finally:
+        context.execution_options.preserve_order, context.enable_progress_bars = before

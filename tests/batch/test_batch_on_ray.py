@@ -1,0 +1,106 @@
+"""The two stages give the rows that one engine gives, and Ray Data takes rows through both in order."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, SGLEngine
+from sgl_engine.batch.inputs import open_rows
+from sgl_engine.batch.local import answer_rows
+from sgl_engine.batch.plain import PlainForm
+from sgl_engine.batch.ray_data import Actors, LargeStage, Models, SmallStage, answer_on_ray
+from sgl_engine.config import NO_REUSE
+from sgl_engine.testing import tiny_vlm
+
+FORM = PlainForm("run")
+COUNT = 7
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("pair")
+    for size in ("small", "large"):
+        vlm = tiny_vlm(size=size)
+        vlm.model.save_pretrained(folder / size)
+        vlm.processor.save_pretrained(folder / size)
+    return Models(str(folder / "small"), str(folder / "large"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Rows with pictures of their own; the third has none."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines = []
+    for n in range(COUNT):
+        if n != 2:
+            pixels = np.random.default_rng(n).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{n}.png")
+        lines.append(json.dumps({"id": n, "question": f"What is {n}?", "image": f"{n}.png"}) + "\n")
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return open_rows(folder / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def expected(models: Models, rows: Any) -> tuple[EngineConfig, list[dict[str, Any]]]:
+    """What one engine answers, at a threshold that half of the rows reach."""
+    assert models.small is not None
+    assert models.large is not None
+    config = EngineConfig(generation=GenerationConfig(max_new_tokens=3), reuse=NO_REUSE)
+    with SGLEngine.from_pretrained(models.small, models.large, config) as engine:
+        first = [json.loads(written.line) for written in answer_rows(engine, rows, FORM)]
+        scores = sorted(row["score"] for row in first if row["score"] is not None)
+        config = config.model_copy(update={"exit": ExitConfig(threshold=(scores[2] + scores[3]) / 2)})
+        told = [json.loads(each.line) for each in answer_rows(engine.with_config(config), rows, FORM)]
+    assert {row["route"] for row in told} == {"small", "large", None}
+    return config, told
+
+
+def check(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Equal, but for the rounding of a score, which depends on who else was in the batch."""
+    for row, other in zip(rows, expected, strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert row | {"score": 0, "cost": 0} == other | {"score": 0, "cost": 0}
+        assert row["cost"] == pytest.approx(other["cost"])
+
+
+def test_two_stages_are_one_engine(models: Models, rows: Any, expected: Any) -> None:
+    config, told = expected
+    small, large = SmallStage(models, config, rows, FORM), LargeStage(models, config, FORM)
+    halfway = small({"data": np.arange(1, COUNT)})
+    passed_on = [bool(each) for each in halfway["carried"]]
+    assert passed_on == [row["route"] == "large" for row in told[1:]]
+    assert [not line for line in halfway["line"]] == passed_on
+    whole = large(halfway)
+    assert not any(whole["carried"])
+    check([json.loads(line) for line in whole["line"]], told[1:])
+    assert [json.loads(each)["route"] for each in whole["report"] if each] == [
+        row["route"] for row in told[1:] if row["route"]
+    ]
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="needs the extra cluster")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # what actors import is what is tested
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("ignore")  # of Ray's own code
+def test_ray_takes_rows_through_both_in_order(ray: None, models: Models, rows: Any, expected: Any) -> None:
+    config, told = expected
+    config = config.with_batch_size(2)
+    written = list(answer_on_ray(models, config, rows, FORM, 1, Actors(small=2, large=1)))
+    check([json.loads(each.line) for each in written], told[1:])
+    assert [(each.failed, each.escalated) for each in written] == [
+        (row["error"] is not None, row["route"] == "large") for row in told[1:]
+    ]
