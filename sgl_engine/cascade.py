@@ -12,17 +12,16 @@ side; all else happens in the driver's thread. The drivers are methods of ``SGLE
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.chat.tool_stream import Delta
-from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.decoding.answer import AnswerTask, Generation
 from sgl_engine.decoding.choice import hold_to_form, resolve
 from sgl_engine.decoding.draft import draft_tokens
-from sgl_engine.decoding.reader import AnswerReader, read_stream
+from sgl_engine.decoding.reader import AnswerReader, read_answer, read_stream
 from sgl_engine.exit.decision import (
     Confidence,
     ExitDecision,
@@ -32,7 +31,16 @@ from sgl_engine.exit.decision import (
     permitted,
     score_answer,
 )
-from sgl_engine.finished import Pair, Run, ScoringRun, make_answer_scores, make_response
+from sgl_engine.finished import (
+    Pair,
+    Run,
+    ScoringRun,
+    ScoringTurn,
+    SmallTurn,
+    Wish,
+    make_answer_scores,
+    make_response,
+)
 from sgl_engine.hosted.evidence import gather
 from sgl_engine.hosted.model import HostedModel
 from sgl_engine.hosted.station import ask, cannot_score, describe_failure
@@ -46,7 +54,8 @@ from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.report.make import Clock
+from sgl_engine.report.clock import Clock
+from sgl_engine.report.make import scoring_cost, small_cost
 from sgl_engine.report.spans import watched
 from sgl_engine.request import Decoding, Request, check_wanted
 from sgl_engine.response import AnswerScores, Response
@@ -76,6 +85,30 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         RequestError: This request is bad.
         IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
+    begun = yield from begin_answer(pair, request, clock)
+    if begun.run.turn.decision.exit:
+        return (yield from keep_answer(pair, begun, clock))
+    if pair.hosted is not None:
+        # evidence, large: what the small model looked at is sent, and the answer is read already
+        return (yield from _ask_hosted(pair, pair.hosted, begun, clock))
+    return (yield from escalate_answer(pair, begun.run.wish, begun.run.turn, clock))
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """The road of an answer, after the decision.
+
+    Attributes:
+        run: What there is so far.
+        reader: Reads the small model's answer.
+    """
+
+    run: Run
+    reader: AnswerReader
+
+
+def begin_answer(pair: Pair, request: Request, clock: Clock) -> Road[Begun]:
+    """The road up to the decision, which it yields: the small model's half."""
     # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
     check_fields(request)
@@ -92,31 +125,44 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
     confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
     decision = _decide(pair, asked, decoding, confidence, small)
     yield decision
-    run = Run(asked, confidence, decision, small)
-    vlm, hosted = pair.local, pair.hosted
-    if not decision.exit and hosted is not None:
-        # evidence, large: what the small model looked at is sent, and the answer is read already
-        run, said = yield from _ask_hosted(pair, hosted, run, clock)
-        if said is not None:
-            return make_response(pair, run, said, clock)
-    elif not decision.exit and vlm is not None:
-        # plan: what the large model sees of the picture, and what it is given to check
-        large_prompt, plan = _plan(vlm, pair, request, small.importance, clock, decision)
-        draft = _draft(vlm, pair, request, small)
-        clock.lap("encode_large")
-        reader = AnswerReader(vlm, request, large_prompt)
-        task = AnswerTask(large_prompt, max_new_tokens, reader.suited(decoding), draft=draft)
-        # large: its text is passed on while it is written
-        job = yield from _handed_over(large_work(vlm, task, plan, pair.config.reuse))
-        large = yield from read_stream(job.pieces(), reader)
-        clock.add("large", large.stage_ms)
-        run = replace(run, large_prompt=large_prompt, large=large)
-    if run.large is None:
-        yield from reader.replay(small.generation)
+    cost = small_cost(pair.small, prompt, small)
+    turn = SmallTurn(confidence, decision, small.generation, small.importance, cost)
+    if not decision.exit:
+        turn = replace(turn, parsed=read_answer(pair.small, request, prompt, small.generation))
+    return Begun(Run(Wish(request, decoding, max_new_tokens), turn, prompt), reader)
+
+
+def keep_answer(pair: Pair, begun: Begun, clock: Clock) -> Road[Response]:
+    """The rest of the road where the small answer is kept."""
     # answer: what the reader has held back, as a tool call may have followed, and the report
+    run, reader = begun.run, begun.reader
+    yield from reader.replay(run.generation)
     held_back, parsed = reader.finish(run.generation)
     yield from held_back
     return make_response(pair, run, parsed, clock)
+
+
+def escalate_answer(pair: Pair, wish: Wish, turn: SmallTurn, clock: Clock) -> Road[Response]:
+    """The rest of the road where the large model answers, which is loaded here; of the small one, ``turn``.
+
+    Of the small model, only its tokenizer is asked.
+    """
+    vlm, request = pair.large, wish.request
+    assert isinstance(vlm, VLM), "a hosted model is asked on another road"
+    # plan: what the large model sees of the picture, and what it is given to check
+    prompt, plan = _plan(vlm, pair, request, turn.importance, clock, turn.decision)
+    draft = _draft(vlm, pair, request, turn.generation)
+    clock.lap("encode_large")
+    reader = AnswerReader(vlm, request, prompt)
+    task = AnswerTask(prompt, wish.max_new_tokens, reader.suited(wish.decoding), draft=draft)
+    # large: its text is passed on while it is written
+    job = yield from _handed_over(large_work(vlm, task, plan, pair.config.reuse))
+    large = yield from read_stream(job.pieces(), reader)
+    clock.add("large", large.stage_ms)
+    # answer
+    held_back, parsed = reader.finish(large.generation)
+    yield from held_back
+    return make_response(pair, Run(wish, turn, prompt, large=large), parsed, clock)
 
 
 @watched
@@ -136,6 +182,16 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
         RequestError: This request, or an answer, is bad.
         IncompatiblePairError: A model does not say which part of the images its tokens show.
     """
+    wish, run = yield from begin_scores(pair, request, answers, clock)
+    if not run.turn.decision.exit:
+        return (yield from escalate_scores(pair, wish, run.task.answers, run.turn, clock))
+    return keep_scores(pair, run, clock)
+
+
+def begin_scores(
+    pair: Pair, request: Request, answers: Sequence[str], clock: Clock
+) -> Road[tuple[Wish, ScoringRun]]:
+    """The road of scores up to the decision, which it yields: the small model's half."""
     # read: answers are scored, so thoughts are over
     clock.resume()
     check_fields(request)
@@ -157,19 +213,29 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
     calibrated = None if rule is None else rule.uncovered("given answers are scored")
     decision = permitted(request, decide_exit(confidence, pair.config.exit, calibrated))
     yield decision
-    run = ScoringRun(task, confidence, decision, small)
-    if not decision.exit:
-        # plan
-        large_prompt, plan = _plan(pair.large, pair, request, small.importance, clock, decision)
-        clock.lap("encode_large")
-        # large
-        large_task = ScoringTask(large_prompt, task.answers, decoding, plan=plan)
-        job = yield from _handed_over(scoring_work("large", pair.large, large_task, pair.config.reuse))
-        large: ScoringPassResult = job.result()
-        clock.add("large", large.stage_ms)
-        run = replace(run, large_task=large_task, large=large)
-    # answer
+    turn = ScoringTurn(confidence, decision, small, scoring_cost(pair.small, prompt, small))
+    return Wish(request, decoding), ScoringRun(turn, task)
+
+
+def keep_scores(pair: Pair, run: ScoringRun, clock: Clock) -> AnswerScores:
+    """The rest of the road where the small model's scores are kept."""
+    assert isinstance(pair.large, VLM), "a hosted model has been refused"
     return make_answer_scores(pair, pair.large, run, clock)
+
+
+def escalate_scores(
+    pair: Pair, wish: Wish, answers: tuple[str, ...], turn: ScoringTurn, clock: Clock
+) -> Road[AnswerScores]:
+    """The rest of the road where the large model scores, as ``escalate_answer``."""
+    vlm = pair.large
+    assert isinstance(vlm, VLM), "a hosted model has been refused"
+    prompt, plan = _plan(vlm, pair, wish.request, turn.result.importance, clock, turn.decision)
+    clock.lap("encode_large")
+    task = ScoringTask(prompt, answers, wish.decoding, plan=plan)
+    job = yield from _handed_over(scoring_work("large", vlm, task, pair.config.reuse))
+    large: ScoringPassResult = job.result()
+    clock.add("large", large.stage_ms)
+    return make_answer_scores(pair, vlm, ScoringRun(turn, task, large), clock)
 
 
 def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
@@ -234,28 +300,27 @@ def _plan(
     return prompt, plan_large(large, prompt, importance, pruning)
 
 
-def _draft(large: VLM, pair: Pair, request: Request, small: SmallPassResult) -> tuple[int, ...]:
+def _draft(large: VLM, pair: Pair, request: Request, said: Generation) -> tuple[int, ...]:
     """Splits the small answer into the large model's tokens, for it to check."""
     if not pair.config.generation.draft:
         return ()
     waiting = partial(check_wanted, request, "while the large model was busy")
-    return draft_tokens(pair.small, large, small.generation.answer.token_ids.tolist(), waiting)
+    return draft_tokens(pair.small, large, said.answer.token_ids.tolist(), waiting)
 
 
-def _ask_hosted(
-    pair: Pair, hosted: HostedModel, run: Run, clock: Clock
-) -> Generator[Work | AnswerEvent, Job | None, tuple[Run, ParsedAnswer | None]]:
-    """Sends a hosted model the evidence; no answer where it failed and the small answer is kept."""
+def _ask_hosted(pair: Pair, hosted: HostedModel, begun: Begun, clock: Clock) -> Road[Response]:
+    """Sends a hosted model the evidence; the small answer is kept where it failed and that is wanted."""
     clock.resume()
-    evidence = gather(run.asked.request, run.small.importance, pair.config.send)
+    run, keeps = begun.run, pair.config.on_large_error == "keep"
+    evidence = gather(run.wish.request, run.turn.importance, pair.config.send)
     clock.lap("evidence")
-    run, keeps = replace(run, evidence=evidence), pair.config.on_large_error == "keep"
+    run = replace(run, evidence=evidence)
     try:
         answered = yield from ask(hosted, evidence.call, hold_back=keeps)
     except Exception as error:
         failure = describe_failure(error)
         if failure is None or not keeps:
             raise
-        return replace(run, failure=failure), None
+        return (yield from keep_answer(pair, replace(begun, run=replace(run, failure=failure)), clock))
     clock.add("large", answered.stage_ms)
-    return replace(run, hosted=answered), answered.answer.parsed
+    return make_response(pair, replace(run, hosted=answered), answered.answer.parsed, clock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
@@ -27,7 +26,7 @@ from sgl_engine.passes.large import plan_large
 from sgl_engine.passes.work import SmallPass, run_small
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.report.make import Clock
+from sgl_engine.report.clock import Clock
 from sgl_engine.request import Request
 from sgl_engine.response import AnswerScores, Response, StreamEvent
 from sgl_engine.serving.job import finish
@@ -226,6 +225,9 @@ class SGLEngine:
     def _answer(self, ticket: Ticket) -> Road[Response]:
         return cascade.answer(self._pair, ticket.request, Clock())
 
+    def _scored(self, answers: Sequence[str], ticket: Ticket) -> Road[AnswerScores]:
+        return cascade.score(self._pair, ticket.request, answers, Clock())
+
     def _events(self, ticket: Ticket) -> Generator[AnswerEvent, None, Response]:
         return drive(self._scheduler, ticket, self._answer(ticket))
 
@@ -313,11 +315,9 @@ class SGLEngine:
 
         Returns, in order, scores, or the errors that single calls would have raised.
         """
-        pair = self._pair if model == "auto" else replace(self._pair, config=self.config.scored_by(model))
-        roads = [
-            partial(lambda given, ticket: cascade.score(pair, ticket.request, given, Clock()), each)
-            for each in answers
-        ]
+        engine = copy.copy(self)
+        engine.config = self.config if model == "auto" else self.config.scored_by(model)
+        roads = [partial(engine._scored, each) for each in answers]  # noqa: SLF001  # of this class
         return self._side_by_side(requests, roads)
 
     def cache_info(self) -> Mapping[str, StoreInfo]:

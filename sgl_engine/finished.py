@@ -9,7 +9,7 @@ from sgl_engine.chat.tool_calls import ParsedAnswer
 from sgl_engine.config import EngineConfig
 from sgl_engine.decoding.answer import Generation
 from sgl_engine.decoding.loop import token_logprobs
-from sgl_engine.decoding.reader import agree, read_answer
+from sgl_engine.decoding.reader import agree
 from sgl_engine.exit.calibrated import ExitRule
 from sgl_engine.exit.decision import (
     ANSWER_SHARE,
@@ -21,25 +21,26 @@ from sgl_engine.hosted.evidence import Evidence
 from sgl_engine.hosted.model import HostedModel
 from sgl_engine.model.vlm import VLM
 from sgl_engine.prompt.encoded import EncodedPrompt
+from sgl_engine.report.clock import Clock
 from sgl_engine.report.hosted import HostedCost
 from sgl_engine.report.make import (
-    Clock,
     Outcome,
+    PassCost,
     alone_flops,
     large_cost,
     make_report,
     scoring_alone_flops,
     scoring_cost,
-    small_cost,
 )
+from sgl_engine.request import Decoding, Request
 from sgl_engine.response import AnswerScores, Response
 
 if TYPE_CHECKING:  # what the passes have made comes in; nothing of them runs here
+    from sgl_engine.attention.importance import ImportanceMap
     from sgl_engine.hosted.station import HostedPass
     from sgl_engine.passes.large import LargePassResult
     from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask
-    from sgl_engine.passes.small import SmallPassResult
-    from sgl_engine.passes.work import Asked, SmallPass
+    from sgl_engine.passes.work import SmallPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +73,60 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What an answered request has produced; the large model's fields are None where it was not called."""
+class Wish:
+    """What is asked for, settled: what no model has to be asked about.
 
-    asked: Asked
+    Attributes:
+        request: The request, its images loaded.
+        decoding: How its answer's tokens are chosen.
+        max_new_tokens: How many of them there may be; no answer is written where answers are scored.
+    """
+
+    request: Request
+    decoding: Decoding
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SmallTurn:
+    """The small model's turn on the road of an answer, as the large model and the report need it.
+
+    Nothing of a model, a prompt or a picture is in it: it may go to another machine.
+
+    Attributes:
+        confidence: How sure the small model is.
+        decision: Whether its answer is kept.
+        generation: Its answer.
+        importance: Where it looked; None when the request holds no image.
+        cost: What its pass has used.
+        parsed: Its answer, taken apart, for the large one's to be compared with; None where it is kept.
+    """
+
     confidence: Confidence
     decision: ExitDecision
-    small: SmallPassResult
-    large_prompt: EncodedPrompt | None = None
+    generation: Generation
+    importance: ImportanceMap | None
+    cost: PassCost
+    parsed: ParsedAnswer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What an answered request has produced; the large model's fields are None where it was not called.
+
+    Attributes:
+        wish: What was asked for.
+        turn: The small model's.
+        prompt: As the model read it whose answer is returned; of a hosted one, as the small model did.
+        large: The large model's pass.
+        evidence: What a hosted model was sent.
+        hosted: A hosted model's pass.
+        failure: Why there is no answer of a hosted model.
+    """
+
+    wish: Wish
+    turn: SmallTurn
+    prompt: EncodedPrompt
     large: LargePassResult | None = None
     evidence: Evidence | None = None
     hosted: HostedPass | None = None
@@ -88,40 +135,59 @@ class Run:
     @property
     def generation(self) -> Generation:
         """The answer that is returned."""
-        return (self.large or self.small).generation
+        return (self.large or self.turn).generation
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringTurn:
+    """The small model's turn on the road of scores; it may go to another machine, as ``SmallTurn``.
+
+    Attributes:
+        confidence: How sure the small model is.
+        decision: Whether its scores are kept.
+        result: Its scores.
+        cost: What its pass has used.
+    """
+
+    confidence: Confidence
+    decision: ExitDecision
+    result: ScoringPassResult
+    cost: PassCost
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringRun:
-    """What a scored request has produced; the large model's fields are None where it was not called."""
+    """What a scored request has produced.
 
+    Attributes:
+        turn: The small model's.
+        task: Of the model whose scores are returned.
+        large: The large model's pass; None where it was not called.
+    """
+
+    turn: ScoringTurn
     task: ScoringTask
-    confidence: Confidence
-    decision: ExitDecision
-    small: ScoringPassResult
-    large_task: ScoringTask | None = None
     large: ScoringPassResult | None = None
 
 
 def make_response(pair: Pair, run: Run, parsed: ParsedAnswer, clock: Clock) -> Response:
     """Makes the response of an answered request."""
-    request, prompt = run.asked.request, run.asked.task.prompt
-    small, large, large_prompt = run.small, run.large, run.large_prompt or prompt
-    local = pair.local
+    request, turn, large, local = run.wish.request, run.turn, run.large, pair.local
     vlm = pair.small if large is None or local is None else local
     said = None if run.hosted is None else run.hosted.answer
     agreed = None
     if large is not None or said is not None:
-        agreed = agree(read_answer(pair.small, request, prompt, small.generation), parsed)
+        assert turn.parsed is not None, "an answer that is handed over has been read"
+        agreed = agree(turn.parsed, parsed)
     outcome = Outcome(
-        decision=run.decision,
-        confidence=run.confidence,
+        decision=turn.decision,
+        confidence=turn.confidence,
         scorer=pair.config.exit.scorer or DEFAULT_SCORER,
-        small=small_cost(pair.small, prompt, small),
-        large=None if large is None or local is None else large_cost(local, large_prompt, large),
+        small=turn.cost,
+        large=None if large is None or local is None else large_cost(local, run.prompt, large),
         # Where the large model was not called, its own token counts are unknown; the small one's stand in.
-        alone_flops=0 if local is None else alone_flops(local, vlm, large_prompt, len(run.generation)),
-        small_answer=small.generation.text,
+        alone_flops=0 if local is None else alone_flops(local, vlm, run.prompt, len(run.generation)),
+        small_answer=turn.generation.text,
         large_agreed=agreed,
         hosted=None
         if local is not None
@@ -136,7 +202,7 @@ def make_response(pair: Pair, run: Run, parsed: ParsedAnswer, clock: Clock) -> R
         tool_calls=parsed.tool_calls,
         invalid_tool_calls=parsed.invalid_tool_calls,
         tokens=tokens if said is None else said.tokens,
-        importance=small.importance,
+        importance=turn.importance,
         plan=None if large is None else large.plan,
         hosted=said,
     )
@@ -144,19 +210,18 @@ def make_response(pair: Pair, run: Run, parsed: ParsedAnswer, clock: Clock) -> R
 
 def make_answer_scores(pair: Pair, large_vlm: VLM, run: ScoringRun, clock: Clock) -> AnswerScores:
     """Makes the result of a scored request."""
-    small, large, large_task = run.small, run.large, run.large_task or run.task
+    turn, large, task = run.turn, run.large, run.task
+    scored, answers = large or turn.result, task.answers
+    vlm = pair.small if large is None else large_vlm
     outcome = Outcome(
-        decision=run.decision,
-        confidence=run.confidence,
+        decision=turn.decision,
+        confidence=turn.confidence,
         scorer=ANSWER_SHARE,
-        small=scoring_cost(pair.small, run.task.prompt, small),
-        large=None if large is None else scoring_cost(large_vlm, large_task.prompt, large, large_task.plan),
-        alone_flops=scoring_alone_flops(
-            large_vlm, pair.small if large is None else large_vlm, large_task.prompt, large or small
-        ),
-        small_answer=run.task.answers[small.best],
-        large_agreed=None if large is None else large.best == small.best,
+        small=turn.cost,
+        large=None if large is None else scoring_cost(large_vlm, task.prompt, large, task.plan),
+        alone_flops=scoring_alone_flops(large_vlm, vlm, task.prompt, scored),
+        small_answer=answers[turn.result.best],
+        large_agreed=None if large is None else large.best == turn.result.best,
     )
     report = make_report(outcome, pair.small, large_vlm, clock.stage_ms(), pair.config.prices)
-    scored = large or small
-    return AnswerScores(run.task.answers, scored.logprobs, report, scored.token_logprobs)
+    return AnswerScores(answers, scored.logprobs, report, scored.token_logprobs)

@@ -1,8 +1,7 @@
-"""Measures what a run has used, stage by stage, and makes the report that callers get."""
+"""Counts what a run has used, and makes the report that callers get."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -26,50 +25,13 @@ if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.pruning.plan import PruningPlan
 
 
-class Clock:
-    """Milliseconds per stage of one request.
-
-    The time between stages is "queue": waiting for the models, for the others in a batch, or for the reader
-    of a stream. So the stages add up to the total, except for what comes after the last one.
-    """
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def resume(self) -> None:
-        """Begins a stage here; the time since the last one was waiting."""
-        self._wait(0.0)
-
-    def lap(self, stage: str) -> None:
-        """Ends a stage that began where the last one ended."""
-        now = time.perf_counter()
-        self._stages[stage] = 1e3 * (now - self._last)
-        self._last = now
-
-    def add(self, prefix: str, stages: Mapping[str, float]) -> None:
-        """Takes over the stages that a pass has measured itself; the rest of the time was waiting."""
-        self._wait(sum(stages.values()))
-        self._stages.update({f"{stage}_{prefix}": ms for stage, ms in stages.items()})
-
-    def stage_ms(self) -> dict[str, float]:
-        """Returns all stages so far, and "total" since the beginning."""
-        return {**self._stages, "total": 1e3 * (time.perf_counter() - self._started)}
-
-    def _wait(self, worked_ms: float) -> None:
-        """Adds the time since the last stage to "queue", except ``worked_ms`` of work for this request."""
-        now = time.perf_counter()
-        waited_ms = max(0.0, 1e3 * (now - self._last) - worked_ms)
-        self._stages["queue"] = self._stages.get("queue", 0.0) + waited_ms
-        self._last = now
-
-
 @dataclass(frozen=True, eq=False)
 class PassCost:
-    """What one model's pass has used.
+    """What one model's pass has used. Nothing of a model or a picture is in it: it may go to another machine.
 
     Attributes:
-        prompt: The prompt that it ran on.
+        input_tokens: Of the prompt that it ran on.
+        visual_tokens: How many of them are visual.
         output_tokens: Tokens that it generated, thoughts included, or scored.
         flops: Floating-point operations as it ran; what was known is not among them.
         reused: What was known before.
@@ -78,9 +40,11 @@ class PassCost:
         accepted_tokens: How many of them were taken over; None where answers were scored.
         reasoning_tokens: How many of the generated tokens came before the answer.
         left_out: Special tokens of the answer that are no part of its text.
+        patches: Of each tile of the prompt, whether the vision tower ran on it or not.
     """
 
-    prompt: EncodedPrompt
+    input_tokens: int
+    visual_tokens: int
     output_tokens: int
     flops: int
     reused: Reused
@@ -89,6 +53,7 @@ class PassCost:
     accepted_tokens: int | None = None
     reasoning_tokens: int = 0
     left_out: tuple[str, ...] = ()
+    patches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +120,7 @@ def make_report(
         confidence=parts["confidence"],
         consistency=parts.get("consistency_product"),
         # The two models may cut a picture differently: the count is that of the model whose answer this is.
-        visual_tokens=(large or small).prompt.num_visual_tokens,
+        visual_tokens=(large or small).visual_tokens,
         small_tflops=small.flops / 1e12,
         large_tflops=large_flops / 1e12,
         large_alone_tflops=outcome.alone_flops / 1e12,
@@ -177,7 +142,7 @@ def make_report(
 def _small_fields(small: PassCost) -> dict[str, Any]:
     """Returns the fields that say something of the small pass."""
     return {
-        "small_input_tokens": len(small.prompt),
+        "small_input_tokens": small.input_tokens,
         "small_output_tokens": small.output_tokens,
         "small_reasoning_tokens": small.reasoning_tokens,
         "small_known_tokens": small.reused.tokens,
@@ -207,16 +172,16 @@ def _cost(
         side: sum(each for name, each in stage_ms.items() if name.endswith(side))
         for side in ("small", "large")
     }
-    spent = Spent(small_name, len(small.prompt), small.output_tokens, ms=ms["small"])
+    spent = Spent(small_name, small.input_tokens, small.output_tokens, ms=ms["small"])
     given, written = fields["large_input_tokens"], fields["large_output_tokens"]
     cached = 0 if hosted is None else fields["large_known_tokens"] or 0
     asked = None if given is None else Spent(large_name, given, written, cached, ms["large"])
     if asked is None:  # an estimate: the small model's tokens stand in
         text, full = (
-            len(small.prompt) - small.prompt.num_visual_tokens,
+            small.input_tokens - small.visual_tokens,
             0 if hosted is None else hosted.full_tokens,
         )
-        visual = small.prompt.num_visual_tokens if hosted is None else full
+        visual = small.visual_tokens if hosted is None else full
         alone = Alone(None if visual is None else text + visual, small.output_tokens)
     else:
         sent = fields.get("sent")
@@ -237,7 +202,7 @@ def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
         "prune_layer": plan.layer,
         "keep_ratio": plan.keep_ratio,
         "average_retention": cost.average_retention(plan, vlm.num_layers),
-        "large_input_tokens": len(large.prompt),
+        "large_input_tokens": large.input_tokens,
         "large_output_tokens": large.output_tokens,
         "large_reasoning_tokens": large.reasoning_tokens,
         "drafted_tokens": large.drafted_tokens,
@@ -250,19 +215,23 @@ def _large_fields(large: PassCost | None, vlm: VLM) -> dict[str, Any]:
 
 def _tile_fields(large: PassCost, vlm: VLM) -> dict[str, Any]:
     """Returns the fields that say what of the pictures went through the large model's vision tower."""
-    every, seen = vlm.tower_patches(large.prompt), seen_patches(vlm, large.prompt, large.plan)
+    every, run = large.patches, large.reused.tower_patches
+    seen = _seen(every, large.plan)
     flops = [sum(cost.tower_flops(vlm.shape.vision, count) for count in some) for some in (every, seen)]
     return {
         "tiles": len(every),
         "kept_tiles": len(seen),
-        "encoded_tiles": len(_run_patches(vlm, large.prompt, large.reused)),
+        "encoded_tiles": len(every if run is None else run),
         "skipped_tower_tflops": (flops[0] - flops[1]) / 1e12,
     }
 
 
 def seen_patches(vlm: VLM, prompt: EncodedPrompt, plan: PruningPlan | None) -> tuple[int, ...]:
     """Returns the patches of each tile that a plan gives to the vision tower."""
-    patches = vlm.tower_patches(prompt)
+    return _seen(vlm.tower_patches(prompt), plan)
+
+
+def _seen(patches: tuple[int, ...], plan: PruningPlan | None) -> tuple[int, ...]:
     chosen = None if plan is None else plan.chosen_tiles
     return patches if chosen is None else tuple(patches[tile] for tile in chosen)
 
@@ -273,7 +242,7 @@ def small_cost(vlm: VLM, prompt: EncodedPrompt, result: SmallPassResult) -> Pass
     flops = cost.small_pass_flops(vlm.shape, patches=patches, prompt=prompt, result=result)
     said = result.generation
     return PassCost(
-        *(prompt, len(said), flops, result.reused),
+        *(len(prompt), prompt.num_visual_tokens, len(said), flops, result.reused),
         reasoning_tokens=said.reasoning_tokens,
         left_out=said.left_out,
     )
@@ -290,7 +259,8 @@ def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> Pass
         known_tokens=result.reused.tokens,
     )
     return PassCost(
-        prompt,
+        len(prompt),
+        prompt.num_visual_tokens,
         len(result.generation),
         flops,
         result.reused,
@@ -299,6 +269,7 @@ def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> Pass
         accepted_tokens=result.accepted_tokens,
         reasoning_tokens=result.generation.reasoning_tokens,
         left_out=result.generation.left_out,
+        patches=vlm.tower_patches(prompt),
     )
 
 
@@ -315,7 +286,9 @@ def scoring_cost(
         importance=result.importance,
         known_tokens=result.reused.tokens,
     )
-    return PassCost(prompt, result.output_tokens, flops, result.reused, plan)
+    sizes = len(prompt), prompt.num_visual_tokens
+    patches = vlm.tower_patches(prompt)
+    return PassCost(*sizes, result.output_tokens, flops, result.reused, plan, patches=patches)
 
 
 def alone_flops(large: VLM, vlm: VLM, prompt: EncodedPrompt, output_tokens: int) -> int:

@@ -24,7 +24,7 @@ from sgl_engine import (
 from sgl_engine.config import NO_REUSE
 from sgl_engine.errors import EngineClosedError, InvalidRequestError, OverloadedError
 from sgl_engine.exit.decision import ExitDecision
-from sgl_engine.report.make import Clock
+from sgl_engine.report.clock import Clock
 from sgl_engine.serving.job import Work
 from sgl_engine.testing import tiny_vlm
 
