@@ -2,17 +2,19 @@
 #
 #   docker build -t langchain-sgl .
 #   docker build -t langchain-sgl:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#   docker build -t langchain-sgl:cluster --build-arg EXTRAS=cluster,pictures .        (deploy/kuberay.yaml)
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -e SGL_API_KEY=secret langchain-sgl
 #   docker run ... -v /models:/models:ro langchain-sgl --small /models/small --large /models/large
 FROM python:3.11-slim AS build
 # CPU wheels by default: those for CUDA are 3 GB.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=server,pictures
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY langchain_sgl langchain_sgl
 COPY sgl_engine sgl_engine
 RUN python -m venv /opt/sgl \
-    && /opt/sgl/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url "$TORCH_INDEX" '.[server,pictures]'
+    && /opt/sgl/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url "$TORCH_INDEX" ".[$EXTRAS]"
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home sgl

@@ -43,7 +43,7 @@ from sgl_engine.finished import (
 )
 from sgl_engine.hosted.evidence import gather
 from sgl_engine.hosted.model import HostedModel
-from sgl_engine.hosted.station import ask, cannot_score, describe_failure
+from sgl_engine.hosted.station import HostedPass, ask, cannot_score, describe_failure, hosted_work
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import plan_large
@@ -245,20 +245,26 @@ def _handed_over(work: Work) -> Generator[Work, Job | None, Job]:
     return job
 
 
-def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
-    """Loads the images, once for both models, and encodes the request for the small one."""
+def load_pictures(pair: Pair, request: Request) -> Request:
+    """Loads the images, once for both models."""
     config = pair.config
     sides = [(pair.small, config.small_pictures), (pair.large, config.large_pictures)]
     sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides if isinstance(vlm, VLM)]
     is_hosted = len(sizes) < len(sides)  # then crops are cut from all pixels that there are
     check_texts(request, config.limits)  # before any picture is read
-    request = resolve_images(
+    return resolve_images(
         request,
         config.limits,  # and how far both models would scale a picture down themselves:
         lambda width, height: min(
             1 if is_hosted else vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes
         ),
     )
+
+
+def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
+    """Loads the images, and encodes the request for the small model."""
+    config = pair.config
+    request = load_pictures(pair, request)
     prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
     return request, prompt
@@ -316,7 +322,7 @@ def _ask_hosted(pair: Pair, hosted: HostedModel, begun: Begun, clock: Clock) -> 
     clock.lap("evidence")
     run = replace(run, evidence=evidence)
     try:
-        answered = yield from ask(hosted, evidence.call, hold_back=keeps)
+        answered: HostedPass = yield from ask(hosted_work(hosted, evidence.call), hold_back=keeps)
     except Exception as error:
         failure = describe_failure(error)
         if failure is None or not keeps:

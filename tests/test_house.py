@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors config request chat prompt serving families model attention pruning decoding exit passes hosted "
     "report response finished cascade engine planning __init__ explain decisions testing rankers demo "
-    "evaluation calibration relevance server batch playground lmms cli"
+    "evaluation calibration relevance server batch cluster playground lmms cli"
 ).split()
 LAYERS = {f"sgl_engine.{name}".removesuffix(".__init__"): number for number, name in enumerate(ORDER)}
 LAYERS["langchain_sgl"] = len(ORDER)
@@ -155,7 +155,7 @@ def test_imports_point_downwards() -> None:
 
 def test_upward_imports_and_unnumbered_modules_are_reported(bad_tree: Path) -> None:
     assert sorted(direction_faults(bad_tree)) == [
-        "sgl_engine.engine (18) imports langchain_sgl (34)",
+        "sgl_engine.engine (18) imports langchain_sgl (35)",
         "sgl_engine.exit.decision (11) imports sgl_engine (20)",
         "sgl_engine.request (2) imports sgl_engine.engine (18)",
         "sgl_engine.utils: no number in LAYERS for sgl_engine.utils",

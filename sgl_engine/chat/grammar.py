@@ -12,7 +12,8 @@ from typing import Any
 
 from sgl_engine.chat.grammar_trial import first_problem
 from sgl_engine.chat.pattern_size import written_out
-from sgl_engine.chat.tool_calls import CLOSE, OPEN, dump
+from sgl_engine.chat.text_stream import CLOSE, OPEN
+from sgl_engine.chat.tool_calls import dump
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Request, ToolSpec, check_wanted

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sgl_engine.chat.tool_calls import CLOSE, OPEN
-
 HALF = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers decode the first bytes of a character to, while its last ones are still to come."""
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+"""Around a tool call (``chat.tool_calls``)."""
 _CALL = re.compile(f"{OPEN}.*?(?:{CLOSE}|$)", re.DOTALL)
 
 

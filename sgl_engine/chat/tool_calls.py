@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from sgl_engine.chat.text_stream import CLOSE, OPEN
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import InvalidToolCall, Request, ToolCall, ToolChoice, ToolSpec
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 def check_tools(request: Request) -> None:

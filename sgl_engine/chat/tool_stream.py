@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sgl_engine.chat.text_stream import ReasoningDelta, TextDelta
-from sgl_engine.chat.tool_calls import CLOSE, OPEN, check_call, dump, load_prefix, new_id, read_call
+from sgl_engine.chat.text_stream import CLOSE, OPEN, ReasoningDelta, TextDelta
+from sgl_engine.chat.tool_calls import check_call, dump, load_prefix, new_id, read_call
 from sgl_engine.request import InvalidToolCall, ToolCall
 
 

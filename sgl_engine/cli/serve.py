@@ -21,6 +21,7 @@ DESCRIPTION = "Serves the pair at http://HOST:PORT/v1, until Ctrl-C: answers und
 EXAMPLES = """examples:
   sgl serve
   sgl serve --small FOLDER --large FOLDER --host 0.0.0.0 --api-key SECRET
+  sgl serve --ray --small-replicas 2 --large-replicas 0-4
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Hello"}]}'"""
 KEY = "SGL_API_KEY"
@@ -56,7 +57,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--vllm-metric-names", action="store_true", help="/metrics also under the names that vLLM gives them"
     )
+    _add_cluster(parser)
     options.add_engine(parser)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    cluster = parser.add_argument_group("many machines (needs the extra cluster)")
+    cluster.add_argument(
+        "--ray",
+        action="store_true",
+        help="each model in processes of its own, which Ray Serve starts and ends",
+    )
+    cluster.add_argument(
+        "--address", metavar="ADDRESS", help="of a Ray cluster, or auto (default: one on this machine)"
+    )
+    cluster.add_argument(
+        "--small-replicas",
+        metavar="N",
+        type=_span,
+        default="1",
+        help="N, or LEAST-MOST (default: %(default)s)",
+    )
+    cluster.add_argument(
+        "--large-replicas",
+        metavar="N",
+        type=_span,
+        default="0-1",
+        help="the same; with 0 there is none while nothing is escalated (default: %(default)s)",
+    )
 
 
 def add_listening(group: argparse._ArgumentGroup, *, port: int, asked: str) -> None:
@@ -86,6 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
     config = options.engine_config(arguments)
     if arguments.hosted and arguments.large:
         raise ConfigError("--hosted and --large are given.", remedy="Name one large model.")
+    if arguments.ray:
+        _run_on_ray(arguments, config)
+        return
     try:
         from sgl_engine.server import ServerSettings, serve
     except ImportError as error:
@@ -108,6 +139,47 @@ def run(arguments: argparse.Namespace) -> None:
 
     print(f"http://{arguments.host}:{arguments.port}/v1 (models: {', '.join(settings.models)})", flush=True)
     serve(load, settings, host=arguments.host, port=arguments.port)
+
+
+def _run_on_ray(arguments: argparse.Namespace, config: EngineConfig) -> None:
+    """Serves from a cluster.
+
+    Raises:
+        ConfigError: The extra is missing, or what was asked for is for one process alone.
+    """
+    if arguments.hosted or (arguments.small is None) != (arguments.large is None):
+        raise ConfigError(
+            "--ray takes a pair, whose models both run on the cluster.",
+            remedy="Name --small and --large, or neither for the bundled pair, and no --hosted.",
+        )
+    try:
+        from sgl_engine.cluster import ClusterSettings, ModelSource, Replicas, serve_cluster
+    except ImportError as error:
+        raise ConfigError(
+            f"A cluster needs {error.name}, which is not installed.",
+            remedy='pip install "langchain-sgl[cluster]"',
+        ) from error
+    given = {"device": arguments.device, "dtype": arguments.dtype}
+    load = {name: value for name, value in given.items() if value is not None}
+    gpus = 1.0 if str(arguments.device).startswith("cuda") else 0.0
+    small, large = (
+        Replicas(least=least, most=most, gpus=gpus)
+        for least, most in (arguments.small_replicas, arguments.large_replicas)
+    )
+    settings = ClusterSettings(
+        small=ModelSource(path=arguments.small, settings=load),
+        large=ModelSource(path=arguments.large, settings=load),
+        engine=config,
+        model=arguments.model_name,
+        api_key=api_key(arguments),
+        timeout_s=arguments.timeout,
+        max_body_bytes=arguments.max_body_mib * 2**20,
+        vllm_metric_names=arguments.vllm_metric_names,
+        small_replicas=small,
+        large_replicas=large,
+    )
+    print(f"http://{arguments.host}:{arguments.port}/v1 (on Ray)", flush=True)
+    serve_cluster(settings, host=arguments.host, port=arguments.port, address=arguments.address)
 
 
 def _with_hosted(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngine:
@@ -134,3 +206,15 @@ def _seconds(value: str) -> float:
     if not 0.0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
     return seconds
+
+
+def _span(value: str) -> tuple[int, int]:
+    """Reads "2" or "0-4"."""
+    least, dash, most = value.partition("-")
+    try:
+        found = int(least), int(most if dash else least)
+    except ValueError:
+        found = 1, 0
+    if not (0 <= found[0] <= found[1] and found[1] > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1 on, and no LEAST-MOST")
+    return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_engine.config import PictureConfig
 from sgl_engine.prompt.encoded import PictureAxes
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
+
+    from sgl_engine.config import PictureConfig
 
 
 def entries(value: Tensor, chosen: Sequence[int], axis: int = 0) -> Tensor:

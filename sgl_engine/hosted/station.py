@@ -47,23 +47,20 @@ def hosted_work(model: HostedModel, call: HostedCall) -> Work:
         waited = (first if first != began else now) - began
         yield [(0, HostedPass(answer, {"wait": 1e3 * waited, "generate": 1e3 * (now - began - waited)}))]
 
-    return Work("hosted", call, run, None, 0)
+    return Work("hosted", call, run, None, 0, is_remote=True)
 
 
-def ask(
-    model: HostedModel, call: HostedCall, *, hold_back: bool
-) -> Generator[Work | Delta, Job | None, HostedPass]:
-    """Asks, and yields the answer's pieces; returns the model's turn.
+def ask(work: Work, *, hold_back: bool) -> Generator[Work | Delta, Job | None, Any]:
+    """Hands work of another machine over, and yields the answer's pieces; returns the outcome.
 
     Args:
-        model: Who is asked.
-        call: What.
+        work: Whose pieces are deltas (``hosted_work``).
         hold_back: Whether the pieces wait until the answer is whole: it may yet fail, and then another answer
             is shown in its place.
     """
-    job = yield hosted_work(model, call)
+    job = yield work
     assert job is not None, "the driver answers work with a job"
-    pieces: Generator[Delta, None, HostedPass] = job.pieces()
+    pieces: Generator[Delta, None, Any] = job.pieces()
     if not hold_back:
         return (yield from pieces)
     held: list[Delta] = []
@@ -71,10 +68,10 @@ def ask(
         try:
             held.append(next(pieces))
         except StopIteration as end:
-            answered: HostedPass = end.value
+            outcome = end.value
             break
     yield from held
-    return answered
+    return outcome
 
 
 def describe_failure(error: Exception) -> str | None:

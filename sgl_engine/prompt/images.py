@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -86,6 +87,21 @@ def resolve_images(request: Request, limits: LimitsConfig, shrink: Shrink = _as_
     return dataclasses.replace(request, messages=messages)
 
 
+def read_source(
+    source: ImageSource, limits: LimitsConfig, still_wanted: Callable[[], None] = lambda: None
+) -> bytes | Image.Image:
+    """An image, undecoded: the bytes of a file or a URL; what is in memory already stays as it is.
+
+    Raises:
+        ImageError: It is missing, too large, or refused by the URL policy.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    data, label = _bytes_of(source, limits, still_wanted)
+    _check_bytes(len(data), limits, label)
+    return data
+
+
 def load_image(
     source: ImageSource,
     limits: LimitsConfig,
@@ -138,18 +154,7 @@ class _Reading:
         if isinstance(source, Image.Image):
             with typed_errors("The image", self._limits):
                 return [self._read(source, "The image", ours=False)]
-        if isinstance(source, bytes | bytearray):
-            data, label = bytes(source), "The image"
-        elif isinstance(source, Path):
-            data, label = read_file(source, self._limits), f"The file {describe_source(source)}"
-        elif isinstance(source, str):
-            data = _read_url(source, self._limits, self._still_wanted)
-            label = f"The image at {describe_source(source)}"
-        else:
-            raise MissingImageError(
-                f"An image is named, but its source is {type(source).__name__}.",
-                remedy="Give bytes, a PIL image, a URL, or a local file as pathlib.Path.",
-            )
+        data, label = _bytes_of(source, self._limits, self._still_wanted)
         _check_bytes(len(data), self._limits, label)
         found: list[Image.Image] = []
         pages = open_pages(data, self._limits, label)
@@ -191,6 +196,20 @@ class _Reading:
                 f"is {self._limits.max_request_pixels}.",
                 remedy="Send fewer or smaller images, or raise LimitsConfig.max_request_pixels.",
             )
+
+
+def _bytes_of(source: Any, limits: LimitsConfig, still_wanted: Callable[[], None]) -> tuple[bytes, str]:
+    """The bytes, and what errors call the image."""
+    if isinstance(source, bytes | bytearray):
+        return bytes(source), "The image"
+    if isinstance(source, Path):
+        return read_file(source, limits), f"The file {describe_source(source)}"
+    if isinstance(source, str):
+        return _read_url(source, limits, still_wanted), f"The image at {describe_source(source)}"
+    raise MissingImageError(
+        f"An image is named, but its source is {type(source).__name__}.",
+        remedy="Give bytes, a PIL image, a URL, or a local file as pathlib.Path.",
+    )
 
 
 def _check_count(images: int, limits: LimitsConfig, *, more: bool) -> None:

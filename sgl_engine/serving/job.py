@@ -37,6 +37,7 @@ class Work:
         kind: What has to be equal in jobs that run side by side; None runs alone.
         tokens: Length of the prompt.
         is_brief: Whether it takes a single step, so that it may run between the steps of long jobs.
+        is_remote: Whether another machine does it, and a thread of its own waits; so is a hosted model's.
     """
 
     model: Literal["small", "large", "hosted"]
@@ -45,6 +46,7 @@ class Work:
     kind: Hashable | None
     tokens: int
     is_brief: bool = False
+    is_remote: bool = False
 
 
 class Job:

@@ -172,8 +172,9 @@ class Scheduler:
         if not works:
             return []
         worker = self._worker
-        lanes: dict[str, Lane | None] = {"small": worker.small, "large": worker.large, "hosted": None}
-        lane = lanes[works[0].model]
+        lane = None
+        if not works[0].is_remote:
+            lane = worker.small if works[0].model == "small" else worker.large
         assert all(work.model == works[0].model for work in works), "one model at a time"
         jobs = [ticket.job(lane, work) for ticket, work in zip(tickets, works, strict=True)]
         with worker.changed:
