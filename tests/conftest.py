@@ -5,11 +5,14 @@ Sockets are disabled by pytest-socket (`--disable-socket` in pyproject.toml).
 
 import gc
 import os
+import shutil
+import tempfile
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -81,6 +84,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """A Ray cluster of this machine, one for all tests that need it; tests mark themselves enable_socket."""
+    ray = pytest.importorskip("ray", reason="needs the extra cluster")
+    place = tempfile.mkdtemp(prefix="sgl-ray-")  # a short name: sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # what processes import is what is tested
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # one of its own would be written to the home directory
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=place,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture

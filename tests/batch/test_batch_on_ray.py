@@ -1,8 +1,6 @@
 """The two stages give the rows that one engine gives, and Ray Data takes rows through both in order."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,20 +81,12 @@ def test_two_stages_are_one_engine(models: Models, rows: Any, expected: Any) -> 
     ]
 
 
-@pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    ray = pytest.importorskip("ray", reason="needs the extra cluster")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # what actors import is what is tested
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.slow
 @pytest.mark.enable_socket
 @pytest.mark.filterwarnings("ignore")  # of Ray's own code
-def test_ray_takes_rows_through_both_in_order(ray: None, models: Models, rows: Any, expected: Any) -> None:
+def test_ray_takes_rows_through_both_in_order(
+    ray_here: None, models: Models, rows: Any, expected: Any
+) -> None:
     config, told = expected
     config = config.with_batch_size(2)
     written = list(answer_on_ray(models, config, rows, FORM, 1, Actors(small=2, large=1)))

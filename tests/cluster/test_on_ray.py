@@ -4,8 +4,6 @@ One start for all of it, as each process takes seconds to import what it needs.
 """
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,9 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def client(folders: dict[str, Path]) -> Iterator[httpx.Client]:
+def client(ray_here: None, folders: dict[str, Path]) -> Iterator[httpx.Client]:
     """A cluster of this machine, with no large model until one is asked for."""
-    place = tempfile.mkdtemp(prefix="sgl-ray-")  # short: sockets lie in it
     settings = ClusterSettings(
         small=ModelSource(path=str(folders["small"]), name="little"),
         large=ModelSource(path=str(folders["large"]), name="big"),
@@ -53,26 +50,11 @@ def client(folders: dict[str, Path]) -> Iterator[httpx.Client]:
         small_replicas=Replicas(cpus=0),
         large_replicas=Replicas(least=0, cpus=0, up_s=0, idle_s=1),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # one of its own would be written to the home directory
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(
-                num_cpus=2,
-                include_dashboard=False,
-                log_to_driver=False,
-                _temp_dir=place,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=100 * 2**20,
-            )
-            serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-            serve.run(build_app(settings.model_dump()), name="sgl")
-            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=300, trust_env=False) as opened:
-                yield opened
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            shutil.rmtree(place, ignore_errors=True)
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    serve.run(build_app(settings.model_dump()), name="sgl")
+    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=300, trust_env=False) as opened:
+        yield opened
+    serve.shutdown()
 
 
 @pytest.fixture(scope="module")
