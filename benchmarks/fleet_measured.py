@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +168,15 @@ def _asked(path: str, count: int, load: float, measured: Measured) -> dict[str, 
 
 
 def _beside(trace: Trace, latencies_s: Sequence[float]) -> dict[str, dict[str, float]]:
-    """What was waited, beside two simulations: of the same requests, and of any that come and take as these."""
+    """What was waited, beside two simulations: of the same requests, and of others drawn from them."""
     count, rate = len(trace.arrivals), len(trace.arrivals) / trace.arrivals[-1]
     guided = tuple(trace.large_s.get(n, 0.0) for n in range(count))
-    # Each question is drawn with both of its times; those that did not escalate take no time there.
-    drawn = Draws.of(Measured("", "", count, 1.0, trace.small_s, guided, guided), DRAWN)
+    drawn = Draws.of(Measured("", "", count, 0.5, trace.small_s, guided, guided), DRAWN)
+    drawn = replace(drawn, luck=np.where(drawn.guided_s > 0.0, 0.0, 1.0))  # as each of them has
     given = {
         "real_s": np.array(latencies_s),
         "same_requests_s": np.array(replay(trace)),
-        "drawn_s": latencies(Fleet("split", 1, 1), drawn, rate, 1.0),
+        "drawn_s": latencies(Fleet("split", 1, 1), drawn, rate, 0.5),
     }
     found = {
         name: {kind: float(of(values)) for kind, values in given.items()}
