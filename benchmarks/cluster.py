@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.heldout import questions
+from benchmarks.serving import free_port
 from sgl_engine import EngineConfig, Request, SGLEngine, SGLError
 from sgl_engine.attention import ImportanceMap
 from sgl_engine.cluster import ClusterSettings, Replicas, build_app, connect
@@ -72,7 +73,7 @@ def machine() -> Iterator[None]:
         _node_ip_address="127.0.0.1",
     )
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": 8766})
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
         yield
     finally:
         serve.shutdown()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -251,17 +251,21 @@ def serve_cluster(
 
     Raises:
         ConfigError: Others could reach it, and it asks for no key.
+        ModelError: A model's configuration or processor cannot be used.
     """
     ServerSettings(api_key=api_key(settings)).check_host(host)
+    # What is wrong with a model's files is said here, and not in a replica's log.
+    sketch(settings.small, "small")
+    sketch(settings.large, "large")
     settings = settings.model_copy(update={"api_key": api_key(settings)})
     ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+    ended = threading.Event()
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(build_app(settings), name="sgl")
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        pass
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        ended.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
