@@ -122,7 +122,8 @@ def hand_over(wish: Wish, turn: SmallTurn | ScoringTurn, stage_ms: Mapping[str, 
     if isinstance(turn, SmallTurn):
         said = turn.generation.answer
         none = torch.empty(0)
-        bare = replace(said, logprobs=none, entropies=none, likeliest=(), reasoning="")
+        ids = said.token_ids.clone()  # what a part is a view of would go with it
+        bare = replace(said, token_ids=ids, logprobs=none, entropies=none, likeliest=(), reasoning="")
         turn = replace(turn, generation=bare)
     decoding = replace(wish.decoding, deadline=None, cancel=None)
     stages = {name: ms for name, ms in stage_ms.items() if name not in {"queue", "total"}}

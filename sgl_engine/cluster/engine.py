@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_engine import VLM, AnswerScores, EngineConfig, Request, Response, SGLEngine
 from sgl_engine.cluster.link import Link
-from sgl_engine.cluster.parcels import Half, Put, pack, with_sources
+from sgl_engine.cluster.parcels import Half, Put, left_s, pack, with_sources
 from sgl_engine.cluster.settings import check_engine
 from sgl_engine.hosted.station import ask, describe_failure
 from sgl_engine.prompt.images import read_source
@@ -133,6 +133,7 @@ def _both_halves(party: Party, request: Request, answers: tuple[str, ...] | None
         return _timed(half.result, clock)
     keeps = party.config.on_large_error == "keep"
     try:
+        parcel = replace(parcel, left_s=left_s(request))  # the first half took some of it
         work = links.large.work(request, "go_on", parcel, half.handed)
         result = yield from ask(work, hold_back=keeps)
     except Exception as error:

@@ -97,22 +97,19 @@ class Link:
     def _pieces(self, request: Request, method: str, given: tuple[Any, ...]) -> Iterator[Any]:
         """Deltas, then the outcome; from another replica where one has ended."""
         said = _Said()
-        late_at = time.monotonic() + self._start_s
         for left in reversed(range(self._tries)):
             said.again()
             try:
-                yield from self._once(request, said, late_at, method, given)
+                yield from self._once(request, said, method, given)
             except _ReplicaEndedError as error:
                 if not left or not said.can_repeat:
                     raise self._failed(f"ended while it answered ({error})") from error
             else:
                 return
 
-    def _once(
-        self, request: Request, said: _Said, late_at: float, method: str, given: tuple[Any, ...]
-    ) -> Iterator[Any]:
+    def _once(self, request: Request, said: _Said, method: str, given: tuple[Any, ...]) -> Iterator[Any]:
         check_wanted(request, f"before the {self.side} model was asked")
-        call = _Try(request, self._remote(method, *given), late_at)
+        call = _Try(request, self._remote(method, *given), time.monotonic() + self._start_s)
         self._watch(call)
         is_over = False
         try:

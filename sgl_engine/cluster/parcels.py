@@ -106,9 +106,13 @@ def pack(
             "The request's may_escalate is a function of this process, and a cluster decides elsewhere.",
             remedy='Leave it out, or use EngineConfig.escalating("never").',
         )
-    left_s = None if request.deadline is None else request.deadline - time.monotonic()
     sent = with_sources(request, put)
-    return Parcel(replace(sent, deadline=None, cancel=None, origin=None), left_s, config, answers)
+    return Parcel(replace(sent, deadline=None, cancel=None, origin=None), left_s(request), config, answers)
+
+
+def left_s(request: Request) -> float | None:
+    """Seconds until the deadline, now; None without one."""
+    return None if request.deadline is None else request.deadline - time.monotonic()
 
 
 def unpack(parcel: Parcel, sources: Mapping[Any, Any], cancel: threading.Event) -> Request:
