@@ -86,6 +86,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+def _start_ray(ray: Any, place: str) -> None:
+    """Starts it; Ray gives itself 30 seconds, which on a machine that does other work may be too few."""
+    for left in reversed(range(3)):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=100 * 2**20,
+                _temp_dir=place,
+                _node_ip_address="127.0.0.1",
+            )
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
+        else:
+            return
+
+
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """A Ray cluster of this machine, one for all tests that need it; tests mark themselves enable_socket."""
@@ -96,14 +116,7 @@ def ray_here() -> Iterator[None]:
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # one of its own would be written to the home directory
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * 2**20,
-            _temp_dir=place,
-            _node_ip_address="127.0.0.1",
-        )
+        _start_ray(ray, place)
         yield
         ray.shutdown()
     shutil.rmtree(place, ignore_errors=True)

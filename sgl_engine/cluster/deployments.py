@@ -260,12 +260,19 @@ def serve_cluster(
     sketch(settings.large, "large")
     settings = settings.model_copy(update={"api_key": api_key(settings)})
     ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
-    ended = threading.Event()
+    is_up, ended = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        ended.set()
+        if not is_up.is_set():  # nothing is under way, and nobody waits for the event yet
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)  # Ray's own would print a stack, and abort
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(build_app(settings), name="sgl")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
+        is_up.set()
         ended.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
