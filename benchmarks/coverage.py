@@ -58,8 +58,8 @@ def simulate(*, informative: bool, target: float, sets: int = SETS) -> Coverage:
         values = [{SCORE: score} for score in scores.tolist()]
         half = RECORDS // 2
         calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
-        probabilities = [calibrator.probability(each) or 0.0 for each in values]
-        grid = thresholds_of(probabilities[:half])
+        probabilities = _probabilities([calibrator], scores[:, None])[:, 0]
+        grid = thresholds_of(probabilities[:half].tolist())
         rest = (probabilities[half:], harmful[half:].tolist(), grid)
         certified = certify(*rest, target_risk=target, confidence_level=LEVEL)
         observed = empirical_threshold(*rest, target_risk=target)
@@ -81,7 +81,7 @@ def simulate_whole(*, target: float, sets: int = SETS) -> Coverage:
             fit("isotonic", [{SCORE: each} for each in column.tolist()], (~harm).tolist())
             for column, harm in zip(values[:half, _READS].T, harmful[:half].T, strict=True)
         ]
-        probabilities = _probabilities(calibrators, values)
+        probabilities = _probabilities(calibrators, values[:, _READS])
         grid = thresholds_of(probabilities[:half].ravel().tolist())
         rest = (probabilities[half:], harmful[half:], grid)
         certified = certify(*rest, target_risk=target, confidence_level=LEVEL)
@@ -100,7 +100,7 @@ def simulate_share(*, target: float, sets: int = SETS) -> Coverage:
         values = [{SCORE: score} for score in scores.tolist()]
         half = RECORDS // 2
         calibrator = fit("isotonic", values[:half], (~harmful[:half]).tolist())
-        probabilities = np.asarray([calibrator.probability(each) or 0.0 for each in values])[:, None]
+        probabilities = _probabilities([calibrator], scores[:, None])
         grid = thresholds_of(probabilities[:half, 0].tolist())
         rest = (probabilities[half:], harmful[half:, None])
         certified = certify_share(*rest, grid, target_share=target, confidence_level=LEVEL)
@@ -122,20 +122,20 @@ def _chances(values: np.ndarray) -> np.ndarray:
     return (1 - values[:, _READS]) * (HARM, 0.3, 0.1)
 
 
-def _probabilities(calibrators: Sequence[Isotonic | Logistic], values: np.ndarray) -> np.ndarray:
-    """What ``calibrator.probability`` says of each, (n, 3), all at once."""
-    columns = [
+def _probabilities(calibrators: Sequence[Isotonic | Logistic], columns: np.ndarray) -> np.ndarray:
+    """What ``probability`` of each calibrator says of its column of (n, calibrators), all rows at once."""
+    said = [
         np.interp(column, each.x, each.y)
-        for column, each in zip(values[:, _READS].T, calibrators, strict=True)
+        for column, each in zip(columns.T, calibrators, strict=True)
         if isinstance(each, Isotonic)
     ]
-    return np.stack(columns, axis=1)
+    return np.stack(said, axis=1)
 
 
 def _whole_risk(calibrators: Sequence[Isotonic | Logistic], threshold: float | None) -> float:
     """P(harm) of all that is done at a threshold, over scores and focuses."""
     chances = np.column_stack([_chances(_GRID), np.zeros(len(_GRID))])
-    chosen = choose(_probabilities(calibrators, _GRID), threshold)
+    chosen = choose(_probabilities(calibrators, _GRID[:, _READS]), threshold)
     return float(chances[np.arange(len(_GRID)), chosen].mean())
 
 

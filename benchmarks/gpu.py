@@ -216,7 +216,7 @@ DRY: Mapping[str, Any] = {
     "tokens": 16,
     "repeats": 1,
     "answer_tokens": 3,
-    "questions": 2,
+    "questions": 1,
     "steps": 2,
     "families": ("internvl", "qwen2_5_vl"),
     "rows": ("capture", "early-exit"),

@@ -18,7 +18,7 @@ def test_a_dry_run_fills_every_table(tmp_path: Path) -> None:
     for part in gpu.PARTS:
         assert f"### {part.title} (" in block
     assert re.findall(r"\| (internvl|qwen2_5_vl) \| sdpa \| exact \|", block) == ["internvl", "qwen2_5_vl"]
-    assert "| float32 | 2 of 2 | 2 |" in block
+    assert "| float32 | 1 of 1 | 1 |" in block
     assert "small prefill with capture / plain SDPA prefill" in block
     [(before, after)] = re.findall(r"\| small \| ([\d.]+) \| ([\d.]+) \|", block)
     assert float(after) < float(before)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import structure
+from benchmarks import crossing, structure
 from benchmarks.source import import_graph, read_modules
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +14,8 @@ ORDER = "request serving passes cascade engine __init__".split()
 
 
 def test_a_request_calls_upwards_only_by_what_was_passed_down() -> None:
-    found = structure.cross(ROOT)
+    found = crossing.crossing()
+    assert Path(found["root"]) == ROOT
     order = structure.layer_order(ROOT)
     assert order
     modules = set(found["modules"])

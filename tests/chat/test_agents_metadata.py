@@ -1,7 +1,7 @@
 """The report reaches whoever needs it through LangGraph and `create_agent`, as it reaches a plain caller."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from langchain.agents import create_agent
@@ -122,7 +122,7 @@ async def test_an_agent_calls_tools_and_reads_their_results() -> None:
 class Bill(BaseModel):
     """What a receipt says."""
 
-    total: float
+    currency: Literal["euro", "pound"]
     paid: bool
 
 
@@ -222,13 +222,14 @@ def test_a_later_system_message_stays_where_it_is(chat: ChatSGL) -> None:
 
 def test_the_bundled_pair_warns_once_of_tools_and_schemas(caplog: pytest.LogCaptureFixture) -> None:
     schema = {"title": "A", "enum": ["a"]}
+    engine = demo_engine()
     warn_of_bundled_pair.cache_clear()
     ChatSGL().invoke("?")
     ChatSGL(engine=FakeEngine(lambda _: '"a"')).with_structured_output(schema).invoke("?")
     assert "follows no instructions" not in caplog.text
     for _ in range(2):
-        ChatSGL().with_structured_output(schema).invoke("?")
-        list(ChatSGL(engine=demo_engine()).bind_tools([schema_tool]).stream("?"))
+        ChatSGL(max_tokens=8).with_structured_output(schema).invoke("?")
+        list(ChatSGL(engine=engine, max_tokens=8).bind_tools([schema_tool]).stream("?"))
     assert caplog.text.count("follows no instructions") == 1
 
 

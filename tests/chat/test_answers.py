@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import cache
 from typing import Any, Literal
 
 import pytest
@@ -21,12 +22,12 @@ from langchain_sgl.chat.answers import (
     to_generation_chunks,
 )
 from langchain_sgl.chat.call_options import CallOptions
-from sgl_engine import InvalidRequestError, Request, Response, RunReport, TokenLogprob, ToolCall
+from sgl_engine import VLM, InvalidRequestError, Request, Response, RunReport, TokenLogprob, ToolCall
 from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_stream import ToolCallDelta
 from sgl_engine.decoding import Generation
 from sgl_engine.request import InvalidToolCall
-from sgl_engine.testing import FakeEngine
+from sgl_engine.testing import FakeEngine, tiny_vlm
 
 LENGTH: Literal["length"] = "length"
 
@@ -222,6 +223,12 @@ TAGS = {
 METHODS: list[Any] = ["json_schema", "json_mode", "function_calling"]
 
 
+@cache
+def models() -> tuple[VLM, VLM]:
+    """Of all engines here; to make them takes longer than to ask."""
+    return tiny_vlm(size="small"), tiny_vlm(size="large")
+
+
 def saying(text: str, *, method: str = "json_schema", cut_off: bool = False) -> ChatSGL:
     """A model that answers so, as the method wants it written."""
 
@@ -232,7 +239,8 @@ def saying(text: str, *, method: str = "json_schema", cut_off: bool = False) -> 
         whole = f'<tool_call>\n{{"name": "{name}", "arguments": {text}'
         return whole if cut_off else whole + "}\n</tool_call>"
 
-    return ChatSGL(engine=(CutOff if cut_off else FakeEngine)(say))
+    small, large = models()
+    return ChatSGL(engine=(CutOff if cut_off else FakeEngine)(say, small=small, large=large))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -34,6 +34,8 @@ from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
 
 TOKENS = 6
+ACCEPTED = (0, 1, 3, 5, 6)
+"""Of a draft of all tokens: none, some, all that are checked, and all."""
 REQUEST = "a conversation"  # longer than the windows of those that have some
 PLANS = {"before layer 0": (0, 0.3), "before layer 3": (3, 0.3), "nothing pruned": (0, 1.0)}
 pruned = pytest.mark.parametrize("pruned", PLANS)
@@ -85,7 +87,7 @@ def test_whatever_is_accepted_the_answer_is_the_models_own(
     assert logits[len(prompt) - 1 :].argmax(dim=-1).tolist() == ids
     forwards: list[int] = []
     with attention_of(vlm, implementation):
-        for accepted in range(TOKENS + 1):
+        for accepted in ACCEPTED:
             with counted(vlm) as found:
                 got = large_pass(family, pruned, wrong_from(ids, accepted))
             forwards.append(len(found))
@@ -98,9 +100,9 @@ def test_whatever_is_accepted_the_answer_is_the_models_own(
         assert not differs(vlm, large_pass(family, pruned, wrong_at(ids, 1)), own)
     # One for what is accepted, and one for each token after it.
     if family != "qwen3_5":
-        assert forwards == [6, 5, 4, 3, 2, 1, 1]
+        assert forwards == [6, 5, 3, 1, 1]
     elif pruned == "before layer 3":  # reads its prompt first; what is right is fed again with what is wrong
-        assert forwards == [6, 6, 5, 4, 3, 2, 2]
+        assert forwards == [6, 6, 4, 2, 2]
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def test_batches_with_drafts_of_all_kinds(family: str, implementation: str, laye
     with attention_of(vlm, implementation):
         own = run_large_batch(vlm, tasks(family), plans(family, layer))
         assert all(isinstance(result, LargePassResult) for result in own)
-        for _ in range(4):
+        for _ in range(2):
             drafted = [
                 replace(task, draft=random_draft(result.generation.token_ids.tolist(), dice))  # type: ignore[union-attr]
                 for task, result in zip(tasks(family), own, strict=True)
@@ -223,6 +225,6 @@ def test_windows_that_fill_up_before_within_and_after_a_draft(beyond: int, imple
 
             own = answer([])
             ids = own.generation.token_ids.tolist()
-            for accepted in range(TOKENS):
+            for accepted in (0, 3, 5):
                 assert not differs(vlm, answer(wrong_from(ids, accepted)), own), (pruned, accepted)
             assert not differs(vlm, answer(wrong_at(ids, 2)), own)
