@@ -140,9 +140,11 @@ def test_overrides_per_call(chat: ChatSGL) -> None:
         return report(bound)
 
     assert sgl(escalate="never")["route"] == "small"
-    assert (sgl(escalate="always")["route"], sgl(escalate="always")["forced"]) == ("large", True)
-    assert sgl(exit_threshold=0.1) | {"threshold": 0} == sgl(exit_threshold=0.2) | {"threshold": 0}
-    assert (sgl(exit_threshold=0.1)["route"], sgl(exit_threshold=0.1)["threshold"]) == ("small", 0.1)
+    always = sgl(escalate="always")
+    assert (always["route"], always["forced"]) == ("large", True)
+    low = sgl(exit_threshold=0.1)
+    assert low | {"threshold": 0} == sgl(exit_threshold=0.2) | {"threshold": 0}
+    assert (low["route"], low["threshold"]) == ("small", 0.1)
     assert sgl(retention="64%")["keep_ratio"] == 0.4
     assert sgl(retention="100%")["kept_visual_tokens"] == 864
     assert sgl(tiles=5, retention="64%")["keep_ratio"] == 0.4

@@ -55,7 +55,7 @@ def plant(node: Node) -> str:
 
 @pytest.fixture(scope="module")
 def chat() -> ChatSGL:
-    return ChatSGL(max_tokens=80)
+    return ChatSGL(max_tokens=72)
 
 
 def named(name: str) -> dict[str, Any]:

@@ -172,8 +172,8 @@ def test_a_draft_is_checked_on_what_is_known(family: str, implementation: str, l
             warm = large(vlm, second, layer, reuse=REUSE, draft=draft)
             same_large(vlm, warm, cold)
             assert warm.accepted_tokens >= min(accepted, TOKENS - 1)
-            # What was taken back must not have reached what others will read.
-            same_large(vlm, large(vlm, second, layer, reuse=REUSE, draft=ids), cold)
+        # What was taken back must not have reached what others will read.
+        same_large(vlm, large(vlm, second, layer, reuse=REUSE, draft=ids), cold)
 
 
 @half(windows=OTHER_WINDOWS, implementation=IMPLEMENTATIONS, layer=(1, LAYERS // 2, 4, None))
