@@ -66,7 +66,7 @@ def test_the_same_threshold_as_one_by_one(seed: int) -> None:
 
 @pytest.mark.parametrize("informative", [True, False], ids=["a good score", "a score that knows nothing"])
 def test_the_certified_risk_is_exceeded_no_more_often_than_promised(informative: bool) -> None:
-    """200 sets (the benchmark has 500); the control takes the threshold whose observed risk is within the target."""
+    """200 sets (the benchmark has 500); the control takes the threshold whose observed risk is low enough."""
     found = simulate(informative=informative, target=0.05, sets=200)
     assert found.sets == 200
     slack = binom.ppf(0.999, found.sets, 1 - LEVEL)  # what so many may show where the truth is 10 %

@@ -94,7 +94,7 @@ def parsed(text: str) -> Any:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     schema=SCHEMAS,
     model=st.sampled_from(["tiny", "bundled"]),
