@@ -20,10 +20,11 @@ from typing import Any, Self
 
 MIB = 2**20
 LAYERS = 12
+WIDTH = 4864  # of the decoder's MLP
 SIDE = 32  # visual tokens per side of a tile
 
 
-def build(tokens: int, layers: int) -> Any:
+def build(tokens: int, layers: int, width: int) -> Any:
     """A model with a decoder of 14 heads of 64, and a tower that costs next to nothing."""
     import torch
     from transformers import (
@@ -40,7 +41,7 @@ def build(tokens: int, layers: int) -> Any:
     text = Qwen2Config(
         vocab_size=tiny.config.text_config.vocab_size,
         hidden_size=896,
-        intermediate_size=4864,
+        intermediate_size=width,
         num_hidden_layers=layers,
         num_attention_heads=14,
         num_key_value_heads=2,
@@ -58,7 +59,9 @@ def build(tokens: int, layers: int) -> Any:
     return VLM(InternVLForConditionalGeneration(config).float(), tiny.processor, name="memory")
 
 
-def measure(tokens: int, keep_ratio: float, *, capture: bool, layers: int = LAYERS) -> dict[str, float]:
+def measure(
+    tokens: int, keep_ratio: float, *, capture: bool, layers: int = LAYERS, width: int = WIDTH
+) -> dict[str, float]:
     """One pass: as the large model prunes, or, with `capture`, as the small one records attention."""
     import torch
     from PIL import Image
@@ -71,7 +74,7 @@ def measure(tokens: int, keep_ratio: float, *, capture: bool, layers: int = LAYE
     from sgl_engine.pruning import plan_pruning
 
     torch.set_num_threads(1)
-    vlm = build(tokens, layers)
+    vlm = build(tokens, layers, width)
     pictures = [Image.new("RGB", (64, 64), (n, 0, 0)) for n in range(tokens // SIDE**2)]
     prompt = vlm.encode(Request.ask("What is it?", *pictures), LimitsConfig(max_images=1000))
     importance = ImportanceMap(torch.rand(prompt.num_visual_tokens), prompt.spans, num_queries=1)
@@ -130,6 +133,7 @@ def main() -> None:
     parser.add_argument("--capture", action="store_true", help="with --one: the small pass instead")
     parser.add_argument("--one", action="store_true", help="one row, as JSON, in this process")
     parser.add_argument("--layers", type=int, default=LAYERS, help="with --one: of the decoder")
+    parser.add_argument("--width", type=int, default=WIDTH, help="with --one: of the decoder's MLP")
     arguments = parser.parse_args()
     if arguments.one:
         row = measure(
@@ -137,6 +141,7 @@ def main() -> None:
             arguments.keep_ratio[0],
             capture=arguments.capture,
             layers=arguments.layers,
+            width=arguments.width,
         )
         print(json.dumps(row))
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import half
 from samples import REQUESTS, noise
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -72,10 +73,9 @@ def words(ids: Sequence[int]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", list(words([0] * 8)))
-@pytest.mark.parametrize("size", ["small", "large"])
-def test_a_generation_config_does_what_it_does_in_generate(name: str, size: Any) -> None:
-    vlm = tiny_vlm(size=size)
-    prompt = vlm.encode(REQUESTS["one image"])
+def test_a_generation_config_does_what_it_does_in_generate(
+    name: str, vlm: VLM, prompt: EncodedPrompt
+) -> None:
     plain = ours(vlm, prompt).token_ids.tolist()
     assert plain == generated(vlm, prompt)
     for key, value in words(plain)[name].items():
@@ -186,9 +186,7 @@ def test_log_probabilities_are_those_before_any_penalty(vlm: VLM, prompt: Encode
     assert torch.allclose(answer.entropies, -(logs.exp() * logs).sum(-1), atol=1e-3)
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 3, 40])
-@pytest.mark.parametrize("top_p", [0.6, 1.0])
-@pytest.mark.parametrize("min_p", [0.0, 0.2, 1.0])
+@half(top_k=[None, 1, 3, 40], top_p=[0.6, 1.0], min_p=[0.0, 0.2, 1.0])
 def test_tokens_are_drawn_from_those_that_generate_draws_from(
     top_k: int | None, top_p: float, min_p: float
 ) -> None:

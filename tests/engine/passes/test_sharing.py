@@ -91,7 +91,7 @@ def test_steps_by_themselves_take_turns_with_an_engine(engine: SGLEngine) -> Non
 
 
 def test_without_taking_turns_steps_would_mix(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = [ask(index) for index in range(32)]
+    requests = [ask(index) for index in range(12)]
     alone = [small_pass(engine.small, request) for request in requests]
     monkeypatch.setattr(VLM, "exclusive", lambda *_: nullcontext())
     before = sys.getswitchinterval()
@@ -106,7 +106,7 @@ def test_without_taking_turns_steps_would_mix(engine: SGLEngine, monkeypatch: py
     mixed = False
     try:
         for _ in range(5):  # a race may be lucky once
-            with ThreadPoolExecutor(32) as pool:
+            with ThreadPoolExecutor(12) as pool:
                 mixed = mixed or list(pool.map(run, requests)) != alone
     finally:
         sys.setswitchinterval(before)
