@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.shapes import PAIRS, Pair, build, picture, processor
 from benchmarks.timing import Seconds, Side, take_turns
 from sgl_engine import VLM, EngineConfig, Request, SGLEngine
-from sgl_engine.config import ExitConfig, GenerationConfig
+from sgl_engine.config import ExitConfig, GenerationConfig, PruningConfig
 from sgl_engine.passes.small import SmallPassResult
 from sgl_engine.passes.work import run_small
 
@@ -113,11 +113,17 @@ class Timed:
         """The same weights behind objects that remember nothing."""
         return replace(self)
 
-    def engine(self, *, escalate: bool) -> DraftedEngine:
-        """An engine that always or never escalates, and whose answers have ``answer_tokens``."""
+    def engine(self, *, escalate: bool, tiles: int | Literal["all"] = "all") -> DraftedEngine:
+        """An engine that always or never escalates, and whose answers have ``answer_tokens``.
+
+        Args:
+            escalate: Which of the two.
+            tiles: Tiles that the large model is given (``PruningConfig.tiles``).
+        """
         leaving = ExitConfig(escalate="always") if escalate else ExitConfig(threshold=0.0)
         answers = GenerationConfig(max_new_tokens=self.answer_tokens)
-        return DraftedEngine(self.small, self.large, EngineConfig(exit=leaving, generation=answers))
+        config = EngineConfig(pruning=PruningConfig(tiles=tiles), exit=leaving, generation=answers)
+        return DraftedEngine(self.small, self.large, config)
 
 
 class DraftedEngine(SGLEngine):

@@ -6,8 +6,9 @@
     python -m benchmarks.latency --device cuda --shapes internvl3-1b-8b
 
 Both sides of a comparison run in this process and take turns. The models have random weights, made in memory,
-so times mean something and answers do not; every answer has ``--answer-tokens`` tokens. "batch" runs
-the bundled pair. ``--profile`` shows one escalated request by stage, of both pairs, and compares nothing.
+so times mean something and answers do not; every answer has ``--answer-tokens`` tokens. "batch" runs the
+bundled pair, "python-step" a tiny model. ``--profile`` shows one escalated request by stage, of both pairs,
+and compares nothing.
 """
 
 from __future__ import annotations
@@ -43,8 +44,14 @@ ROWS: Mapping[str, Callable[[Timed], list[Comparison]]] = {
     "decode-step": passes.decode_step,
     "early-exit": requests.early_exit,
     "accepted-draft": requests.accepted_draft,
+    "accepted-draft-tiles": requests.accepted_draft_tiles,
     "second-question": requests.second_question,
 }
+ONCE: Mapping[str, Callable[[int, Callable[[], float]], list[Comparison]]] = {
+    "batch": requests.batch,
+    "python-step": requests.python_step,
+}
+"""Rows that have sizes of their own."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -53,7 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=[*ROWS, "batch"], default=[*ROWS, "batch"])
+    parser.add_argument("--only", nargs="+", choices=[*ROWS, *ONCE], default=[*ROWS, *ONCE])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048], help="visual tokens")
     parser.add_argument("--answer-tokens", type=int, default=16)
@@ -119,11 +126,11 @@ def compare(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     """Runs the rows that are asked for; prints each as soon as it is there."""
     measured = []
     rows: list[tuple[int | None, Callable[[], list[Comparison]]]] = []
-    wanted = [name for name in options.only if name != "batch"]
+    wanted = [name for name in options.only if name in ROWS]
     for timed in pairs(options) if wanted else ():
         rows += [(timed.tokens, partial(ROWS[name], timed)) for name in wanted]
-    if "batch" in options.only:
-        rows.append((None, partial(requests.batch, options.repeats, CLOCKS[options.clock])))
+    alone = [name for name in options.only if name in ONCE]
+    rows += [(None, partial(ONCE[name], options.repeats, CLOCKS[options.clock])) for name in alone]
     for tokens, row in rows:
         for outcome in row():
             measured.append({"visual_tokens": tokens, **outcome.to_json()})

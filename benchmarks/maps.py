@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -23,17 +23,16 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import heldout
-from sgl_engine import ImagePart, Message, SGLEngine
+from sgl_engine import SGLEngine
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.drawing import Question
 from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
+from sgl_engine.prompt import neutral_request
 from sgl_engine.rankers import MAPS, RANKERS, RankingCase
 
 RATIOS = (0.05, 0.2, 0.4)
 """Kept by the presets, from their first pruned layer on."""
-NEUTRAL = "what is it"
-"""A question that asks for nothing on the page."""
 RULES = ("sum of mass", "top token", "question rows", "place alone", "chance")
 
 
@@ -64,11 +63,9 @@ def look(engine: SGLEngine, seed: int, question: Question, case: RankingCase) ->
         return None
     own = [name for name in MAPS if name != "diverse"]  # which asks the large model
     maps = {name: RANKERS[name](case).mass for name in (*own, "uniform")}
-    pictures = tuple(part for part in case.request.messages[0].content if isinstance(part, ImagePart))
-    neutral = replace(case.request, messages=(Message("user", (*pictures, NEUTRAL)),))
-    empty = RANKERS["small-guided"](RankingCase.of(engine, neutral)).mass
+    empty = RANKERS["small-guided"](RankingCase.of(engine, neutral_request(case.request))).mass
     plain = maps["small-guided"]
-    maps["minus the neutral question's"] = plain / plain.sum() - empty / empty.sum()
+    maps["minus the neutral question's, with its answer"] = plain / plain.sum() - empty / empty.sum()
     maps["over the neutral question's"] = plain / empty.clamp_min(1e-9)
     return Seen(maps, evidence)
 

@@ -47,21 +47,23 @@ from sgl_engine.hosted.station import HostedPass, ask, cannot_score, describe_fa
 from sgl_engine.model.encoding import pictures_for
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import plan_large
+from sgl_engine.passes.neutral import NeutralMap
 from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask, check_answers
 from sgl_engine.passes.small import SmallPassResult
-from sgl_engine.passes.work import Asked, large_work, scoring_work, small_work
+from sgl_engine.passes.work import Asked, large_work, neutral_work, scoring_work, small_work
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_fields, check_texts
 from sgl_engine.pruning.plan import PruningPlan
 from sgl_engine.report.clock import Clock
-from sgl_engine.report.make import scoring_cost, small_cost
+from sgl_engine.report.make import scoring_cost, small_cost, with_neutral
 from sgl_engine.report.spans import watched
 from sgl_engine.request import Decoding, Request, check_wanted
 from sgl_engine.response import AnswerScores, Response
 from sgl_engine.serving.job import Job, Work
 
 Result = TypeVar("Result")
+Turn = TypeVar("Turn", SmallTurn, ScoringTurn)
 
 AnswerEvent: TypeAlias = ExitDecision | Delta
 
@@ -79,7 +81,8 @@ def answer(pair: Pair, request: Request, clock: Clock) -> Road[Response]:
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; after an escalation, work for the large model; then deltas.
+        Work for the small model; the decision; after an escalation, work for the large model, perhaps after
+        a neutral question to the small one; then deltas.
 
     Raises:
         RequestError: This request is bad.
@@ -108,7 +111,7 @@ class Begun:
 
 
 def begin_answer(pair: Pair, request: Request, clock: Clock) -> Road[Begun]:
-    """The road up to the decision, which it yields: the small model's half."""
+    """The road up to the decision, which it yields, and what only the small model can do after it."""
     # read: images are loaded once, for both models, and the answer's form becomes a grammar
     clock.resume()
     check_fields(request)
@@ -129,6 +132,7 @@ def begin_answer(pair: Pair, request: Request, clock: Clock) -> Road[Begun]:
     turn = SmallTurn(confidence, decision, small.generation, small.importance, cost)
     if not decision.exit:
         turn = replace(turn, parsed=read_answer(pair.small, request, prompt, small.generation))
+        turn = yield from _look_beyond(pair, request, turn, small.importance, clock)
     return Begun(Run(Wish(request, decoding, max_new_tokens), turn, prompt), reader)
 
 
@@ -150,7 +154,7 @@ def escalate_answer(pair: Pair, wish: Wish, turn: SmallTurn, clock: Clock) -> Ro
     vlm, request = pair.large, wish.request
     assert isinstance(vlm, VLM), "a hosted model is asked on another road"
     # plan: what the large model sees of the picture, and what it is given to check
-    prompt, plan = _plan(vlm, pair, request, turn.importance, clock, turn.decision)
+    prompt, plan = _plan(vlm, pair, request, turn, turn.beyond or turn.importance, clock)
     draft = _draft(vlm, pair, request, turn.generation)
     clock.lap("encode_large")
     reader = AnswerReader(vlm, request, prompt)
@@ -176,7 +180,7 @@ def score(pair: Pair, request: Request, answers: Sequence[str], clock: Clock) ->
         clock: The request's own.
 
     Yields:
-        Work for the small model; the decision; after an escalation, work for the large model.
+        Work for the small model; the decision; after an escalation, work as of ``answer``.
 
     Raises:
         RequestError: This request, or an answer, is bad.
@@ -214,6 +218,7 @@ def begin_scores(
     decision = permitted(request, decide_exit(confidence, pair.config.exit, calibrated))
     yield decision
     turn = ScoringTurn(confidence, decision, small, scoring_cost(pair.small, prompt, small))
+    turn = yield from _look_beyond(pair, request, turn, small.importance, clock)
     return Wish(request, decoding), ScoringRun(turn, task)
 
 
@@ -229,7 +234,8 @@ def escalate_scores(
     """The rest of the road where the large model scores, as ``escalate_answer``."""
     vlm = pair.large
     assert isinstance(vlm, VLM), "a hosted model has been refused"
-    prompt, plan = _plan(vlm, pair, wish.request, turn.result.importance, clock, turn.decision)
+    looked = turn.beyond or turn.result.importance
+    prompt, plan = _plan(vlm, pair, wish.request, turn, looked, clock)
     clock.lap("encode_large")
     task = ScoringTask(prompt, answers, wish.decoding, plan=plan)
     job = yield from _handed_over(scoring_work("large", vlm, task, pair.config.reuse))
@@ -290,20 +296,32 @@ def _decide(
     return permitted(asked.request, decide_exit(confidence, pair.config.exit, calibrated))
 
 
+def _look_beyond(
+    pair: Pair, request: Request, turn: Turn, importance: ImportanceMap | None, clock: Clock
+) -> Generator[Work, Job | None, Turn]:
+    """Takes off the map what a neutral question looks at, where the large model is pruned by what is left."""
+    pruning = turn.decision.pruning(pair.config.pruning)
+    wanted = pruning.neutral and pruning.leaves_out and not turn.decision.exit
+    if importance is None or pair.hosted is not None or not wanted:
+        return turn
+    clock.resume()
+    work = neutral_work(pair.small, request, pair.config)
+    clock.lap("encode_neutral_small")
+    job = yield from _handed_over(work)
+    neutral: NeutralMap = job.result()
+    clock.add("small", neutral.stage_ms)
+    beyond, cost = importance.beyond(neutral.importance), with_neutral(turn.cost, pair.small, neutral)
+    return replace(turn, beyond=beyond, cost=cost)
+
+
 def _plan(
-    large: VLM,
-    pair: Pair,
-    request: Request,
-    importance: ImportanceMap | None,
-    clock: Clock,
-    decision: ExitDecision,
+    large: VLM, pair: Pair, request: Request, turn: Turn, importance: ImportanceMap | None, clock: Clock
 ) -> tuple[EncodedPrompt, PruningPlan]:
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     config = pair.config
     prompt = large.encode(request, config.limits, config.reuse, config.large_pictures)
-    pruning = config.pruning if decision.rung is None else decision.rung.pruning
-    return prompt, plan_large(large, prompt, importance, pruning)
+    return prompt, plan_large(large, prompt, importance, turn.decision.pruning(config.pruning))
 
 
 def _draft(large: VLM, pair: Pair, request: Request, said: Generation) -> tuple[int, ...]:

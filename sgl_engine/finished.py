@@ -100,6 +100,7 @@ class SmallTurn:
         importance: Where it looked; None when the request holds no image.
         cost: What its pass has used.
         parsed: Its answer, taken apart, for the large one's to be compared with; None where it is kept.
+        beyond: Where it looked beyond what a neutral question looks at; None where that was not asked.
     """
 
     confidence: Confidence
@@ -108,6 +109,7 @@ class SmallTurn:
     importance: ImportanceMap | None
     cost: PassCost
     parsed: ParsedAnswer | None = None
+    beyond: ImportanceMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +149,14 @@ class ScoringTurn:
         decision: Whether its scores are kept.
         result: Its scores.
         cost: What its pass has used.
+        beyond: As of ``SmallTurn``.
     """
 
     confidence: Confidence
     decision: ExitDecision
     result: ScoringPassResult
     cost: PassCost
+    beyond: ImportanceMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +196,7 @@ def make_response(pair: Pair, run: Run, parsed: ParsedAnswer, clock: Clock) -> R
         hosted=None
         if local is not None
         else HostedCost(said, run.evidence, run.failure, request, pair.config.send),
+        neutral=turn.beyond is not None,
     )
     tokens = token_logprobs(vlm, run.generation.answer) if request.logprobs and said is None else ()
     return Response(
@@ -222,6 +227,7 @@ def make_answer_scores(pair: Pair, large_vlm: VLM, run: ScoringRun, clock: Clock
         alone_flops=scoring_alone_flops(large_vlm, vlm, task.prompt, scored),
         small_answer=answers[turn.result.best],
         large_agreed=None if large is None else large.best == turn.result.best,
+        neutral=turn.beyond is not None,
     )
     report = make_report(outcome, pair.small, large_vlm, clock.stage_ms(), pair.config.prices)
     return AnswerScores(answers, scored.logprobs, report, scored.token_logprobs)

@@ -128,6 +128,7 @@ def test_json_stays_json_when_the_score_is_not_a_number(make_report: MakeReport)
         (["--keep-ratio", "0.5"], {"prune_layer": 1, "kept_visual_tokens": 8}),
         (["--retention", "64%", "--keep-ratio", "1"], {"prune_layer": 2, "kept_visual_tokens": 16}),
         (["--tiles", "5", "--retention", "64%"], {"tiles": 1, "kept_tiles": 1, "keep_ratio": 0.4}),
+        (["--neutral", "--escalate", "always"], {"neutral": True, "keep_ratio": 0.2}),
         (["--dtype", "bfloat16", "--device", "cpu"], {"route": "large"}),
     ],
 )
@@ -155,8 +156,8 @@ def test_defaults_are_the_engines_own() -> None:
     assert options.engine_config(parser.parse_args(["x.png", "what?"])) == EngineConfig()
 
 
-@pytest.mark.parametrize("given", [("--keep-ratio", "0.3"), ("--tiles", "5")])
-def test_what_a_calibration_chooses_cannot_be_named_as_well(given: tuple[str, str]) -> None:
+@pytest.mark.parametrize("given", [("--keep-ratio", "0.3"), ("--tiles", "5"), ("--neutral",)])
+def test_what_a_calibration_chooses_cannot_be_named_as_well(given: tuple[str, ...]) -> None:
     parser = ask.argparse.ArgumentParser()
     ask.add_arguments(parser)
     auto = ["x.png", "what?", "--retention", "auto"]

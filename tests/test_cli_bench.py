@@ -184,11 +184,13 @@ def test_held_out_questions_and_the_bundled_pair_are_the_default() -> None:
     assert command._data(parser.parse_args(["--data", "generated"])) == HeldOut(200, transcriptions=True)
     assert list(arguments.retention) == ["64%", "35%", "9%"]
     assert command._cascade_point(arguments) == "35%"
-    points = parser.parse_args(["--retention", "35%+5,0.1:0.3+2"]).retention
+    points = parser.parse_args(["--retention", "35%+5,0.1:0.3+2,9%-neutral"]).retention
     assert [(point.layer_fraction, point.keep_ratio, point.tiles) for point in points.values()] == [
         (0.2, 0.2, 5),
         (0.1, 0.3, 2),
+        (0.05, 0.05, "all"),
     ]
+    assert [point.neutral for point in points.values()] == [False, False, True]
     assert command._config(arguments).generation.max_new_tokens == 128
     assert command._cascade_point(parser.parse_args(["--retention", "9%,64%"])) == "9%"
 

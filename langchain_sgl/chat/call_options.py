@@ -41,6 +41,8 @@ class CallFields(BaseModel):
             "auto" leaves it to the calibration, question by question.
         tiles: Tiles that the large model is given: those that hold one of so many of a picture's most
             important tokens, or "all".
+        neutral: Whether the small model's map for a neutral question is taken off its map for this one before
+            the large model's tokens are chosen.
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
         temperature: 0 is greedy.
         max_tokens: Upper limit of answer tokens.
@@ -72,6 +74,7 @@ class CallFields(BaseModel):
     exit_threshold: Fraction | None = None
     retention: str | None = None
     tiles: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    neutral: bool | None = None
     scorer: str | None = None
     temperature: Annotated[float, Field(ge=0.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -165,6 +168,7 @@ class CallOptions(CallFields):
             scorer=self.scorer,
             retention=self.retention,
             tiles=self.tiles,
+            neutral=self.neutral,
         ).changes(engine.config)
 
     def _route(self, engine: SGLEngine) -> Escalate | None:

@@ -65,6 +65,27 @@ class ImportanceMap:
             return self
         return ImportanceMap(resample(self.mass, self.spans, spans), spans, self.num_queries)
 
+    def beyond(self, other: ImportanceMap) -> ImportanceMap:
+        """Takes off what another map of the same pictures has: the share of all mass, token by token.
+
+        Nothing is clipped: a token that has less than there is negative, and the more so the less important.
+
+        Args:
+            other: Carried onto these visual tokens, where its own are others.
+
+        Raises:
+            IncompatiblePairError: As of ``resample``.
+        """
+        mine, theirs = _shares(self), _shares(other.resample(self.spans))
+        return ImportanceMap((mine - theirs).float(), self.spans, self.num_queries)
+
+
+def _shares(importance: ImportanceMap) -> Tensor:
+    """Mass as shares of its sum, float64 (V,); none where there is no mass."""
+    mass = importance.mass.double()
+    total = float(mass.sum())
+    return mass / total if total > 0.0 else mass
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionSums:

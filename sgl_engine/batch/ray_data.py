@@ -196,8 +196,9 @@ class LargeStage:
     """
 
     def __init__(self, models: Models, config: EngineConfig, form: RowForm) -> None:
-        calibrated = config.exit.calibration is not None
-        small = models.load("small") if calibrated else models.outline("small")
+        # A neutral question is asked where the large model's tokens are chosen.
+        self._has_small = config.exit.calibration is not None or config.pruning.neutral
+        small = models.load("small") if self._has_small else models.outline("small")
         config = models.configured(config)
         self._engine = SGLEngine(small, models.load("large"), config, small_pass=_given_pass)
         self._form = form
@@ -211,11 +212,19 @@ class LargeStage:
 
     def _ask(self, carried: _Carried) -> tuple[Json, EngineConfig, None, Future[Response] | Exception]:
         try:
-            engine = self._engine.with_config(carried.config)
+            engine = self._engine_for(carried.config)
             request = replace(carried.request, may_escalate=_Given(carried.small))
             return carried.head, carried.config, None, engine.submit(request)
         except Exception as error:  # noqa: BLE001  # the same
             return carried.head, carried.config, None, error
+
+    def _engine_for(self, config: EngineConfig) -> SGLEngine:
+        if config.pruning.neutral and not self._has_small:
+            raise ConfigError(
+                "The row wants a neutral question, for which the second stage needs the small model.",
+                remedy="Give --neutral to the whole run.",
+            )
+        return self._engine.with_config(config)
 
 
 _NAMES = ("line", "report", "failed", "escalated", "carried")

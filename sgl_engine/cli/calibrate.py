@@ -227,8 +227,8 @@ def _rungs(arguments: argparse.Namespace, checked: Any) -> dict[str, PruningConf
         return {rung.name: rung.pruning for rung in checked.rungs}
     if arguments.retention != "auto":
         return {}
-    tiles = {"tiles": arguments.tiles}
-    return {name: PruningConfig(**{**point.model_dump(), **tiles}) for name, point in LADDER.items()}
+    how = {"tiles": arguments.tiles, "neutral": arguments.neutral}
+    return {name: PruningConfig(**{**point.model_dump(), **how}) for name, point in LADDER.items()}
 
 
 def _config(arguments: argparse.Namespace) -> EngineConfig:

@@ -93,6 +93,11 @@ def add_pruning(parser: argparse.ArgumentParser) -> None:
         help="tiles that it is given: those with one of the N most important tokens; all (default) "
         "leaves none out",
     )
+    pruning.add_argument(
+        "--neutral",
+        action="store_true",
+        help="take what the small model looks at whatever is asked off its map, by a neutral question",
+    )
 
 
 def _add_leaving(parser: argparse.ArgumentParser) -> None:
@@ -153,9 +158,10 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
         share=arguments.share,
     )
     pruning = pruning_config(arguments)
-    if pruning.auto and arguments.tiles != "all":
+    named = f"--tiles {arguments.tiles}" if arguments.tiles != "all" else "--neutral"
+    if pruning.auto and (arguments.tiles != "all" or arguments.neutral):
         raise ConfigError(
-            f"--tiles {arguments.tiles} is given with --retention auto, which leaves that to a calibration.",
+            f"{named} is given with --retention auto, which leaves that to a calibration.",
             remedy="Give it to sgl calibrate --retention auto, which certifies it, and leave it out here.",
         )
     return EngineConfig(pruning=pruning, exit=leaving)
@@ -177,7 +183,12 @@ def pruning_config(arguments: argparse.Namespace) -> PruningConfig:
     if pruning.auto:
         return pruning
     ratio = pruning.keep_ratio if arguments.keep_ratio is None else arguments.keep_ratio
-    return PruningConfig(layer_fraction=pruning.layer_fraction, keep_ratio=ratio, tiles=arguments.tiles)
+    return PruningConfig(
+        layer_fraction=pruning.layer_fraction,
+        keep_ratio=ratio,
+        tiles=arguments.tiles,
+        neutral=arguments.neutral,
+    )
 
 
 def load_picture(source: str, limits: LimitsConfig) -> Image:
@@ -291,20 +302,25 @@ def points(text: str) -> dict[str, PruningConfig]:
     return {name.strip(): _point(name.strip()) for name in text.split(",")}
 
 
+_NEUTRAL = "-neutral"
+"""Behind the name of an operating point: with ``PruningConfig.neutral``."""
+
+
 def _point(name: str) -> PruningConfig:
-    numbers, plus, tiles = name.partition("+")
+    numbers, plus, tiles = name.removesuffix(_NEUTRAL).partition("+")
     layer, colon, kept = numbers.partition(":")
     try:
         point = PRESETS.get(numbers)
         if colon:
             point = PruningConfig(layer_fraction=float(layer), keep_ratio=float(kept))
         if point is not None:
-            return PruningConfig(**{**point.model_dump(), "tiles": int(tiles)}) if plus else point
+            given = {"tiles": int(tiles)} if plus else {}
+            return PruningConfig(**{**point.model_dump(), **given, "neutral": name.endswith(_NEUTRAL)})
     except ValueError:  # pydantic's errors are such
         pass
     raise argparse.ArgumentTypeError(
         f"{name!r} is neither one of {', '.join(PRESETS)} nor two numbers such as 0.2:0.2, perhaps with the "
-        "number of tokens that tiles are chosen by behind it, as in 35%+5"
+        f"number of tokens that tiles are chosen by behind it, as in 35%+5, and {_NEUTRAL} behind that"
     )
 
 

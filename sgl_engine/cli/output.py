@@ -93,6 +93,8 @@ def _visual_tokens(report: RunReport) -> str:
     tiles = ""
     if report.kept_tiles is not None and report.kept_tiles != report.tiles:
         tiles = f"; {report.kept_tiles} of {report.tiles} tiles given to the large model"
+    if report.neutral:
+        tiles += "; chosen beyond what a neutral question looks at"
     return (
         f"{report.kept_visual_tokens} of {report.visual_tokens} kept from layer {report.prune_layer} on, "
         f"{report.average_retention:.0%} on average{tiles}"

@@ -40,10 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
             the page's sliders set.
     """
     config = options.engine_config(arguments)
-    if config.exit.calibration is not None or config.pruning.auto or config.exit.escalate != "auto":
+    pruning, leaving = config.pruning, config.exit
+    if leaving.calibration is not None or pruning.auto or pruning.neutral or leaving.escalate != "auto":
         raise ConfigError(
-            "The playground's sliders set the threshold and the retention, so it takes no --calibration, "
-            "--retention auto or --escalate.",
+            "The playground's sliders set the threshold and the retention, and its maps are the plain ones: "
+            "it takes no --calibration, --retention auto, --neutral or --escalate.",
             remedy="Leave them out; sgl ask and sgl serve take them.",
         )
     try:

@@ -41,12 +41,16 @@ class PruningConfig(_Config):
         tiles: Tiles of a picture that the large model sees at all: those with one of so many of its most
             important visual tokens, a small picture of the whole among them where there is one; "all" leaves
             none out. Others do not go through the vision tower; pictures in one piece are always whole.
+        neutral: What the small model would look at if nothing in particular were asked is taken off its map
+            before anything is chosen: one more small pass per picture, of escalated questions alone. For
+            models that look at places rather than at what is asked (docs/log.md).
         auto: A calibration (``ExitConfig``) chooses for each question; the rest is for where it cannot.
     """
 
     layer_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     tiles: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    neutral: bool = False
     auto: bool = False
 
     @property
@@ -57,7 +61,12 @@ class PruningConfig(_Config):
     @property
     def needs_map(self) -> bool:
         """Whether the large model may be shown less than everything, chosen by the small model's map."""
-        return self.auto or self.keep_ratio < 1.0 or self.tiles != "all"
+        return self.auto or self.leaves_out
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it says itself that the large model is shown less than everything."""
+        return self.keep_ratio < 1.0 or self.tiles != "all"
 
     def layer(self, num_layers: int) -> int:
         """K for a decoder of ``num_layers`` layers."""
@@ -192,7 +201,8 @@ class ReuseConfig(_Config):
         pixels: Whether scaled and cut pictures are kept, in main memory.
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what
-            follows is run: all layers of the small model, those before the pruning of the large one.
+            follows is run: all layers of the small model, those before the pruning of the large one; and
+            whether maps of neutral questions are.
         min_prefix_tokens: Shorter prefixes are not kept: a first question runs its prompt in two forwards for
             it, which one further question makes up for from about 100 tokens on (docs/performance.md).
     """

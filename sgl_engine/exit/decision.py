@@ -111,6 +111,10 @@ class ExitDecision:
         """That keeping the small answer is harmless; None where no calibration says so."""
         return self.score if self.calibration is not None and self.uncovered is None else None
 
+    def pruning(self, configured: PruningConfig) -> PruningConfig:
+        """What the large model is to see: as the calibration says, where it chooses."""
+        return configured if self.rung is None else self.rung.pruning
+
 
 @dataclass(frozen=True)
 class CalibratedScore:

@@ -25,6 +25,7 @@ class CallChoices:
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``.
         retention: Operating point of the pruning; "auto" leaves it to the calibration.
         tiles: Tiles that the large model is given (``PruningConfig.tiles``).
+        neutral: Whether a neutral question's map is taken off the small model's (``PruningConfig.neutral``).
     """
 
     escalate: Escalate | None = None
@@ -32,6 +33,7 @@ class CallChoices:
     scorer: str | None = None
     retention: str | None = None
     tiles: int | Literal["all"] | None = None
+    neutral: bool | None = None
 
     def changes(self, config: EngineConfig) -> dict[str, Any]:
         """Returns the parts of ``config`` that these choices want otherwise, by name.
@@ -67,6 +69,7 @@ class CallChoices:
     def _pruning(self, config: EngineConfig) -> PruningConfig:
         """Returns the pruning that these choices want."""
         point = config.pruning if self.retention is None else pruning_preset(self.retention)
-        # A preset says nothing of tiles, so it leaves that setting as it is.
+        # A preset says nothing of these, so it leaves them as they are.
         tiles = config.pruning.tiles if self.tiles is None else self.tiles
-        return point.model_copy(update={"tiles": tiles})
+        neutral = config.pruning.neutral if self.neutral is None else self.neutral
+        return point.model_copy(update={"tiles": tiles, "neutral": neutral})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_engine.prompt.encoded import salted
 
-Kind = Literal["pixels", "features", "tiles", "prefix"]
+Kind = Literal["pixels", "features", "tiles", "prefix", "map"]
 
 
 @dataclass(frozen=True)

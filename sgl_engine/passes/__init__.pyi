@@ -5,6 +5,7 @@ from .large import (
     run_large_batch as run_large_batch,
     run_large_pass as run_large_pass,
 )
+from .neutral import NeutralMap as NeutralMap, run_neutral_batch as run_neutral_batch
 from .scored_texts import ScoringPassResult as ScoringPassResult
 from .scoring import run_scoring_pass as run_scoring_pass
 from .small import (

@@ -147,7 +147,7 @@ def find_prefixes(
     with vlm.exclusive():
         for prompt, embedded in zip(batch.prompts, embeddings, strict=True):
             end = _end(vlm, prompt, layers, reuse)
-            key = _key(vlm, prompt, layers, end)
+            key = prefix_key(vlm, prompt, layers, end)
             before = end  # known in full where a prompt of this very batch has just computed it
             if key not in found:
                 found[key], before = _find_or_compute(vlm, prompt, embedded, key, end, reuse)
@@ -178,7 +178,7 @@ def shares_prefix(
     for row, prompt in enumerate(prompts):
         layers = _layers(vlm, None if plans is None else plans[row])
         end = _end(vlm, prompt, layers, reuse)
-        keys.append(_key(vlm, prompt, layers, end) if end else None)
+        keys.append(prefix_key(vlm, prompt, layers, end) if end else None)
     counts = Counter(keys)
     return [key is not None and (counts[key] > 1 or vlm.store.holds("prefix", key)) for key in keys]
 
@@ -200,8 +200,8 @@ def _end(vlm: VLM, prompt: EncodedPrompt, layers: int, reuse: ReuseConfig) -> in
     return end if end >= reuse.min_prefix_tokens else 0
 
 
-def _key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> _Key:
-    """Makes the key of a prompt's whole prefix; parts of it may be found under other digests."""
+def prefix_key(vlm: VLM, prompt: EncodedPrompt, layers: int, end: int) -> _Key:
+    """Makes the key of a prompt's first ``end`` tokens; parts of them may be found under other digests."""
     found = hashlib.sha256(b"".join(prompt.picture_digests))
     found.update(prompt.input_ids[0, :end].cpu().numpy().tobytes())
     if prompt.positions is not None:

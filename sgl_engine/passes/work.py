@@ -9,18 +9,20 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from sgl_engine.config import ReuseConfig
+from sgl_engine.config import EngineConfig, ReuseConfig
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import pruned_from, stream_large_batch
+from sgl_engine.passes.neutral import run_neutral_batch
 from sgl_engine.passes.prefill import sharing
 from sgl_engine.passes.prefixes import shares_prefix
 from sgl_engine.passes.scored_texts import ScoringTask
 from sgl_engine.passes.scoring import stream_scoring_pass
 from sgl_engine.passes.scoring_batch import rest_tokens, shared_beginning, stream_scoring_batch
 from sgl_engine.passes.small import SmallPassResult, run_small_batch
+from sgl_engine.prompt.neutral import neutral_request
 from sgl_engine.pruning.plan import PruningPlan
-from sgl_engine.request import Request
+from sgl_engine.request import Decoding, Request
 from sgl_engine.serving.job import StepResults, Work
 
 Result = TypeVar("Result")
@@ -83,6 +85,19 @@ def small_work(
     # Engines on one pair of models share a worker; those with other settings do not share a batch.
     kind = sharing(vlm, (small_pass, consistency_keep_ratio, reuse))
     return Work("small", asked, run, kind, len(asked.task.prompt), is_brief=True)
+
+
+def neutral_work(vlm: VLM, request: Request, config: EngineConfig) -> Work:
+    """Makes work of a neutral question about a request's pictures to the small model, in one step."""
+    reuse = config.reuse
+    prompt = vlm.encode(neutral_request(request), config.limits, reuse, config.small_pictures)
+    decoding = Decoding(deadline=request.deadline, cancel=request.cancel)
+
+    def run(given: Sequence[Any]) -> StepResults:
+        yield list(enumerate(run_neutral_batch(vlm, given, max_rows=len(given), reuse=reuse)))
+
+    task = AnswerTask(prompt, 1, decoding)
+    return Work("small", task, run, sharing(vlm, ("neutral", reuse)), len(prompt), is_brief=True)
 
 
 def large_work(vlm: VLM, task: AnswerTask, plan: PruningPlan, reuse: ReuseConfig) -> Work:

@@ -11,6 +11,7 @@ from .encoded import (
 from .folders import pictures_in as pictures_in
 from .formats import open_picture as open_picture
 from .images import load_image as load_image, read_file as read_file, resolve_images as resolve_images
+from .neutral import NEUTRAL_QUESTION as NEUTRAL_QUESTION, neutral_request as neutral_request
 from .pages import count_pages as count_pages, open_pages as open_pages
 from .signatures import mime_type_of as mime_type_of, sniff as sniff
 from .sources import (

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from sgl_engine.attention import ImportanceMap
+from sgl_engine.decoding import AnswerTask
+from sgl_engine.passes import NeutralMap, run_neutral_batch
+from sgl_engine.prompt import neutral_request
 from sgl_engine.rankers.case import Ranker, RankingCase
 
 DEFAULT_RANKER = "small-guided"
@@ -149,6 +152,15 @@ def relative(case: RankingCase) -> ImportanceMap:
     return case.small_map((asked / (unasked + floor).clamp_min(1e-12)).sum(dim=0))
 
 
+def beyond_neutral(case: RankingCase) -> ImportanceMap:
+    """Takes off what a neutral question looks at: what the engine does with ``PruningConfig.neutral``."""
+    vlm, limits = case.engine.small, case.engine.config.limits
+    task = AnswerTask(vlm.encode(neutral_request(case.request), limits), 1)
+    [neutral] = run_neutral_batch(vlm, [task])
+    assert isinstance(neutral, NeutralMap), "nobody has cancelled it"
+    return plain(case).beyond(neutral.importance)
+
+
 def _prompt_and_answer(case: RankingCase, weight: float) -> ImportanceMap:
     rows = case.rows
     mass = rows.plain[:, : rows.prompt_rows].mean(dim=1).sum(dim=0)
@@ -165,6 +177,7 @@ PARTIAL: dict[str, Ranker] = {
 }
 MAPS: dict[str, Ranker] = {
     DEFAULT_RANKER: plain,
+    "beyond-neutral": beyond_neutral,
     "value-norms": value_norms,
     "without-recency": without_recency,
     "capped": capped,

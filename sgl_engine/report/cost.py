@@ -220,6 +220,19 @@ def small_pass_flops(
     )
 
 
+def recorded_prompt_flops(
+    shape: ModelShape, *, patches: Sequence[int], prompt_tokens: int, queries: int, known_tokens: int = 0
+) -> int:
+    """Counts a prompt that is read, without logits, while ``queries`` rows of attention are recorded."""
+    decoder = shape.decoder
+    layer_tokens = tokens_per_layer(prompt_tokens, None, decoder.layers)
+    return (
+        sum(tower_flops(shape.vision, count) for count in patches)
+        + prefill_flops(decoder, layer_tokens, None, known_tokens, logit_rows=0)
+        + recorded_flops(decoder, queries * prompt_tokens)
+    )
+
+
 def scoring_flops(
     shape: ModelShape,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sgl_engine.config import Price
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # these load torch; a report is arithmetic on what they hold
     from sgl_engine.hosted.model import HostedModel
     from sgl_engine.model.vlm import VLM
     from sgl_engine.passes.large import LargePassResult
+    from sgl_engine.passes.neutral import NeutralMap
     from sgl_engine.passes.pictures import Reused
     from sgl_engine.passes.scored_texts import ScoringPassResult
     from sgl_engine.passes.small import SmallPassResult
@@ -70,6 +71,7 @@ class Outcome:
         small_answer: The small model's answer.
         large_agreed: Whether the large model gave the same answer; None where it was not called.
         hosted: What became of the turn of a hosted large model; None where it is loaded here.
+        neutral: Whether a neutral question's map was taken off the small model's.
     """
 
     decision: ExitDecision
@@ -81,6 +83,7 @@ class Outcome:
     small_answer: str
     large_agreed: bool | None
     hosted: HostedCost | None = None
+    neutral: bool = False
 
 
 def make_report(
@@ -133,6 +136,7 @@ def make_report(
         small_model=ModelInfo(name=small_vlm.name, revision=small_vlm.revision),
         large_model=ModelInfo(name=large_model.name, revision=getattr(large_model, "revision", None)),
         retention=None if large is None or decision.rung is None else decision.rung.name,
+        neutral=None if large is None else outcome.neutral,
         cost=_cost(outcome, small_vlm.name, large_model.name, stage_ms, prices, fields),
         **fields,
         **_small_fields(small),
@@ -246,6 +250,20 @@ def small_cost(vlm: VLM, prompt: EncodedPrompt, result: SmallPassResult) -> Pass
         reasoning_tokens=said.reasoning_tokens,
         left_out=said.left_out,
     )
+
+
+def with_neutral(small: PassCost, vlm: VLM, neutral: NeutralMap) -> PassCost:
+    """Adds the operations of a neutral question to those of the small pass; it may have been known."""
+    if not neutral.ran:
+        return small
+    flops = cost.recorded_prompt_flops(
+        vlm.shape,
+        patches=_run_patches(vlm, neutral.prompt, neutral.reused),
+        prompt_tokens=len(neutral.prompt),
+        queries=neutral.importance.num_queries,
+        known_tokens=neutral.reused.tokens,
+    )
+    return replace(small, flops=small.flops + flops)
 
 
 def large_cost(vlm: VLM, prompt: EncodedPrompt, result: LargePassResult) -> PassCost:

@@ -63,6 +63,8 @@ class RunReport(BaseModel):
         keep_ratio: Fraction of the visual tokens that it was to keep.
         retention: The operating point that the calibration chose for this question, by its name; None where
             the configuration says it, and where only everything would do (``keep_ratio`` is 1 then).
+        neutral: Whether a neutral question's map was taken off the small model's before they were chosen
+            (``PruningConfig.neutral``).
         average_retention: Visual tokens seen, averaged over the large model's layers, in (0, 1].
         tiles: Tiles that the pictures come in, for the large model: those that a picture is cut into, and the
             whole one beside them; a picture in one piece is one.
@@ -70,8 +72,8 @@ class RunReport(BaseModel):
             (``PruningConfig.tiles``).
         encoded_tiles: How many of those went through its vision tower: the others were known.
         skipped_tower_tflops: 1e12 operations of the tower on the tiles that were left out.
-        small_tflops: 1e12 floating-point operations of the small model, consistency pass included. What was
-            known from another request was not computed, and is not counted.
+        small_tflops: 1e12 floating-point operations of the small model, consistency pass and neutral question
+            included. What was known from another request was not computed, and is not counted.
         large_tflops: The same of the large model, as it ran; 0 when it was not called.
         large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
             answer of this length.
@@ -131,6 +133,7 @@ class RunReport(BaseModel):
     prune_layer: int | None
     keep_ratio: float | None
     retention: str | None = None
+    neutral: bool | None = None
     average_retention: float | None
     small_tflops: float
     large_tflops: float

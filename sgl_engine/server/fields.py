@@ -29,6 +29,7 @@ class PassFields(BaseModel):
         threshold: The small answer is kept when its score is at least this.
         retention: "64%", "35%", "9%", "100%" or "auto": visual tokens that the large model sees.
         tiles: Tiles that it is given.
+        neutral: Whether a neutral question's map is taken off the small model's first.
         timeout_s: Seconds for the answer, waiting included.
         max_pixels: Larger pictures are scaled down to this area.
         max_visual_tokens: The same in visual tokens of one picture.
@@ -40,6 +41,7 @@ class PassFields(BaseModel):
     threshold: Fraction | None = None
     retention: str | None = None
     tiles: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    neutral: bool | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] | None = None
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     max_visual_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -51,6 +53,7 @@ class PassFields(BaseModel):
             threshold=self.threshold,
             retention=self.retention,
             tiles=self.tiles,
+            neutral=self.neutral,
         )
 
 

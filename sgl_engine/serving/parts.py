@@ -30,8 +30,8 @@ def run_in_parts(
         admit: Lets in as many of the requests as there is room for, in order; at least one, or it raises.
         requests: What is asked.
         roads: For each request, makes its road from its ticket.
-        decision: The type of the event that comes between the first work and the second.
-        ends: Whether no second work follows such an event.
+        decision: The type of the event that comes after the first work.
+        ends: Whether no work follows such an event.
     """
     outcomes: list[Result | Exception] = []
     while len(outcomes) < len(requests):

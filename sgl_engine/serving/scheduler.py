@@ -306,8 +306,8 @@ def run_stages(
     Args:
         scheduler: Whose worker runs their work.
         journeys: At their beginning.
-        decision: The type of the event that comes between the first work and the second.
-        ends: Whether no second work follows such an event.
+        decision: The type of the event that comes after the first work.
+        ends: Whether no work follows such an event.
     """
     for journey in journeys:
         journey.advance(Work)
@@ -319,7 +319,10 @@ def run_stages(
             journey.ticket.done()
     for journey in left:
         journey.advance(Work)
-    run_together(scheduler, left, until=NoneType)
+    while working := [each for each in left if isinstance(each.at, Work)]:
+        # What one of them still wants of the small model comes before the large one takes all of them.
+        first = [each for each in working if each.at.model == "small"]
+        run_together(scheduler, first or working, until=Work)
     # Answers that were kept are read last, so that no model waits for it.
     for journey in journeys:
         if journey.outcome is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, SGLEngine
+from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, PruningConfig, SGLEngine
 from sgl_engine.batch.inputs import open_rows
 from sgl_engine.batch.local import answer_rows
 from sgl_engine.batch.plain import PlainForm
@@ -79,6 +79,18 @@ def test_two_stages_are_one_engine(models: Models, rows: Any, expected: Any) -> 
     assert [json.loads(each)["route"] for each in whole["report"] if each] == [
         row["route"] for row in told[1:] if row["route"]
     ]
+
+
+def test_a_neutral_question_needs_the_small_model_in_both_stages(
+    models: Models, rows: Any, expected: Any
+) -> None:
+    config, _ = expected
+    wanted = config.escalating("always").model_copy(update={"pruning": PruningConfig(neutral=True)})
+    halfway = SmallStage(models, wanted, rows, FORM)({"data": np.arange(1)})
+    answered = LargeStage(models, wanted, FORM)(halfway)
+    assert json.loads(answered["report"][0])["neutral"]
+    refused = LargeStage(models, config, FORM)(halfway)
+    assert "--neutral" in json.loads(refused["line"][0])["error"]["message"]
 
 
 @pytest.mark.slow

@@ -112,6 +112,11 @@ def test_the_draft_is_accepted_whole(timed: Timed) -> None:
     assert outcome.note.endswith("accepted: 100% at least")
 
 
+def test_a_step_without_products_runs() -> None:
+    [outcome] = latency_requests.python_step(1, time.perf_counter, tokens=4)
+    assert outcome.ratio > 0.0
+
+
 def test_no_picture_of_a_batch_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = demo_engine()
     monkeypatch.setattr(latency_requests, "demo_engine", lambda: engine)

@@ -164,6 +164,7 @@ def test_a_budget_can_still_keep_the_small_answer(scripted: Any) -> None:
         ({"pruning": PruningConfig(keep_ratio=0.5)}, "pruning.keep_ratio is 0.5, not 0.2"),
         ({"pruning": PruningConfig(layer_fraction=0.5)}, "pruning.layer_fraction is 0.5, not 0.2"),
         ({"pruning": PruningConfig(tiles=5)}, "pruning.tiles is 5, not all"),
+        ({"pruning": PruningConfig(neutral=True)}, "pruning.neutral is True, not False"),
         ({"scorer": "confidence"}, "exit.scorer is 'confidence', not 'answer_probability'"),
         ({"consistency_keep_ratio": 0.5}, "exit.consistency_keep_ratio is 0.5, not 0.05"),
         ({"empty_answers": "score"}, "exit.empty_answers is 'score', not 'escalate'"),

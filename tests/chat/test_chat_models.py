@@ -148,7 +148,8 @@ def test_overrides_per_call(chat: ChatSGL) -> None:
     assert sgl(retention="64%")["keep_ratio"] == 0.4
     assert sgl(retention="100%")["kept_visual_tokens"] == 864
     assert sgl(tiles=5, retention="64%")["keep_ratio"] == 0.4
-    assert chat._options(tiles=5).configure(chat.engine).config.pruning.tiles == 5
+    changed = chat._options(tiles=5, neutral=True).configure(chat.engine).config.pruning
+    assert (changed.tiles, changed.neutral) == (5, True)
     assert sgl(model="sgl-demo-small")["route"] == "small"
     assert sgl(model="sgl-demo-large")["route"] == "large"
     assert sgl(scorer="mean_product")["scorer"] == "mean_product"
@@ -565,6 +566,7 @@ OPTIONS: dict[str, Any] = {
     "exit_threshold": 0.3,
     "retention": "9%",
     "tiles": 3,
+    "neutral": True,
     "scorer": "entropy",
     "temperature": 0.5,
     "max_tokens": 3,

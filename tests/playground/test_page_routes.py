@@ -272,7 +272,7 @@ def test_with_a_key_only_the_files_are_open(engine: SGLEngine) -> None:
         assert server.client.get("/playground/setup", headers=known).status_code == 200
 
 
-@pytest.mark.parametrize("given", [["--retention", "auto"], ["--escalate", "always"]])
+@pytest.mark.parametrize("given", [["--retention", "auto"], ["--escalate", "always"], ["--neutral"]])
 def test_the_command_takes_no_setting_that_its_sliders_set(
     given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

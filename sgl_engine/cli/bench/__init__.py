@@ -96,8 +96,8 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         type=options.points,
         default=_POINTS,
         help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
-        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens "
-        f"(default: {_POINTS})".replace("%", "%%"),
+        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens, "
+        f"and with -neutral at the end, as with --neutral (default: {_POINTS})".replace("%", "%%"),
     )
     systems.add_argument(
         "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"

@@ -66,3 +66,35 @@ def test_what_fails_together_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert not computed
     for prompt, wanted in zip(prompts, alone, strict=True):
         assert torch.equal(embed_pictures(vlm, prompt, reuse, computed=computed).embeddings, wanted)
+
+
+def test_no_window_of_a_qwen_tower_can_be_left_out() -> None:
+    """Features of a window depend on the pixels of every other, so none can be had without encoding all.
+
+    By way of the layers between the windows, of which published towers have one at the end. Without these
+    layers windows would be tiles, exactly: that is the control.
+    """
+    vlm = tiny_vlm("qwen2_5_vl", max_tiles=4)
+    prompt = vlm.encode(Request.ask("?", noise(112, 112)))
+    _, rows, cols = prompt.inputs["image_grid_thw"][0].tolist()
+    tower, merged = vlm.model.model.visual, vlm.config.vision_config.spatial_merge_size
+    [span] = prompt.spans
+    side = tower.window_size // tower.patch_size // merged  # tokens of a window, along each edge
+    in_first = torch.zeros(span.grid, dtype=torch.bool)
+    in_first[:side, :side] = True
+    assert not in_first.all()
+    # Patches come token by token, merged x merged of each.
+    of_others = (~in_first).flatten().repeat_interleave(merged**2)
+    assert len(of_others) == rows * cols
+    pixels = prompt.inputs["pixel_values"].clone()
+    pixels[of_others] = pixels[of_others].flip(0)
+    other = {**prompt.inputs, "pixel_values": pixels}
+
+    def features(inputs: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return vlm.family.image_features(vlm.model, inputs)[in_first.flatten()]
+
+    limit = of_hidden(vlm, features(prompt.inputs))
+    assert gap(features(other), features(prompt.inputs)) > CONTROL * limit
+    tower.fullatt_block_indexes = []
+    assert gap(features(other), features(prompt.inputs)) < limit

@@ -9,11 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from sgl_engine import PRESETS, VLM, Request
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.decoding.answer import AnswerTask
-from sgl_engine.passes import run_large_pass, run_small_pass
+from sgl_engine.passes import run_large_pass, run_neutral_batch, run_small_pass
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning import plan_pruning
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
-from sgl_engine.report.cost import answer_flops, average_retention, pass_flops, small_pass_flops
+from sgl_engine.report.cost import (
+    answer_flops,
+    average_retention,
+    pass_flops,
+    recorded_prompt_flops,
+    small_pass_flops,
+)
 
 Case = tuple[VLM, EncodedPrompt]
 TOKENS = 7
@@ -75,6 +81,15 @@ def test_small_pass_within_2_percent(case: Case) -> None:
     assert small_pass_flops(
         vlm.shape, patches=vlm.tower_patches(prompt), prompt=prompt, result=run()
     ) == pytest.approx(counted(run), rel=0.02)
+
+
+def test_a_neutral_question_within_2_percent(case: Case) -> None:
+    vlm, prompt = case
+    found = []
+    expected = counted(lambda: found.extend(run_neutral_batch(vlm, [AnswerTask(prompt, 1)])))
+    sizes = {"patches": vlm.tower_patches(prompt), "prompt_tokens": len(prompt)}
+    queries = found[0].importance.num_queries
+    assert recorded_prompt_flops(vlm.shape, **sizes, queries=queries) == pytest.approx(expected, rel=0.02)
 
 
 def test_text_alone_within_2_percent(small: VLM) -> None:

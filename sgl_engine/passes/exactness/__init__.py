@@ -22,7 +22,7 @@ from sgl_engine.attention.recorder import capped, probabilities
 from sgl_engine.decoding.loop import Rewinding
 from sgl_engine.errors import UnsupportedModelError
 from sgl_engine.families.own import as_the_tower
-from sgl_engine.passes.precise import float32_copy, is_precise
+from sgl_engine.passes.exactness.precise import float32_copy, is_precise
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
 from sgl_engine.pruning.patch import last_prunable_layer, prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, plan_pruning
