@@ -172,6 +172,7 @@ def main() -> None:
         action="store_true",
         help="certify exits, tiles and tokens (sgl calibrate --retention auto)",
     )
+    parser.add_argument("--risks", nargs="+", choices=get_args(Risk), default=get_args(Risk))
     parser.add_argument("--json", type=Path, help="also write every row here")
     options = parser.parse_args()
     data = HeldOut(options.questions, options.start)
@@ -181,7 +182,7 @@ def main() -> None:
     records = [outcome for outcome in bar if isinstance(outcome, CalibrationRecord)]
     rows = [
         row
-        for risk in get_args(Risk)
+        for risk in options.risks
         for method in get_args(Method)
         for row in measure(records, Promise(targets=TARGETS, risk=risk, method=method), tuple(rungs))
     ]
