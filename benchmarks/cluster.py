@@ -146,13 +146,17 @@ def faults(count: int) -> None:
                 outcome(demo, request) for demo in [demo_engine(settings.engine)] for request in asked
             ]
             ended = threading.Event()
-            killer = threading.Thread(target=kill, args=(side, ended), daemon=True)
+            killer = threading.Thread(target=kill, args=(side, ended, engine), daemon=True)
             killer.start()
             found = together(engine, asked)
             ended.set()
             killer.join()
             same = sum(one == other for one, other in zip(found, expected, strict=True))
-            table.add_row(f"{side} replicas killed", str(len(asked)), f"{same} as alone; {told(found)}")
+            table.add_row(
+                f"the {side} model's replica killed, twice",
+                str(len(asked)),
+                f"{same} as alone; {told(found)}",
+            )
         nowhere = Replicas(least=0, cpus=1000)
         for name, config in (("raise", keep.model_copy(update={"on_large_error": "raise"})), ("keep", keep)):
             settings = ClusterSettings(
@@ -187,14 +191,23 @@ def told(found: Sequence[str]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
 
 
-def kill(side: str, ended: threading.Event) -> None:
-    """Kills the model's replicas, one whenever there is one that has been up for a second."""
-    while not ended.wait(1.0):
+def kill(side: str, ended: threading.Event, engine: SGLEngine) -> None:
+    """Kills the model's replicas twice, each time in the middle of answers."""
+    for _ in range(2):
+        while not links(engine)[side].load()[0]:
+            if ended.wait(0.05):
+                return
         for each in ray.util.list_named_actors(all_namespaces=True):
             if each["name"].startswith(f"SERVE_REPLICA::sgl#{side}#"):
                 ray.kill(ray.get_actor(each["name"], namespace=each["namespace"]))
-        if ended.wait(15.0):
+        if ended.wait(2.0):  # until its calls have noticed
             return
+
+
+def links(engine: SGLEngine) -> dict[str, Any]:
+    """The engine's way to each deployment."""
+    found = engine._links  # type: ignore[attr-defined]  # noqa: SLF001  # nobody else asks for one side
+    return {"small": found.small, "large": found.large}
 
 
 def price(count: int, rounds: int) -> None:
