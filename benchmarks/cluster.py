@@ -83,6 +83,7 @@ def machine() -> Iterator[None]:
 
 def running(settings: ClusterSettings) -> SGLEngine:
     """An engine on an application that has taken the last one's place."""
+    serve.delete("sgl")  # updated in place, it would begin with as many replicas as there were
     serve.run(build_app(settings), name="sgl", route_prefix="/")
     return connect(settings)
 
