@@ -258,20 +258,19 @@ def load_pictures(pair: Pair, request: Request) -> Request:
     sizes = [(vlm, pictures_for(request, pictures)) for vlm, pictures in sides if isinstance(vlm, VLM)]
     is_hosted = len(sizes) < len(sides)  # then crops are cut from all pixels that there are
     check_texts(request, config.limits)  # before any picture is read
-    return resolve_images(
-        request,
-        config.limits,  # and how far both models would scale a picture down themselves:
-        lambda width, height: min(
-            1 if is_hosted else vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes
-        ),
-    )
+
+    def shrink(width: int, height: int) -> int:
+        """How far both models would scale a picture down themselves."""
+        return min(1 if is_hosted else vlm.shrink_factor(width, height, pictures) for vlm, pictures in sizes)
+
+    return pair.siblings.load(request, lambda asked: resolve_images(asked, config.limits, shrink))
 
 
 def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedPrompt]:
     """Loads the images, and encodes the request for the small model."""
     config = pair.config
     request = load_pictures(pair, request)
-    prompt = pair.small.encode(request, config.limits, config.reuse, config.small_pictures)
+    prompt = pair.siblings.encode(pair.small, request, config.limits, config.reuse, config.small_pictures)
     clock.lap("encode_small")
     return request, prompt
 
@@ -320,7 +319,7 @@ def _plan(
     """Encodes the request for the large model, and plans which tokens it keeps."""
     clock.resume()
     config = pair.config
-    prompt = large.encode(request, config.limits, config.reuse, config.large_pictures)
+    prompt = pair.siblings.encode(large, request, config.limits, config.reuse, config.large_pictures)
     return prompt, plan_large(large, prompt, importance, turn.decision.pruning(config.pruning))
 
 

@@ -19,6 +19,7 @@ from sgl_engine.finished import Pair
 from sgl_engine.hosted.model import HostedModel
 from sgl_engine.hosted.station import check_prices, not_here
 from sgl_engine.model.settings import LoadSettings, same_source, settings_of_each
+from sgl_engine.model.siblings import Siblings
 from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
@@ -71,6 +72,7 @@ class SGLEngine:
         self.config = config or EngineConfig()
         self._scheduler = Scheduler()
         self._small_pass = small_pass
+        self._beside: Siblings | None = None  # of a list of requests that is under way
         find_scorer(self.config.exit.scorer)
         for vlm in self._local:
             check_exactness(vlm)
@@ -220,7 +222,8 @@ class SGLEngine:
 
     @property
     def _pair(self) -> Pair:
-        return Pair(self.small, self._large, self.config, self._exit_rule, self._small_pass)
+        beside = Siblings() if self._beside is None else self._beside
+        return Pair(self.small, self._large, self.config, self._exit_rule, self._small_pass, beside)
 
     def _answer(self, ticket: Ticket) -> Road[Response]:
         return cascade.answer(self._pair, ticket.request, Clock())
@@ -243,13 +246,11 @@ class SGLEngine:
         """Answers several requests: the small model all of them at once, then the large one what is left.
 
         Answers are the same as of single runs, but for rounding, where two tokens are equally likely. Each
-        request keeps its own limits, deadline, cancellation and form. Models that cannot be given padded
-        prompts (``takes_padding``) answer one request after the other. A list for which there is no room at
-        once is answered in parts.
+        request keeps its own limits, deadline and form. Models that cannot be given padded prompts
+        (``takes_padding``) answer one after the other. What has no room at once is answered in parts.
 
-        Times in a report: the time of work that requests do together is divided equally among them, so the
-        stages of all reports add up to what the batch took. "total" is how long the request was under way,
-        and "queue" is the rest of it.
+        Times in a report: time of work that requests do together is divided equally among them, so that all
+        add up to what the batch took. "total" is how long a request was under way; "queue" is its rest.
 
         Args:
             requests: Requests of any kind, together.
@@ -263,7 +264,8 @@ class SGLEngine:
             EngineClosedError: The engine was closed.
         """
         size = max_batch_size
-        engine = self if size is None else self.with_config(self.config.with_batch_size(size))
+        engine = copy.copy(self if size is None else self.with_config(self.config.with_batch_size(size)))
+        engine._beside = Siblings()  # noqa: SLF001  # of this class
         return engine._side_by_side(requests, [engine._answer] * len(requests))  # noqa: SLF001  # this class
 
     def _side_by_side(
@@ -311,12 +313,10 @@ class SGLEngine:
         *,
         model: Literal["auto", "small", "large"] = "auto",
     ) -> list[AnswerScores | Exception]:
-        """``score_answers`` for several requests at once, each with its own answers.
-
-        Returns, in order, scores, or the errors that single calls would have raised.
-        """
+        """``score_answers`` for several requests at once, each with its own; scores, or errors, in order."""
         engine = copy.copy(self)
         engine.config = self.config if model == "auto" else self.config.scored_by(model)
+        engine._beside = Siblings()  # noqa: SLF001  # of this class
         roads = [partial(engine._scored, each) for each in answers]  # noqa: SLF001  # of this class
         return self._side_by_side(requests, roads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sgl_engine.chat.tool_calls import ParsedAnswer
@@ -19,6 +19,7 @@ from sgl_engine.exit.decision import (
 )
 from sgl_engine.hosted.evidence import Evidence
 from sgl_engine.hosted.model import HostedModel
+from sgl_engine.model.siblings import Siblings
 from sgl_engine.model.vlm import VLM
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.report.clock import Clock
@@ -53,6 +54,7 @@ class Pair:
         config: The engine's configuration.
         exit_rule: Decides by a calibration; None compares the score with the configured threshold.
         small_pass: Runs the small model.
+        siblings: The requests that came together, as far as they were read.
     """
 
     small: VLM
@@ -60,6 +62,7 @@ class Pair:
     config: EngineConfig
     exit_rule: ExitRule | None
     small_pass: SmallPass
+    siblings: Siblings = field(default_factory=Siblings)
 
     @property
     def local(self) -> VLM | None:

@@ -14,11 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Self
 
-from sgl_engine.chat.interruptible import bound_operators, check_size
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import Message, Request, ToolCall, ToolSpec
 
@@ -69,7 +67,12 @@ class Disguise:
     def wrap(self, value: Any) -> Any:
         """Plain data whose disguised strings answer a template as undisguised ones would."""
         return _map_strings(
-            lambda text: text if self.first_hidden(text) is None else CallerText(text, self), value
+            lambda text: (
+                text
+                if isinstance(text, CallerText) or self.first_hidden(text) is None
+                else CallerText(text, self)
+            ),
+            value,
         )
 
     def hide_all(self, value: Any) -> Any:
@@ -175,6 +178,10 @@ class CallerText(str):
     def __radd__(self, other: str) -> CallerText:
         return CallerText(f"{other}{self}", self.disguise)
 
+    def joined(self, parts: Sequence[str]) -> CallerText:
+        """All of ``parts``, of which it is one, in one text."""
+        return CallerText("".join(parts), self.disguise)
+
     def __getitem__(self, key: Any) -> CallerText:
         return CallerText(super().__getitem__(key), self.disguise)
 
@@ -278,73 +285,3 @@ for _name in (
 
 for _name in ("lower", "upper", "casefold", "capitalize", "title", "swapcase"):
     setattr(CallerText, _name, _recasing(_name))
-
-_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # only the conversation's
-
-
-def run_template(source: str, variables: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """Renders a template; what was disguised still is, in a plain string.
-
-    Args:
-        source: The template.
-        variables: ``messages``, ``tools`` and whatever else it is given; strings may be ``CallerText``.
-        arguments: The caller's own, which win over ``variables``.
-
-    Raises:
-        InvalidRequestError: An argument has the name of a variable that only the conversation can set.
-    """
-    wrong = sorted(_OURS.intersection(arguments))
-    if wrong:
-        raise InvalidRequestError(
-            f"chat_template_kwargs sets {', '.join(wrong)}, which the conversation sets.",
-            remedy="Leave it out; messages and tools are fields of the request.",
-        )
-    rendered: str = _compile(source).render({"documents": None, **variables, **arguments})
-    return rendered.plain if isinstance(rendered, CallerText) else rendered
-
-
-@lru_cache(maxsize=64)
-def literals(source: str) -> str:
-    """All text that a template can write by itself, in pieces with a null character in between."""
-    from jinja2 import nodes
-
-    tree = _compile(source).environment.parse(source)
-    data = {node.data for node in tree.find_all(nodes.TemplateData)}
-    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    return "\0".join(sorted(data | constants))
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str) -> Any:
-    """The template in transformers' environment, but that joined text stays ``CallerText``."""
-    from jinja2.compiler import CodeGenerator
-    from transformers.utils import chat_template_utils
-
-    class Generator(CodeGenerator):
-        """Writes ``~`` so that the environment joins its operands."""
-
-        def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802  # jinja2's name
-            """``a ~ b``."""
-            self.write("environment.concat((")
-            for operand in node.nodes:
-                self.write("str(")
-                self.visit(operand, frame)
-                self.write("), ")
-            self.write("))")
-
-    # transformers' own renderer takes every string apart, so only its environment is used (no public way). Of
-    # an empty template: compiling works out what is constant, and would do so before anything is bounded.
-    environment = chat_template_utils._compile_jinja_template("").environment.overlay()  # noqa: SLF001
-    environment.concat = _join
-    bound_operators(environment)
-    environment.code_generator_class = Generator
-    environment.filters = {**environment.filters, "tojson": write_json(environment.filters["tojson"])}
-    return environment.from_string(source)
-
-
-def _join(parts: Iterable[str]) -> str:
-    """``"".join``, except that what holds text of the caller's goes on answering as such."""
-    parts = list(parts)
-    check_size(sum(map(len, parts)))
-    disguised = next((part for part in parts if isinstance(part, CallerText)), None)
-    return "".join(parts) if disguised is None else CallerText("".join(parts), disguised.disguise)

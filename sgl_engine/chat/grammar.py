@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sgl_engine.chat.grammar_trial import first_problem
-from sgl_engine.chat.pattern_size import written_out
+from sgl_engine.chat.grammar_trial import first_problem, written_out
 from sgl_engine.chat.text_stream import CLOSE, OPEN
 from sgl_engine.chat.tool_calls import dump
 from sgl_engine.config import LimitsConfig

@@ -12,13 +12,15 @@ import ctypes
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunningError
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from sgl_engine.errors import ProcessorError
+from sgl_engine.chat.caller_text import CallerText, write_json
+from sgl_engine.errors import InvalidRequestError, ProcessorError
 
 MAX_S = 30.0
 """Longest that a template may take: it only ends what would hang."""
@@ -132,4 +134,84 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes | list | tuple) else 0
+    if isinstance(value, str):
+        return str.__len__(value)  # the caller's text may be one that notices what it is asked
+    return len(value) if isinstance(value, bytes | list | tuple) else 0
+
+
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})  # only the conversation's
+
+
+def run_template(source: str, variables: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """Renders a template; what was disguised still is, in a plain string.
+
+    Args:
+        source: The template.
+        variables: ``messages``, ``tools`` and whatever else it is given; strings may be ``CallerText``.
+        arguments: The caller's own, which win over ``variables``.
+
+    Raises:
+        InvalidRequestError: An argument has the name of a variable that only the conversation can set.
+    """
+    wrong = sorted(_OURS.intersection(arguments))
+    if wrong:
+        raise InvalidRequestError(
+            f"chat_template_kwargs sets {', '.join(wrong)}, which the conversation sets.",
+            remedy="Leave it out; messages and tools are fields of the request.",
+        )
+    rendered: str = _compile(source).render({"documents": None, **variables, **arguments})
+    return rendered.plain if isinstance(rendered, CallerText) else rendered
+
+
+@lru_cache(maxsize=64)
+def literals(source: str) -> str:
+    """All text that a template can write by itself, in pieces with a null character in between."""
+    from jinja2 import nodes
+
+    tree = parsed(source)
+    data = {node.data for node in tree.find_all(nodes.TemplateData)}
+    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return "\0".join(sorted(data | constants))
+
+
+def parsed(source: str) -> Any:
+    """The template's syntax tree."""
+    return _compile(source).environment.parse(source)
+
+
+@lru_cache(maxsize=64)
+def _compile(source: str) -> Any:
+    """The template in transformers' environment, but that joined text stays ``CallerText``."""
+    from jinja2.compiler import CodeGenerator
+    from transformers.utils import chat_template_utils
+
+    class Generator(CodeGenerator):
+        """Writes ``~`` so that the environment joins its operands."""
+
+        def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802  # jinja2's name
+            """``a ~ b``."""
+            self.write("environment.concat((")
+            for operand in node.nodes:
+                self.write("str(")
+                self.visit(operand, frame)
+                self.write("), ")
+            self.write("))")
+
+    # transformers' own renderer takes every string apart, so only its environment is used (no public way). Of
+    # an empty template: compiling works out what is constant, and would do so before anything is bounded.
+    environment = chat_template_utils._compile_jinja_template("").environment.overlay()  # noqa: SLF001
+    environment.concat = _join
+    bound_operators(environment)
+    environment.code_generator_class = Generator
+    environment.filters = {**environment.filters, "tojson": write_json(environment.filters["tojson"])}
+    return environment.from_string(source)
+
+
+def _join(parts: Iterable[str]) -> str:
+    """``"".join``, except that what holds text of the caller's goes on answering as such."""
+    parts = list(parts)
+    check_size(sum(map(str.__len__, parts)))
+    disguised = [part for part in parts if isinstance(part, CallerText)]
+    # A kind of its own, which watches what becomes of it, counts before the plain one.
+    watching = [part for part in disguised if type(part) is not CallerText]
+    return (watching or disguised)[0].joined(parts) if disguised else "".join(parts)

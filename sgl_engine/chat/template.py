@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
-from sgl_engine.chat.caller_text import Disguise, literals, run_template
-from sgl_engine.chat.interruptible import interruptible
+from sgl_engine.chat.caller_text import CallerText, Disguise
+from sgl_engine.chat.interruptible import interruptible, literals, run_template
 from sgl_engine.chat.tool_calls import (
     dump,
     function_schema,
@@ -58,13 +58,21 @@ class Rendered:
         return self.disguise.show(self.text)
 
 
-def render(processor: Any, request: Request, *, image_token: str) -> Rendered:
+class Watch(Protocol):
+    """Watches what a template does with the request's last text."""
+
+    def put(self, text: str, disguise: Disguise) -> CallerText:
+        """What the template is given for that text, which is disguised."""
+
+
+def render(processor: Any, request: Request, *, image_token: str, watch: Watch | None = None) -> Rendered:
     """Renders the prompt, with one image token for each image.
 
     Args:
         processor: The model's.
         request: What is asked; its tools are shown where they may be called.
         image_token: What the template writes for an image, and the processor replaces.
+        watch: Of the last message's last part, which is a text.
 
     Raises:
         InvalidRequestError: ``chat_template_kwargs`` set what the conversation sets, the text cannot be
@@ -73,7 +81,7 @@ def render(processor: Any, request: Request, *, image_token: str) -> Rendered:
             asks for more than there is.
     """
     try:
-        return _render(processor, request, image_token)
+        return _render(processor, request, image_token, watch)
     except RecursionError as error:
         nests = request.tools or request.chat_template_kwargs or any(m.tool_calls for m in request.messages)
         if not nests:
@@ -87,7 +95,7 @@ def render(processor: Any, request: Request, *, image_token: str) -> Rendered:
         ) from error
 
 
-def _render(processor: Any, request: Request, image_token: str) -> Rendered:
+def _render(processor: Any, request: Request, image_token: str, watch: Watch | None) -> Rendered:
     request = replace(request, messages=tuple(_named(message, request) for message in request.messages))
     control = control_tokens(processor)
     disguise = _disguise(processor, request, control, image_token)
@@ -96,7 +104,7 @@ def _render(processor: Any, request: Request, image_token: str) -> Rendered:
     without_images: str | None = None
     for style in _styles(processor, request):
         try:
-            text = _apply(processor, request, style, disguise)
+            text = _apply(processor, request, style, disguise, watch)
             missing = _first_missing(processor, request, style, disguise, text)
         except _template_errors() as error:
             refusal = refusal or error
@@ -190,9 +198,16 @@ def _styles(processor: Any, request: Request) -> Iterator[Style]:
             yield Style(tools_to_template, merged=True, content=content)
 
 
-def _apply(processor: Any, request: Request, style: Style, disguise: Disguise) -> str:
+def _apply(
+    processor: Any, request: Request, style: Style, disguise: Disguise, watch: Watch | None = None
+) -> str:
     """The prompt in one style, disguised."""
     hidden = disguise.hide_request(request)
+    if watch is not None:
+        *before, last = hidden.messages
+        *parts, text = last.content
+        parts.append(watch.put(str(text), disguise))
+        hidden = replace(hidden, messages=(*before, replace(last, content=tuple(parts))))
     tools = [function_schema(tool) for tool in hidden.callable_tools] if style.tools_to_template else None
     variables = {
         **processor.tokenizer.special_tokens_map,

@@ -23,8 +23,8 @@ from sgl_engine.errors import (
     PromptTooLongError,
     UnsupportedImageError,
 )
-from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.store import KnownPictures, ReuseStore
+from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
+    from sgl_engine.chat.sealed import Transcript
     from sgl_engine.families import Family
 
 VLM: TypeAlias = Any
@@ -41,7 +42,12 @@ VLM: TypeAlias = Any
 
 
 def encode(
-    vlm: VLM, request: Request, limits: LimitsConfig, reuse: ReuseConfig, pictures: PictureConfig
+    vlm: VLM,
+    request: Request,
+    limits: LimitsConfig,
+    reuse: ReuseConfig,
+    pictures: PictureConfig,
+    transcript: Transcript | None = None,
 ) -> EncodedPrompt:
     """Loads the request's images, and turns messages into tokens and pixels; see ``VLM.encode``."""
     # Measured first: what cannot fit is not read, loaded or tokenized.
@@ -58,6 +64,7 @@ def encode(
         loaded,
         image_token=vlm.family.image_text(vlm.processor, vlm.config),
         turn=lambda: vlm.processing(partial(check_wanted, request, "while other requests were tokenized")),
+        transcript=transcript,
     )
     prompt = replace(wrap_inputs(vlm, processor, inputs, loaded_sizes(loaded)), cache_salt=request.cache_salt)
     check_visual_tokens(prompt, pictures)
@@ -124,6 +131,7 @@ def process(
     *,
     image_token: str,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    transcript: Transcript | None = None,
 ) -> dict[str, Tensor]:
     """Chat template, then tokens and pixels: the model's keyword arguments, batch of one.
 
@@ -136,6 +144,7 @@ def process(
         request: Its images loaded (``sgl_engine.prompt.images.resolve_images``).
         image_token: What the template writes for an image, and the processor replaces.
         turn: Entered while the tokenizer reads, as tokenizers keep padding and truncation as state.
+        transcript: Where it is noted how the request was read; then its last part is a text.
 
     Raises:
         InvalidRequestError: The text cannot be kept apart from control tokens, or ``chat_template_kwargs``
@@ -143,7 +152,8 @@ def process(
         UnsupportedImageError: The image processor takes no picture of such a shape.
         ProcessorError: The processor has no chat template, its template leaves something out, or it fails.
     """
-    prompt = render(processor, request, image_token=image_token)
+    watch = None if transcript is None else transcript.seal
+    prompt = render(processor, request, image_token=image_token, watch=watch)
     text = (
         close_thoughts(prompt.text, chat_template(processor))
         if request.max_reasoning_tokens == 0
@@ -165,6 +175,8 @@ def process(
             f"{len(request.messages)} messages ({type(error).__name__}: {prompt.disguise.show(str(error))}).",
             remedy="Check that its chat template has one image token for each image.",
         ) from error
+    if transcript is not None:
+        transcript.rendered, transcript.given = prompt, reader.tokenizer.given
     return dict(inputs)
 
 

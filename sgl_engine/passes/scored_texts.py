@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,8 +15,8 @@ from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.chat.caller_text import Disguise
 from sgl_engine.chat.template import control_tokens
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
-from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.passes.pictures import NOTHING_REUSED, Reused
+from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.plan import PruningPlan
@@ -61,24 +62,42 @@ def check_answers(answers: Any) -> Sequence[str]:
 
 
 def read_answers(
-    vlm: VLM, prompt: EncodedPrompt, answers: Sequence[str], decoding: Decoding
+    vlm: VLM,
+    prompt: EncodedPrompt,
+    answers: Sequence[str],
+    decoding: Decoding,
+    known: MutableMapping[tuple[str, ...], list[list[int]]] | None = None,
 ) -> list[list[int]]:
     """Splits answers into tokens as text: what spells a control token is no control token.
+
+    Args:
+        vlm: The model.
+        prompt: What they answer.
+        answers: At least one.
+        decoding: Only its deadline and cancellation count.
+        known: What was read before, to which these are added.
 
     Raises:
         InvalidRequestError: As of ``stream_scoring_pass``; so are the others.
         PromptTooLongError: An answer does not fit the context.
         UnsupportedModelError: The model has no end-of-sequence token.
     """
+    given, known = tuple(check_answers(answers)), {} if known is None else known
+    if given not in known:
+        known[given] = _tokens(vlm, given, decoding)
+    _check_model(vlm, prompt, known[given])
+    return known[given]
+
+
+def _tokens(vlm: VLM, answers: Sequence[str], decoding: Decoding) -> list[list[int]]:
     waiting = partial(check_wanted, decoding, "while the answers were tokenized")
-    processor, given = vlm.processor, check_answers(answers)
+    processor = vlm.processor
     control = control_tokens(processor)
-    disguise = Disguise(control, given)
+    disguise = Disguise(control, answers)
     reader = CallerTokenizer(
         processor.tokenizer, disguise, frozenset(control.values()), lambda: vlm.processing(waiting)
     )
-    tokens = []
-    for answer in given:
+    for answer in answers:
         check_context(
             Request.ask(answer),
             processor.tokenizer,
@@ -86,10 +105,8 @@ def read_answers(
             name=vlm.name,
             still_wanted=waiting,
         )
-        ids: list[int] = reader(disguise.hide(answer), add_special_tokens=False)["input_ids"]
-        tokens.append(ids)
-    _check_model(vlm, prompt, tokens)
-    return tokens
+    read = reader([disguise.hide(answer) for answer in answers], add_special_tokens=False)
+    return [list(ids) for ids in read["input_ids"]]
 
 
 def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]]) -> None:
@@ -108,22 +125,35 @@ def _check_model(vlm: VLM, prompt: EncodedPrompt, tokens: Sequence[Sequence[int]
         )
 
 
-def path_logprobs(
-    vlm: VLM, logs: Tensor, path: Sequence[int], ids: Sequence[int], before: int = -1
-) -> tuple[float, ...]:
-    """Reads off the natural logs of the probabilities of an answer's tokens, and of its end.
+@dataclass(frozen=True, eq=False)
+class AnswerPath:
+    """Where an answer stands in a trie.
+
+    Attributes:
+        nodes: Its nodes.
+        ids: Their tokens.
+        before: The node that it follows; -1 is none.
+    """
+
+    nodes: Sequence[int]
+    ids: Sequence[int]
+    before: int = -1
+
+
+def path_logprobs(vlm: VLM, logs: Tensor, paths: Sequence[AnswerPath]) -> list[tuple[float, ...]]:
+    """Reads off the natural logs of the probabilities of answers' tokens, and of their ends.
 
     Args:
         vlm: The model.
         logs: Log-probabilities (1 + N, vocab): those before all nodes, and those after each of N nodes.
-        path: The answer's nodes.
-        ids: Their tokens.
-        before: The node that the answer follows; -1 is none.
+        paths: The answers.
     """
-    rows = logs[[node + 1 for node in (before, *path)]].cpu()
-    chosen = rows[range(len(ids)), ids].tolist()
+    rows = [node + 1 for path in paths for node in (path.before, *path.nodes[:-1])]
+    chosen = iter(logs[rows, [token for path in paths for token in path.ids]].tolist())
     # Whichever end token comes: all of them end the answer. Rounding must not make it likelier than certain.
-    return (*chosen, min(0.0, float(rows[-1, sorted(vlm.eos_token_ids)].logsumexp(dim=-1))))
+    last = logs[[path.nodes[-1] + 1 for path in paths]][:, sorted(vlm.eos_token_ids)]
+    ends = last.logsumexp(dim=-1).clamp(max=0.0).tolist()
+    return [(*islice(chosen, len(path.ids)), end) for path, end in zip(paths, ends, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from sgl_engine.attention.trie import TokenTrie, in_tries, run_trie
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.passes.pictures import embed_pictures
 from sgl_engine.passes.prefill import Prefiller, adds_masks, can_branch
-from sgl_engine.passes.scored_texts import ScoringPassResult, path_logprobs, read_answers
+from sgl_engine.passes.scored_texts import AnswerPath, ScoringPassResult, path_logprobs, read_answers
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.patch import prune_visual_tokens
 from sgl_engine.pruning.plan import PruningPlan, keep_everything
@@ -157,7 +157,8 @@ class _Scoring:
         started = time.perf_counter()
         with prune_visual_tokens(self._vlm, self.plan):
             rows = torch.cat((self._first, _force(self._vlm, self._prompt, self._prefix.cache, ids)))
-        self.logprobs[number] = path_logprobs(self._vlm, rows.log_softmax(dim=-1), range(len(ids)), ids)
+        path = AnswerPath(range(len(ids)), ids)
+        [self.logprobs[number]] = path_logprobs(self._vlm, rows.log_softmax(dim=-1), [path])
         self._fed.append(len(ids))
         self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
 
@@ -174,9 +175,8 @@ class _Scoring:
                 additive=adds_masks(self._vlm),
             )
         logs = torch.cat((self._first, rows)).log_softmax(dim=-1)
-        for number, path in paths.items():
-            ids = [trie.tokens[node] for node in path]
-            self.logprobs[number] = path_logprobs(self._vlm, logs, path, ids)
+        of_each = [AnswerPath(path, [trie.tokens[node] for node in path]) for path in paths.values()]
+        self.logprobs |= zip(paths, path_logprobs(self._vlm, logs, of_each), strict=True)
         self._fed.append(len(trie))
         self._stage_ms["score"] += 1e3 * (time.perf_counter() - started)
 

@@ -24,7 +24,13 @@ from sgl_engine.config import ReuseConfig
 from sgl_engine.errors import RequestError
 from sgl_engine.passes.pictures import EmbeddedPrompt, Reused, embed_pictures
 from sgl_engine.passes.prefill import Prefiller, adds_masks, can_branch
-from sgl_engine.passes.scored_texts import ScoringPassResult, ScoringTask, path_logprobs, read_answers
+from sgl_engine.passes.scored_texts import (
+    AnswerPath,
+    ScoringPassResult,
+    ScoringTask,
+    path_logprobs,
+    read_answers,
+)
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import check_wanted
 
@@ -120,10 +126,11 @@ class _Batch:
     def prefill(self, reuse: ReuseConfig) -> None:
         """Reads the answers, and runs what all prompts begin with."""
         started = time.perf_counter()
+        read: dict[tuple[str, ...], list[list[int]]] = {}  # questions often have the same answers
         for row in self._rows:
             task = row.task
             with _attempt(row):
-                row.tokens = read_answers(self._vlm, task.prompt, task.answers, task.decoding)
+                row.tokens = read_answers(self._vlm, task.prompt, task.answers, task.decoding, read)
         going = [row for row in self._rows if row.error is None]
         if not going:
             return
@@ -179,15 +186,18 @@ class _Batch:
         )
         logs = torch.cat((self._before, logits)).log_softmax(dim=-1)
         counted: set[int] = set()
+        of_each = []
         for number, path in paths.items():
             at, answer = self._items[number]
             row = self._rows[at]
             rest = len(path) - len(row.tokens[answer])
-            before = path[rest - 1] if rest else -1
-            row.logprobs[answer] = path_logprobs(self._vlm, logs, path[rest:], row.tokens[answer], before)
+            of_each.append(AnswerPath(path[rest:], row.tokens[answer], path[rest - 1] if rest else -1))
             new = set(path) - counted
             row.fed += len(new.intersection(path[rest:]))
             counted |= new
+        for number, logprobs in zip(paths, path_logprobs(self._vlm, logs, of_each), strict=True):
+            at, answer = self._items[number]
+            self._rows[at].logprobs[answer] = logprobs
         self._spend("score", time.perf_counter() - started, rows)
 
     def ended(self) -> list[tuple[int, Any]]:

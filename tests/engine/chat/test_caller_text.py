@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sgl_engine import Message, Request
-from sgl_engine.chat.caller_text import CallerText, Disguise, run_template
+from sgl_engine.chat.caller_text import CallerText, Disguise
+from sgl_engine.chat.interruptible import run_template
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.request import ToolCall, ToolSpec
 

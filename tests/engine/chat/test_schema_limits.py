@@ -17,7 +17,7 @@ from sgl_engine import EngineConfig, Request, SGLEngine
 from sgl_engine.chat import grammar_trial
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.chat.grammar_probe import byte_tokenizer, grammar_problem
-from sgl_engine.chat.pattern_size import written_out
+from sgl_engine.chat.grammar_trial import written_out
 from sgl_engine.config import LimitsConfig
 from sgl_engine.decoding import constraint
 from sgl_engine.decoding.compiled import Grammars, grammars_of

@@ -46,6 +46,9 @@ class CallerTokenizer:
         disguise: Shows the text.
         control: Ids that disguised text must not become.
         turn: Entered while the tokenizer reads.
+
+    Attributes:
+        given: The last text that was read, disguised.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class CallerTokenizer:
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._own, self._disguise, self._control, self._turn = own, disguise, control, turn
+        self.given = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
@@ -66,8 +70,16 @@ class CallerTokenizer:
         Raises:
             InvalidRequestError: Some control token cannot be avoided.
         """
+        self.given = text if isinstance(text, str) else text[-1]
         with self._turn():
             return self._tokens(text, settings)
+
+    def uncut(self, text: str) -> list[int] | None:
+        """Tokens of a text as a part of a prompt; None where it would have to be cut."""
+        with self._turn():
+            [encoding] = self._encode([self._disguise.show(text)])
+        ids: list[int] = encoding.ids
+        return None if self._cuts(text, _Piece(encoding)) else ids
 
     def _tokens(self, text: str | Sequence[str], settings: Mapping[str, Any]) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
