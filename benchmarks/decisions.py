@@ -1,7 +1,8 @@
 """What decisions of the bundled pair are worth, and what they cost: ``python -m benchmarks.decisions``.
 
-Every line is measured here and now: labels compared in three ways, orders, calibration (ECE, Brier), boxes
-against their controls, and processor time against ``ChatSGL.invoke``.
+Every line is measured here and now: labels compared in three ways, what the order of a list does,
+calibration (ECE, Brier; it draws docs/decisions-calibration.png), boxes against their controls, and processor
+time against ``ChatSGL.invoke``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from typing import Any
 import numpy as np
 
 from sgl_engine import ImagePart, SGLEngine
-from sgl_engine.calibration.decisions import calibrate_type, collect_decisions
+from sgl_engine.calibration.decisions import (
+    calibrate_boxes,
+    calibrate_type,
+    collect_boxes,
+    collect_decisions,
+)
 from sgl_engine.decisions import (
     SCORED_TYPES,
     BoxAnswer,
+    ChoiceAnswer,
     ChoiceQuestion,
     DecisionAnswer,
     DecisionConfig,
@@ -30,7 +37,6 @@ from sgl_engine.decisions import (
     expected_calibration_error,
     overlap,
     said,
-    tempered,
 )
 from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.demo.decisions import DEMO_DECISIONS, GeneratedDecision, generated_decisions
@@ -85,29 +91,125 @@ def labels(engine: SGLEngine, count: int) -> list[str]:
 
 
 def calibration(engine: SGLEngine, count: int) -> list[str]:
-    """What temperatures make of both models' probabilities, on the half that they were not fitted on."""
-    lines = ["| type, model | n | right | temperature | ECE before, after | Brier before, after |"]
+    """What a calibration makes of probabilities and boxes, on the half that it was not fitted on."""
+    lines = ["| type, model | n | right | by | ECE before, after | Brier before, after |"]
     lines.append("|---|---|---|---|---|---|")
     kept = ["", "| type | risk | threshold | exits | differ from the large model |", "|---|---|---|---|---|"]
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for kind in SCORED_TYPES:
         records = collect_decisions(engine, generated_decisions(kind, count), DEMO_DECISIONS)
         of_type = calibrate_type(records, [0.05, 0.1, 0.2], 0.9)
-        for model, temperature in (("small", of_type.small), ("large", of_type.large)):
+        ways = dict(each.split(" by ") for each in of_type.describe().split(", "))
+        for model in ("small", "large"):
             told = [(getattr(each, model), each.right) for each in records[1::2]]
             right = [shares.index(max(shares)) == truth for shares, truth in told]
-            tops = [[max(tempered(shares, t)) for shares, _ in told] for t in (1.0, temperature)]
+            tops = [
+                [max(shares) for shares, _ in told],
+                [max(of_type.calibrated(shares, model)) for shares, _ in told],  # type: ignore[arg-type]
+            ]
             errors = ", ".join(f"{expected_calibration_error(each, right):.3f}" for each in tops)
             scores = ", ".join(f"{brier(each, right):.3f}" for each in tops)
             lines.append(
-                f"| {kind}, {model} | {len(told)} | {np.mean(right):.3f} | {temperature:.2f} | {errors} | "
+                f"| {kind}, {model} | {len(told)} | {np.mean(right):.3f} | {ways[model]} | {errors} | "
                 f"{scores} |"
             )
+            for when, each in zip(("before", "after"), tops, strict=True):
+                panels.setdefault(kind, {})[f"{model}, {when}"] = each, [float(one) for one in right]
         kept += [
             f"| {kind} | {point.target_risk} | {point.threshold or 0:.3f} | {point.exit_share:.2f} | "
             f"{point.observed_risk:.3f} |"
             for point in of_type.points
         ]
+    found = collect_boxes(engine, generated_decisions("box", count), DEMO_DECISIONS)
+    of_boxes, fresh = calibrate_boxes(found[::2], DEMO_DECISIONS), found[1::2]
+    overlaps = [each for _, each in fresh]
+    before, after = ([c for c, _ in fresh], [of_boxes.expected(c) for c, _ in fresh])
+    panels["box"] = {"small, before": (before, overlaps), "small, after": (after, overlaps)}
+    even = float(np.mean([each for _, each in found[::2]]))
+    kept += ["", "| confidence of a box | mean | mean overlap | squared distance to the overlap |"]
+    kept += ["|---|---|---|---|"]
+    for name, each in (("before", before), ("after", after), ("the mean for all", [even] * len(fresh))):
+        off = np.mean(np.square(np.subtract(each, overlaps)))
+        kept.append(f"| {name} | {np.mean(each):.3f} | {np.mean(overlaps):.3f} | {off:.3f} |")
+    draw(panels, Path("docs") / "decisions-calibration.png")
     return lines + kept
+
+
+def draw(panels: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path) -> None:
+    """Draws what was promised against what held, in five bins of equal size, a panel for each type."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(panels), 3.4), layout="constrained")
+    for place, (kind, curves) in zip(
+        figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True
+    ):
+        place.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        for name, (promised, held) in curves.items():
+            order = np.argsort(promised, kind="stable")
+            bins = np.array_split(order, 5)
+            x, y = ([np.mean(np.asarray(each)[one]) for one in bins] for each in (promised, held))
+            color = "tab:blue" if name.startswith("small") else "tab:orange"
+            place.plot(x, y, "o--" if "before" in name else "o-", color=color, markersize=3, label=name)
+        place.set(
+            title=kind,
+            xlim=(0, 1),
+            ylim=(0, 1),
+            xlabel="overlap to expect" if kind == "box" else "probability",
+        )
+        place.set_aspect("equal")
+    figure.axes[0].set_ylabel("right (box: overlap)")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def bias(engine: SGLEngine, count: int) -> list[str]:
+    """What the order of a list does: choices of up to 8 labels, as listed and backwards, in 1 to 4 orders."""
+    cases = [each for each in generated_decisions("choice", 2 * count) if labels_of(each) <= 8][:count]
+    lines = [
+        "| list, model | orders | right | changes when reversed | listed first, last | mean change of P |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    ways = (("lines", "instructed", "sum"), ("letters", "instructed", "letters"), ("none", "bare", "sum"))
+    for name, form, way in ways:
+        for route in ("never", "always"):
+            forced = engine.with_config(engine.config.escalating(route))  # type: ignore[arg-type]
+            for orders in (1, 2, 4) if name != "none" else (1,):
+                config = DecisionConfig(form=form, labels=way, permutations=orders)  # type: ignore[arg-type]
+                row = ordered(forced, cases, config)
+                model = "small" if route == "never" else "large"
+                lines.append(f"| {name}, {model} | {orders} | {row} |")
+    return lines
+
+
+def labels_of(case: GeneratedDecision) -> int:
+    """How many labels a choice has."""
+    assert isinstance(case.question, ChoiceQuestion)
+    return len(case.question.labels)
+
+
+def ordered(engine: SGLEngine, cases: Sequence[GeneratedDecision], config: DecisionConfig) -> str:
+    """The cells of one row: accuracy, changed choices, mass of the first and last listed, mean change."""
+    right, changed, ends, moved = [], [], [], []
+    for case in cases:
+        assert isinstance(case.question, ChoiceQuestion)
+        labels = list(case.question.labels)
+        both = {"as": case.question, "back": ChoiceQuestion(case.question.instructions, labels[::-1])}
+        made = decide(engine, [ImagePart(case.image)], both, config).answers
+        one, other = made["as"], made["back"]
+        assert isinstance(one, ChoiceAnswer)
+        assert isinstance(other, ChoiceAnswer)
+        right += [one.choice == case.truth, other.choice == case.truth]
+        changed.append(one.choice != other.choice)
+        first, last = labels[0], labels[-1]
+        ends.append(
+            (
+                one.probabilities[first] + other.probabilities[last],
+                one.probabilities[last] + other.probabilities[first],
+            )
+        )
+        moved.append(np.mean([abs(one.probabilities[each] - other.probabilities[each]) for each in labels]))
+    (top, bottom) = np.mean(ends, axis=0) / 2
+    return f"{np.mean(right):.3f} | {np.mean(changed):.3f} | {top:.3f}, {bottom:.3f} | {np.mean(moved):.3f}"
 
 
 def boxes(engine: SGLEngine, count: int) -> list[str]:
@@ -185,6 +287,7 @@ def best(run: Callable[[], Any], repeats: int) -> float:
 
 PARTS: dict[str, tuple[Callable[[SGLEngine, int], list[str]], int]] = {
     "labels": (labels, 60),
+    "bias": (bias, 40),
     "calibration": (calibration, 200),
     "boxes": (boxes, 60),
     "speed": (speed, 3),

@@ -64,25 +64,32 @@ def fill(folder: Path) -> None:
     blurred.save(folder / "blurred.png")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table, and draws the boxes of the receipts' totals."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="pictures; the bundled ones are put into an empty one")
-    folder: Path = parser.parse_args().folder
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("boxes"),
+        help="folder for pictures with boxes (default: %(default)s)",
+    )
+    given = parser.parse_args(arguments)
+    folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("*.png")):
         fill(folder)
     model = SGLDecisionModel(settings=DecisionConfig(form=PageForm()))
     print(f"{'picture':<14}{'kind':<16}{'legible':>8}{'above 5':>9}  box of the total       asked")
-    for path in sorted(each for each in folder.glob("*.png") if not each.stem.endswith(".box")):
+    for path in sorted(folder.glob("*.png")):
         response = model.invoke({"state": [image_block(path)], "questions": QUESTIONS})  # type: ignore[typeddict-item]
         kind, legible = response.choices["kind"], response.nouls["legible"].noul
         box, shown = response.boxes["where"].box, ""
         if kind.choice == "receipt" and legible > 0.5:
             shown = f"{box.left:.2f} {box.top:.2f} {box.right:.2f} {box.bottom:.2f}"
-            draw(path, (box.left, box.top, box.right, box.bottom))
+            draw(path, (box.left, box.top, box.right, box.bottom), given.out)
         large = [name for name, each in response.reports.items() if each["route"] == "large"]  # type: ignore[attr-defined]
         by = "large: " + ", ".join(large) if large else "small"
         print(
@@ -91,13 +98,14 @@ def main() -> None:
         )
 
 
-def draw(path: Path, box: tuple[float, float, float, float]) -> None:
-    """Draws a box beside the picture."""
+def draw(path: Path, box: tuple[float, float, float, float], out: Path) -> None:
+    """Draws a box into a copy of the picture: the folder itself is only read."""
     picture = Image.open(path).convert("RGB")
     width, height = picture.size
     edges = (box[0] * width, box[1] * height, box[2] * width - 1, box[3] * height - 1)
     ImageDraw.Draw(picture).rectangle(edges, outline="red", width=2)
-    picture.save(path.with_suffix(".box.png"))
+    out.mkdir(parents=True, exist_ok=True)
+    picture.save(out / path.name)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,25 @@ def test_other_questions_settings_and_pictures_are_asked(sgl: Sgl, folder: Path,
     assert len({(row["sha256"], row["asked"]) for row in rows}) == 6
 
 
+def test_a_model_that_was_trained_again_is_asked_again(sgl: Sgl, folder: Path, loads: list[Any]) -> None:
+    """Under the name that it had; one that was moved, or is only looked at, is known."""
+    model, weights = folder / "model", folder / "model" / "model.safetensors"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    weights.write_bytes(bytes(2_000_000))
+    line = ("decide", folder / "scans" / "b.png", "--questions", folder / "questions.json")
+    line = (*line, "--out", folder / "rows.jsonl", "--small", model, "--large", model)
+    for times in (1, 1):
+        sgl(*line)
+        assert len(loads) == times
+    weights.write_bytes(b"\1" * 2_000_000)  # of the same size
+    sgl(*line)
+    assert len(loads) == 2
+    (model / "config.json").write_text("{ }")
+    sgl(*line)
+    assert len(loads) == 3
+
+
 def test_a_calibration_is_one_of_decisions(sgl: Sgl, folder: Path, engine: SGLEngine) -> None:
     """A type goes by its certified threshold; one without goes to the large model."""
     point = OperatingPoint(

@@ -1,4 +1,4 @@
-"""Calibrates decisions: fits a temperature for each model, and certifies when the small one may decide."""
+"""Calibrates decisions: makes probabilities right, and certifies when the small model may decide."""
 
 from __future__ import annotations
 
@@ -7,26 +7,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from sgl_engine import ImagePart
 from sgl_engine.calibration.certify import certify, thresholds_of
+from sgl_engine.calibration.fitting import fit
 from sgl_engine.decisions import (
+    BoxAnswer,
+    BoxCalibration,
     DecisionCalibration,
     DecisionConfig,
     QuestionType,
     TypeCalibration,
+    curved,
     decide,
+    how_boxed,
     how_put,
+    overlap,
     tempered,
 )
-from sgl_engine.exit import bind
+from sgl_engine.exit import SCORE, Isotonic, bind
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sgl_engine import SGLEngine
     from sgl_engine.decisions import DecisionAnswer, DecisionQuestion
+    from sgl_engine.prompt import Box
 
 _LEAST = 1e-9
+_LEAST_SHARE = 1e-12  # as ``tempered`` has it
 _TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (step / 8) for step in range(-24, 41))
 """From 1/8 to 32, an eighth of an octave apart."""
 
@@ -45,6 +55,22 @@ class Case(Protocol):
     @property
     def truth(self) -> str:
         """The right answer, as ``said`` writes it."""
+
+
+class BoxCase(Protocol):
+    """Something that is to be found in a picture."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture."""
+
+    @property
+    def question(self) -> DecisionQuestion:
+        """The question."""
+
+    @property
+    def evidence(self) -> Box | None:
+        """Where it is: (left, top, right, bottom), fractions of width and height."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +126,59 @@ def options_of(answer: DecisionAnswer) -> Mapping[str, float]:
 
 def fit_temperature(distributions: Sequence[Sequence[float]], right: Sequence[int]) -> float:
     """The temperature under which what is right is likeliest: the least mean negative log-likelihood."""
+    widest = max(map(len, distributions))
+    shares = np.array([[*each, *[np.nan] * (widest - len(each))] for each in distributions])
+    logs = np.where(np.isnan(shares), -np.inf, np.log(np.maximum(shares, _LEAST_SHARE)))
+    rows = np.arange(len(logs))
 
     def loss(temperature: float) -> float:
-        return math.fsum(
-            -math.log(max(tempered(shares, temperature)[index], _LEAST))
-            for shares, index in zip(distributions, right, strict=True)
-        )
+        scaled = logs / temperature
+        of_right = scaled[rows, list(right)] - np.logaddexp.reduce(scaled, axis=1)
+        return -float(np.maximum(of_right, math.log(_LEAST)).sum())
 
     return min(_TEMPERATURES, key=loss)
+
+
+def fit_curve(distributions: Sequence[Sequence[float]], right: Sequence[int]) -> Isotonic:
+    """How often an option of such a probability is right: isotonic regression over all options of all.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    options = [
+        (share, float(number == index))
+        for each, index in zip(distributions, right, strict=True)
+        for number, share in enumerate(each)
+    ]
+    fitted = fit("isotonic", [{SCORE: share} for share, _ in options], [of for _, of in options])
+    assert isinstance(fitted, Isotonic), "as asked"
+    return fitted
+
+
+def log_loss(distributions: Sequence[Sequence[float]], right: Sequence[int]) -> float:
+    """The mean negative natural log of what is right."""
+    of = [-math.log(max(shares[index], _LEAST)) for shares, index in zip(distributions, right, strict=True)]
+    return math.fsum(of) / len(of)
+
+
+def curve_is_better(distributions: Sequence[Sequence[float]], right: Sequence[int]) -> bool:
+    """Whether a curve has the smaller log loss than a temperature: each half by what fits the other."""
+    losses = [0.0, 0.0]
+    for start in (0, 1):
+        known, known_right = distributions[start::2], right[start::2]
+        fresh, fresh_right = distributions[1 - start :: 2], right[1 - start :: 2]
+        if not known or not fresh:
+            return False
+        temperature, curve = fit_temperature(known, known_right), fit_curve(known, known_right)
+        ways = ([tempered(each, temperature) for each in fresh], [curved(each, curve) for each in fresh])
+        losses = [loss + log_loss(way, fresh_right) for loss, way in zip(losses, ways, strict=True)]
+    return losses[1] < losses[0]
 
 
 def calibrate_type(
     records: Sequence[DecisionRecord], targets: Sequence[float], confidence_level: float
 ) -> TypeCalibration:
-    """Fits temperatures on every other record, and certifies thresholds on the rest.
+    """Makes probabilities right by every other record, and certifies thresholds on the rest.
 
     Args:
         records: Of one type of question.
@@ -121,16 +186,23 @@ def calibrate_type(
         confidence_level: With which the risk stays within each target.
 
     Raises:
-        ConfigError: scipy is not installed.
+        ConfigError: scipy or scikit-learn is not installed.
     """
     fitting, certifying = records[::2], records[1::2]
     right = [record.right for record in fitting]
-    small = fit_temperature([record.small for record in fitting], right)
-    large = fit_temperature([record.large for record in fitting], right)
-    thresholds = thresholds_of([max(tempered(record.small, small)) for record in fitting])
+    of_small, of_large = [record.small for record in fitting], [record.large for record in fitting]
+    made = TypeCalibration(
+        small=fit_temperature(of_small, right),
+        large=fit_temperature(of_large, right),
+        small_curve=fit_curve(of_small, right) if curve_is_better(of_small, right) else None,
+        large_curve=fit_curve(of_large, right) if curve_is_better(of_large, right) else None,
+        points=(),
+        records=len(fitting),
+    )
+    thresholds = thresholds_of([max(made.calibrated(shares, "small")) for shares in of_small])
     points = [
         certify(
-            [max(tempered(record.small, small)) for record in certifying],
+            [max(made.calibrated(record.small, "small")) for record in certifying],
             [record.harmful for record in certifying],
             thresholds,
             target_risk=target,
@@ -138,7 +210,35 @@ def calibrate_type(
         )
         for target in sorted(targets)
     ]
-    return TypeCalibration(small=small, large=large, points=tuple(points), records=len(fitting))
+    return made.model_copy(update={"points": tuple(points)})
+
+
+def collect_boxes(
+    engine: SGLEngine, cases: Iterable[BoxCase], config: DecisionConfig
+) -> list[tuple[float, float]]:
+    """Asks the small model's map where things are: confidence, and overlap with the right box, of each."""
+    plain = config.model_copy(update={"calibration": None, "risk": None, "boxes": "map"})
+    found = []
+    for case in cases:
+        answer = decide(engine, [ImagePart(case.image)], {"q": case.question}, plain).answers["q"]
+        if isinstance(answer, BoxAnswer) and case.evidence is not None:
+            found.append((answer.confidence, overlap(answer.box, case.evidence)))
+    return found
+
+
+def calibrate_boxes(boxes: Sequence[tuple[float, float]], config: DecisionConfig) -> BoxCalibration:
+    """Fits the overlap to expect of a box to its confidence: isotonic regression.
+
+    Args:
+        boxes: Confidence and overlap of each.
+        config: How they were asked for.
+
+    Raises:
+        ConfigError: There are none, or scikit-learn is not installed.
+    """
+    curve = fit("isotonic", [{SCORE: confidence} for confidence, _ in boxes], [each for _, each in boxes])
+    assert isinstance(curve, Isotonic), "as asked"
+    return BoxCalibration(curve=curve, put=how_boxed(config), records=len(boxes))
 
 
 def calibrate_decisions(
@@ -148,8 +248,9 @@ def calibrate_decisions(
     *,
     targets: Sequence[float],
     confidence_level: float,
+    boxes: Sequence[tuple[float, float]] = (),
 ) -> DecisionCalibration:
-    """Makes the file of all types that have records."""
+    """Makes the file of all types that have records, and of boxes (``collect_boxes``)."""
     bound = bind(engine.small, engine.large, engine.config)
     return DecisionCalibration(
         small=bound.small,
@@ -161,6 +262,7 @@ def calibrate_decisions(
             for kind, of_kind in records.items()
             if len(of_kind) > 1
         },
+        boxes=calibrate_boxes(boxes, config) if boxes else None,
     ).identified()
 
 

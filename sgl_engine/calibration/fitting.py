@@ -22,14 +22,15 @@ _MAX_KNOTS = 256
 
 
 def fit(
-    method: Method, observations: Sequence[Mapping[str, float]], harmless: Sequence[bool]
+    method: Method, observations: Sequence[Mapping[str, float]], harmless: Sequence[float]
 ) -> Isotonic | Logistic:
     """Fits a calibrator.
 
     Args:
         method: "isotonic" on the score alone, or "logistic" on all that the observations have in common.
         observations: ``exit.calibrators.observe`` of each record.
-        harmless: Whether keeping the small answer did no harm, by the chosen risk.
+        harmless: Whether keeping the small answer did no harm, by the chosen risk; or, for "isotonic", any
+            number in [0, 1] that is to be expected.
 
     Raises:
         ConfigError: There is nothing to fit, a score is not a number, or scikit-learn is not installed.

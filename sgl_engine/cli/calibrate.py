@@ -178,12 +178,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _decisions(arguments: argparse.Namespace) -> int:
     """Calibrates decisions of the bundled pair, type by type."""
-    from sgl_engine.calibration.decisions import calibrate_decisions, collect_decisions
+    from sgl_engine.calibration.decisions import calibrate_decisions, collect_boxes, collect_decisions
     from sgl_engine.decisions import SCORED_TYPES
     from sgl_engine.demo.decisions import DEMO_DECISIONS, generated_decisions
     from sgl_engine.evaluation.optional import check_extra
 
-    check_extra("scipy.stats")
+    check_extra("scipy.stats", "sklearn.isotonic")
     if arguments.data != options.GENERATED or arguments.check is not None:
         raise ConfigError(
             f"Decisions are calibrated on --data {options.GENERATED} alone, and not checked.",
@@ -197,8 +197,15 @@ def _decisions(arguments: argparse.Namespace) -> int:
         cases = generated_decisions(kind, count, start=arguments.start)
         shown = track(cases, description=kind, total=count, console=Console(stderr=True))
         records[kind] = collect_decisions(engine, shown, DEMO_DECISIONS)
+    cases = generated_decisions("box", count, start=arguments.start)
+    shown = track(cases, description="box", total=count, console=Console(stderr=True))
     made = calibrate_decisions(
-        engine, records, DEMO_DECISIONS, targets=arguments.target, confidence_level=arguments.confidence
+        engine,
+        records,
+        DEMO_DECISIONS,
+        targets=arguments.target,
+        confidence_level=arguments.confidence,
+        boxes=collect_boxes(engine, shown, DEMO_DECISIONS),
     )
     made.save(arguments.out)
     print(output.printable(made.describe()))

@@ -9,8 +9,11 @@ from .answers import (
     YesNoAnswer as YesNoAnswer,
 )
 from .calibrated import (
+    BoxCalibration as BoxCalibration,
     DecisionCalibration as DecisionCalibration,
     TypeCalibration as TypeCalibration,
+    curved as curved,
+    how_boxed as how_boxed,
     how_put as how_put,
 )
 from .decide import decide as decide, said as said

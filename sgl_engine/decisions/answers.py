@@ -68,7 +68,8 @@ class BoxAnswer:
         box: (left, top, right, bottom), fractions of the picture's width and height.
         image: Which picture of the prompt, from 0.
         confidence: In [0, 1]. From a map: 1 - area / share of the attention inside, 0 where the box was
-            looked at no more than the rest; generated: the score of the generated coordinates.
+            looked at no more than the rest, or, with a calibration that has boxes, the expected intersection
+            over union with the right box; generated: the score of the generated coordinates.
     """
 
     type: ClassVar[Literal["box"]] = "box"

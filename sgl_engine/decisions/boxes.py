@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sgl_engine import InvalidRequestError, Request, Response, SGLError
+from sgl_engine import ConfigError, InvalidRequestError, Request, Response, SGLError
 from sgl_engine.attention import paint
 from sgl_engine.decisions.answers import BoxAnswer, DecisionAnswer, DecisionReport, totals
 from sgl_engine.decisions.asking import ask_about, refused
+from sgl_engine.decisions.calibrated import DecisionCalibration, how_boxed
 from sgl_engine.decisions.forms import find_form
 from sgl_engine.decisions.questions import BoxQuestion
 from sgl_engine.explain import focus_box
@@ -34,7 +35,11 @@ _COORDINATES = {
 
 
 def locate(
-    engine: SGLEngine, request: Request, questions: Mapping[str, BoxQuestion], config: DecisionConfig
+    engine: SGLEngine,
+    request: Request,
+    questions: Mapping[str, BoxQuestion],
+    config: DecisionConfig,
+    calibration: DecisionCalibration | None = None,
 ) -> dict[str, tuple[DecisionAnswer, DecisionReport | None]]:
     """Answers questions of where something is, side by side.
 
@@ -43,7 +48,18 @@ def locate(
         request: The state.
         questions: By name.
         config: Where boxes come from.
+        calibration: Makes the confidence of those from the map the overlap to expect, where it has boxes.
+
+    Raises:
+        ConfigError: The calibration's boxes were asked for in another way.
     """
+    of_boxes = None if calibration is None or not questions else calibration.boxes
+    if of_boxes is not None and of_boxes.put != how_boxed(config):
+        raise ConfigError(
+            f"The calibration {config.calibration} has boxes asked for as {of_boxes.put!r}; here they are "
+            f"asked for as {how_boxed(config)!r}.",
+            remedy="Use the settings that it was made with, or calibrate again.",
+        )
     if not request.images:
         missing = InvalidRequestError(
             "The state holds no picture, so nothing can be located in it.",
@@ -51,6 +67,12 @@ def locate(
         )
         return dict.fromkeys(questions, refused(missing))
     is_map, form = config.boxes == "map", find_form(config.form)
+    if not is_map and len(request.images) > 1:
+        ambiguous = InvalidRequestError(
+            f"The state holds {len(request.images)} pictures, and coordinates do not say of which they are.",
+            remedy='Use boxes="map", or ask about one picture at a time.',
+        )
+        return dict.fromkeys(questions, refused(ambiguous))
     if is_map:  # what is said does not matter, only where the small model looks while it says it
         engine = engine.with_config(engine.config.escalating("never"))
     asked = []
@@ -66,13 +88,15 @@ def locate(
         try:
             if isinstance(response, Exception):
                 raise response
-            found[name] = _looked_at(response, config) if is_map else _pointed_at(response)
+            found[name] = _looked_at(response, config, calibration) if is_map else _pointed_at(response)
         except SGLError as error:
             found[name] = refused(error)
     return found
 
 
-def _looked_at(response: Response, config: DecisionConfig) -> tuple[BoxAnswer, DecisionReport]:
+def _looked_at(
+    response: Response, config: DecisionConfig, calibration: DecisionCalibration | None
+) -> tuple[BoxAnswer, DecisionReport]:
     """The box of what stands out in the small model's map, in the picture where most does."""
     importance = response.importance
     assert importance is not None, "there are pictures"
@@ -82,6 +106,9 @@ def _looked_at(response: Response, config: DecisionConfig) -> tuple[BoxAnswer, D
     box = focus_box(importance, image=image, share=config.box_share, margin=config.box_margin)
     confidence = surplus(box, mass_inside(importance, image, box))
     report = _report(response, confidence, 0.0, "map")
+    if calibration is not None and calibration.boxes is not None:
+        confidence = calibration.boxes.expected(confidence)
+        report = report.model_copy(update={"score": confidence, "calibration": calibration.id})
     return BoxAnswer(box, image, confidence), report
 
 
@@ -92,11 +119,17 @@ def _pointed_at(response: Response) -> tuple[BoxAnswer, DecisionReport]:
         InvalidRequestError: What it wrote is no box.
     """
     try:
-        left, top, right, bottom = (
-            min(max(number / SCALE, 0.0), 1.0) for number in json.loads(response.text)
-        )
-    except (ValueError, TypeError):
-        left = top = right = bottom = 0.0
+        numbers = json.loads(response.text)
+    except (ValueError, RecursionError):
+        numbers = None
+    is_box = (
+        isinstance(numbers, list)
+        and len(numbers) == 4
+        and all(type(each) in (int, float) for each in numbers)
+    )
+    left, top, right, bottom = (
+        (min(max(each / SCALE, 0.0), 1.0) for each in numbers) if is_box else (0.0, 0.0, 0.0, 0.0)
+    )
     if not (left < right and top < bottom):
         raise InvalidRequestError(
             f"The model answered {response.text!r:.100}, which is no box.",

@@ -79,8 +79,9 @@ def decide(
         else:
             scored[name] = question
     found: dict[str, tuple[DecisionAnswer, DecisionReport | None]] = {}
-    found |= _Scored(engine, request, config, calibration_of(engine, config)).answer(scored)
-    found |= boxes.locate(engine, request, placed, config)
+    calibration = calibration_of(engine, config)
+    found |= _Scored(engine, request, config, calibration).answer(scored)
+    found |= boxes.locate(engine, request, placed, config, calibration)
     answers = {name: found[name][0] for name in questions}
     reports = {name: report for name in questions if (report := found[name][1]) is not None}
     return Decisions(answers, reports)
@@ -222,14 +223,14 @@ class _Scored:
 
     def _distribution(self, asked: _Asked, scores: Sequence[AnswerScores], route: Route) -> list[float]:
         """The probability of each option, averaged over the orders."""
-        calibration = self.calibration
-        temperature = 1.0 if calibration is None else calibration.temperature(asked.question.type, route)
         logits = [
             shares.option_logits(put, each.token_logprobs)
             for put, each in zip(asked.puts, scores, strict=True)
         ]
         plain = shares.mean([shares.softmax(of_order) for of_order in logits])
-        return plain if temperature == 1.0 else shares.tempered(plain, temperature)
+        if self.calibration is None:
+            return plain
+        return self.calibration.calibrated(asked.question.type, route, plain)
 
     def _answer(self, asked: _Asked, scores: Sequence[AnswerScores], route: Route) -> DecisionAnswer:
         probabilities, question = self._distribution(asked, scores, route), asked.question

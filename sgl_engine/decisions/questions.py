@@ -85,10 +85,10 @@ class ScoreQuestion:
 
     Attributes:
         instructions: The whole question.
-        levels: 2 to ``MAX_LABELS`` descriptions, from level 0 on.
+        levels: 2 to ``MAX_LABELS`` different descriptions, from level 0 on.
 
     Raises:
-        InvalidRequestError: Empty instructions, or too few or too many levels.
+        InvalidRequestError: Empty instructions, too few or too many levels, or two of the same text.
     """
 
     type: ClassVar[Literal["score"]] = "score"
@@ -101,6 +101,13 @@ class ScoreQuestion:
             raise InvalidRequestError(
                 f"A score has {'a text' if isinstance(self.levels, str) else len(self.levels)} for levels.",
                 remedy=f"Give a list of 2 to {MAX_LABELS} levels, from the least on.",
+            )
+        texts = [level.strip() for level in self.levels if isinstance(level, str)]
+        twice = [text for number, text in enumerate(texts) if text in texts[:number]]
+        if twice:
+            raise InvalidRequestError(
+                f"The level {twice[0]!r:.100} is there twice, so nothing can tell the two apart.",
+                remedy="Give each level a description of its own.",
             )
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import agent  # noqa: E402  # scripts: their folder is on the path only now
 import chain  # noqa: E402
+import decisions  # noqa: E402
 import graph  # noqa: E402
 import hosted  # noqa: E402
 import rag  # noqa: E402
@@ -52,6 +53,22 @@ def test_chain_answers_every_question_of_the_batch(capsys: Output) -> None:
 def test_chain_takes_pictures_of_ones_own(capsys: Output) -> None:
     assert chain.main([str(PICTURES / "chart.png")]) == 0
     assert "transcribe the" in capsys.readouterr().out
+
+
+def test_decisions_sorts_a_folder_and_leaves_it_as_it_is(capsys: Output, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in PICTURES.iterdir()}
+    decisions.main([str(PICTURES), "--out", str(tmp_path / "boxes")])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()[1:]}
+    kind, _, legible, above, *box = rows["receipt.png"][1:9]
+    assert (kind, float(legible) > 0.5, float(above) > 0.5) == ("receipt", True, False)
+    left, top, right, bottom = map(float, box[:4])
+    with Image.open(tmp_path / "boxes" / "receipt.png") as drawn:
+        width, height = drawn.size
+        assert drawn.getpixel((round(left * width) + 4, round(top * height))) == (255, 0, 0)
+    assert 0 < left < right < 1
+    assert bottom > top > 0.5  # a total stands at the end
+    assert [path.name for path in (tmp_path / "boxes").iterdir()] == ["receipt.png"]
+    assert {path.name: path.stat().st_mtime_ns for path in PICTURES.iterdir()} == before
 
 
 def test_chain_marks_wrong_answers() -> None:

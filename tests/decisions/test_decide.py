@@ -1,6 +1,7 @@
 """Decisions of the bundled pair and of scripted engines: who answers, what it says, and what it costs."""
 
 import math
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import noise
 
 from sgl_engine import (
     AnswerScores,
@@ -22,6 +24,7 @@ from sgl_engine import (
     RequestCancelledError,
     SGLEngine,
 )
+from sgl_engine.config import ReuseConfig
 from sgl_engine.decisions import (
     BoxAnswer,
     BoxQuestion,
@@ -37,6 +40,7 @@ from sgl_engine.decisions import (
     decide,
 )
 from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.testing import FakeEngine, tiny_vlm
 
 BARE = DecisionConfig(form="bare")
 SCENE = [ImagePart(PICTURES / "scene.png")]
@@ -153,6 +157,99 @@ def test_what_is_too_late_or_not_wanted_is_no_refusal(engine: SGLEngine) -> None
 def test_how_many_questions(engine: SGLEngine, count: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"{count} questions"):
         decide(engine, "x", {str(n): HIGHER for n in range(count)}, BARE)
+
+
+def test_as_many_questions_as_there_may_be() -> None:
+    """One prefix for all, each answered as it would be alone, in order."""
+    config = EngineConfig(reuse=ReuseConfig(min_prefix_tokens=1))  # so short a prefix is kept, too
+    tiny = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"), config)
+    never, picture = small_only(tiny), ImagePart(noise(40, 30))
+    asked = {f"q{n}": YesNoQuestion(f"Are there {n} of them?") for n in range(400)}
+    made = decide(never, picture, asked, BARE)
+    assert list(made.answers) == list(made.reports) == list(asked)
+    seen = tiny.cache_info()["small"]
+    assert (seen.pixel_misses, seen.pixel_hits) == (1, 0)
+    assert (seen.feature_misses, seen.prefix_misses) == (1, 1)
+    known = [report.small_known_tokens for report in made.reports.values()]
+    assert sum(each < 16 for each in known) == 1  # the picture has 16 tokens: one question paid for it
+    assert made.input_tokens == sum(report.small_input_tokens for report in made.reports.values())
+    probabilities = []
+    for name in ("q0", "q7", "q399"):
+        alone = decide(never, picture, {"q": asked[name]}, BARE)
+        assert made.answers[name].probability == pytest.approx(alone.answers["q"].probability, abs=1e-4)  # type: ignore[union-attr]
+        assert made.reports[name].small_input_tokens == alone.reports["q"].small_input_tokens
+        probabilities.append(alone.answers["q"].probability)  # type: ignore[union-attr]
+    assert len({round(each, 4) for each in probabilities}) == 3  # the control: answers differ
+
+
+POINTING = DecisionConfig(boxes="generated")
+
+
+def pointed(text: str, score: float = 0.9, *pictures: ImagePart) -> Any:
+    """What becomes of a text that the small model, or the large one, writes where a box is asked for."""
+    scripted = FakeEngine(lambda request: text, score=score)
+    scripted = scripted.with_config(scripted.config.escalating("never"))  # type: ignore[assignment]
+    made = decide(scripted, pictures or (ImagePart(noise(40, 30)),), {"q": BoxQuestion("the fox")}, POINTING)
+    return made.answers["q"], made.reports.get("q")
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[100, 200, 300, 400]", (0.1, 0.2, 0.3, 0.4)),
+        ("[0,0,1000,1000]", (0, 0, 1, 1)),
+        (" [100.0, 200, 300, 2000]", (0.1, 0.2, 0.3, 1)),
+    ],
+)
+def test_boxes_that_a_model_writes(text: str, box: Any) -> None:
+    answer, report = pointed(text, 0.75)
+    assert isinstance(answer, BoxAnswer)
+    assert answer.box == pytest.approx(box)
+    assert (answer.confidence, answer.image) == (pytest.approx(0.75, abs=1e-3), 0)
+    assert (report.route, report.policy) == ("small", "forced")
+    assert report.small_output_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[300, 200, 100, 400]",
+        "[1, 2, 3]",
+        "[1, 2, 3, 4, 5]",
+        '{"left": 1, "top": 2, "right": 3, "bottom": 4}',
+        '["1", "2", "3", "4"]',
+        "[false, false, true, true]",
+        "[NaN, 0, 1000, 1000]",
+        "[" * 20,
+        "there",
+    ],
+)
+def test_what_is_no_box_is_refused(text: str) -> None:
+    answer, report = pointed(text)
+    assert isinstance(answer, RefusedAnswer)
+    assert "is no box" in answer.reason
+    assert text in answer.reason
+    assert report is None
+
+
+def test_a_tiny_model_points_and_escalates() -> None:
+    """Coordinates by constrained decoding: whatever it writes is four numbers, a box or none."""
+    tiny = SGLEngine(tiny_vlm(size="small"), tiny_vlm(size="large"))
+    asked = {f"q{n}": BoxQuestion(f"the {n}th fox") for n in range(3)}
+    forced = tiny.with_config(tiny.config.escalating("always"))
+    made = decide(forced, ImagePart(noise(40, 30)), asked, POINTING)
+    for name, answer in made.answers.items():
+        assert isinstance(answer, (BoxAnswer, RefusedAnswer))
+        if isinstance(answer, RefusedAnswer):
+            assert re.search(r"answered '\[\d+, ?\d+, ?\d+, ?\d+\]', which is no box", answer.reason)
+        else:
+            assert made.reports[name].route == "large"
+
+
+def test_coordinates_do_not_say_of_which_picture_they_are() -> None:
+    answer, _ = pointed("[1, 2, 3, 4]", 0.9, ImagePart(noise(40, 30)), ImagePart(noise(40, 30, 1)))
+    assert isinstance(answer, RefusedAnswer)
+    assert "2 pictures" in answer.reason
 
 
 def test_there_is_no_such_form(engine: SGLEngine) -> None:

@@ -1,7 +1,9 @@
 """SGLDecisionModel: what becomes of states, questions and media; middleware that it drives."""
 
 import asyncio
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,14 @@ def test_auto_mode_runs_on_the_real_pair(decisions: SGLDecisionModel) -> None:
     )
     state = agent.invoke({"messages": [HumanMessage([SCENE])]})  # type: ignore[list-item]
     assert state["messages"][-1].content == "Done."
+
+
+def test_the_pages_code_runs() -> None:
+    page = Path(__file__).parents[2] / "docs" / "decisions.md"
+    [code] = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    *most, last = code.strip().splitlines()
+    scope: dict[str, Any] = {}
+    exec("\n".join([*most[:-1], f"shown = [{most[-1]}, {last}]"]), scope)  # ours
+    assert scope["response"].choices["color"].choice == "orange"
+    assert not scope["response"].refusals
+    assert len(scope["shown"]) == 6

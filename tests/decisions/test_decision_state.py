@@ -108,6 +108,7 @@ def test_content() -> None:
         (lambda: ChoiceQuestion("Which?", ["a", " "]), "empty"),
         (lambda: ChoiceQuestion("Which?", ["a", "b"], ["only one"]), "1 descriptions for 2"),
         (lambda: ScoreQuestion("How much?", ["one"]), "1 for levels"),
+        (lambda: ScoreQuestion("How much?", ["a little", "much", "a little "]), "'a little' is there twice"),
     ],
 )
 def test_questions_that_cannot_be_asked(make: Any, match: str) -> None:

@@ -307,6 +307,8 @@ def said(part: Any, role: str = "user") -> dict[str, Any]:
     ("fields", "status", "code", "param"),
     [
         ({"input": ""}, 400, "invalid_value", None),
+        ({"input": [{"role": "user", "content": ""}]}, 400, "invalid_value", None),
+        ({"input": [{"role": "user", "content": []}]}, 400, "invalid_value", None),
         ({"input": []}, 400, "invalid_value", "input"),
         ({"input": None}, 400, "invalid_value", "input"),
         ({"input": [{"role": "robot", "content": "x"}]}, 400, "invalid_value", None),

@@ -48,9 +48,7 @@ def to_state(given: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
         ImageError: A part that should hold a picture does not.
     """
     if isinstance(given, str):
-        if not given.strip():
-            raise InvalidRequestError("The input is empty.", remedy="Send what the questions are about.")
-        return (Message("user", (given,)),)
+        return _not_empty((Message("user", (given,)),))
     called: set[str] = set()
     messages = []
     for index, item in enumerate(given):
@@ -75,7 +73,17 @@ def to_state(given: str | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
                 f"{where} is of type {kind!r:.100}.",
                 remedy="Send messages, calls of functions or custom tools, and their outputs.",
             )
-    return tuple(messages)
+    return _not_empty(tuple(messages))
+
+
+def _not_empty(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, if there is something in them: a text, a picture or a call."""
+    said = any(
+        isinstance(part, ImagePart) or part.strip() for message in messages for part in message.content
+    )
+    if not said and not any(message.tool_calls for message in messages):
+        raise InvalidRequestError("The input is empty.", remedy="Send what the questions are about.")
+    return messages
 
 
 def _message(item: Mapping[str, Any], where: str) -> Message:
