@@ -25,8 +25,7 @@ from sgl_engine.decoding.draft import Draft
 from sgl_engine.decoding.spelt_thoughts import SpeltThoughts
 from sgl_engine.decoding.thoughts import MOST_AROUND, Thoughts
 from sgl_engine.errors import InvalidRequestError, RequestError
-from sgl_engine.model.special_tokens import keeps_special_tokens, left_out
-from sgl_engine.model.thoughts import SpeltTags
+from sgl_engine.model.thoughts import SpeltTags, keeps_special_tokens, left_out
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding, check_wanted
 

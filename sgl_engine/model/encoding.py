@@ -23,8 +23,8 @@ from sgl_engine.errors import (
     PromptTooLongError,
     UnsupportedImageError,
 )
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.store import KnownPictures, ReuseStore
-from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths

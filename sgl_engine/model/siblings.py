@@ -20,8 +20,8 @@ from torch import Tensor
 from sgl_engine.chat.sealed import Seal, Transcript
 from sgl_engine.chat.template import chat_template, close_thoughts
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.encoding import check_inputs, encode
-from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
 from sgl_engine.prompt.texts import check_fields, check_lengths
 from sgl_engine.request import ImagePart, Message, Request, check_wanted

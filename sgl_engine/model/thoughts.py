@@ -1,4 +1,4 @@
-"""Which tokens part a model's thoughts from its answer, where it thinks before it answers. Pure.
+"""What is said, and is no part of an answer's text: thoughts before it, and special tokens in it. Pure.
 
 Templates of thinking models end a prompt with ``<think>``, or leave it to the model to begin with it; the
 answer begins behind ``</think>``. Where the tags are tokens of their own, nothing that is merely spelt like
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sgl_engine.chat.template import THOUGHT_TAGS, chat_template, space_around
+
+VLM: TypeAlias = Any
+"""A ``model.vlm.VLM``, which imports this module."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,28 @@ def thought_tags(processor: Any) -> ThoughtTags | SpeltTags | None:
 
 def _written(template: str) -> list[str]:
     return [tag for tags in THOUGHT_TAGS for tag in tags if tag in template]
+
+
+def frame_tokens(tokenizer: Any, ends: frozenset[int]) -> frozenset[int]:
+    """Tokens that begin, end or fill a text, and are never part of one.
+
+    Args:
+        tokenizer: The model's.
+        ends: What ends its answers.
+    """
+    frame = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return ends.union(token for token in frame if token is not None)
+
+
+def keeps_special_tokens(vlm: VLM) -> bool:
+    """Whether a model's generation_config.json says that special tokens are part of what it says."""
+    return getattr(vlm.model.generation_config, "skip_special_tokens", None) is False
+
+
+def left_out(vlm: VLM, token_ids: Sequence[int]) -> tuple[str, ...]:
+    """Names the special tokens that are no part of the text of generated tokens, though they might be."""
+    tokenizer = vlm.processor.tokenizer
+    added = tokenizer.added_tokens_decoder.items()
+    special = {int(index) for index, token in added if token.special}
+    special -= frame_tokens(tokenizer, vlm.eos_token_ids)
+    return tuple(tokenizer.convert_ids_to_tokens([token for token in token_ids if token in special]))

@@ -26,9 +26,8 @@ from sgl_engine.model.encoding import check_features, encode, resized, shrink_fa
 from sgl_engine.model.loading import load
 from sgl_engine.model.lock import ModelLock
 from sgl_engine.model.settings import LoadSettings
-from sgl_engine.model.special_tokens import frame_tokens
 from sgl_engine.model.store import ReuseStore
-from sgl_engine.model.thoughts import SpeltTags, ThoughtTags, thought_tags
+from sgl_engine.model.thoughts import SpeltTags, ThoughtTags, frame_tokens, thought_tags
 from sgl_engine.prompt.encoded import EncodedPrompt, PromptBatch
 from sgl_engine.request import Request
 

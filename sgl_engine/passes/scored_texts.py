@@ -15,8 +15,8 @@ from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.chat.caller_text import Disguise
 from sgl_engine.chat.template import control_tokens
 from sgl_engine.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.passes.pictures import NOTHING_REUSED, Reused
-from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.texts import check_context, is_text
 from sgl_engine.pruning.plan import PruningPlan

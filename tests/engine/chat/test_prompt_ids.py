@@ -19,8 +19,8 @@ from sgl_engine.chat.caller_text import Disguise
 from sgl_engine.chat.template import control_tokens
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.families.tiny import TINY_FAMILIES
+from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.encoding import process
-from sgl_engine.prompt.caller_tokens import CallerTokenizer
 from sgl_engine.request import ImagePart, ToolCall, ToolSpec
 from sgl_engine.testing import tiny_vlm
 
