@@ -134,7 +134,11 @@ def sent_bytes(engine: SGLEngine, request: Request) -> int:
 
 def faults(count: int) -> None:
     """Kills replicas under way, and prints one outcome for each request."""
-    table = Table("what", "requests", "outcomes")
+
+    def tell(what: str, requests: int, outcomes: str) -> None:
+        """At once: a run that hangs later has said what came before."""
+        out.print(f"{what}: {requests} requests, {outcomes}")
+
     keep = CONFIG.model_copy(update={"on_large_error": "keep"}).escalating("always")
     asked = [replace(request, max_new_tokens=16) for request, _ in questions(count)]
     with machine():
@@ -153,22 +157,17 @@ def faults(count: int) -> None:
             ended.set()
             killer.join()
             same = sum(one == other for one, other in zip(found, expected, strict=True))
-            table.add_row(
-                f"the {side} model's replica killed, twice",
-                str(len(asked)),
-                f"{same} as alone; {told(found)}",
-            )
+            tell(f"the {side} model's replica killed, twice", len(asked), f"{same} as alone; {told(found)}")
         nowhere = Replicas(least=0, cpus=1000)
         for name, config in (("raise", keep.model_copy(update={"on_large_error": "raise"})), ("keep", keep)):
             settings = ClusterSettings(
                 engine=config, small_replicas=NO_CPU, large_replicas=nowhere, start_s=3.0
             )
             found = together(running(settings), asked[:8])
-            table.add_row(f'large model never up, on_large_error="{name}"', "8", told(found))
+            tell(f'large model never up, on_large_error="{name}"', 8, told(found))
         full = Replicas(cpus=0, slots=1, queue=1)
         settings = ClusterSettings(engine=keep, small_replicas=NO_CPU, large_replicas=full)
-        table.add_row('queue of 1 full, "keep"', str(len(asked)), told(together(running(settings), asked)))
-    out.print(table)
+        tell('queue of 1 full, "keep"', len(asked), told(together(running(settings), asked)))
 
 
 def outcome(engine: SGLEngine, request: Request) -> str:
