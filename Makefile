@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LMMS := .venv-lmms
 INSTALLED := $(VENV)/.installed
+RUNNABLE := $(VENV)/.runnable
 LOG := $(VENV)/install.log
 # As many processes as there are cores, four at most; each holds models of its own.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
@@ -18,7 +19,7 @@ PARALLEL = -n $(WORKERS) --dist worksteal
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(INSTALLED) ## ask the bundled pair three questions about a page, timed against its large model alone
+demo: $(or $(wildcard $(INSTALLED)),$(RUNNABLE)) ## ask the bundled pair three questions about a page, timed against its large model alone
 	@$(BIN)/sgl demo
 
 test: $(INSTALLED) ## run the tests
@@ -48,17 +49,26 @@ $(LMMS)/.installed: pyproject.toml constraints.txt
 	    || $(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
-# Runs again only when the dependencies change. pip's full output goes to the log; what is large, and
-# therefore slow, is shown as it is fetched.
+# What runs, and what tests need beside it, which is three times as much. Both are installed again only when
+# the dependencies change. pip's full output goes to the log; what is large, and therefore slow, is shown as it
+# is fetched.
+$(RUNNABLE): pyproject.toml constraints.txt
+	$(call install,.[evaluation$(,)server$(,)playground])
+
 $(INSTALLED): pyproject.toml constraints.txt
+	$(call install,.[dev])
+
+, := ,
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the dependencies into $(VENV): a minute or two the first time (log: $(LOG))"
-	@set -o pipefail; $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
+	@set -o pipefail; $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '$(1)' 2>&1 \
 	    | tee $(LOG) \
 	    | awk '/Downloading .*[0-9][0-9](\.[0-9])? MB\)|^Processing .*\/torch-/ \
 	               { n = split($$2, part, "/"); print "  fetching " part[n]; fflush() } \
 	           /^Installing collected/ { print "  unpacking " NF - 3 " package(s)"; fflush() }' \
 	    || { tail -n 20 $(LOG) >&2; echo "The installation failed; the whole log is $(LOG)" >&2; exit 1; }
 	@touch $@
+endef
