@@ -153,7 +153,7 @@ def ask(**changes: Any) -> Request:
     "request_",
     [
         ask(logprobs=True, top_logprobs=2),
-        ask(temperature=1.0, seed=7, deadline=time.monotonic() + 600),
+        ask(temperature=1.0, seed=7, deadline=time.monotonic() + 86_400),
         ask(response_schema={"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]}),
         ask(
             tools=(ToolSpec("look", "Looks.", {"type": "object", "properties": {}}),),
@@ -194,13 +194,13 @@ def test_scores_are_those_of_one_process(pair: tuple[VLM, VLM], machines: Callab
 def test_a_picture_lies_in_the_store_once_and_is_only_referred_to(machines: Callable[..., Machines]) -> None:
     large = Image.effect_noise((640, 480), 90).convert("RGB")
     cluster = machines()
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 86_400
     cluster.engine().run(Request.ask("What is it?", large, max_new_tokens=2, deadline=deadline))
     assert len(cluster.store) == 1
     assert [method for method, _ in cluster.sent] == ["begin", "go_on"]
     assert max(len(data) for _, data in cluster.sent) < 10_000 < len(cluster.store["object 0"])
     [(first,), (parcel, handed)] = [pickle.loads(data) for _, data in cluster.sent]
-    assert 0 < parcel.left_s < first.left_s < 600
+    assert 0 < parcel.left_s < first.left_s < 86_400
     assert [part.source for part in parcel.request.images] == ["object 0"]
     # The control: the whole turn would be sent with the logits of its answer.
     assert handed.turn.generation.logprobs.numel() == 0
