@@ -90,6 +90,7 @@ def test_requests_on_their_way_are_waited_for(engine: SGLEngine, monkeypatch: py
         return encode(request, *rest)
 
     def submit_both() -> list[Any]:
+        until(lambda: engine._scheduler.is_idle, "nothing of another round is under way")
         first.clear()
         second.clear()
         rows.clear()
