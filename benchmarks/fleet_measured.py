@@ -25,7 +25,8 @@ from benchmarks.fleet_model import Draws, Fleet, Measured, Trace, latencies, rep
 from sgl_engine import EngineConfig, Request, SGLEngine
 from sgl_engine.batch.inputs import open_rows
 from sgl_engine.batch.plain import PlainForm
-from sgl_engine.batch.ray_data import LargeStage, Models, SmallStage
+from sgl_engine.batch.ray_data import LargeStage, SmallStage
+from sgl_engine.cluster import ClusterSettings
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.pages.generator import heldout_pages
 from sgl_engine.evaluation.records import DataRow
@@ -190,7 +191,9 @@ def _beside(trace: Trace, latencies_s: Sequence[float]) -> dict[str, dict[str, f
 
 def _serve_small(path: str, given: Any, further: Any, done: Any) -> None:
     torch.set_num_threads(1)
-    stage = SmallStage(Models(), EngineConfig().without_reuse(), open_rows(Path(path)), PlainForm("two"))
+    stage = SmallStage(
+        ClusterSettings(engine=EngineConfig().without_reuse()), open_rows(Path(path)), PlainForm("two")
+    )
     stage({"data": np.arange(1)})
     began = time.perf_counter()
     for number in range(WARM):
@@ -210,8 +213,8 @@ def _serve_small(path: str, given: Any, further: Any, done: Any) -> None:
 def _serve_large(path: str, given: Any, done: Any) -> None:
     torch.set_num_threads(1)
     config, form = EngineConfig().without_reuse(), PlainForm("two")
-    stage = LargeStage(Models(), config, form)
-    small = SmallStage(Models(), config.escalating("always"), open_rows(Path(path)), form)
+    stage = LargeStage(ClusterSettings(engine=config), form)
+    small = SmallStage(ClusterSettings(engine=config.escalating("always")), open_rows(Path(path)), form)
     warm = [small({"data": np.array([number])}) for number in range(WARM)]
     del small
     stage(warm[0])

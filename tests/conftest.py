@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 import pytest
+import pytest_socket
 import torch
 from command_line import Sgl
 
@@ -32,6 +33,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 gc.disable()
 
 _stores: WeakSet[ReuseStore] = WeakSet()
+LOOPBACK = ("cluster", "playground", "server")
+"""Folders whose tests talk to servers of their own."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,6 +63,13 @@ def _forget_other_tests(_forget_other_modules: None) -> None:
     _forget()
 
 
+@pytest.fixture(autouse=True)
+def _loopback_only(request: pytest.FixtureRequest) -> None:
+    """Who has sockets has them on this machine alone."""
+    if request.node.get_closest_marker("enable_socket"):
+        pytest_socket.socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
+
+
 def _forget() -> None:
     for store in list(_stores):
         store.clear()
@@ -78,6 +88,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in LOOPBACK:
+            item.add_marker(pytest.mark.enable_socket)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

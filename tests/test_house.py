@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors config request chat prompt serving families model attention pruning decoding exit passes hosted "
     "report response finished cascade engine planning __init__ explain decisions testing rankers demo "
-    "evaluation calibration relevance server batch cluster playground lmms cli"
+    "evaluation calibration relevance server cluster batch playground lmms cli"
 ).split()
 LAYERS = {f"sgl_engine.{name}".removesuffix(".__init__"): number for number, name in enumerate(ORDER)}
 LAYERS["langchain_sgl"] = len(ORDER)

@@ -9,13 +9,9 @@ from typing import Final, TypeAlias
 
 from sgl_engine import EngineConfig
 from sgl_engine.batch.inputs import Rows
-from sgl_engine.planning.files import find_files
+from sgl_engine.planning.files import model_identity
 
 Job: TypeAlias = Mapping[str, str | int | None]
-
-_SAMPLES: Final = 16
-_SAMPLE_BYTES: Final = 4096
-_SMALL_BYTES: Final = 2**20
 WORDS: Final[Mapping[str, str]] = {
     "rows": "the number of rows",
     "input": "the input",
@@ -65,28 +61,3 @@ def describe(
         "calibration": None if calibration is None else sha256(Path(calibration).read_bytes()).hexdigest(),
         **settings,
     }
-
-
-def model_identity(source: str | Path) -> str:
-    """Stands for a model's files: its commit on the hub, or a digest of its folder.
-
-    Of large files, size and samples count, so that it takes milliseconds; the models are not loaded.
-
-    Raises:
-        ModelNotFoundError: There is no such model.
-    """
-    files = find_files(source)
-    if files.revision is not None:
-        return f"{files.name}@{files.revision}"
-    digest = sha256()
-    for path in sorted(each for each in files.folder.rglob("*") if each.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(files.folder).as_posix()} {size}\n".encode(errors="replace"))
-        with path.open("rb") as file:
-            if size <= _SMALL_BYTES:
-                digest.update(file.read())
-                continue
-            for sample in range(_SAMPLES):
-                file.seek(sample * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()

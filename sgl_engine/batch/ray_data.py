@@ -2,11 +2,11 @@
 
     row numbers -> SmallStage: small pass, decision -> LargeStage: guided large pass, of escalated rows
 
-Each stage is a pool of actors with an engine of its own, whose other model is an outline: its shapes and
-processor are there, its weights are not. What crosses of an escalated row are its pictures, as the small
-stage has read them, and what the small pass has found: answer, parts of the score, map. The large stage takes
-the request along the same road with that in the small pass's place. Rows are read where they are asked, so
-the input has to lie where every machine can read it.
+Each stage is a pool of actors with an engine of its own, whose other model is a sketch, as in
+``sgl_engine.cluster``: its shapes and processor are there, its weights are not. What crosses of an escalated
+row are its pictures, as the small stage has read them, and what the small pass has found: answer, parts of
+the score, map. The large stage takes the request along the same road with that in the small pass's place.
+Rows are read where they are asked, so the input has to lie where every machine can read it.
 """
 
 from __future__ import annotations
@@ -16,71 +16,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from sgl_engine import (
-    VLM,
-    ConfigError,
-    EngineConfig,
-    EngineError,
-    LoadSettings,
-    Request,
-    Response,
-    SGLEngine,
-)
+from sgl_engine import VLM, ConfigError, EngineConfig, EngineError, Request, Response, SGLEngine
 from sgl_engine.batch.forms import Json, RowForm, Written, check_row_error
 from sgl_engine.batch.inputs import Rows
-from sgl_engine.demo import SCORER, WEIGHTS, demo_model
+from sgl_engine.cluster.models import engine_config, load, sketch
+from sgl_engine.cluster.settings import ClusterSettings
 from sgl_engine.evaluation.optional import extra
 from sgl_engine.passes import Asked, SmallPassResult, run_small
-from sgl_engine.planning.files import find_files
-from sgl_engine.planning.outline import outline
 
-Side = Literal["small", "large"]
 Columns = dict[str, Any]
 """Column -> values, as Ray Data gives and takes batches."""
 
 _ACTOR_CPUS = 0.5  # so that two of each fit on two cores; torch takes what there is
-
-
-@dataclass(frozen=True)
-class Models:
-    """Which models, as the command line names them; None is the bundled one.
-
-    Attributes:
-        small: Folder or hub id.
-        large: Folder or hub id.
-        device: Where each runs, on its machine.
-        dtype: As of ``LoadSettings``.
-    """
-
-    small: str | None = None
-    large: str | None = None
-    device: str | None = None
-    dtype: str = "auto"
-
-    def load(self, side: Side) -> VLM:
-        """One of them, with its weights."""
-        source = getattr(self, side)
-        settings: LoadSettings = {"device": self.device, "dtype": self.dtype}
-        return demo_model(side, **settings) if source is None else VLM.from_pretrained(source, **settings)
-
-    def outline(self, side: Side) -> VLM:
-        """One of them without weights; with them where it has to be proven that it is run exactly."""
-        source = getattr(self, side)
-        files = find_files(WEIGHTS / side if source is None else source)
-        if source is None:
-            files = replace(files, name=f"sgl-demo-{side}")
-        found = outline(files)
-        return found if found.is_checked else self.load(side)
-
-    def configured(self, config: EngineConfig) -> EngineConfig:
-        """The configuration, with the scorer of the bundled pair where that is used and none is named."""
-        if self.small is not None or config.exit.scorer is not None:
-            return config
-        return config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
 
 
 @dataclass(frozen=True)
@@ -157,18 +108,14 @@ class SmallStage:
     """An actor with the small model: answers rows, or finds what the large model needs.
 
     Args:
-        models: The pair.
-        config: The engine's.
+        pair: The models, and the engine's settings.
         rows: All rows; it reads those whose numbers it is given.
         form: What they are.
     """
 
-    def __init__(self, models: Models, config: EngineConfig, rows: Rows, form: RowForm) -> None:
-        # What a calibration is tied to is told by the weights of both.
-        calibrated = config.exit.calibration is not None
-        large = models.load("large") if calibrated else models.outline("large")
-        config = models.configured(config)
-        self._engine = SGLEngine(models.load("small"), large, config, small_pass=_small_pass)
+    def __init__(self, pair: ClusterSettings, rows: Rows, form: RowForm) -> None:
+        small, large = load(pair.small, "small"), sketch(pair.large, "large")
+        self._engine = SGLEngine(small, large, engine_config(pair), small_pass=_small_pass)
         self._rows, self._form = rows, form
 
     def __call__(self, batch: Columns) -> Columns:
@@ -190,17 +137,16 @@ class LargeStage:
     """An actor with the large model: answers the rows that the small stage has not.
 
     Args:
-        models: The pair.
-        config: The engine's.
+        pair: The models, and the engine's settings.
         form: What the rows are.
     """
 
-    def __init__(self, models: Models, config: EngineConfig, form: RowForm) -> None:
+    def __init__(self, pair: ClusterSettings, form: RowForm) -> None:
         # A neutral question is asked where the large model's tokens are chosen.
-        self._has_small = config.exit.calibration is not None or config.pruning.neutral
-        small = models.load("small") if self._has_small else models.outline("small")
-        config = models.configured(config)
-        self._engine = SGLEngine(small, models.load("large"), config, small_pass=_given_pass)
+        self._has_small = pair.engine.pruning.neutral
+        small = (load if self._has_small else sketch)(pair.small, "small")
+        large = load(pair.large, "large")
+        self._engine = SGLEngine(small, large, engine_config(pair), small_pass=_given_pass)
         self._form = form
 
     def __call__(self, batch: Columns) -> Columns:
@@ -253,23 +199,22 @@ def _end(
 
 
 def answer_on_ray(
-    models: Models, config: EngineConfig, rows: Rows, form: RowForm, start: int, actors: Actors
+    pair: ClusterSettings, rows: Rows, form: RowForm, start: int, actors: Actors
 ) -> Iterator[Written]:
     """As ``answer_rows``, on the Ray cluster that there is, or on this machine.
 
     Args:
-        models: The pair.
-        config: The engine's, of every actor.
+        pair: The models, and the engine's settings; what else it says is of servers.
         rows: What is asked.
         form: What the rows are.
         start: Rows before it are left out.
         actors: How many machines' worth of each model.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or a calibration is named.
         EngineError: Ray, or an actor, cannot go on.
     """
-    size = config.scheduler.max_batch_size
+    size = engine_config(pair).scheduler.max_batch_size
     with _data() as data:
         # Blocks that are there already: reading tasks would need a core of their own.
         starts = range(start, len(rows), size)
@@ -281,13 +226,13 @@ def answer_on_ray(
         }
         small = numbers.map_batches(
             SmallStage,
-            fn_constructor_args=(models, config, rows, form),
+            fn_constructor_args=(pair, rows, form),
             compute=data.ActorPoolStrategy(size=actors.small),
             **shared,
         )
         large = small.map_batches(
             LargeStage,
-            fn_constructor_args=(models, config, form),
+            fn_constructor_args=(pair, form),
             compute=data.ActorPoolStrategy(size=actors.large),
             **shared,
         )

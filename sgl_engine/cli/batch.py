@@ -154,12 +154,14 @@ def _answering(
 ) -> Iterator[Iterator[Written]]:
     """What is written about each row that is left, by one engine or by many."""
     if arguments.ray:
-        from sgl_engine.batch.ray_data import Actors, Models, answer_on_ray
+        from sgl_engine.batch.ray_data import Actors, answer_on_ray
+        from sgl_engine.cluster import ClusterSettings
 
-        small, large = arguments.actors
-        models = Models(arguments.small, arguments.large, arguments.device, arguments.dtype)
-        actors = Actors(small=small, large=large, gpus=arguments.gpus)
-        yield answer_on_ray(models, config, rows, form, start, actors)
+        small, large = options.model_sources(arguments)
+        pair = ClusterSettings(small=small, large=large, engine=config)
+        small_actors, large_actors = arguments.actors
+        actors = Actors(small_actors, large_actors, arguments.gpus)
+        yield answer_on_ray(pair, rows, form, start, actors)
         return
     from sgl_engine.batch.local import answer_rows
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sgl_engine import SGLEngine
+    from sgl_engine.cluster import ModelSource
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -216,6 +217,16 @@ def check_pair(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"{given} is given without {other}.", remedy="Name both models, or neither for the bundled pair."
         )
+
+
+def model_sources(arguments: argparse.Namespace) -> tuple[ModelSource, ModelSource]:
+    """The small and the large model that were named, as a cluster loads them."""
+    from sgl_engine.cluster import ModelSource
+
+    given = {"device": arguments.device, "dtype": arguments.dtype}
+    settings = {name: value for name, value in given.items() if value is not None}
+    small, large = arguments.small, arguments.large
+    return ModelSource(path=small, settings=settings), ModelSource(path=large, settings=settings)
 
 
 def load_engine(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngine:

@@ -153,30 +153,29 @@ def _run_on_ray(arguments: argparse.Namespace, config: EngineConfig) -> None:
             remedy="Name --small and --large, or neither for the bundled pair, and no --hosted.",
         )
     try:
-        from sgl_engine.cluster import ClusterSettings, ModelSource, Replicas, serve_cluster
+        from sgl_engine.cluster import ClusterSettings, Replicas, serve_cluster
     except ImportError as error:
         raise ConfigError(
             f"A cluster needs {error.name}, which is not installed.",
             remedy='pip install "langchain-sgl[cluster]"',
         ) from error
-    given = {"device": arguments.device, "dtype": arguments.dtype}
-    load = {name: value for name, value in given.items() if value is not None}
     gpus = 1.0 if str(arguments.device).startswith("cuda") else 0.0
-    small, large = (
+    small, large = options.model_sources(arguments)
+    small_replicas, large_replicas = (
         Replicas(least=least, most=most, gpus=gpus)
         for least, most in (arguments.small_replicas, arguments.large_replicas)
     )
     settings = ClusterSettings(
-        small=ModelSource(path=arguments.small, settings=load),
-        large=ModelSource(path=arguments.large, settings=load),
+        small=small,
+        large=large,
         engine=config,
         model=arguments.model_name,
         api_key=api_key(arguments),
         timeout_s=arguments.timeout,
         max_body_bytes=arguments.max_body_mib * 2**20,
         vllm_metric_names=arguments.vllm_metric_names,
-        small_replicas=small,
-        large_replicas=large,
+        small_replicas=small_replicas,
+        large_replicas=large_replicas,
     )
     print(f"http://{arguments.host}:{arguments.port}/v1 (on Ray)", flush=True)
     serve_cluster(settings, host=arguments.host, port=arguments.port, address=arguments.address)
@@ -186,12 +185,12 @@ def _with_hosted(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngi
     """The small model that was named, or the bundled one, and a large one on another machine."""
     options.load_quietly()
     from sgl_engine import VLM, OpenAIModel, SGLEngine
-    from sgl_engine.demo import SCORER, demo_model
+    from sgl_engine.demo import demo_model, with_scorer
 
     settings = {"device": arguments.device, "dtype": arguments.dtype}
     if arguments.small is None:
         small = demo_model("small", **settings)
-        config = config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
+        config = with_scorer(config)
     else:
         small = VLM.from_pretrained(arguments.small, **settings)
     url, model = arguments.hosted

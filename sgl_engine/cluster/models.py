@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sgl_engine import VLM, EngineConfig, ExitConfig
+from sgl_engine import VLM, EngineConfig
 from sgl_engine.cluster.settings import ClusterSettings, ModelSource, check_engine
-from sgl_engine.demo import SCORER, WEIGHTS, demo_model
+from sgl_engine.demo import WEIGHTS, demo_model, with_scorer
 from sgl_engine.planning.files import find_files
 from sgl_engine.planning.outline import outline
 
@@ -45,6 +45,4 @@ def engine_config(settings: ClusterSettings) -> EngineConfig:
     """
     config = settings.engine
     check_engine(config)
-    if settings.small.path is not None or config.exit.scorer is not None:
-        return config
-    return config.model_copy(update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})})
+    return config if settings.small.path is not None else with_scorer(config)

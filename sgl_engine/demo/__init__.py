@@ -21,7 +21,16 @@ SCORER = "answer_probability"
 SMALL_NAME = "sgl-demo-small"
 """By which the bundled small model is known: it follows no instructions, and has to be asked otherwise."""
 
-__all__ = ["PICTURES", "SCORER", "SMALL_NAME", "TRANSCRIBE", "WEIGHTS", "demo_engine", "demo_model"]
+__all__ = [
+    "PICTURES",
+    "SCORER",
+    "SMALL_NAME",
+    "TRANSCRIBE",
+    "WEIGHTS",
+    "demo_engine",
+    "demo_model",
+    "with_scorer",
+]
 
 
 def demo_engine(
@@ -40,16 +49,19 @@ def demo_engine(
         settings: How both are: ``device``, ``dtype``, ...; the dtype "auto", the default, is float32 here,
             although the weights are stored as float16.
     """
-    from sgl_engine import EngineConfig, ExitConfig, SGLEngine
+    from sgl_engine import EngineConfig, SGLEngine
     from sgl_engine.model import settings_of_each
 
-    config = config or EngineConfig()
-    if config.exit.scorer is None:
-        config = config.model_copy(
-            update={"exit": ExitConfig(**{**config.exit.model_dump(), "scorer": SCORER})}
-        )
     small, large = settings_of_each(settings, small_settings, large_settings)
-    return SGLEngine(demo_model("small", **small), demo_model("large", **large), config)
+    models = demo_model("small", **small), demo_model("large", **large)
+    return SGLEngine(*models, with_scorer(config or EngineConfig()))
+
+
+def with_scorer(config: EngineConfig) -> EngineConfig:
+    """The configuration with ``SCORER``, where it names no scorer."""
+    if config.exit.scorer is not None:
+        return config
+    return config.model_copy(update={"exit": config.exit.model_copy(update={"scorer": SCORER})})
 
 
 def demo_model(size: Literal["small", "large"], **settings: Unpack[LoadSettings]) -> VLM:

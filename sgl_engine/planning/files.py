@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sgl_engine.model.settings import path_or_name
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 """Configuration, processor, tokenizer, template; ``.py`` only matters to ``trust_remote_code``."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SAMPLES, _SAMPLE_BYTES = 32, 16 * 2**10  # a file of up to half a megabyte is read whole
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,32 @@ def find_files(path_or_hub_id: str | Path, *, revision: str | None = None) -> Sm
         problem = _folder_problem(folder)
         return SmallFiles(name, folder, download_bytes=_local_bytes(folder), problem=problem)
     return _from_hub(name, revision)
+
+
+def model_identity(path_or_hub_id: str | Path) -> str:
+    """Stands for a model's files: its commit on the hub, or a digest of its folder.
+
+    Of large files, size and samples count, so that it takes milliseconds: what was trained again differs
+    nearly everywhere.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    files = find_files(path_or_hub_id)
+    if files.revision is not None:
+        return f"{files.name}@{files.revision}"
+    digest = sha256()
+    for path in sorted(each for each in files.folder.rglob("*") if each.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(files.folder).as_posix()} {size}\n".encode(errors="replace"))
+        with path.open("rb") as file:
+            if size <= _SAMPLES * _SAMPLE_BYTES:
+                digest.update(file.read())
+                continue
+            for sample in range(_SAMPLES):
+                file.seek(sample * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _is_hub_id(name: str) -> bool:

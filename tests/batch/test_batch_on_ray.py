@@ -1,17 +1,19 @@
 """The two stages give the rows that one engine gives, and Ray Data takes rows through both in order."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sgl_engine import EngineConfig, ExitConfig, GenerationConfig, PruningConfig, SGLEngine
+from sgl_engine import ConfigError, EngineConfig, ExitConfig, GenerationConfig, PruningConfig, SGLEngine
 from sgl_engine.batch.inputs import open_rows
 from sgl_engine.batch.local import answer_rows
 from sgl_engine.batch.plain import PlainForm
-from sgl_engine.batch.ray_data import Actors, LargeStage, Models, SmallStage, answer_on_ray
+from sgl_engine.batch.ray_data import Actors, LargeStage, SmallStage, answer_on_ray
+from sgl_engine.cluster import ClusterSettings, ModelSource
 from sgl_engine.config import NO_REUSE
 from sgl_engine.testing import tiny_vlm
 
@@ -20,13 +22,18 @@ COUNT = 7
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pair")
     for size in ("small", "large"):
         vlm = tiny_vlm(size=size)
         vlm.model.save_pretrained(folder / size)
         vlm.processor.save_pretrained(folder / size)
-    return Models(str(folder / "small"), str(folder / "large"))
+    return {size: folder / size for size in ("small", "large")}
+
+
+def pair(models: dict[str, Path], config: EngineConfig) -> ClusterSettings:
+    small, large = (ModelSource(path=str(models[size])) for size in ("small", "large"))
+    return ClusterSettings(small=small, large=large, engine=config)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +51,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(models: Models, rows: Any) -> tuple[EngineConfig, list[dict[str, Any]]]:
+def expected(models: dict[str, Path], rows: Any) -> tuple[EngineConfig, list[dict[str, Any]]]:
     """What one engine answers, at a threshold that half of the rows reach."""
-    assert models.small is not None
-    assert models.large is not None
     config = EngineConfig(generation=GenerationConfig(max_new_tokens=3), reuse=NO_REUSE)
-    with SGLEngine.from_pretrained(models.small, models.large, config) as engine:
+    with SGLEngine.from_pretrained(models["small"], models["large"], config) as engine:
         first = [json.loads(written.line) for written in answer_rows(engine, rows, FORM)]
         scores = sorted(row["score"] for row in first if row["score"] is not None)
         config = config.model_copy(update={"exit": ExitConfig(threshold=(scores[2] + scores[3]) / 2)})
@@ -66,9 +71,9 @@ def check(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
         assert row["cost"] == pytest.approx(other["cost"])
 
 
-def test_two_stages_are_one_engine(models: Models, rows: Any, expected: Any) -> None:
+def test_two_stages_are_one_engine(models: dict[str, Path], rows: Any, expected: Any) -> None:
     config, told = expected
-    small, large = SmallStage(models, config, rows, FORM), LargeStage(models, config, FORM)
+    small, large = SmallStage(pair(models, config), rows, FORM), LargeStage(pair(models, config), FORM)
     halfway = small({"data": np.arange(1, COUNT)})
     passed_on = [bool(each) for each in halfway["carried"]]
     assert passed_on == [row["route"] == "large" for row in told[1:]]
@@ -82,26 +87,32 @@ def test_two_stages_are_one_engine(models: Models, rows: Any, expected: Any) -> 
 
 
 def test_a_neutral_question_needs_the_small_model_in_both_stages(
-    models: Models, rows: Any, expected: Any
+    models: dict[str, Path], rows: Any, expected: Any
 ) -> None:
     config, _ = expected
     wanted = config.escalating("always").model_copy(update={"pruning": PruningConfig(neutral=True)})
-    halfway = SmallStage(models, wanted, rows, FORM)({"data": np.arange(1)})
-    answered = LargeStage(models, wanted, FORM)(halfway)
+    halfway = SmallStage(pair(models, wanted), rows, FORM)({"data": np.arange(1)})
+    answered = LargeStage(pair(models, wanted), FORM)(halfway)
     assert json.loads(answered["report"][0])["neutral"]
-    refused = LargeStage(models, config, FORM)(halfway)
+    refused = LargeStage(pair(models, config), FORM)(halfway)
     assert "--neutral" in json.loads(refused["line"][0])["error"]["message"]
+
+
+def test_a_calibration_is_refused_before_anything_is_started(models: dict[str, Path], rows: Any) -> None:
+    config = EngineConfig(exit=ExitConfig(calibration=Path("calibration.json"), risk=0.05))
+    with pytest.raises(ConfigError, match="tied to the weights of both"):
+        next(answer_on_ray(pair(models, config), rows, FORM, 0, Actors()))
 
 
 @pytest.mark.slow
 @pytest.mark.enable_socket
 @pytest.mark.filterwarnings("ignore")  # of Ray's own code
 def test_ray_takes_rows_through_both_in_order(
-    ray_here: None, models: Models, rows: Any, expected: Any
+    ray_here: None, models: dict[str, Path], rows: Any, expected: Any
 ) -> None:
     config, told = expected
     config = config.with_batch_size(2)
-    written = list(answer_on_ray(models, config, rows, FORM, 1, Actors(small=2, large=1)))
+    written = list(answer_on_ray(pair(models, config), rows, FORM, 1, Actors(small=2, large=1)))
     check([json.loads(each.line) for each in written], told[1:])
     assert [(each.failed, each.escalated) for each in written] == [
         (row["error"] is not None, row["route"] == "large") for row in told[1:]

@@ -174,7 +174,7 @@ def test_a_changed_job_is_refused(sgl: Sgl, folder: Path, asked: list[Any]) -> N
 
 
 def test_a_changed_model_is_another(tmp_path: Path) -> None:
-    from sgl_engine.batch.job import model_identity
+    from sgl_engine.planning.files import model_identity
 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20))

@@ -1,25 +1,11 @@
-"""Loopback is open to the tests of the server, and nothing else is."""
+"""A server for the tests that change nothing of it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import pytest_socket
 from served import Running, serving
 
 from sgl_engine.testing import FakeEngine
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets these tests have sockets; `_loopback_only` says where to."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.enable_socket)
-
-
-@pytest.fixture(autouse=True)
-def _loopback_only() -> None:
-    pytest_socket.socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
 
 
 @pytest.fixture(scope="module")

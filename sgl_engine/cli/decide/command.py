@@ -47,7 +47,6 @@ questions.json:
    "quality": {"type": "score", "instructions": "How good is it?", "levels": ["poor", "fair", "good"]},
    "total":   {"type": "box", "instructions": "the total"}}"""
 SOME_FAILED: Final = 2
-_PIECES, _PIECE_BYTES = 32, 16 * 2**10  # a file of up to half a megabyte is read whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,30 +200,13 @@ def _signature(
     arguments: argparse.Namespace, asked: str, config: EngineConfig, decisions: DecisionConfig
 ) -> str:
     """Stands for the questions, the models and every setting on which answers depend."""
-    models = (_contents(arguments.small), _contents(arguments.large), arguments.dtype)
+    from sgl_engine.planning.files import model_identity
+
+    pair = (arguments.small or WEIGHTS / "small", arguments.large or WEIGHTS / "large")
+    models = (*map(model_identity, pair), arguments.dtype)
     settings = (config.exit.model_dump_json(), config.pruning.model_dump_json(), decisions.model_dump_json())
     calibration = b"" if decisions.calibration is None else decisions.calibration.read_bytes()
     return sha256(repr((asked, models, settings, calibration)).encode()).hexdigest()[:16]
-
-
-def _contents(model: str | None) -> str:
-    """Stands for what is in a model's folder; None is the bundled pair, and a hub id stands for itself.
-
-    Of large files their size and some pieces: what was trained again differs nearly everywhere.
-    """
-    folder = WEIGHTS if model is None else Path(model).expanduser()
-    if not folder.is_dir():
-        return str(model)
-    found = sha256(str(model).encode())
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(folder)} {size} ".encode())
-        starts = {size * piece // _PIECES for piece in range(_PIECES)} if size else set()
-        with path.open("rb") as file:
-            for start in sorted(starts):
-                file.seek(start)
-                found.update(file.read(_PIECE_BYTES))
-    return found.hexdigest()
 
 
 def _orders(value: str) -> int:
