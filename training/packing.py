@@ -109,6 +109,7 @@ class Packer:
         self,
         seed: int,
         *,
+        part: int = 0,
         split: Split = "train",
         layout: Layout | None = None,
         tiles: int | None = None,
@@ -118,7 +119,8 @@ class Packer:
         """The batch of this seed.
 
         Args:
-            seed: Any non-negative integer.
+            seed: A non-negative integer.
+            part: Which of the batches of this seed: all are of one size, and each has other pages.
             split: Where its pages come from.
             layout: None draws one.
             tiles: Of every page; None draws how many.
@@ -132,7 +134,8 @@ class Packer:
         shares = [each.share for each in LAYOUTS]
         chosen = LAYOUTS[int(rng.choice(len(LAYOUTS), p=shares))]
         layout = THIN if thin else layout or chosen
-        pages = [draw_page(seed * 16 + i, split=split, tiles=tiles, only=only) for i in range(PAGES[tiles])]
+        first = 16 * (seed + 5_000_000 * part)  # runs have seeds 10,000,000 apart
+        pages = [draw_page(first + i, split=split, tiles=tiles, only=only) for i in range(PAGES[tiles])]
         asked = [self._turns(page, rng, layout) for page in pages]
         # No wider than what is asked: half of the slots' tokens would be empty else.
         longest = max(turn.size for turns in asked for turn in turns)

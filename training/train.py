@@ -8,7 +8,8 @@ Pages are drawn as they are needed and are never used twice. At first only the d
 work on the machine changes nothing but the wall clock; the learning rate is constant up to ``--decay-from``
 of them and then falls to 2 %. ``--thin`` leaves visual tokens out of that share of the batches from
 ``--thin-from`` of the minutes on; ``--hard`` shows more of what is learnt slowly. A run stops on SIGTERM
-after the current step and goes on when the same command is given again.
+after the current step and goes on when the same command is given again. Under ``torchrun --nproc-per-node 2
+-m training.train`` each process takes a batch of every step; minutes are then those of one process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from training.evaluate import exact_matches, heldout_batches
 from training.models import answer_logits, deepen, towers, visual_tokens
 from training.optimizer import MuonAdamW
 from training.packing import Batch, Packer
+from training.peers import Peers
 from training.vocabulary import extend, widen_embedding
 
 LOG_EVERY, SAVE_EVERY = 20.0, 90.0
@@ -91,9 +93,11 @@ class Trainer:
     def __init__(self, options: argparse.Namespace) -> None:
         """Read the run's checkpoint, or make its beginning from ``--start`` (or ``--branch``)."""
         self.options, self.progress, self.stopping = options, Progress(), False
+        self.peers = Peers()
         signal.signal(signal.SIGTERM, self._stop)
         torch.manual_seed(options.seed)
-        self.tokenizer, self.model = begin(options)
+        with self.peers.first_alone():  # it writes the tokenizer, which the others read
+            self.tokenizer, self.model = begin(options)
         self.packer = Packer(self.tokenizer)
         use_packed_attention(self.model)
         for parameter in towers(self.model):
@@ -149,10 +153,11 @@ class Trainer:
         late = self.done >= self.options.thin_from
         thin = late and np.random.default_rng((seed, 1)).random() < self.options.thin
         hard = np.random.default_rng((seed, 2)).random() < self.options.hard
-        batch = self.packer.batch(seed, thin=bool(thin), hard=bool(hard))
+        batch = self.packer.batch(seed, part=self.peers.rank, thin=bool(thin), hard=bool(hard))
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.options.float32):
             loss, log = self.loss(batch)
         loss.backward()
+        self.peers.average([*self.model.parameters(), *self.heads.parameters()])
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 2.0)
         rate = self.rate()
         muon = self.options.muon * rate
@@ -163,8 +168,8 @@ class Trainer:
         self.heads_optimizer.zero_grad()
         self.model.zero_grad(set_to_none=True)
         progress.step += 1
-        progress.pages += len(batch.kept)
-        progress.answers += len(batch.answers)
+        progress.pages += self.peers.count * len(batch.kept)  # of one size in all processes
+        progress.answers += self.peers.count * len(batch.answers)  # about
         return log
 
     def rate(self) -> float:
@@ -181,7 +186,8 @@ class Trainer:
         while self.done < 1 and not self.stopping:
             start = time.process_time()
             window.append(self.step())
-            self.progress.seconds += time.process_time() - start
+            taken_s, self.stopping = self.peers.agree(time.process_time() - start, stop=self.stopping)
+            self.progress.seconds += taken_s
             if self.progress.seconds - logged > LOG_EVERY:
                 logged = self.progress.seconds
                 means = {name: round(float(np.mean([log[name] for log in window])), 4) for name in window[0]}
@@ -199,6 +205,8 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Exact match on held-out pages into the metrics."""
+        if self.peers.rank > 0:
+            return
         self.model.eval()
         scores = exact_matches(self.model, heldout_batches(self.packer), bfloat16=not self.options.float32)
         self.model.train()
@@ -206,6 +214,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
+        if self.peers.rank > 0:
+            return
         temporary = self.checkpoint.with_suffix(".tmp")
         names = ("model", "optimizer", "heads", "heads_optimizer")
         parts = {name: getattr(self, name).state_dict() for name in names}
@@ -214,6 +224,8 @@ class Trainer:
 
     def record(self, entry: dict[str, Any]) -> None:
         """Append to the run's metrics and print a line."""
+        if self.peers.rank > 0:
+            return
         minutes = round(self.progress.seconds / 60, 2)
         place = {"step": self.progress.step, "minutes": minutes, "pages": self.progress.pages}
         line = json.dumps({**place, "clock": time.strftime("%H:%M:%S"), **entry})

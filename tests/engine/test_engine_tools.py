@@ -25,6 +25,7 @@ from sgl_engine.decoding.constraint import TokenConstraint
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import InvalidRequestError
 from sgl_engine.exit.decision import ExitDecision
+from sgl_engine.model.siblings import Siblings
 from sgl_engine.passes import run_large_pass, run_small_pass
 from sgl_engine.prompt.encoded import PromptBatch
 from sgl_engine.pruning.plan import plan_pruning
@@ -255,7 +256,7 @@ def test_stop_strings_cut_the_text_around_calls_alone() -> None:
 def test_contradictions_are_refused_before_any_work(
     tiny: SGLEngine, changes: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny.small, "encode", None)
+    monkeypatch.setattr(Siblings, "encode", None)
     with pytest.raises(InvalidRequestError, match=problem):
         tiny.run(replace(FORCED, **changes))
 

@@ -180,3 +180,12 @@ def test_new_words_start_as_the_mean_of_their_pieces(tmp_path: Path) -> None:
     (token,) = new("zebra").input_ids
     torch.testing.assert_close(after[token], before[old("zebra").input_ids].mean(0))
     torch.testing.assert_close(after[: len(old)], before[: len(old)])
+
+
+def test_processes_take_batches_of_one_size_with_other_pages(packer: Packer) -> None:
+    first, other = packer.batch(5), packer.batch(5, part=1)
+    assert torch.equal(first.pixels, packer.batch(5, part=0).pixels)
+    assert first.pixels.shape == other.pixels.shape
+    assert first.kept.shape == other.kept.shape
+    same = (first.pixels.unsqueeze(1) == other.pixels.unsqueeze(0)).flatten(2).all(-1)
+    assert not same.any()

@@ -29,7 +29,7 @@ from scheduling import (
     worker_time,
 )
 
-from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Response, SGLEngine, TextDelta
+from sgl_engine import VLM, EngineConfig, ExitConfig, PruningConfig, Request, Response, SGLEngine, TextDelta
 from sgl_engine.errors import (
     DeadlineError,
     EngineClosedError,
@@ -37,6 +37,7 @@ from sgl_engine.errors import (
     OverloadedError,
     RequestCancelledError,
 )
+from sgl_engine.model.siblings import Siblings
 from sgl_engine.serving.lane import Lane
 from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import FakeEngine, tiny_vlm
@@ -83,11 +84,11 @@ def test_a_request_alone_does_not_wait_for_others(engine: SGLEngine, monkeypatch
 
 
 def test_requests_on_their_way_are_waited_for(engine: SGLEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, first, second = engine.small.encode, threading.Event(), threading.Event()
+    encode, first, second = Siblings.encode, threading.Event(), threading.Event()
 
-    def slow(request: Any, *rest: Any) -> Any:
+    def slow(siblings: Siblings, vlm: VLM, request: Request, *rest: Any) -> Any:
         assert (second if request.images[0].source.size == (42, 50) else first).wait(HANG_S)
-        return encode(request, *rest)
+        return encode(siblings, vlm, request, *rest)
 
     def submit_both() -> list[Any]:
         until(lambda: engine._scheduler.is_idle, "nothing of another round is under way")
@@ -99,7 +100,7 @@ def test_requests_on_their_way_are_waited_for(engine: SGLEngine, monkeypatch: py
         until(lambda: waiting(engine) == 1, "the first one is there")
         return futures
 
-    monkeypatch.setattr(engine.small, "encode", slow)
+    monkeypatch.setattr(Siblings, "encode", slow)
     rows, now = watch(engine.small, monkeypatch, lambda _: None), worker_time(monkeypatch)
     futures = submit_both()
     second.set()
