@@ -1,20 +1,24 @@
 """Write the model card of the shipped pair from what the runs and the benchmark recorded.
 
 sgl bench --questions 2000 --processes 2 --out runs/bench
-python -m training.card runs/small runs/large runs/bench > sgl_engine/demo/weights/README.md
+python -m training.card runs/bench > sgl_engine/demo/weights/README.md
+
+Runs leave what they came to in ``training/shipped.json`` when they are exported (``training.export``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import safe_open
 from transformers import AutoConfig
 
-from training.curves import load
+from sgl_engine.demo import WEIGHTS
+from training.export import SHIPPED
 from training.tables import percent
 
 HEAD = """# The bundled pair
@@ -41,20 +45,17 @@ rendered from the DejaVu fonts.
 """
 
 
-def describe(run: Path) -> dict[str, str]:
-    """What one run was: for the card's table."""
-    last = load(run)[-1]
-    config = AutoConfig.from_pretrained(run)
-    saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    weights = {id(value.untyped_storage()): value.numel() for value in saved["model"].values()}
+def describe(name: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    """What a shipped model is, and what its runs came to together: for the card's table."""
+    config = AutoConfig.from_pretrained(WEIGHTS / name)
+    with safe_open(WEIGHTS / name / "model.safetensors", framework="pt") as file:
+        parameters = sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  # no dict
     return {
-        "parameters": f"{sum(weights.values()):,}",
+        "parameters": f"{parameters:,}",
         "vision tower": _layers(config.vision_config),
         "decoder": _layers(config.text_config),
-        "processor minutes on pages": f"{last['minutes']:.0f}",
-        "pages": f"{last['pages']:,}",
-        "answers": f"{saved['progress']['answers']:,}",
-        "steps": f"{last['step']:,}",
+        "processor minutes on pages": f"{sum(run['minutes'] for run in runs):.0f}",
+        **{count: f"{sum(run[count] for run in runs):,}" for count in ("pages", "answers", "steps")},
     }
 
 
@@ -111,13 +112,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("small", type=Path, help="run of the small model")
-    parser.add_argument("large", type=Path, help="run of the large one")
     parser.add_argument("bench", type=Path, help="folder of sgl bench")
-    parser.add_argument("--thinned", default="60 % of the batches of the last third", help="of training")
     options = parser.parse_args()
-    facts = {name: describe(run) for name, run in (("small", options.small), ("large", options.large))}
-    lines = [HEAD.format(thinned=options.thinned), "| | small | large |", "|---|---|---|"]
+    shipped = json.loads(SHIPPED.read_text())
+    facts = {name: describe(name, runs) for name, runs in shipped.items()}
+    thinned = "; ".join(run["thinned"] for run in shipped["large"])
+    lines = [HEAD.format(thinned=thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
     lines += ["", "Counts start where training on pages did, or where the decoder got its depth."]
     lines += ["Curves: `docs/training.png`.", ""]

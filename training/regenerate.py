@@ -1,7 +1,7 @@
 """Everything in the repository that depends on the bundled weights, made anew: after they were exported.
 
     python -m training.regenerate                                            # pictures, stored answers, pages
-    python -m training.regenerate --bench runs/bench runs/small runs/large   # then tables, model card, curves
+    python -m training.regenerate --bench runs/bench runs/large   # then tables, model card, curves of the run
 
 The first takes a few minutes; ``sgl bench --questions 2000 --processes 2 --out runs/bench`` comes between the
 two. ``python examples/graph.py --find`` prints a number that is then written into that file by hand.
@@ -20,17 +20,17 @@ CARD = Path("sgl_engine/demo/weights/README.md")
 PAGES = ("README.md", "docs/results.md")
 
 
-def commands(bench: tuple[Path, Path, Path] | None) -> Iterator[tuple[list[str], Path | None]]:
+def commands(bench: tuple[Path, Path] | None) -> Iterator[tuple[list[str], Path | None]]:
     """Arguments for Python, and the file that takes what is printed."""
     if bench is None:
         yield ["-m", "training.make_pictures"], None
         yield ["-m", "benchmarks.same_answers", "record", STORED, "--questions", "12"], None
         yield ["examples/walkthrough.py", "--write"], None
         return
-    folder, small, large = map(str, bench)
+    folder, run = map(str, bench)
     yield ["-m", "training.tables", folder, *PAGES], None
-    yield ["-m", "training.card", small, large, folder], CARD
-    yield ["-m", "training.curves", small, large, "-o", "docs/training.png"], None
+    yield ["-m", "training.card", folder], CARD
+    yield ["-m", "training.curves", run, "-o", "docs/training.png"], None
 
 
 def main() -> None:
@@ -40,10 +40,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--bench",
-        nargs=3,
+        nargs=2,
         type=Path,
-        metavar=("BENCH", "SMALL", "LARGE"),
-        help="folder of sgl bench, and both runs: what depends on a measurement, and nothing else",
+        metavar=("BENCH", "RUN"),
+        help="folder of sgl bench, and the last run: what depends on a measurement, and nothing else",
     )
     options = parser.parse_args()
     for arguments, target in commands(options.bench):
