@@ -70,12 +70,12 @@ class SGLEngine:
         self.small = small
         self._large = large
         self.config = config or EngineConfig()
-        self._scheduler = Scheduler()
-        self._small_pass = small_pass
+        self._scheduler, self._small_pass = Scheduler(), small_pass
         self._beside: Siblings | None = None  # of a list of requests that is under way
         find_scorer(self.config.exit.scorer)
-        for vlm in self._local:
+        for vlm, other in zip(self._local, reversed(self._local), strict=True):
             check_exactness(vlm)
+            vlm.store.look_in(other.store)
         self._exit_rule = self._rule(self.config)
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 One store per model, shared by all engines on it. Entries are never changed; what is evicted while somebody
 works with it lives until that work is done. Nothing in here knows the model, so nothing keeps it alive. What
 an image processor makes of pictures is kept, too: to scale and cut one takes longer than to recognise it.
+Where both models of a pair have the same image processor, what one has kept serves the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakSet
 
 from PIL import Image
 from torch import Tensor
@@ -71,6 +73,7 @@ class ReuseStore:
         self._bytes = 0
         self._counts = _Counts()
         self._lock = threading.Lock()
+        self._beside: WeakSet[ReuseStore] = WeakSet()  # of models that are paired with this one
 
     def get(self, kind: Kind, key: Hashable) -> Any:
         """The entry, from now on the most recently used one; None where there is none."""
@@ -80,6 +83,18 @@ class ReuseStore:
                 return None
             self._entries.move_to_end((kind, key))
             return entry.value
+
+    def pixels(self, key: Hashable) -> Any:
+        """What an image processor made of pictures, for this model or one that is paired with it, or None."""
+        with self._lock:
+            beside = list(self._beside)
+        return next((found for each in (self, *beside) if (found := each.get("pixels", key))), None)
+
+    def look_in(self, other: ReuseStore) -> None:
+        """From now on ``pixels`` looks in another model's store, too; keys tell image processors apart."""
+        if other is not self:
+            with self._lock:
+                self._beside.add(other)
 
     def holds(self, kind: Kind, key: Hashable) -> bool:
         """Whether there is such an entry."""
@@ -187,7 +202,7 @@ class KnownPictures:
         if pictures is None:
             return self._process(images, **settings)
         key = self._key(images, pictures, settings)
-        found = self._store.get("pixels", key)
+        found = self._store.pixels(key)
         self._store.count("pixels", hits=int(found is not None), misses=int(found is None))
         if found is None:
             found = self._process(images, **settings)
@@ -197,7 +212,11 @@ class KnownPictures:
 
     def _key(self, images: Any, pictures: list[Image.Image], settings: Mapping[str, Any]) -> bytes:
         """Digest of the pictures, how they are nested, and how they are processed."""
-        how = f"{self._own.to_json_string()} {sorted(settings.items())} {_nesting(images)}"
+        kind = self._own.__class__  # two may be configured alike and work differently
+        how = (
+            f"{kind.__module__}.{kind.__qualname__} {self._own.to_json_string()} {sorted(settings.items())} "
+        )
+        how += _nesting(images)
         found = hashlib.sha256(how.encode())
         for picture in pictures:
             self._still_wanted()

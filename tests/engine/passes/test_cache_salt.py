@@ -53,8 +53,10 @@ def test_only_requests_of_one_salt_share(family: str) -> None:
         assert not any(known(response))
     assert again.report.small_known_pictures == again.report.large_known_pictures == 1
     assert said(first) == said(other) == said(nobodys) == said(again)
-    for info in engine.cache_info().values():
-        assert (info.pixel_hits, info.pixel_misses) == (1, 3)
+    small, large = engine.cache_info().values()
+    assert (small.pixel_hits, small.pixel_misses) == (1, 3)
+    assert (large.pixel_hits, large.pixel_misses) == (4, 0)  # its image processor is the same
+    for info in (small, large):
         assert (info.feature_hits, info.feature_misses) == (1, 3)
 
 
@@ -83,8 +85,8 @@ def test_requests_side_by_side_share_within_their_salt_alone() -> None:
     for _ in range(2):
         together = engine.run_batch([ask(f"Question {n}?", salt) for n, salt in enumerate(salts)])
         assert [said(each) for each in together] == [said(each) for each in apart]  # type: ignore[arg-type]
-    for info in engine.cache_info().values():
-        assert (info.pixel_misses, info.feature_misses) == (3, 3)  # of three tenants
+    small, large = engine.cache_info().values()
+    assert (small.pixel_misses, small.feature_misses, large.feature_misses) == (3, 3, 3)  # of three tenants
 
 
 def test_given_answers_are_scored_apart() -> None:

@@ -207,8 +207,9 @@ def test_bytes_are_those_of_the_tensors() -> None:
     for vlm in (engine.small, engine.large):
         [(_, features)] = vlm.store.items("features")
         [(_, prefix)] = vlm.store.items("prefix")
-        [(_, pixels)] = vlm.store.items("pixels")
-        tensors = (pixels["pixel_values"], features, *prefix.tensors())
+        made = [pixels["pixel_values"] for _, pixels in vlm.store.items("pixels")]
+        assert len(made) == (vlm is engine.small)  # which has kept them for both
+        tensors = (*made, features, *prefix.tensors())
         expected = sum(each.numel() * each.element_size() for each in tensors)
         assert vlm.store.info().bytes == expected
         assert len({each.untyped_storage().data_ptr() for each in prefix.tensors()}) > 2
@@ -295,3 +296,42 @@ def test_a_known_picture_is_not_processed_again(family: str) -> None:
     changed = vlm.encode(requests[0], reuse=REUSE)
     assert changed.picture_digests != plain[0].picture_digests
     assert vlm.store.info().pixel_hits == 1
+
+
+def count_processed(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Image processors, as they process pictures."""
+    kind, seen = vlm.processor.image_processor.__class__, list[object]()
+    original = kind.preprocess
+
+    def preprocess(self: Any, *given: Any, **settings: Any) -> Any:
+        seen.append(self)
+        return original(self, *given, **settings)
+
+    monkeypatch.setattr(kind, "preprocess", preprocess)
+    return seen
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_picture_is_processed_once_for_both_models(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = tiny_vlm(family, max_tiles=4), tiny_vlm(family, size="large", max_tiles=4)
+    engine = SGLEngine(small, large, EngineConfig(reuse=REUSE).escalating("always"))
+    seen, request = count_processed(large, monkeypatch), ask("What?", PICTURE)
+    assert engine.run(request).report.large_known_pictures == 0
+    assert len(seen) == 1
+    plain, shared = large.encode(request), large.encode(request, reuse=REUSE)
+    assert all(torch.equal(shared.inputs[name], plain.inputs[name]) for name in plain.inputs)
+    assert large.store.info().pixel_misses == 0
+    large.processor.image_processor.do_normalize = not large.processor.image_processor.do_normalize
+    engine.run(ask("What?", noise(40, 70, 1)))
+    assert large.store.info().pixel_misses == 1
+
+
+def test_image_processors_that_are_only_called_alike_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    own = engine.large.processor.image_processor
+    seen = count_processed(engine.large, monkeypatch)
+    other = type(own.__class__.__name__, (own.__class__,), {"__module__": "elsewhere"})
+    monkeypatch.setattr(own, "__class__", other)
+    assert own.to_json_string() == engine.small.processor.image_processor.to_json_string()
+    engine.run(ask("What?", PICTURE))
+    assert len(seen) == 2
