@@ -49,7 +49,8 @@ class Disguise:
             )
         self._hiding = {ord(character): code for character, code in zip(alphabet, free, strict=True)}
         self._showing = {code: character for character, code in self._hiding.items()}
-        self._hidden = re.compile(f"[{''.join(map(chr, free))}]") if free else re.compile(r"(?!)")
+        hidden = f"[{''.join(map(chr, free))}]" if free else "(?!)"
+        self._hidden, self._last = re.compile(hidden), re.compile(f"(?s:.*){hidden}")
 
     def hide(self, text: str) -> str:
         """The text, disguised; as long as before."""
@@ -63,6 +64,11 @@ class Disguise:
         """Position of the first disguised character from ``start`` on and before ``end``, or None."""
         found = self._hidden.search(text, start, len(text) if end is None else end)
         return None if found is None else found.start()
+
+    def hidden_span(self, text: str, start: int = 0) -> range:
+        """From the first disguised character, from ``start`` on, to the last; empty where there is none."""
+        first, last = self.first_hidden(text, start), self._last.match(text, start)
+        return range(0) if first is None or last is None else range(first, last.end())
 
     def wrap(self, value: Any) -> Any:
         """Plain data whose disguised strings answer a template as undisguised ones would."""

@@ -171,8 +171,12 @@ class CallerTokenizer:
 
     def _cuts(self, text: str, piece: _Piece) -> list[int]:
         """Where to cut a text so that what became a control token, and is disguised, falls apart."""
-        cuts = []
-        for at, index in enumerate(piece.encoding.ids):
+        cuts: list[int] = []
+        within = self._disguise.hidden_span(text, piece.shift)
+        # A page has thousands of tokens, nearly all of them before that or after it: they are not looked at.
+        for at, (index, place) in enumerate(zip(piece.encoding.ids, piece.encoding.offsets, strict=True)):
+            if place[1] + piece.shift <= within.start or place[0] + piece.shift >= within.stop:
+                continue
             span = piece.encoding.token_to_chars(at) if index in self._control else None
             if span is None or at < piece.skip:
                 continue  # text, or a token that the tokenizer has added by itself
