@@ -191,3 +191,17 @@ def test_templates_write_what_they_would_write_without_a_disguise(name: str, tex
         assert disguise.show(rendered) == expected
     assert type(rendered) is str
     assert spells_nothing(rendered)
+
+
+@given(before=texts, said=texts, after=texts, start=st.integers(0, 20), used=st.lists(st.integers(0, 12)))
+def test_what_is_disguised_is_found(before: str, said: str, after: str, start: int, used: list[int]) -> None:
+    """Also where the free characters have gaps, as texts use some of them."""
+    taken = "".join(chr(0x100000 + number) for number in used) + before + said + after
+    disguise = Disguise(CONTROL, [taken])
+    text = before + disguise.hide(said) + after
+    plain = before + said + after
+    hidden = [at for at in range(len(text)) if text[at] != plain[at]]
+    behind = [at for at in hidden if at >= start]
+    assert disguise.first_hidden(text, start) == next(iter(behind), None)
+    span = disguise.hidden_span(text, start)
+    assert (list(span[:1]), list(span[-1:])) == (behind[:1], behind[-1:])
