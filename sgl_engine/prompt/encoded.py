@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 import torch
@@ -53,7 +53,7 @@ class VisualSpan:
         """Prompt positions of the visual tokens, ascending."""
         rows, cols = self.grid
         starts = range(self.start, self.start + rows * (cols + self.row_gap), cols + self.row_gap)
-        return tuple(position for start in starts for position in range(start, start + cols))
+        return tuple(chain.from_iterable(range(start, start + cols) for start in starts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +92,10 @@ class EncodedPrompt:
         """V."""
         return sum(len(span) for span in self.spans)
 
-    @property
+    @cached_property
     def visual_positions(self) -> tuple[int, ...]:
-        """The V prompt positions of visual tokens, ascending."""
-        return tuple(position for span in self.spans for position in span.positions)
+        """The V prompt positions of visual tokens, ascending; computed when first asked for."""
+        return tuple(chain.from_iterable(span.positions for span in self.spans))
 
     @cached_property
     def tiles(self) -> PromptTiles | None:
