@@ -8,6 +8,7 @@ question needs.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -319,7 +320,7 @@ def _run_tower(
     if prompt.picture_axes is not None:
         first = {span.image: span.start for span in reversed(prompt.spans)}
         starts = [0, *sorted(first.values())[1:], len(prompt)]  # separators may stand before a picture
-        rows = [sum(start <= at < stop for at in image) for start, stop in pairwise(starts)]
+        rows = [stop - start for start, stop in pairwise(bisect_left(image, at) for at in starts)]
     features = vlm.family.image_features(vlm.model, inputs)
     wanted = [rows[number] for number in chosen]
     check_features(features, sum(wanted))
