@@ -39,7 +39,7 @@ class PageState(_Sent):
     """
 
     picture: str = "page"
-    q: Annotated[str, Field(max_length=2000)] = "What is the value of sep?"
+    q: Annotated[str, Field(max_length=2000)] = "Which shape is above the black star?"
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     k: Annotated[int, Field(ge=0)] = 0
     t: Unit = 0.8

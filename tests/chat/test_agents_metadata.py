@@ -27,7 +27,7 @@ from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.request import Request, ToolCall
 from sgl_engine.testing import FakeEngine
 
-UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), "What is the value of sep?"])]
+UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), "Which shape is above the black star?"])]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ async def test_create_agent(chat: ChatSGL) -> None:
     expected = report(chat.invoke(UNSURE))
     for result in (agent.invoke({"messages": UNSURE}), await agent.ainvoke({"messages": UNSURE})):
         message = result["messages"][-1]
-        assert message.text == "8"
+        assert message.text == "green triangle"
         assert report(message) == expected
 
 

@@ -60,7 +60,10 @@ def test_the_program_gets_the_report_as_json(look: VisualQuestionTool) -> None:
 
 
 async def test_the_asynchronous_call_is_the_same(look: VisualQuestionTool) -> None:
-    for picture, question in (("receipt.png", QUESTION), ("page.png", "What is the value of sep?")):
+    for picture, question in (
+        ("receipt.png", QUESTION),
+        ("page.png", "Which shape is above the black star?"),
+    ):
         call(look, question=question, picture=picture)  # the picture is known from here on
         plain = call(look, question=question, picture=picture)
         message = await acall(look, question=question, picture=picture)
@@ -73,9 +76,10 @@ def _without_ms(message: ToolMessage) -> tuple[str, Any]:
 
 
 def test_an_escalated_answer_names_the_overruled_one(look: VisualQuestionTool) -> None:
-    message = call(look, question="What is the value of sep?", picture="page.png")
+    message = call(look, question="Which shape is above the black star?", picture="page.png")
     assert re.match(
-        r"8\n\[answered by the large model; the small one (answered '9'|gave the same answer) with score "
+        r"green triangle\n\[answered by the large model; "
+        r"the small one (answered 'pink circle'|gave the same answer) with score "
         r"0\.\d\d < 0\.80; \d+ % ",
         str(message.content),
     )

@@ -24,7 +24,7 @@ SETTINGS = {"max_new_tokens": 8, "until": ["ASSISTANT:"], "temperature": 0, "do_
 DOCS = [
     {"question": question, "image": Image.open(PICTURES / name).convert("RGB")}
     for question, name in (
-        ("What is the value of sep?", "page.png"),
+        ("Which shape is above the black star?", "page.png"),
         ("How much is the total?", "receipt.png"),
         ("Is there a purple star?", "scene.png"),
     )

@@ -135,28 +135,28 @@ def first(visit: Any) -> Any:
 
 
 def test_a_newcomer_sees_both_answers_and_what_they_cost(first: Visit) -> None:
-    assert (first.text("#small-text"), first.text("#large-text")) == ("9", "8")
+    assert (first.text("#small-text"), first.text("#large-text")) == ("pink circle", "green triangle")
     assert "not sure" in first.text("#small-verdict")
     assert first.page.is_visible("#large-badge")
     assert not first.page.is_visible("#small-badge")
     assert "172 of 864" in first.text("#large-hint")
-    assert re.findall(r"[\d.]+ GFLOP", first.text("#bars")) == ["10.9 GFLOP", "19.8 GFLOP"]
+    assert re.findall(r"[\d.]+ GFLOP", first.text("#bars")) == ["11 GFLOP", "19.9 GFLOP"]
     assert len(first.page.query_selector_all("#bars .row")) == 3
-    assert json.loads(first.page.text_content("#report"))["small_answer"] == "9"
+    assert json.loads(first.page.text_content("#report"))["small_answer"] == "pink circle"
     assert "172 of 864" in first.page.get_attribute("#canvas", "aria-label")
 
 
 def test_another_ranker_stands_beside_ours(first: Visit) -> None:
     assert first.page.is_visible("#versus")
-    assert first.text("#ours-text").startswith("8 ")
+    assert first.text("#ours-text").startswith("green triangle ")
     assert "uniform, 172 of 864" in first.text("#theirs-text")
 
 
 def test_each_answer_token_has_its_heat(first: Visit) -> None:
     whole = first.page.locator("#canvas").screenshot()
-    first.page.click("#tokens button:text-is('9')")
+    first.page.click("#tokens button:text-is('pink')")
     first.settle({"tokens"})
-    assert first.page.get_attribute("#tokens button:text-is('9')", "aria-pressed") == "true"
+    assert first.page.get_attribute("#tokens button:text-is('pink')", "aria-pressed") == "true"
     assert first.page.locator("#canvas").screenshot() != whole
     first.page.click("#tokens button:text-is('whole answer')")
     assert first.page.locator("#canvas").screenshot() == whole  # control
