@@ -147,6 +147,13 @@ class Packer:
         )
         return self._lay_out(pages, asked, torch.from_numpy(kept), layout, tiles)
 
+    def alone(self, page: Page, question: Question) -> Batch:
+        """A batch of one question about one page, all of which is there."""
+        turn = Turn(self.tokens(question.text), self.tokens(question.answer), question)
+        tiles = page.rows * page.columns
+        kept = torch.arange(tiles * TOKENS)[None]
+        return self._lay_out([page], [[turn]], kept, Layout(1, turn.size, 0.0), tiles)
+
     def _turns(self, page: Page, rng: np.random.Generator, layout: Layout) -> list[Turn]:
         # Transcriptions have a layout of their own: no other has room for them.
         asked = [q for q in page.questions if (q.kind == TRANSCRIPTION) == (layout is WHOLE)]
