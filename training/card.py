@@ -120,7 +120,7 @@ def main() -> None:
     lines = [HEAD.format(thinned=thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
     lines += ["", "Counts start where training on pages did, or where the decoder got its depth."]
-    lines += ["Curves: `docs/training.png`.", ""]
+    lines += ["Curves of the last run: `docs/training.png`.", ""]
     lines += measured(json.loads((options.bench / "results.json").read_text()))
     print("\n".join(lines))
 
