@@ -41,13 +41,15 @@ def retention(summary: Summary) -> Any:
     for number, name in enumerate(shown):
         values = [summary.draws.mean(summary.ranked(name, point)) for point in summary.points]
         aside = 1.022 ** (number - (len(shown) - 1) / 2)  # side by side, so that whiskers do not overlap
+        turn = number // len(COLOURS)  # colours come again with another marker, and broken lines
         axes.errorbar(
             100 * places * aside,
             [100 * each.value for each in values],
             yerr=whiskers(values),
             label=name,
             color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[(number + 3 * turn) % len(MARKERS)],
+            linestyle="--" if turn else "-",
             linewidth=2.4 if number == 0 else 1.3,
             elinewidth=1.0,
         )
