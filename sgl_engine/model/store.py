@@ -213,11 +213,8 @@ class KnownPictures:
     def _key(self, images: Any, pictures: list[Image.Image], settings: Mapping[str, Any]) -> bytes:
         """Digest of the pictures, how they are nested, and how they are processed."""
         kind = self._own.__class__  # two may be configured alike and work differently
-        how = (
-            f"{kind.__module__}.{kind.__qualname__} {self._own.to_json_string()} {sorted(settings.items())} "
-        )
-        how += _nesting(images)
-        found = hashlib.sha256(how.encode())
+        how = kind.__module__, kind.__qualname__, self._own.to_json_string(), sorted(settings.items())
+        found = hashlib.sha256(f"{how} {_nesting(images)}".encode())
         for picture in pictures:
             self._still_wanted()
             found.update(f"{picture.mode} {picture.size} ".encode())
