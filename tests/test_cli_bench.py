@@ -1,5 +1,6 @@
 """``sgl bench``: from a file of questions to a folder of results."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sgl_engine.cli import bench as command
 from sgl_engine.cli import main
 from sgl_engine.evaluation import report, runner, systems
 from sgl_engine.evaluation.runner import Runner
@@ -201,3 +203,19 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "sgl bench --questions 500 --out runs/bench\n" in out
     assert "default: 64%,35%,9%" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"), [([], 44), (["--questions", "30"], 44), (["--data", "q.jsonl"], 40)]
+)
+def test_transcriptions_count_besides_the_questions_that_are_compared(
+    data: list[str], rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text('{"image": "a.png", "question": "?", "answers": ["red"]}\n' * 50)
+    monkeypatch.setattr(command.options, "load_engine", lambda *_: None)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    _, _, systems = command.begin(parser.parse_args([*data, "--compare-on", "40"]))
+    assert systems.compared == rows
+    assert command.begin(parser.parse_args(data))[2].compared is None

@@ -1,6 +1,6 @@
 """Put a benchmark's tables into the pages that show them: README.md, docs/results.md.
 
-    sgl bench --questions 2000 --processes 2 --out runs/bench
+    sgl bench --questions 1000 --compare-on 240 --processes 2 --out runs/bench
     python -m training.tables runs/bench README.md docs/results.md
 
 A page says where: what stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced. Names are
@@ -76,10 +76,11 @@ def readme(numbers: dict[str, Any]) -> str:
         difference = "" if name == "large alone" else percent(each["versus_large"], "+.1f")
         costs = (f"{each[cost]['value']:.2f}" for cost in ("tflops_share", "ms_share"))
         lines.append(f"| {name} | {percent(each['value'])} | {difference} | {' | '.join(costs)} |")
-    points = list(numbers["retention"])
+    points, count = list(numbers["retention"]), numbers["compared_rows"]
+    kept_at = f"evidence kept at {numbers['point']}"
     lines += [
         "",
-        f"| who chooses the tokens | {' | '.join(points)} | evidence kept at {numbers['point']} |",
+        f"| who chooses the tokens, {count} questions | {' | '.join([*points, kept_at])} |",
         "|---" * (2 + len(points)) + "|",
     ]
     for ranker, values in numbers["rankers"].items():

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sgl_engine.pruning import PruningPlan
-    from sgl_engine.rankers import RankingCase
 
 STUDY = "prompt"
 """Where ``BenchOutcome.study`` holds what ``about_prompt`` returns."""
@@ -29,12 +28,12 @@ Plans = Mapping[str, Mapping[str, "PruningPlan"]]
 
 
 def about_prompt(
-    case: RankingCase, plans: Plans, images: Sequence[ImageSource], boxes: Sequence[Box] | None
+    prompt: EncodedPrompt, plans: Plans, images: Sequence[ImageSource], boxes: Sequence[Box] | None
 ) -> Json:
     """Tells into how many grids the large model's pictures were cut, and the share of the evidence kept.
 
     Args:
-        case: The question.
+        prompt: The question, as the large model reads it.
         plans: What is kept.
         images: Its pictures.
         boxes: The evidence, in pixels of the only picture; None where nobody knows.
@@ -42,12 +41,12 @@ def about_prompt(
     Returns:
         "grids", and "evidence": ranker -> point -> share; None where there is none, or nobody knows.
     """
-    found: Json = {"grids": len(case.large_prompt.spans), "evidence": None}
+    found: Json = {"grids": len(prompt.spans), "evidence": None}
     if boxes:
         picture: Image = images[0]  # type: ignore[assignment]  # evidence comes with drawn pages only
-        shown = evidence_mask(boxes, picture.size, case.large_prompt.spans)
+        shown = evidence_mask(boxes, picture.size, prompt.spans)
         found["evidence"] = {
-            ranker: {point: _kept(plan, case.large_prompt, shown) for point, plan in points.items()}
+            ranker: {point: _kept(plan, prompt, shown) for point, plan in points.items()}
             for ranker, points in plans.items()
         }
     return found

@@ -56,6 +56,7 @@ class BenchOutcome(_Frozen):
         pruned: The large model's answers under each ranker: ranker -> operating point -> answer; without a
             time, because they ran side by side.
         study: What ``studies.STUDIES`` add: name -> anything JSON-safe.
+        compared: Whether rankers and studies took part; without them ``pruned`` is empty.
     """
 
     small: BenchAnswer
@@ -67,6 +68,7 @@ class BenchOutcome(_Frozen):
     guided: dict[str, BenchAnswer]
     pruned: dict[str, dict[str, BenchAnswer]]
     study: dict[str, Json] = {}
+    compared: bool = True
 
 
 class DataRow(_Frozen):

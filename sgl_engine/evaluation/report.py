@@ -58,7 +58,8 @@ class Report:
         apart: Summary | None = None,
     ) -> Report:
         """Makes all sections; leaves out those whose studies did not take part."""
-        made = {name: make(summary.rows, summary.draws) for name, make in SECTIONS.items()}
+        studied = summary.compared
+        made = {name: make(studied.rows, studied.draws) for name, make in SECTIONS.items()}
         return cls(
             manifest=manifest,
             summary=summary,
@@ -88,8 +89,13 @@ class Report:
             lines.append(
                 f"{len(self.apart.rows)} transcriptions are in a table of their own, and in no other."
             )
-        if DEFAULT_RANKER in summary.rankers:
-            same, of = summary.same_side_by_side(DEFAULT_RANKER)
+        compared = summary.compared
+        if compared is not summary:
+            lines.append(
+                f"Rankers and studies took part in the first {len(compared.rows)} of these questions only."
+            )
+        if DEFAULT_RANKER in compared.rankers:
+            same, of = compared.same_side_by_side(DEFAULT_RANKER)
             lines.append(
                 f"Rankers' passes ran side by side; {same} of {of} answers under {DEFAULT_RANKER} are to the "
                 "letter those of the engine's single runs."
@@ -146,11 +152,12 @@ class Report:
 
     def json(self) -> Json:
         """Returns everything that the tables show, and more, as numbers."""
-        summary = self.summary
+        summary, compared = self.summary, self.summary.compared
         return _plain(
             {
                 "run": self.manifest.model_dump(mode="json"),
                 "rows": len(summary.rows),
+                "compared_rows": len(compared.rows),
                 "failed": [{"id": each.row.id, "error": each.error} for each in self.failed],
                 "bad_lines": [asdict(each) for each in self.bad],
                 "point": summary.point,
@@ -160,13 +167,14 @@ class Report:
                 "cascade": [_system(each) for each in summary.sweep],
                 "rankers": {
                     ranker: {
-                        point: summary.draws.mean(summary.ranked(ranker, point)) for point in summary.points
+                        point: compared.draws.mean(compared.ranked(ranker, point))
+                        for point in compared.points
                     }
-                    for ranker in summary.rankers
+                    for ranker in compared.rankers
                 },
                 "evidence": {
-                    ranker: {point: summary.evidence(ranker, point) for point in summary.points}
-                    for ranker in summary.rankers
+                    ranker: {point: compared.evidence(ranker, point) for point in compared.points}
+                    for ranker in compared.rankers
                 },
                 "kinds": _groups(summary, summary.kinds),
                 "tiles": _groups(summary, summary.grids),
@@ -205,11 +213,18 @@ class Report:
                 "ms": system.ms,
                 **_bounds(system.value),
             }
-        for ranker in summary.rankers:
-            for point in summary.points:
-                value = summary.draws.mean(summary.ranked(ranker, point))
-                line = {"system": f"large, {ranker} at {point}", "ranker": ranker, "point": point}
-                yield {**line, "retention": summary.retention(point), **_bounds(value)}
+        compared = summary.compared
+        for ranker in compared.rankers:
+            for point in compared.points:
+                value = compared.draws.mean(compared.ranked(ranker, point))
+                yield {
+                    "system": f"large, {ranker} at {point}",
+                    "ranker": ranker,
+                    "point": point,
+                    "rows": len(compared.rows),
+                    "retention": compared.retention(point),
+                    **_bounds(value),
+                }
 
 
 def _groups(summary: Summary, groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:

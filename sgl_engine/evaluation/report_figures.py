@@ -26,7 +26,7 @@ def charts(summary: Summary) -> Mapping[str, Callable[[], Any]]:
         "kinds": partial(kinds, summary),
     }
     if any(name in BASELINES for name in summary.rankers):
-        found = {"retention": partial(retention, summary), **found}
+        found = {"retention": partial(retention, summary.compared), **found}
     return found
 
 

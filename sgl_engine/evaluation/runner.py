@@ -23,7 +23,7 @@ _LOOK_S = 5.0
 
 
 def manifest(engine: SGLEngine, data: Data, systems: Systems) -> Manifest:
-    """Describes what a run's records depend on: not the number of rows, nor how many passes run at once."""
+    """Describes what a run's records depend on: not how many rows, nor how many passes run at once."""
     exit_config = engine.config.exit
     return Manifest(
         engine_version=engine_version(),
@@ -59,9 +59,15 @@ class Runner:
     store: Store
 
     def pending(self) -> list[int]:
-        """Lists rows without an outcome, in order; rows that failed are tried again."""
+        """Lists rows without a whole outcome, in order; rows that failed are tried again."""
         known = self.store.records()
-        return [row for row in range(len(self.data)) if row not in known or known[row].error is not None]
+        return [row for row in range(len(self.data)) if not self._is_whole(row, known.get(row))]
+
+    def _is_whole(self, row: int, record: BenchRecord | None) -> bool:
+        """Whether nothing is left to measure; a run that compares more rows than the last has more to."""
+        if record is None or record.outcome is None:
+            return False
+        return record.outcome.compared or not self.systems.compares(row)
 
     def run(self) -> Iterator[BenchRecord]:
         """Measures what is pending; yields each record once it is kept. A bad row never ends the run."""

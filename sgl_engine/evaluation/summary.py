@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
@@ -82,7 +82,16 @@ class Summary:
     @cached_property
     def rankers(self) -> list[str]:
         """Names of the rankers, in the order of the run."""
-        return list(self.rows[0].outcome.pruned)
+        return list(next((each.outcome.pruned for each in self.rows if each.outcome.compared), ()))
+
+    @cached_property
+    def compared(self) -> Summary:
+        """The same of the rows in which rankers and studies took part; of all where they did in none."""
+        rows = [each for each in self.rows if each.outcome.compared]
+        if len(rows) in {0, len(self.rows)}:
+            return self
+        draws = Bootstrap(len(rows), draws=self.draws.draws, seed=self.draws.seed)
+        return replace(self, rows=rows, draws=draws)
 
     @cached_property
     def kinds(self) -> dict[str, list[bool]]:

@@ -47,6 +47,7 @@ class Systems:
         seed: For rankers that draw lots; each row has its own from there on.
         max_rows: Passes of rankers side by side at most.
         studies: Whether studies measure more on every row.
+        compared: Rankers and studies take part in so many rows only, the first; None: in all.
     """
 
     points: Mapping[str, PruningConfig]
@@ -54,6 +55,11 @@ class Systems:
     seed: int = 0
     max_rows: int = MAX_ROWS
     studies: bool = True
+    compared: int | None = None
+
+    def compares(self, index: int) -> bool:
+        """Whether rankers and studies take part in this row."""
+        return self.compared is None or index < self.compared
 
 
 def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOutcome:
@@ -78,6 +84,10 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
     )
     if not systems.rankers and not systems.studies:
         return outcome
+    if not systems.compares(row.index):
+        prompt = engine.large.encode(request, engine.config.limits)
+        study = {evidence.STUDY: evidence.about_prompt(prompt, {}, sample.images, None)}
+        return outcome.model_copy(update={"study": study, "compared": False})
     case = RankingCase.of(engine, request, seed=systems.seed + row.index)
     plans = plans_by(engine, case, _importances(case, systems.rankers), systems)
     pruned = answer_by(engine, case, plans, row, systems)
@@ -86,7 +96,11 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
         return outcome
     return outcome.model_copy(
         update={
-            "study": {evidence.STUDY: evidence.about_prompt(case, plans, sample.images, sample.evidence)}
+            "study": {
+                evidence.STUDY: evidence.about_prompt(
+                    case.large_prompt, plans, sample.images, sample.evidence
+                )
+            }
             | {name: study(case, outcome) for name, study in STUDIES.items()}
         }
     )

@@ -56,11 +56,12 @@ def _safe(cell: str) -> str:
 
 def tables(summary: Summary) -> list[Table]:
     """Makes all tables of the report, most important first."""
-    found = [_systems(summary), _rankers(summary)]
-    if DEFAULT_RANKER in summary.rankers and len(summary.rankers) > 1:
-        found.append(_differences(summary))
-    if any(not math.isnan(summary.evidence(ranker, summary.point).value) for ranker in summary.rankers):
-        found.append(_evidence(summary))
+    compared = summary.compared
+    found = [_systems(summary), _rankers(compared)]
+    if DEFAULT_RANKER in compared.rankers and len(compared.rankers) > 1:
+        found.append(_differences(compared))
+    if any(not math.isnan(compared.evidence(ranker, compared.point).value) for ranker in compared.rankers):
+        found.append(_evidence(compared))
     found.append(_groups(summary, "kind of question", summary.kinds))
     if summary.grids:
         found.append(_groups(summary, "number of tiles", summary.grids))
@@ -110,7 +111,7 @@ def _rankers(summary: Summary) -> Table:
     ]
     unpruned = summary.draws.mean(summary.large).percent()
     return Table(
-        "The large model's accuracy % under each ranker (95 % interval)",
+        f"The large model's accuracy % under each ranker, on {len(summary.rows)} questions (95 % interval)",
         ("ranker", *(_heading(summary, point) for point in summary.points)),
         [("unpruned", *([unpruned] * len(summary.points))), *rows],
     )

@@ -46,12 +46,12 @@ def test_the_share_that_is_kept(bundled: SGLEngine) -> None:
     case = RankingCase.of(bundled, Request.ask(sample.row.question, *sample.images))
     systems = Systems({"100%": PRESETS["100%"], "9%": PRESETS["9%"]}, ())
     plans = plans_by(bundled, case, {name: RANKERS[name](case) for name in ("uniform", "random")}, systems)
-    found = about_prompt(case, plans, sample.images, sample.evidence)
+    found = about_prompt(case.large_prompt, plans, sample.images, sample.evidence)
     assert found["grids"] == len(case.large_prompt.spans)
     assert found["evidence"]["uniform"]["100%"] == found["evidence"]["random"]["100%"] == 1.0
     assert 0.0 <= found["evidence"]["random"]["9%"] < 1.0
     for nothing in (None, ()):
-        assert about_prompt(case, plans, sample.images, nothing)["evidence"] is None
+        assert about_prompt(case.large_prompt, plans, sample.images, nothing)["evidence"] is None
 
 
 @pytest.mark.parametrize("boxes", [[], [(0, 0, 0, 0)]])

@@ -102,6 +102,40 @@ def test_markdown_says_what_failed(report: Report) -> None:
     assert "80 of 80 answers under small-guided are to the letter" in text
 
 
+def test_rankers_that_took_part_in_the_first_rows_only(
+    records: list[BenchRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "SECTIONS", {"seen": _seen})
+    few = [
+        record.model_copy(
+            update={"outcome": record.outcome.model_copy(update={"compared": False, "pruned": {}})}
+        )
+        if record.outcome and record.row.index >= 30
+        else record
+        for record in records
+    ]
+    found, first, every = (
+        make_report(MANIFEST, each, [], summarise) for each in (few, records[:30], records)
+    )
+    got, of_first, of_all = (each.json() for each in (found, first, every))
+    assert (got["rows"], got["compared_rows"]) == (40, 30)
+    for name in ("rankers", "studies"):
+        assert got[name] == of_first[name] != of_all[name]
+    for name in ("systems", "cascade", "kinds", "score", "retention"):
+        assert got[name] == of_all[name] != of_first[name]
+    titles = {table.title: table for table in found.tables()}
+    [rankers] = [title for title in titles if "under each ranker" in title]
+    assert "on 30 questions" in rankers
+    assert [titles[rankers].rows] == [each.rows for each in first.tables() if each.title == rankers]
+    assert any("first 30 of these questions only" in note for note in found.notes())
+    lines = {line["system"]: line["rows"] for line in csv.DictReader(io.StringIO(found.csv()))}
+    assert (lines["large alone"], lines["large, random at 9%"]) == ("40", "30")
+
+
+def _seen(rows: Sequence[Scored], draws: Bootstrap) -> Section:
+    return Section("Seen", "", {"rows": len(rows), "draws": draws.rows})
+
+
 def test_everything_is_written_and_figures_are_pictures(report: Report, tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     written = report.write(tmp_path)

@@ -1,6 +1,7 @@
 """Rows through every system: right, side by side as one by one, resumed, and never ended by a bad row."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,33 @@ def test_settings_that_cannot_work_end_the_run_at_once(
     with pytest.raises(ConfigError, match="Ranker never: It cannot be"):
         list(begin(tiny, HeldOut(3), tmp_path, Systems(FAST.points, ("never",))).run())
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_rankers_take_part_in_as_many_rows_as_they_should(
+    tiny: SGLEngine, no_studies: None, tmp_path: Path
+) -> None:
+    def run(compared: int | None, folder: str) -> tuple[list[int], list[BenchOutcome]]:
+        runner = begin(tiny, HeldOut(3), tmp_path / folder, replace(FAST, compared=compared))
+        pending = runner.pending()
+        list(runner.run())
+        return pending, [each.outcome for _, each in sorted(runner.store.records().items()) if each.outcome]
+
+    _, whole = run(None, "whole")
+    pending, found = run(1, "few")
+    assert pending == [0, 1, 2]
+    assert [each.compared for each in found] == [True, False, False]
+    assert [set(each.pruned) for each in found] == [{"small-guided"}, set(), set()]
+    for one, other in zip(found, whole, strict=True):
+        assert one.small.text == other.small.text
+        assert one.large.text == other.large.text
+        assert one.guided["9%"].text == other.guided["9%"].text
+        assert (one.score, one.study["prompt"]["grids"]) == (other.score, other.study["prompt"]["grids"])
+    assert run(1, "few")[0] == []
+    pending, found = run(2, "few")  # what is to be compared besides is measured again
+    assert pending == [1]
+    assert [each.compared for each in found] == [True, True, False]
+    assert found[1].pruned == whole[1].pruned
+    assert run(1, "few")[0] == []
 
 
 def test_other_settings_are_refused_by_name(tiny: SGLEngine, no_studies: None, tmp_path: Path) -> None:

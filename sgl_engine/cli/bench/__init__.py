@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig
+from sgl_engine import ConfigError, EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.cli import options, output
 from sgl_engine.cli.bench import paper
+from sgl_engine.cli.bench.arguments import HELD_OUT, HELD_OUT_TOKENS, add_arguments
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "add_arguments", "run"]
 
 if TYPE_CHECKING:
     from sgl_engine import SGLEngine
@@ -44,125 +48,12 @@ a file of questions has one JSON object a line; paths are relative to the file:
 
 examples:
   sgl bench --questions 500 --out runs/bench
-  sgl bench --questions 2000 --processes 2 --out runs/bench
+  sgl bench --questions 2000 --compare-on 200 --processes 2 --out runs/bench
   sgl bench --data questions.jsonl --small OpenGVLab/InternVL3-1B-hf --large OpenGVLab/InternVL3-8B-hf
   sgl bench --rankers small-guided,random --retention 35%,9%,0:0.09
   sgl bench --suite paper --from benchmarks/ --small ... --large ...
 """
-_HELD_OUT = 200
-_HELD_OUT_TOKENS = (
-    128  # the longest transcription has 119; a pruned model that repeats itself would go on to the end
-)
-_POINTS = "64%,35%,9%"
 _PAGE = 120  # columns, where nobody's terminal says how many there are
-_NAMES = ", ".join(PRESETS)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    data = parser.add_argument_group("what is asked")
-    data.add_argument(
-        "--data",
-        metavar="FILE.jsonl",
-        type=lambda name: None if name == options.GENERATED else Path(name),
-        help=f'your questions, or "{options.GENERATED}": about held-out pages of the bundled pair (default)',
-    )
-    data.add_argument(
-        "--questions",
-        metavar="N",
-        type=options.count,
-        help=f"only the first N (default: all of FILE.jsonl; {_HELD_OUT} about held-out pages, and for every "
-        f"ten of them a transcription besides)",
-    )
-    data.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=options.count,
-        help=f"longest answer, in tokens (default: the engine's; {_HELD_OUT_TOKENS} for held-out pages)",
-    )
-    paper.add_arguments(parser)
-    options.add_models(parser)
-    _add_systems(parser)
-    _add_running(parser)
-    _add_output(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback when the engine fails")
-
-
-def _add_systems(parser: argparse.ArgumentParser) -> None:
-    systems = parser.add_argument_group("who answers")
-    systems.add_argument(
-        "--retention",
-        metavar="P,...",
-        type=options.points,
-        default=_POINTS,
-        help=f"operating points: {_NAMES}, or F:R, which keeps the fraction R of the visual tokens from the "
-        f"fraction F of the layers on; with +N behind it, in the tiles of the N most important tokens, "
-        f"and with -neutral at the end, as with --neutral (default: {_POINTS})".replace("%", "%%"),
-    )
-    systems.add_argument(
-        "--cascade-at", metavar="P", help="the cascade's operating point (default: 35%%, or the first one)"
-    )
-    systems.add_argument(
-        "--threshold",
-        metavar="S",
-        type=options.fraction,
-        default=ExitConfig().threshold,
-        help="the cascade that tables single out exits at this score (default: %(default)s)",
-    )
-    systems.add_argument(
-        "--rankers",
-        metavar="NAME,...",
-        help="rankings of visual tokens to compare: names, baselines, all or none (default: baselines; none "
-        "of the paper's benchmarks)",
-    )
-    systems.add_argument(
-        "--seed",
-        metavar="N",
-        type=options.whole,
-        default=0,
-        help="of what is drawn by lot (default: %(default)s)",
-    )
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    running = parser.add_argument_group("how it runs")
-    running.add_argument(
-        "--side-by-side",
-        metavar="N",
-        type=options.count,
-        default=32,
-        help="passes of rankers that run at once at most: fewer need less memory (default: %(default)s)",
-    )
-    running.add_argument(
-        "--processes",
-        metavar="N",
-        type=options.count,
-        default=1,
-        help="share the questions among N processes with models of their own, on one thread each, which "
-        "compete for the machine: times are those of such a run (default: %(default)s)",
-    )
-    running.add_argument(
-        "--threads", metavar="N", type=options.count, help="of each process (default: torch's; 1 of several)"
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=Path("sgl-bench"),
-        help="folder of records and results; a run that it holds goes on (default: %(default)s)",
-    )
-    results.add_argument("--overwrite", action="store_true", help="begin anew: what DIR holds is thrown away")
-    results.add_argument(
-        "--bootstrap",
-        metavar="N",
-        type=options.count,
-        default=2000,
-        help="resamples that intervals are made of (default: %(default)s)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -211,6 +102,7 @@ def begin(arguments: argparse.Namespace) -> tuple[SGLEngine, Data, Systems]:
         seed=arguments.seed,
         max_rows=arguments.side_by_side,
         studies=arguments.suite is None,
+        compared=_compared(data, arguments.compare_on),
     )
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, _config(arguments))
@@ -227,15 +119,24 @@ def _data(arguments: argparse.Namespace) -> Data:
     if arguments.suite is not None:
         return paper.read(arguments)
     if arguments.data is None:
-        return HeldOut(arguments.questions or _HELD_OUT, transcriptions=True)
+        return HeldOut(arguments.questions or HELD_OUT, transcriptions=True)
     return JsonLines.read(arguments.data.expanduser(), arguments.questions)
+
+
+def _compared(data: Data, questions: int | None) -> int | None:
+    """Turns a number of questions into a number of rows: transcriptions between them count besides."""
+    from sgl_engine.evaluation.dataset import HeldOut
+
+    if questions is None or not isinstance(data, HeldOut):
+        return questions
+    return len(replace(data, count=questions))
 
 
 def _config(arguments: argparse.Namespace) -> EngineConfig:
     longest = arguments.max_new_tokens
     if longest is None:
         drawn = arguments.data is None and arguments.suite is None
-        longest = _HELD_OUT_TOKENS if drawn else GenerationConfig().max_new_tokens
+        longest = HELD_OUT_TOKENS if drawn else GenerationConfig().max_new_tokens
     return EngineConfig(
         generation=GenerationConfig(max_new_tokens=longest), exit=ExitConfig(threshold=arguments.threshold)
     )
