@@ -18,6 +18,7 @@ from sgl_engine.demo.pages import Page, draw_page, pick_questions
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.generator import SAMPLERS, TRANSCRIPTION, Split
 from sgl_engine.demo.pages.layout import SHARES
+from sgl_engine.demo.vocabulary import TRANSCRIBE
 from training.dense import batch_facts
 from training.tokenizer import ASSISTANT, END, IMAGE, IMAGE_END, IMAGE_START, MEAN, PAD, STD, USER
 
@@ -30,7 +31,7 @@ class Layout(NamedTuple):
     share: float
 
 
-SHORT, LONG, WHOLE = LAYOUTS = (Layout(32, 10, 0.52), Layout(20, 15, 0.33), Layout(4, 160, 0.15))
+SHORT, LONG, WHOLE = LAYOUTS = (Layout(32, 10, 0.46), Layout(20, 15, 0.29), Layout(4, 160, 0.25))
 """Short questions, long ones first, and transcriptions."""
 THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
@@ -158,6 +159,8 @@ class Packer:
         # Transcriptions have a layout of their own: no other has room for them.
         asked = [q for q in page.questions if (q.kind == TRANSCRIPTION) == (layout is WHOLE)]
         picked = pick_questions(asked, rng, 3 * layout.slots)
+        if layout is WHOLE:
+            picked.insert(0, everything(page))
         turns = [Turn(self.tokens(q.text), self.tokens(q.answer), q) for q in picked]
         if layout is LONG:  # the other layout has no room for the longer ones
             turns.sort(key=lambda turn: turn.size <= SHORT.length)
@@ -192,6 +195,12 @@ class Packer:
         batch.labels[row, first:stop] = torch.tensor([*turn.answer, self.id[END]])
         batch.kinds.append(turn.asked.kind)
         batch.answers.append((row, first, stop))
+
+
+def everything(page: Page) -> Question:
+    """What an index asks of a picture: all that it says, part by part. Longer ones find no slot."""
+    said = ", ".join(content.transcription for content in page.contents)
+    return Question(TRANSCRIBE, said, TRANSCRIPTION)
 
 
 def _pixels(pages: list[Page]) -> torch.Tensor:

@@ -11,9 +11,10 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 from sgl_engine.demo import WEIGHTS
 from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
+from sgl_engine.demo.pages.generator import TRANSCRIPTION
 from training.attention import packed, use_packed_attention
 from training.models import answer_logits, deepen, visual_tokens
-from training.packing import LAYOUTS, PAGES, SHORT, THIN, Batch, Packer
+from training.packing import LAYOUTS, PAGES, SHORT, THIN, WHOLE, Batch, Packer
 from training.tokenizer import ASSISTANT, END, USER, build_processor, with_names
 from training.vocabulary import WORDS, extend, widen_embedding
 
@@ -189,3 +190,15 @@ def test_processes_take_batches_of_one_size_with_other_pages(packer: Packer) -> 
     assert first.kept.shape == other.kept.shape
     same = (first.pixels.unsqueeze(1) == other.pixels.unsqueeze(0)).flatten(2).all(-1)
     assert not same.any()
+
+
+def test_every_page_is_asked_for_all_that_it_says(packer: Packer) -> None:
+    for seed in range(8):
+        page = draw_page(seed, tiles=2)
+        first, *parts = packer._turns(page, np.random.default_rng(seed), WHOLE)
+        assert first.asked.text == "transcribe the picture"  # what an index asks
+        said = [q.answer for q in page.questions if q.kind == TRANSCRIPTION]
+        assert sorted(first.asked.answer.split(", ")) == sorted(", ".join(said).split(", "))
+        assert {turn.asked.answer for turn in parts} <= set(said)
+        others = packer._turns(page, np.random.default_rng(seed), SHORT)
+        assert all(turn.asked.kind != TRANSCRIPTION for turn in others)
