@@ -115,3 +115,10 @@ def test_a_judge_that_is_named_judges(suite: Suite, monkeypatch: pytest.MonkeyPa
     code, _, err = suite("--tasks", "mmvet", "--judge", "judge-1", "--questions", 1)
     assert code == 2
     assert "--judge judge-1 names no model and server." in err
+
+
+def test_rankers_cannot_take_part_in_some_questions_of_a_benchmark_only(suite: Suite, tmp_path: Path) -> None:
+    code, out, err = suite("--rankers", "random", "--compare-on", 1)
+    assert (code, out) == (2, "")
+    assert "--compare-on 1 cannot be had with --suite" in err
+    assert not (tmp_path / "out").exists()

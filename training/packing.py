@@ -198,7 +198,7 @@ class Packer:
 
 
 def everything(page: Page) -> Question:
-    """What an index asks of a picture: all that it says, part by part. Longer ones find no slot."""
+    """What an index asks of a picture: all that it says; not asked where no slot has room for it."""
     said = ", ".join(content.transcription for content in page.contents)
     return Question(TRANSCRIBE, said, TRANSCRIPTION)
 

@@ -3,8 +3,9 @@
     python -m training.regenerate                                            # pictures, stored answers, pages
     python -m training.regenerate --bench runs/bench runs/large   # then tables, model card, curves of the run
 
-The first takes a few minutes; ``sgl bench --questions 2000 --processes 2 --out runs/bench`` comes between the
-two. ``python examples/graph.py --find`` prints a number that is then written into that file by hand.
+The first takes a few minutes. Between the two comes the benchmark:
+``sgl bench --questions 1000 --compare-on 240 --processes 2 --out runs/bench``.
+``python examples/graph.py --find`` prints a number that is then written into that file by hand.
 """
 
 from __future__ import annotations

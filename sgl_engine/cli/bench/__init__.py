@@ -102,7 +102,7 @@ def begin(arguments: argparse.Namespace) -> tuple[SGLEngine, Data, Systems]:
         seed=arguments.seed,
         max_rows=arguments.side_by_side,
         studies=arguments.suite is None,
-        compared=_compared(data, arguments.compare_on),
+        compared=_compared(arguments, data),
     )
     with output.waiting("Loading the models"):
         engine = options.load_engine(arguments, _config(arguments))
@@ -123,10 +123,16 @@ def _data(arguments: argparse.Namespace) -> Data:
     return JsonLines.read(arguments.data.expanduser(), arguments.questions)
 
 
-def _compared(data: Data, questions: int | None) -> int | None:
+def _compared(arguments: argparse.Namespace, data: Data) -> int | None:
     """Turns a number of questions into a number of rows: transcriptions between them count besides."""
     from sgl_engine.evaluation.dataset import HeldOut
 
+    questions: int | None = arguments.compare_on
+    if questions is not None and arguments.suite is not None:
+        raise ConfigError(
+            f"--compare-on {questions} cannot be had with --suite: its scores are over all questions.",
+            remedy="Leave it out; --tasks and --questions make a run of the paper's benchmarks shorter.",
+        )
     if questions is None or not isinstance(data, HeldOut):
         return questions
     return len(replace(data, count=questions))
