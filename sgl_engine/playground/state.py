@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from sgl_engine.demo import PICTURES
 from sgl_engine.playground.figures import AloneRun
 
 Unit: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -15,6 +17,7 @@ Part: TypeAlias = Literal["small", "large", "ranker", "pair", "tokens"]
 
 MAX_COVERS: Final = 32
 _THOUSANDTHS: Final = 1000
+_OVERRULED: Final[str] = json.loads((PICTURES / "demo.json").read_text(encoding="utf-8"))[1]["question"]
 
 
 class _Sent(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -39,7 +42,7 @@ class PageState(_Sent):
     """
 
     picture: str = "page"
-    q: Annotated[str, Field(max_length=2000)] = "Which shape is above the black star?"
+    q: Annotated[str, Field(max_length=2000)] = _OVERRULED
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     k: Annotated[int, Field(ge=0)] = 0
     t: Unit = 0.8

@@ -4,6 +4,7 @@ import json
 from typing import Any, Literal
 
 import pytest
+from bundled import OVERRULED
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import (
@@ -27,7 +28,7 @@ from sgl_engine.demo import PICTURES, demo_engine
 from sgl_engine.request import Request, ToolCall
 from sgl_engine.testing import FakeEngine
 
-UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), "Which shape is above the black star?"])]
+UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), OVERRULED.question])]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ async def test_create_agent(chat: ChatSGL) -> None:
     expected = report(chat.invoke(UNSURE))
     for result in (agent.invoke({"messages": UNSURE}), await agent.ainvoke({"messages": UNSURE})):
         message = result["messages"][-1]
-        assert message.text == "green triangle"
+        assert message.text == OVERRULED.answer
         assert report(message) == expected
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundled import EXITS, OVERRULED
 from langchain_core import exceptions as core
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -46,7 +47,7 @@ from sgl_engine.errors import (
 )
 
 SURE = [HumanMessage([image_block(PICTURES / "receipt.png"), "How much is the total?"])]
-UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), "Which shape is above the black star?"])]
+UNSURE = [HumanMessage([image_block(PICTURES / "page.png"), OVERRULED.question])]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,11 @@ def test_a_sure_small_model_answers_alone(chat: ChatSGL) -> None:
 
 def test_an_unsure_small_model_asks_the_large_one(chat: ChatSGL) -> None:
     message = chat.invoke(UNSURE)
-    assert message.content == "green triangle"
+    assert message.content == OVERRULED.answer
     sgl = message.response_metadata["sgl"]
-    assert (sgl["route"], sgl["small_answer"], sgl["large_agreed"]) == ("large", "pink circle", False)
+    alone = chat.invoke(UNSURE, escalate="never").content
+    assert (sgl["route"], sgl["small_answer"], sgl["large_agreed"]) == ("large", alone, False)
+    assert alone != OVERRULED.answer
     assert 0 < sgl["kept_visual_tokens"] < sgl["visual_tokens"] == 864
     assert message.response_metadata["model_name"] == "sgl-demo-large"
 
@@ -264,7 +267,7 @@ def test_one_bad_request_of_a_batch_fails_alone(chat: ChatSGL) -> None:
     bad = [HumanMessage([{"type": "image", "base64": "AAAA"}])]
     first, second, third = chat.batch([SURE, bad, UNSURE], return_exceptions=True)
     assert isinstance(second, CorruptImageError)
-    assert (first.content, third.content) == ("3.73", "green triangle")
+    assert (first.content, third.content) == ("3.73", OVERRULED.answer)
 
 
 def test_limits(chat: ChatSGL) -> None:
@@ -285,8 +288,8 @@ def test_several_turns(chat: ChatSGL) -> None:
     conversation = [
         SystemMessage("answer in a word"),
         *UNSURE,
-        AIMessage("green triangle"),
-        HumanMessage("What color has number 42?"),
+        AIMessage(OVERRULED.answer),
+        HumanMessage(EXITS.question),
     ]
     message = chat.invoke(conversation)
     assert message.response_metadata["sgl"]["visual_tokens"] == 864
@@ -365,8 +368,10 @@ def test_caching(chat: ChatSGL) -> None:
     first = cached.invoke(UNSURE)
     second = cached.invoke(UNSURE)
     assert second.response_metadata["sgl"] == first.response_metadata["sgl"]  # the very run, times included
-    assert cached.invoke(UNSURE, escalate="never").content == "pink circle"
-    assert cached.bind(exit_threshold=0.1).invoke(UNSURE).content == "pink circle"
+    small = first.response_metadata["sgl"]["small_answer"]
+    assert small != first.content
+    assert cached.invoke(UNSURE, escalate="never").content == small
+    assert cached.bind(exit_threshold=0.1).invoke(UNSURE).content == small
     assert chat.invoke(UNSURE).response_metadata["sgl"] != first.response_metadata["sgl"]
     red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
     for picture in (red, blue):
@@ -481,7 +486,7 @@ def test_token_counts(chat: ChatSGL) -> None:
     assert message.usage_metadata is not None
     assert chat.get_num_tokens_from_messages(UNSURE) == message.usage_metadata["input_tokens"]
     picture = {"type": "image", "image": Image.open(PICTURES / "page.png")}
-    pil = [HumanMessage([picture, "Which shape is above the black star?"])]
+    pil = [HumanMessage([picture, OVERRULED.question])]
     assert chat.get_num_tokens_from_messages(pil) == chat.get_num_tokens_from_messages(UNSURE)
     assert chat.get_num_tokens("How many?") == len(chat.get_token_ids("How many?")) > 0
 

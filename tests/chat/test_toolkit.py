@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundled import OVERRULED
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import ConfigurableField
 from PIL import Image
@@ -62,7 +63,7 @@ def test_the_program_gets_the_report_as_json(look: VisualQuestionTool) -> None:
 async def test_the_asynchronous_call_is_the_same(look: VisualQuestionTool) -> None:
     for picture, question in (
         ("receipt.png", QUESTION),
-        ("page.png", "Which shape is above the black star?"),
+        ("page.png", OVERRULED.question),
     ):
         call(look, question=question, picture=picture)  # the picture is known from here on
         plain = call(look, question=question, picture=picture)
@@ -76,10 +77,10 @@ def _without_ms(message: ToolMessage) -> tuple[str, Any]:
 
 
 def test_an_escalated_answer_names_the_overruled_one(look: VisualQuestionTool) -> None:
-    message = call(look, question="Which shape is above the black star?", picture="page.png")
+    message = call(look, question=OVERRULED.question, picture="page.png")
     assert re.match(
-        r"green triangle\n\[answered by the large model; "
-        r"the small one (answered 'pink circle'|gave the same answer) with score "
+        re.escape(OVERRULED.answer) + r"\n\[answered by the large model; "
+        rf"the small one answered '(?!{OVERRULED.answer}')\w+( \w+)?' with score "
         r"0\.\d\d < 0\.80; \d+ % ",
         str(message.content),
     )

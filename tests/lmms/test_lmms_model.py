@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bundled import OVERRULED
 
 models = pytest.importorskip("lmms_eval.models", reason="lmms-eval comes with the extra lmms")
 
@@ -24,7 +25,7 @@ SETTINGS = {"max_new_tokens": 8, "until": ["ASSISTANT:"], "temperature": 0, "do_
 DOCS = [
     {"question": question, "image": Image.open(PICTURES / name).convert("RGB")}
     for question, name in (
-        ("Which shape is above the black star?", "page.png"),
+        (OVERRULED.question, "page.png"),
         ("How much is the total?", "receipt.png"),
         ("Is there a purple star?", "scene.png"),
     )
