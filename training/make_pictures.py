@@ -55,8 +55,6 @@ LOOKS = 300
 """Ways of drawing that are tried for each of the small pictures."""
 SURE = 0.97
 """Score of the early exit that the demo shows."""
-OVERRULED = "Which shape is above the black star?"
-"""The overruled answer that is shown where a page has it: right unpruned, at 64 and at 35 %."""
 
 
 @dataclass(frozen=True)
@@ -171,17 +169,22 @@ def showing(page: Page, engine: SGLEngine) -> Shown:
     exits = [q for q, report in found if not report.escalated and report.score >= SURE]
     shown: Shown = [(question, "all") for question in exits[:1]]
     overruled = [q for q, report in found if report.escalated and not report.large_agreed]
-    overruled.sort(key=lambda question: question.text != OVERRULED)
+    whole = {question.text for question, _ in right(page, overruled, _with_pruning(engine, keep_ratio=1.0))}
+    overruled.sort(key=lambda question: question.text not in whole)  # right by luck, those come last
     shown += [(question, "all") for question in _of_another_kind(overruled, shown)]
-    skipping = engine.config.pruning.model_copy(update={"tiles": TOP_TOKENS})
-    engine = engine.with_config(engine.config.model_copy(update={"pruning": skipping}))
     escalated = [question for question, report in found if report.escalated]
     skipped = [
         question
-        for question, report in right(page, escalated, engine)
+        for question, report in right(page, escalated, _with_pruning(engine, tiles=TOP_TOKENS))
         if (report.kept_tiles or TILES) <= TILES // 2
     ]
     return shown + [(question, TOP_TOKENS) for question in _of_another_kind(skipped, shown)]
+
+
+def _with_pruning(engine: SGLEngine, **changes: float) -> SGLEngine:
+    """The engine, with some fields of its pruning changed."""
+    pruning = engine.config.pruning.model_copy(update=changes)
+    return engine.with_config(engine.config.model_copy(update={"pruning": pruning}))
 
 
 def right(page: Page, questions: list[Question], engine: SGLEngine) -> list[tuple[Question, RunReport]]:

@@ -37,10 +37,22 @@ THIN = Layout(12, 15, 0.0)
 """Where tokens are missing, few questions, so that their evidence is a small part of a page."""
 PAGES = {1: 6, 2: 4, 3: 3, 4: 2, 6: 2}
 """Pages of a batch, by their number of tiles: about as many tokens whatever the size."""
-HARD = ("table", "scene", "lines")
-"""What stands on pages of hard questions: a model that knew the rest read half of the cells of its tables."""
-HARD_SHARES = {1: 0.45, 2: 0.25, 4: 0.2, 6: 0.1}
-"""How often such a page has that many tiles: small ones show three times as many parts a second."""
+
+
+class Hard(NamedTuple):
+    """Pages of what is learnt slowly: what stands on them, how often they are of which size, their share."""
+
+    only: tuple[str, ...]
+    sizes: dict[int, float]
+    share: float
+
+
+HARD = (
+    Hard(("table", "scene", "lines"), {1: 0.45, 2: 0.25, 4: 0.2, 6: 0.1}, 0.7),
+    Hard(("document",), {2: 0.5, 4: 0.2, 6: 0.3}, 0.3),
+)
+"""A model that knew the rest read half of the cells of its tables, and seldom knew which of two documents,
+rare on other pages, says a thing. Small pages show three times as many parts a second."""
 
 
 @dataclass
@@ -129,7 +141,10 @@ class Packer:
             hard: Only pages of what is learnt slowly, most of them small.
         """
         rng = np.random.default_rng((seed, 5))
-        sizes, only = (HARD_SHARES, HARD) if hard else (SHARES, tuple(SAMPLERS))
+        sizes, only = SHARES, tuple(SAMPLERS)
+        if hard:
+            slow = HARD[int(rng.choice(len(HARD), p=[each.share for each in HARD]))]
+            sizes, only = slow.sizes, slow.only
         drawn = int(rng.choice(list(sizes), p=list(sizes.values())))
         tiles = tiles or drawn
         shares = [each.share for each in LAYOUTS]
