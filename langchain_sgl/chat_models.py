@@ -34,7 +34,7 @@ from typing_extensions import override
 from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
 from langchain_sgl.chat.call_options import CallFields, CallOptions
-from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce
+from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce, current_run
 from langchain_sgl.chat.fields import with_attributes_of
 from langchain_sgl.chat.hosted import Origin, provider_of
 from langchain_sgl.chat.image_blocks import normalize_pictures
@@ -75,7 +75,7 @@ class ChatSGL(ChatInput):
     ) -> Iterator[AIMessageChunk]:
         """Streams as LangChain does; custom events name the stream's run."""
         if self._should_stream(async_api=False, **{**kwargs, "stream": True}):
-            kwargs[_RUN], config = StreamRun.prepare(config)
+            kwargs[_RUN], config = StreamRun.prepare(self, config)
         yield from super().stream(input, config, stop=stop, **kwargs)
 
     @override
@@ -89,7 +89,7 @@ class ChatSGL(ChatInput):
     ) -> AsyncIterator[AIMessageChunk]:
         """Streams as LangChain does; custom events name the stream's run."""
         if self._should_stream(async_api=True, **{**kwargs, "stream": True}):
-            kwargs[_RUN], config = StreamRun.prepare(config)
+            kwargs[_RUN], config = StreamRun.prepare(self, config)
         prompt = await self._aconvert_input(input)
         # Declared as an iterator, but an async generator, and closed here rather than some time later.
         stream: Any = super().astream(prompt, config, stop=stop, **kwargs)
@@ -148,7 +148,7 @@ class ChatSGL(ChatInput):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        run = kwargs.pop(_RUN, None) or run_manager
+        run = kwargs.pop(_RUN, None) or run_manager or current_run()
         options, events = self._start(messages, stop, kwargs, run=run)
         for event in events:
             if isinstance(event, ExitDecision):
@@ -167,7 +167,7 @@ class ChatSGL(ChatInput):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        run = kwargs.pop(_RUN, None) or run_manager
+        run = kwargs.pop(_RUN, None) or run_manager or current_run()
         async for options, event in self._aevents(messages, stop, kwargs, run):
             if isinstance(event, ExitDecision):
                 await aannounce(event, run)

@@ -30,6 +30,7 @@ try:
         ModelResponse,
         ResponseT,
     )
+    from langchain.agents.structured_output import ToolStrategy
     from langgraph.types import TracePolicy, omit_payload
 except ImportError as error:
     raise ImportError(
@@ -83,7 +84,9 @@ class SGLFirstMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         super().__init__()
         self.tools = []
         self._with_tools = tools
-        self._make = chat or (lambda model: ChatSGL(small=small, large=model, send=send, **settings))
+        # The agent's settings of its own model, as "reasoning_effort", are none of the pair's.
+        given: dict[str, Any] = {"unknown_options": "warn", **settings}
+        self._make = chat or (lambda model: ChatSGL(small=small, large=model, send=send, **given))
         self._made: dict[int, tuple[BaseChatModel, ChatSGL]] = {}
         self._lock = threading.Lock()
 
@@ -109,7 +112,9 @@ class SGLFirstMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         model = request.model
         if isinstance(model, ChatSGL) or not asks_about_pictures(request.messages):
             return request
-        must_call = request.tool_choice not in (None, "auto", "none")
+        # What answers by a tool is made to call it when the model is bound, which is later.
+        by_tool = isinstance(request.response_format, ToolStrategy) and not self._with_tools
+        must_call = request.tool_choice not in (None, "auto", "none") or by_tool
         if must_call or (request.tools and not self._with_tools):
             return request
         return request.override(model=self._pair(model))

@@ -56,6 +56,25 @@ def permission(run_id: UUID | None) -> Callable[[], bool] | None:
     return lambda: all(gate.take(taker) for gate in gates)
 
 
+def permissions(asked: Callable[..., None]) -> Callable[[], bool] | None:
+    """Returns the same for a call that is many runs: each counts by itself.
+
+    Args:
+        asked: Is told, from any thread, under which id one asked, and the reply, ``allowed=``.
+    """
+    gates = _gates.get()
+    if not gates:
+        return None
+
+    def ask() -> bool:
+        taker = uuid4()
+        allowed = all(gate.take(taker) for gate in gates)
+        asked(taker, allowed=allowed)
+        return allowed
+
+    return ask
+
+
 def limitation() -> Literal["open", "closed"] | None:
     """Tells whether calls may escalate at this moment; None when nothing limits them.
 

@@ -2,27 +2,31 @@
 
 They reach ``on_custom_event`` of callback handlers, and ``astream_events``, as events of the model's own run;
 inside of a LangGraph graph also ``stream_mode="custom"``, as ``{"type": "sgl_exit", "score": ..., ...}``.
-Where LangChain hands ``_generate`` or ``_stream`` no run, they belong to the run around it; outside of any
-run nobody can listen.
+LangChain hands ``_stream`` no run: ``stream`` names the one that it is about to begin (``StreamRun``), and
+where ``invoke`` streams inside, its run is a context variable (``within``). Outside of any run nobody can
+listen.
 """
 
 from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
+    CallbackManager,
     CallbackManagerForLLMRun,
     adispatch_custom_event,
     dispatch_custom_event,
 )
 from langchain_core.callbacks.base import BaseCallbackHandler
 from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
@@ -45,11 +49,11 @@ class StreamRun:
     metadata: dict[str, Any]
 
     @classmethod
-    def prepare(cls, config: RunnableConfig | None) -> tuple[StreamRun, RunnableConfig]:
-        """Chooses the id of the run that ``BaseChatModel.stream`` is about to begin.
+    def prepare(cls, model: BaseChatModel, config: RunnableConfig | None) -> tuple[StreamRun, RunnableConfig]:
+        """Chooses the id of the run that ``BaseChatModel.stream`` is about to begin, and who listens to it.
 
-        LangChain does not tell ``_stream`` which run it belongs to, but takes the run's id from the
-        configuration.
+        LangChain does not tell ``_stream`` which run it belongs to, but takes the run's id and its handlers
+        from the configuration.
 
         Returns:
             The run, and the configuration to pass on.
@@ -57,11 +61,35 @@ class StreamRun:
         config = ensure_config(config)
         run_id = config.get("run_id") or uuid.uuid4()
         config["run_id"] = run_id
-        manager = get_callback_manager_for_config(config)
+        # Handed on, so that LangChain makes no second tracer, which would know nothing of this one's runs.
+        config["callbacks"] = inherited = get_callback_manager_for_config(config)
+        manager = CallbackManager.configure(
+            inherited,
+            model.callbacks,
+            model.verbose,
+            local_tags=model.tags,
+            local_metadata=model.metadata,
+        )
         return cls(manager.handlers, run_id, manager.tags, manager.metadata), config
 
 
 AnyRun = StreamRun | CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
+_run: ContextVar[AnyRun | None] = ContextVar("sgl_run", default=None)
+
+
+@contextmanager
+def within(run: AnyRun | None) -> Iterator[None]:
+    """Makes ``current_run`` return this one: LangChain's ``invoke`` may stream, and then does not tell."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+def current_run() -> AnyRun | None:
+    """Returns the run of the call that is being answered, where LangChain has told it."""
+    return _run.get()
 
 
 def announce(decision: ExitDecision, run: AnyRun | None) -> None:

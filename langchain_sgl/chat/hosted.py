@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ToolCallChunk,
+    message_chunk_to_message,
+)
 from langchain_core.runnables import Runnable
 from langsmith.run_helpers import tracing_context
 
@@ -284,14 +290,24 @@ def _deltas(
         yield ReasoningDelta(thought)
     if chunk.text:
         yield TextDelta(chunk.text)
-    for position, piece in enumerate(chunk.tool_call_chunks):
-        index = piece.get("index")
-        number = index if isinstance(index, int) else position
+    for piece in chunk.tool_call_chunks:
+        number = _number(piece, calls)
         call, arguments = calls[number], piece.get("args") or ""
         first = not call.name
         call.id, call.name = call.id or piece.get("id"), call.name or piece.get("name") or ""
         call.arguments += arguments
         yield ToolCallDelta(number, call.id if first else None, call.name if first else None, arguments)
+
+
+def _number(piece: ToolCallChunk, calls: Mapping[int, _Call]) -> int:
+    """Which call a piece belongs to: providers that stream calls whole give them no index."""
+    index, name, last = piece.get("index"), piece.get("id"), max(calls, default=-1)
+    if isinstance(index, int):
+        return index
+    known = [number for number, call in calls.items() if name and call.id == name]
+    if known:
+        return known[0]
+    return last + 1 if last < 0 or name or piece.get("name") else last
 
 
 def _answer(whole: AIMessageChunk, calls: Mapping[int, _Call]) -> HostedAnswer:

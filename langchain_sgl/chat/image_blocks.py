@@ -20,6 +20,7 @@ from sgl_engine import (
     InvalidRequestError,
     LimitsConfig,
     MissingImageError,
+    SGLError,
     UnsafePathError,
 )
 from sgl_engine.prompt import decode_base64, decode_data_url, describe_source, mime_type_of
@@ -28,6 +29,7 @@ Block: TypeAlias = Mapping[str, Any]
 ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
 """What a message may hold, for error messages."""
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # not the drive of C:\file
+_INLINE = frozenset(("base64", "data"))  # keys of a block that is no file, and need not be decoded
 _UNKNOWN = "application/octet-stream"
 _PICTURES = frozenset("image image_url input_image".split())
 
@@ -64,6 +66,30 @@ def image_source(block: Block, root: Path | None) -> ImageSource:
         f"{', '.join(sorted(map(str, block)))}.",
         remedy=f"Send {ACCEPTED}.",
     )
+
+
+def file_versions(messages: Iterable[BaseMessage], root: Path | None) -> str:
+    """Says how new the local files are that messages name: a name alone does not tell two pictures apart.
+
+    Args:
+        messages: Any.
+        root: As for ``image_source``; files that may not be read are left out.
+
+    Returns:
+        Empty where they name none.
+    """
+    blocks = [
+        block for message in messages if not isinstance(message.content, str) for block in message.content
+    ]
+    versions = []
+    for block in blocks:
+        if isinstance(block, dict) and is_image(block) and not block.keys() & _INLINE:
+            with suppress(SGLError, OSError):
+                source = image_source(block, root)
+                if isinstance(source, Path):
+                    state = source.stat()
+                    versions.append(f"{state.st_mtime_ns}-{state.st_size}")
+    return " ".join(versions)
 
 
 def _picture(value: Any, root: Path | None) -> Any:

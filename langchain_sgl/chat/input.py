@@ -1,4 +1,4 @@
-"""What a chat model is asked, made fit for LangChain, which reads it before any model does.
+"""What a chat model is asked, made fit for LangChain, which reads it, and its cache, before any model does.
 
 Encoding pictures and waiting for the engine both block, so asynchronous calls do them in worker threads.
 """
@@ -10,15 +10,19 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatResult, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import RunnableConfig
 from typing_extensions import override
 
-from langchain_sgl.chat.image_blocks import normalize_pictures
+from langchain_sgl.budget.caching import with_careful_cache
+from langchain_sgl.chat.events import within
+from langchain_sgl.chat.image_blocks import file_versions, normalize_pictures
 from langchain_sgl.chat.settings import ChatSettings
 from langchain_sgl.errors import as_langchain_errors
 
@@ -43,6 +47,9 @@ class ChatInput(ChatSettings):
 
     Encoding a picture takes seconds where it is large, and LangChain would have it done in the event loop; so
     asynchronous calls do it in a thread before. Done twice, it costs nothing.
+
+    While LangChain's cache is asked and answered, the call's run is known (``current_run``), and the cache is
+    told final answers alone.
     """
 
     @override
@@ -84,3 +91,39 @@ class ChatInput(ChatSettings):
             return await events(await self._aconvert_input(input), config, **kwargs)
 
         return begin()
+
+    def _careful(self, messages: list[BaseMessage], options: dict[str, Any]) -> Self:
+        files = partial(file_versions, messages, self.image_root)
+        return with_careful_cache(self, escalate=options.get("escalate", self.escalate), files=files)
+
+    @override
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        careful = self._careful(messages, kwargs)
+        with within(run_manager):
+            return super(ChatInput, careful)._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        careful = self._careful(messages, kwargs)
+        with within(run_manager):
+            try:
+                return await super(ChatInput, careful)._agenerate_with_cache(
+                    messages, stop, run_manager, **kwargs
+                )
+            except asyncio.CancelledError as cancelled:
+                # LangChain ends no run that is cancelled: traces and budgets would wait for it for ever.
+                if run_manager is not None:
+                    await run_manager.on_llm_error(cancelled, response=LLMResult(generations=[]))
+                raise

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from langchain_core.language_models import ModelProfile
 
@@ -22,7 +24,7 @@ from sgl_engine import ConfigError
 from sgl_engine.model import check_settings, settings_of_each
 
 if TYPE_CHECKING:
-    from sgl_engine import SGLEngine
+    from sgl_engine import VLM, SGLEngine
 
 _logger = logging.getLogger(__name__)
 _CAN = ModelProfile(
@@ -78,12 +80,17 @@ class Pair:
         return is_hosted(self.large)
 
     @property
+    def names_object(self) -> bool:
+        """Whether the large model is an object, and not a name."""
+        return self.hosted and not isinstance(self.large, str)
+
+    @property
     def key(self) -> str:
         """Tells pairs apart: those with one key share their weights."""
         each = settings_of_each(self.settings, self.small_settings, self.large_settings)
         said = [{name: value for name, value in own.items() if value not in (None, False)} for own in each]
         # An object is itself: it lives as long as the engine that is found by this key.
-        large = f"object {id(self.large)}" if self.hosted and not isinstance(self.large, str) else self.large
+        large = f"object {id(self.large)}" if self.names_object else self.large
         return json.dumps([self.small, large, *said], sort_keys=True, default=_written)
 
     def __post_init__(self) -> None:
@@ -122,13 +129,17 @@ def warn_of_bundled_pair() -> None:
 class _EngineSlot:
     """Room for the engine of one pair, and the lock under which it is loaded."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, *, of_object: bool) -> None:
+        self.lock, self.of_object = threading.Lock(), of_object
         self.engine: SGLEngine | None = None
 
 
-_slots: dict[str, _EngineSlot] = {}
+_slots: OrderedDict[str, _EngineSlot] = OrderedDict()
 _slots_lock = threading.Lock()
+_small_models: WeakValueDictionary[str, VLM] = WeakValueDictionary()
+_small_lock = threading.Lock()
+_MOST_OBJECTS = 16
+"""Hosted models given as objects whose engines are kept: nobody says when one is no longer needed."""
 
 
 def shared_engine(pair: Pair) -> SGLEngine:
@@ -140,7 +151,11 @@ def shared_engine(pair: Pair) -> SGLEngine:
         ModelError: A model cannot be loaded, or the two do not fit.
     """
     with _slots_lock:  # held for a moment: loading one pair does not keep others waiting
-        slot = _slots.setdefault(pair.key, _EngineSlot())
+        slot = _slots.setdefault(pair.key, _EngineSlot(of_object=pair.names_object))
+        _slots.move_to_end(pair.key)
+        of_objects = [key for key, each in _slots.items() if each.of_object]
+        for key in of_objects[:-_MOST_OBJECTS]:  # whoever still uses it makes another engine
+            del _slots[key]
     with slot.lock:
         if slot.engine is None:
             slot.engine = _load(pair)
@@ -151,6 +166,8 @@ def forget_engines() -> None:
     """Drops every shared engine; memory is freed once no chat model uses it any more."""
     with _slots_lock:
         _slots.clear()
+    with _small_lock:
+        _small_models.clear()
 
 
 def _load(pair: Pair) -> SGLEngine:
@@ -169,16 +186,22 @@ def _load(pair: Pair) -> SGLEngine:
 
 
 def _load_beside_hosted(pair: Pair) -> SGLEngine:
-    """Loads the small model alone."""
+    """Makes the engine of a hosted model; the small model is shared by all that have the same."""
     from sgl_engine import VLM, EngineConfig, ExitConfig, SGLEngine
+    from sgl_engine.demo import SCORER, demo_model
 
     hosted = as_hosted(pair.large)
     own, _ = settings_of_each(pair.settings, pair.small_settings, None)
+    key = json.dumps([pair.small, own], sort_keys=True, default=_written)
+    with _small_lock:
+        small = _small_models.get(key)
+        if small is None:
+            name = pair.small
+            load = partial(demo_model, "small") if name is None else partial(VLM.from_pretrained, name)
+            small = _small_models[key] = load(**own)
     if pair.small is None:
-        from sgl_engine.demo import SCORER, demo_model
-
-        return SGLEngine(demo_model("small", **own), hosted, EngineConfig(exit=ExitConfig(scorer=SCORER)))
-    return SGLEngine(VLM.from_pretrained(pair.small, **own), hosted)
+        return SGLEngine(small, hosted, EngineConfig(exit=ExitConfig(scorer=SCORER)))
+    return SGLEngine(small, hosted)
 
 
 def model_profile(large: Any, engine: Any, *, name: str) -> ModelProfile:

@@ -151,13 +151,18 @@ class ChatSettings(CallFields, BaseChatModel):
         """Checks that the models, and the exit, are set in one way each; loads nothing."""
         with as_langchain_errors():
             # What only the environment names is no contradiction: an engine that is given comes first.
-            if self.ready_engine is not None and self.model_fields_set & {"small", "large"}:
+            # None is nothing: LangChain hands on all fields where it makes a model anew from another one.
+            named = [getattr(self, name) for name in ("small", "large") if name in self.model_fields_set]
+            if self.ready_engine is not None and any(name is not None for name in named):
                 raise ConfigError(
                     f"Both engine= and a pair, {self.small!r} and {self.large!r}, are given.",
                     remedy="Give one of them.",
                 )
             if self.ready_engine is None:
                 _ = self._pair  # refuses half a pair
+            else:
+                # What the environment names is not asked, so no copy of this model may be given it.
+                self.__dict__.update(small=None, large=None)
             if {"calibration", "exit_threshold"} <= self.model_fields_set and None not in (
                 self.calibration,
                 self.exit_threshold,
@@ -290,7 +295,7 @@ class ChatSettings(CallFields, BaseChatModel):
         if self.ready_engine is None and self._pair.bundled:
             params["version"] = __version__  # the bundled weights may change with it
         if self.ready_engine is not None:
-            params["engine"] = self.ready_engine.config.model_dump(mode="json")
+            params["engine"] = self.ready_engine.config.model_dump(mode="json", exclude=set(_NOT_IN_ANSWERS))
         return {
             name: value if isinstance(value, str | int | float | list | dict) else str(value)
             for name, value in params.items()

@@ -19,10 +19,10 @@ from langchain_core.messages.ai import InputTokenDetails
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import override
 
-from langchain_sgl.budget.gate import permission
 from langchain_sgl.chat.input import in_thread
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.decisions.convert import to_answer, to_question, to_state
+from langchain_sgl.decisions.runs import QuestionRuns
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import RequestError
 from sgl_engine.decisions import (
@@ -133,16 +133,27 @@ class SGLDecisionModel(BaseDecisionModel):
         root = self.chat.image_root
         with as_langchain_errors():
             timeout = self.chat.timeout
+            runs = QuestionRuns()
             request = replace(
                 as_request(to_state(state, root)),
                 cancel=cancel,
                 deadline=None if timeout is None else time.monotonic() + timeout,
-                may_escalate=permission(None),
+                may_escalate=runs.may_escalate,
+                cache_salt=self.chat.cache_salt,
+                chat_template_kwargs=self.chat.chat_template_kwargs,
             )
             asked, refusals = _readable(questions, root)
             made = Decisions({}, {})
-            if asked or not questions:
-                made = decide(self.chat.engine, request, asked, self._config)
+            try:
+                if asked or not questions:
+                    made = decide(self.chat.engine, request, asked, self._config)
+            except BaseException as error:
+                runs.fail(error)
+                raise
+            runs.end(made.runs)
+            for refused in made.answers.values():
+                if isinstance(refused, RefusedAnswer):
+                    runs.fail(refused.error)
             return self._response(made, questions, refusals)
 
     def _response(

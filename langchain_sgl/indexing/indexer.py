@@ -47,7 +47,8 @@ class SGLImageIndexer(BaseLoader):
     bytes), "content_hash" (SHA-256), "page" (from 0), "total_pages", "width", "height", "prompt",
     "model_name", "finish_reason" ("length": the answer was cut off) and some of the run report, see
     ``report``; a blob's own metadata is kept. ``id`` is a UUID that changes with picture, source, prompt,
-    settings and models, and with nothing else.
+    settings and models, and with nothing else. A small answer that was kept because a hosted large model
+    failed is provisional: its document has an id of its own, and the next run asks again.
 
     One bad picture never ends a run: it is listed in ``errors``, and tried again by the next run. A model
     that cannot be loaded does end it. Iterating again starts another run; run an indexer once at a time.
@@ -65,12 +66,13 @@ class SGLImageIndexer(BaseLoader):
 
     A failure is no removal, so a picture that fails comes with the document that the manifest knows of it.
     Where it knows none, or there is no manifest, the run ends with ``IncompleteIndexError`` after all others
-    were yielded, and ``index`` with it, before it removes anything; the same where a folder holds no picture
+    were yielded, and ``index`` with it, before it removes anything; the same where there is no picture
     at all. Give ``index`` the indexer, not the list that ``load`` returns: that one may be incomplete.
 
     Args:
         source: A folder, a file, a blob loader, or any number of paths, blobs, pictures (encoded bytes or
-            PIL images, whose "source" is then their hash) and (id, picture) pairs.
+            PIL images, whose "source" is then their hash) and (id, picture) pairs. An iterator serves one
+            run.
         model: Any chat model that sees pictures, as it is or from its ``bind``, ``with_config``,
             ``with_retry`` or ``with_fallbacks``; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
@@ -148,7 +150,7 @@ class SGLImageIndexer(BaseLoader):
             pages=pages,
             max_pages=max_pages,
             relative_to=None if relative_to is None else Path(relative_to),
-            limits=limits or getattr(models_inside(model)[0][0], "limits", None) or LimitsConfig(),
+            limits=limits or getattr(models_inside(model)[0][0], "_limits", None) or LimitsConfig(),
             unchanged=unchanged,
             failed=failed,
             incomplete=incomplete,
@@ -263,6 +265,13 @@ class SGLImageIndexer(BaseLoader):
 
     def _begin(self) -> IndexingRun:
         """Lists the source and begins a run over it."""
+        if self._last is not None and isinstance(self._source, Iterator):
+            # It is used up: all pictures would look removed.
+            raise ConfigError(
+                f"The pictures came from an iterator ({type(self._source).__name__}), which gives them once, "
+                "and an earlier run has taken them.",
+                remedy="Give the indexer a list or a folder, or make another indexer for each run.",
+            )
         found = find_pictures(
             self._source,
             glob=self._glob,

@@ -45,6 +45,7 @@ class IndexedPicture:
         answer: What is known of it.
         error: Why it cannot be used.
         known: Whether an earlier run delivered its document.
+        provisional: Whether the next run might get a better answer, and is to ask again.
         skipped: Whether it is no picture, and nobody called it one.
     """
 
@@ -61,11 +62,16 @@ class IndexedPicture:
     error: Exception | None = None
     known: bool = False
     skipped: bool = False
+    provisional: bool = False
 
     @property
     def id(self) -> str:
-        """The document's id: of the picture's key and source, so the same in every run."""
-        return str(uuid.uuid5(_NAMESPACE, f"{self.key}\n{self.source}"))
+        """The document's id: of the picture's key and source, so the same in every run.
+
+        A provisional answer has another one, or stores would keep it when the final one comes.
+        """
+        sort = "provisional\n" if self.provisional else ""
+        return str(uuid.uuid5(_NAMESPACE, f"{sort}{self.key}\n{self.source}"))
 
     @property
     def failure_id(self) -> str:

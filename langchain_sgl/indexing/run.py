@@ -18,6 +18,7 @@ from langchain_core.exceptions import (
 )
 from langchain_core.messages import BaseMessage
 
+from langchain_sgl.budget.caching import is_provisional
 from langchain_sgl.indexing.documents import make_document
 from langchain_sgl.indexing.files import FoundPictures, PictureFailure
 from langchain_sgl.indexing.manifest import DeliveredDocument, IndexManifest, StoredAnswer
@@ -129,8 +130,11 @@ class IndexingRun:
             if isinstance(outcome, Exception):
                 picture.error = outcome
             else:
-                picture.answer = stored[picture.key] = _stored(picture, outcome)
-        self._model_works = self._model_works or bool(stored)
+                picture.answer = _stored(picture, outcome)
+                picture.provisional = is_provisional(outcome)
+                self._model_works = True
+                if not picture.provisional:
+                    stored[picture.key] = picture.answer
         if self.manifest is not None and stored:
             self.manifest.save(stored)
         # If nothing was answered in this run yet, such an error would meet every other picture, too.
@@ -181,11 +185,12 @@ class IndexingRun:
                 failures=self.errors,
             )
         progress = self.progress
-        if self.found.in_folder and not self.errors and not progress.new + progress.unchanged:
+        if not self.errors and not progress.new + progress.unchanged:
+            looked_at = "the folder's files" if self.found.in_folder else "what was given"
             raise IncompleteIndexError(
-                f"Not one of the folder's {progress.done} files that were looked at is a picture.",
+                f"There is no picture among {looked_at}: {progress.done} were looked at.",
                 remedy="Check the folder, whether it is mounted, and glob; or pass "
-                'incomplete="allow" where it may be empty.',
+                'incomplete="allow" where there may be none.',
             )
 
     def _delivered(self, picture: IndexedPicture) -> DeliveredDocument:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from langchain_sgl.tools.picture_store import PictureStore, as_picture_store
 from langchain_sgl.tools.references import resolve_picture
 from sgl_engine import ConfigError, Fraction, InvalidRequestError, MissingImageError
 from sgl_engine.demo import SMALL_NAME
+from sgl_engine.prompt import decode_data_url
 from sgl_engine.relevance import (
     Judged,
     RelevanceQuestion,
@@ -36,6 +38,8 @@ from sgl_engine.relevance import (
     run_rounds,
     settle,
 )
+
+_DATA_URL = re.compile(r"\s*data:[^,\s]*;base64,", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from sgl_engine import AnswerScores, ImageSource, LimitsConfig, SGLEngine
@@ -267,16 +271,21 @@ def _page(document: Document, picture: ImageSource, limits: LimitsConfig) -> Ima
         from sgl_engine.prompt import read_file
 
         picture = read_file(picture, limits)
+    elif isinstance(picture, str) and _DATA_URL.match(picture):
+        picture = decode_data_url(picture)
     return draw_page(picture, limits, page) if isinstance(picture, bytes) else picture
 
 
 def _picture_in(text: str) -> ImageSource | None:
     """Reads base64 data or a data URL; None for all other text, even where that is some other URL."""
+    is_data = _DATA_URL.match(text) is not None
+    if not is_data and text.lstrip()[:5].lower() == "data:":
+        return None  # "Data: 12/3/2026", as receipts begin in Italy
     try:
         picture = resolve_picture(text)
     except MissingImageError:
         return None
-    return picture if isinstance(picture, bytes) or text.strip()[:5].lower() == "data:" else None
+    return picture if isinstance(picture, bytes) or is_data else None
 
 
 def _with(document: Document, judged: Judged) -> Document:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
+from uuid import UUID
 
 from langchain_core.callbacks import CallbackManager
 from langchain_core.messages import AIMessage, HumanMessage
@@ -15,7 +16,7 @@ from langchain_core.runnables.config import RunnableConfig, ensure_config
 
 from langchain_sgl.budget.gate import permission
 from langchain_sgl.errors import as_langchain_errors
-from sgl_engine import ImagePart, ImageSource, Message, Request
+from sgl_engine import ImagePart, ImageSource, Message, Request, RunReport
 
 if TYPE_CHECKING:
     from sgl_engine import AnswerScores, SGLEngine
@@ -77,22 +78,21 @@ def score_picture(
     except BaseException as error:
         run.on_llm_error(error)
         raise
-    message = _message(scores, f"{_RUN_PREFIX}{run.run_id}")
+    message = to_message(scores.best, scores.report, run.run_id)
     run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
     return scores
 
 
-def _message(scores: AnswerScores, message_id: str) -> AIMessage:
-    """Writes the likeliest answer as a message, with the metadata that ``ChatSGL`` would give it."""
-    report = scores.report
+def to_message(answer: str, report: RunReport, run_id: UUID) -> AIMessage:
+    """Writes an answer as the message of a run, with the metadata that ``ChatSGL`` would give it."""
     tokens_in, tokens_out = report.small_input_tokens, report.small_output_tokens
     model = report.small_model
     if report.escalated:
         model = report.large_model
         tokens_in, tokens_out = report.large_input_tokens or 0, report.large_output_tokens or 0
     return AIMessage(
-        scores.best,
-        id=message_id,
+        answer,
+        id=f"{_RUN_PREFIX}{run_id}",
         response_metadata={
             "model_name": model.name,
             "model_provider": "sgl",

@@ -78,15 +78,15 @@ class SGLUsage(BaseModel):
                 known here are ignored, since a later version of the schema may add some.
         """
         escalated = bool(report["escalated"])
-        kept = report["kept_visual_tokens"] or 0
+        kept = report["kept_visual_tokens"]  # None: the large model was not asked, or is a hosted one
         return cls(
             calls=1,
             escalations=int(escalated),
             forced=int(report["forced"]),
             large_agreed=int(report["large_agreed"] or False),
             visual_tokens=report["visual_tokens"],
-            kept_visual_tokens=kept,
-            pruned_visual_tokens=report["visual_tokens"] - kept if escalated else 0,
+            kept_visual_tokens=kept or 0,
+            pruned_visual_tokens=report["visual_tokens"] - kept if escalated and kept is not None else 0,
             small_tflops=report["small_tflops"],
             large_tflops=report["large_tflops"],
             large_alone_tflops=report["large_alone_tflops"],

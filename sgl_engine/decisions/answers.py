@@ -163,10 +163,12 @@ class Decisions:
     Attributes:
         answers: One for each question; a ``RefusedAnswer`` where it could not be put.
         reports: One for each answered question.
+        runs: The report of every run of the pair that these took, in no order.
     """
 
     answers: Mapping[str, DecisionAnswer]
     reports: Mapping[str, DecisionReport]
+    runs: tuple[RunReport, ...] = ()
 
     @property
     def input_tokens(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sgl_engine import ConfigError, InvalidRequestError, Request, Response, SGLError
+from sgl_engine import ConfigError, InvalidRequestError, Request, Response, RunReport, SGLError
 from sgl_engine.attention import paint
 from sgl_engine.decisions.answers import BoxAnswer, DecisionAnswer, DecisionReport, totals
 from sgl_engine.decisions.asking import ask_about, refused
@@ -39,7 +39,8 @@ def locate(
     request: Request,
     questions: Mapping[str, BoxQuestion],
     config: DecisionConfig,
-    calibration: DecisionCalibration | None = None,
+    calibration: DecisionCalibration | None,
+    runs: list[RunReport],
 ) -> dict[str, tuple[DecisionAnswer, DecisionReport | None]]:
     """Answers questions of where something is, side by side.
 
@@ -49,6 +50,7 @@ def locate(
         questions: By name.
         config: Where boxes come from.
         calibration: Makes the confidence of those from the map the overlap to expect, where it has boxes.
+        runs: The report of every run is added to it.
 
     Raises:
         ConfigError: The calibration's boxes were asked for in another way.
@@ -88,6 +90,7 @@ def locate(
         try:
             if isinstance(response, Exception):
                 raise response
+            runs.append(response.report)
             found[name] = _looked_at(response, config, calibration) if is_map else _pointed_at(response)
         except SGLError as error:
             found[name] = refused(error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from sgl_engine import AnswerScores, InvalidRequestError, Request, pruning_preset
+from sgl_engine import AnswerScores, InvalidRequestError, Request, RunReport, pruning_preset
 from sgl_engine.decisions import boxes, shares
 from sgl_engine.decisions.answers import (
     ChoiceAnswer,
@@ -80,11 +80,12 @@ def decide(
             scored[name] = question
     found: dict[str, tuple[DecisionAnswer, DecisionReport | None]] = {}
     calibration = calibration_of(engine, config)
-    found |= _Scored(engine, request, config, calibration).answer(scored)
-    found |= boxes.locate(engine, request, placed, config, calibration)
+    runs: list[RunReport] = []
+    found |= _Scored(engine, request, config, calibration, runs).answer(scored)
+    found |= boxes.locate(engine, request, placed, config, calibration, runs)
     answers = {name: found[name][0] for name in questions}
     reports = {name: report for name in questions if (report := found[name][1]) is not None}
-    return Decisions(answers, reports)
+    return Decisions(answers, reports, tuple(runs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,8 @@ class _Scored:
     engine: SGLEngine
     request: Request
     config: DecisionConfig
-    calibration: DecisionCalibration | None = None
+    calibration: DecisionCalibration | None
+    runs: list[RunReport]
 
     def answer(
         self, questions: Mapping[str, DecisionQuestion]
@@ -174,6 +176,7 @@ class _Scored:
             failed = [outcome for outcome in of_orders if isinstance(outcome, Exception)]
             scores = [outcome for outcome in of_orders if isinstance(outcome, AnswerScores)]
             found[name] = failed[0] if failed else scores
+            self.runs.extend(each.report for each in scores)
         return found
 
     def _exit(self, asked: _Asked, scores: Sequence[AnswerScores]) -> DecisionReport:

@@ -10,10 +10,13 @@ from langchain.agents.middleware import (
     ModelFallbackMiddleware,
     ModelRetryMiddleware,
     SummarizationMiddleware,
+    wrap_model_call,
 )
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from PIL import Image
+from pydantic import BaseModel
 
 from langchain_sgl import ChatSGL, LangChainModel, SGLFirstMiddleware, image_block
 from langchain_sgl.first import asks_about_pictures
@@ -87,6 +90,31 @@ def test_calls_with_tools_go_to_the_agents_model() -> None:
     assert answer(big, first(0.9), tools=[weather]).text == "eight"
     assert "sgl" not in answer(big, first(0.9), tools=[weather]).response_metadata
     assert answer(big, first(0.9, tools=True), tools=[weather]).text == "7"
+
+
+def test_answers_by_a_tool_are_the_agents_models_too() -> None:
+    class Total(BaseModel):
+        total: int
+
+    call = AIMessage("", tool_calls=[{"name": "Total", "args": {"total": 7}, "id": "c1"}])
+    for tools in (False, True):
+        big = Big(said=call)
+        agent: Any = create_agent(
+            big, tools=[], middleware=[first(0.0, tools=tools)], response_format=ToolStrategy(Total)
+        )
+        assert agent.invoke({"messages": [LOOK]})["structured_response"] == Total(total=7)
+        assert len(big.seen) == 1
+
+
+def test_settings_of_the_agents_model_are_none_of_the_small_ones() -> None:
+    @wrap_model_call
+    def thinking(request: Any, handler: Any) -> Any:
+        return handler(request.override(model_settings={"reasoning_effort": "low"}))
+
+    assert SGLFirstMiddleware()._make(Big()).unknown_options == "warn"
+    assert SGLFirstMiddleware(unknown_options="refuse")._make(Big()).unknown_options == "refuse"
+    with pytest.warns(UserWarning, match="no option 'reasoning_effort'"):
+        assert answer(Big(), thinking, SGLFirstMiddleware(escalate="always")).text == "eight"
 
 
 def test_beside_the_middleware_of_others() -> None:

@@ -162,7 +162,7 @@ def test_a_folder_without_a_picture_removes_nothing(folder: Path, tmp_path: Path
         shutil.rmtree(folder)
         folder.mkdir()
     indexer = SGLImageIndexer(folder, model=FakeChat(), glob=glob)
-    with pytest.raises(IncompleteIndexError, match="Not one of the folder's 0 files"):
+    with pytest.raises(IncompleteIndexError, match="no picture among the folder's files: 0 were"):
         target.run(indexer)
     assert target.texts == ALL
     assert indexer.load() == []
