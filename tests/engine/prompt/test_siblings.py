@@ -13,9 +13,9 @@ import torch
 from repositories import LAYOUTS, write
 from samples import noise
 
-from sgl_engine import VLM, Message, PromptTooLongError, Request, SGLEngine
+from sgl_engine import VLM, EngineConfig, Message, PromptTooLongError, Request, Response, SGLEngine
 from sgl_engine.chat.sealed import Seal
-from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model import siblings
 from sgl_engine.model.siblings import Siblings
@@ -25,6 +25,7 @@ from sgl_engine.request import ImagePart
 from sgl_engine.testing import tiny_vlm
 
 PICTURE = ImagePart(noise(40, 30))
+FEW = LimitsConfig(max_images=3)
 TEXTS = (
     "What is it?",
     "What color is it?",
@@ -179,6 +180,28 @@ def test_each_prompt_has_its_own_limits(small: VLM) -> None:
     together.encode(small, asking("What?", PICTURE), *given)
     with pytest.raises(PromptTooLongError, match="100 are allowed"):
         together.encode(small, asking("What?" * 50, PICTURE), *given)
+
+
+def test_one_model_in_both_places_shows_each_its_own_pictures() -> None:
+    vlm = tiny_vlm("qwen2_vl", max_tiles=4)
+    config = EngineConfig(small_pictures=PictureConfig(max_visual_tokens=8)).escalating("always")
+    both, apart = SGLEngine(vlm, vlm, config), SGLEngine(vlm, tiny_vlm("qwen2_vl", max_tiles=4), config)
+    page = ImagePart(noise(96, 96))
+    requests = [asking(text, page, max_new_tokens=2) for text in TEXTS[:2]]
+    for ours, theirs in zip(both.run_batch(requests), apart.run_batch(requests), strict=True):
+        assert isinstance(ours, Response)
+        assert isinstance(theirs, Response)
+        assert ours.report.small_input_tokens < (ours.report.large_input_tokens or 0)
+        assert ours.report.large_input_tokens == theirs.report.large_input_tokens
+        assert ours.text == theirs.text
+    assert Counted.beside == 4  # the second one, for each role of both
+
+
+def test_what_is_kept_of_pictures_is_asked_of_each(small: VLM) -> None:
+    together = Siblings()
+    for limits, reuse in ((LimitsConfig(), NO_REUSE), (LimitsConfig(), ReuseConfig()), (FEW, NO_REUSE)):
+        together.encode(small, asking("What?", PICTURE), limits, reuse, PictureConfig())
+    assert Counted.beside == 0
 
 
 def test_a_batch_loads_its_pictures_once(small: VLM, large: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
