@@ -149,6 +149,7 @@ class Collector:
         _mend(path)
         found = read_records(path)
         differences = found.header.binding.differences(header.binding)
+        differences += found.header.binding.lengths_differ(header.binding)
         if found.header.conditions != header.conditions:
             differences.append("the generation settings or the system prompt are others")
         if list(found.header.rungs.items()) != list(header.rungs.items()):
@@ -184,7 +185,7 @@ class Collector:
             images=len(sample.images),
             score=report.score,
             parts={name: part for name, part in report.score_parts.items() if math.isfinite(part)},
-            answer_tokens=report.small_output_tokens,
+            answer_tokens=report.small_output_tokens - report.small_reasoning_tokens,  # as is judged by
             small_answer=report.small_answer,
             large_answer=response.text,
             agreed=bool(report.large_agreed),

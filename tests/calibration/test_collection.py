@@ -16,6 +16,7 @@ from sgl_engine.demo import demo_engine
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 from sgl_engine.evaluation.json_lines import BadLine
+from sgl_engine.model.thoughts import SpeltTags
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SETTINGS = EngineConfig(generation=GenerationConfig(max_new_tokens=4))
@@ -163,6 +164,20 @@ def test_records_of_other_settings_are_not_mixed(engine: SGLEngine, data: Path, 
     ]:
         with pytest.raises(ConfigError, match=message):
             collect(other, data, records, **settings)
+
+
+def test_records_in_which_thoughts_are_counted_are_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    """Written before they were told apart: of a model that thinks, nobody knows how long its answers were."""
+    records = tmp_path / "records.jsonl"
+    small = tiny_vlm(size="small")
+    engine = FakeEngine(lambda _: "a", small=small, config=SETTINGS)
+    collect(engine, data, records, alone=False)
+    records.write_text(records.read_text().replace(',"thoughts_counted":true', ""))
+    assert "thoughts_counted" not in records.read_text()
+    collect(engine, data, records, alone=False)
+    small.thought_tags = SpeltTags("<think>", "</think>", (), ())
+    with pytest.raises(ConfigError, match="counts the small model.s thoughts"):
+        collect(engine, data, records, alone=False)
 
 
 def test_the_large_model_alone_can_be_left_out(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
