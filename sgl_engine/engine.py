@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 from sgl_engine import cascade
 from sgl_engine.attention.importance import ImportanceMap
@@ -24,6 +24,7 @@ from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
 from sgl_engine.passes.large import plan_large
+from sgl_engine.passes.scored_texts import check_lists
 from sgl_engine.passes.work import SmallPass, run_small
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
@@ -33,9 +34,6 @@ from sgl_engine.response import AnswerScores, Response, StreamEvent
 from sgl_engine.serving.job import finish
 from sgl_engine.serving.parts import run_in_parts
 from sgl_engine.serving.scheduler import Scheduler, Ticket, drive
-
-if TYPE_CHECKING:
-    from typing import Self
 
 Result = TypeVar("Result")
 
@@ -318,6 +316,7 @@ class SGLEngine:
         engine.config = self.config if model == "auto" else self.config.scored_by(model)
         engine._beside = Siblings()  # noqa: SLF001  # of this class
         roads = [partial(engine._scored, each) for each in answers]  # noqa: SLF001  # of this class
+        check_lists(len(roads), len(requests))
         return self._side_by_side(requests, roads)
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
