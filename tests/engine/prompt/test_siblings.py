@@ -1,6 +1,8 @@
 """Prompts that are read side by side are those that would be read alone, to the last bit."""
 
 import copy
+import gc
+import weakref
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,7 +17,7 @@ from samples import noise
 
 from sgl_engine import VLM, EngineConfig, Message, PromptTooLongError, Request, Response, SGLEngine
 from sgl_engine.chat.sealed import Seal
-from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig, SchedulerConfig
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model import siblings
 from sgl_engine.model.siblings import Siblings
@@ -216,3 +218,30 @@ def test_a_batch_loads_its_pictures_once(small: VLM, large: VLM, monkeypatch: py
     for text, response in zip(TEXTS, responses, strict=False):
         alone = engine.run(asking(text, PICTURE, max_new_tokens=2))
         assert response.text == alone.text  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_long_list_keeps_no_more_than_a_part_of_it(
+    small: VLM, large: VLM, monkeypatch: pytest.MonkeyPatch, *, scored: bool
+) -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+    own = Siblings.encode
+
+    def encode(together: Siblings, vlm: VLM, request: Request, *rest: Any) -> EncodedPrompt:
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+        prompt = own(together, vlm, request, *rest)
+        made.extend(map(weakref.ref, (prompt, request.images[0].source)))
+        return prompt
+
+    monkeypatch.setattr(Siblings, "encode", encode)
+    config = EngineConfig(reuse=NO_REUSE, scheduler=SchedulerConfig(max_queue=2)).escalating("never")
+    engine = SGLEngine(small, large, config)
+    requests = [asking("What?", ImagePart(noise(30, 30, seed)), max_new_tokens=1) for seed in range(8)]
+    if scored:
+        engine.score_batch(requests, [["yes", "no"]] * 8)
+    else:
+        engine.run_batch(requests)
+    assert len(alive) == 8
+    assert max(alive) <= 6, "one of two, and the part before, which the worker may not have let go of yet"
