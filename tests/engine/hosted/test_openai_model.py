@@ -395,6 +395,26 @@ def test_cancelling_ends_the_connection() -> None:
     assert script.left.wait(10)
 
 
+def test_lines_that_say_nothing_keep_no_question_alive() -> None:
+    """Signs of life that come faster than anybody looks up."""
+    cancel = threading.Event()
+
+    async def alive() -> Any:
+        for _ in range(9):
+            await asyncio.sleep(0)
+            yield ": alive"
+
+    def still_wanted() -> None:
+        if cancel.is_set():
+            raise ZeroDivisionError("not wanted")
+
+    lines = connection.read_lines(alive, still_wanted)
+    assert next(lines) == ": alive"
+    cancel.set()
+    with pytest.raises(ZeroDivisionError):
+        next(lines)
+
+
 def test_cancelling_a_future_ends_the_connection() -> None:
     script = Script(never)
     with script.model() as model:
