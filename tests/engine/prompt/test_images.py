@@ -268,7 +268,7 @@ def test_broken_exif() -> None:
             load_image(source, LIMITS)
 
 
-@pytest.mark.parametrize("error", [zlib.error, EOFError, struct.error, IndexError, OSError])
+@pytest.mark.parametrize("error", [zlib.error, EOFError, struct.error, IndexError, OSError, RuntimeError])
 def test_whatever_a_decoder_raises_is_typed(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise error("broken")
