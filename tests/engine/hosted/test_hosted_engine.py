@@ -16,6 +16,7 @@ from sgl_engine import (
     EngineConfig,
     ExitConfig,
     HostedAnswer,
+    Price,
     Request,
     RequestCancelledError,
     Response,
@@ -115,3 +116,20 @@ def test_an_answer_that_is_not_wanted_any_more_ends_at_its_next_piece(
     with pytest.raises(error, match="while big answered"):
         asked.run(replace(QUESTION, deadline=105.0, cancel=cancel))
     assert said == [0, 1]
+
+
+def test_what_a_model_took_that_tells_no_tokens() -> None:
+    """Its time is known, its tokens are not; unknown is not nothing."""
+    by_the_hour = engine("8", prices={"big": Price.per_hour(3600)}).run(QUESTION).report
+    assert by_the_hour.cost is not None
+    large_s = sum(ms for stage, ms in by_the_hour.stage_ms.items() if stage.endswith("large")) / 1e3
+    assert by_the_hour.cost.large == pytest.approx(large_s)
+    assert large_s > 0
+    for price in (Price(input=2.5), Price(output=10), Price(cached_input=1)):
+        assert engine("8", prices={"big": price}).run(QUESTION).report.cost is None
+    kept = engine("8", prices={"big": Price(input=2.5)}).run(replace(QUESTION, may_escalate=lambda: False))
+    assert kept.report.cost is not None
+    assert kept.report.cost.large == 0
+    free = engine("8", prices={small().name: Price(input=1)}).run(QUESTION).report
+    assert free.cost is not None
+    assert free.cost.large == 0 < free.cost.small
