@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 from sgl_engine import cascade
 from sgl_engine.attention.importance import ImportanceMap
@@ -24,6 +24,7 @@ from sgl_engine.model.store import StoreInfo
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.exactness import check_exactness
 from sgl_engine.passes.large import plan_large
+from sgl_engine.passes.scored_texts import check_lists
 from sgl_engine.passes.work import SmallPass, run_small
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.pruning.plan import PruningPlan
@@ -33,9 +34,6 @@ from sgl_engine.response import AnswerScores, Response, StreamEvent
 from sgl_engine.serving.job import finish
 from sgl_engine.serving.parts import run_in_parts
 from sgl_engine.serving.scheduler import Scheduler, Ticket, drive
-
-if TYPE_CHECKING:
-    from typing import Self
 
 Result = TypeVar("Result")
 
@@ -71,7 +69,7 @@ class SGLEngine:
         self._large = large
         self.config = config or EngineConfig()
         self._scheduler, self._small_pass = Scheduler(), small_pass
-        self._beside: Siblings | None = None  # of a list of requests that is under way
+        self._beside: Siblings | None = None  # of a part of a list that is under way
         find_scorer(self.config.exit.scorer)
         for vlm, other in zip(self._local, reversed(self._local), strict=True):
             check_exactness(vlm)
@@ -265,17 +263,19 @@ class SGLEngine:
         """
         size = max_batch_size
         engine = copy.copy(self if size is None else self.with_config(self.config.with_batch_size(size)))
-        engine._beside = Siblings()  # noqa: SLF001  # of this class
         return engine._side_by_side(requests, [engine._answer] * len(requests))  # noqa: SLF001  # this class
 
     def _side_by_side(
         self, requests: Sequence[Request], roads: Sequence[Callable[[Ticket], Road[Result]]]
     ) -> list[Result | Exception]:
+        """Takes them along their roads; of an engine that is this call's own."""
+
+        def admit(rest: Sequence[Request]) -> list[Ticket]:
+            self._beside = Siblings()  # of a part: its pictures and prompts are dropped with it
+            return self._admit(rest)
+
         return run_in_parts(
-            self._scheduler,
-            self._admit,
-            requests,
-            roads,
+            *(self._scheduler, admit, requests, roads),
             decision=ExitDecision,  # the small model runs all at once; each goes on to its decision
             ends=lambda decided: decided.exit,
         )
@@ -316,9 +316,9 @@ class SGLEngine:
         """``score_answers`` for several requests at once, each with its own; scores, or errors, in order."""
         engine = copy.copy(self)
         engine.config = self.config if model == "auto" else self.config.scored_by(model)
-        engine._beside = Siblings()  # noqa: SLF001  # of this class
         roads = [partial(engine._scored, each) for each in answers]  # noqa: SLF001  # of this class
-        return self._side_by_side(requests, roads)
+        check_lists(len(roads), len(requests))
+        return engine._side_by_side(requests, roads)  # noqa: SLF001  # of this class
 
     def cache_info(self) -> Mapping[str, StoreInfo]:
         """Returns what the stores of "small" and "large" hold, and how often it helped (``ReuseConfig``)."""

@@ -209,7 +209,9 @@ def test_a_model_that_was_trained_again_is_asked_again(sgl: Sgl, folder: Path, l
     assert len(loads) == 3
 
 
-def test_a_calibration_is_one_of_decisions(sgl: Sgl, folder: Path, engine: SGLEngine) -> None:
+def test_a_calibration_is_one_of_decisions(
+    sgl: Sgl, folder: Path, engine: SGLEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A type goes by its certified threshold; one without goes to the large model."""
     point = OperatingPoint(
         target_risk=0.05, threshold=0.0, records=100, exits=100, harmful_exits=0, p_value=0.0
@@ -225,7 +227,8 @@ def test_a_calibration_is_one_of_decisions(sgl: Sgl, folder: Path, engine: SGLEn
     ).identified()
     made.save(folder / "decisions.json")
     line = ("decide", folder / "scans" / "b.png", "--questions", folder / "questions.json", "--json")
-    line = (*line, "--form", "instructed", "--calibration", folder / "decisions.json")
+    monkeypatch.setenv("HOME", str(folder))
+    line = (*line, "--form", "instructed", "--calibration=~/decisions.json")  # no shell has expanded it
     code, out, err = sgl(*line, "--risk", "0.05")
     assert code == 0, err
     reports = rows_of(out)[0]["reports"]

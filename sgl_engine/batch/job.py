@@ -50,7 +50,7 @@ def describe(
     Raises:
         ModelNotFoundError: There is no such model.
     """
-    calibration = config.exit.calibration
+    calibration = None if config.exit.calibration is None else config.exit.calibration.expanduser()
     return {
         "rows": len(rows),
         "input": rows.identity,
@@ -58,6 +58,6 @@ def describe(
         "small": model_identity(small),
         "large": model_identity(large),
         "config": sha256(config.model_dump_json(exclude={"scheduler", "reuse"}).encode()).hexdigest(),
-        "calibration": None if calibration is None else sha256(Path(calibration).read_bytes()).hexdigest(),
+        "calibration": None if calibration is None else sha256(calibration.read_bytes()).hexdigest(),
         **settings,
     }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sgl_engine import Request, Response, SGLEngine
 from sgl_engine.batch.forms import BadRowError, Json, Written, to_line
@@ -81,7 +81,7 @@ class OpenAIForm:
             "row": index,
             "custom_id": given if isinstance(given, str) else None,
             "model": model if isinstance(model, str) else self.settings.model,
-            "logprobs": body.get("logprobs") is True,
+            "logprobs": _is_true(body.get("logprobs")),
         }
 
     def request(self, engine: SGLEngine, head: Json, row: RawRow) -> tuple[SGLEngine, Request]:
@@ -128,6 +128,14 @@ class OpenAIForm:
         response = line["response"]
         number = int(str(line["id"]).rpartition("-")[2])
         return number, response is None or response["status_code"] != _OK
+
+
+def _is_true(given: Any) -> bool:
+    """A switch as ``ChatBody`` reads it; one that it refuses is none, and its row is refused later."""
+    try:
+        return TypeAdapter(bool).validate_python(given)
+    except ValidationError:
+        return False
 
 
 def _body(row: RawRow) -> Json:

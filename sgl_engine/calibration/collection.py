@@ -14,6 +14,7 @@ from PIL import Image
 from sgl_engine import (
     PRESETS,
     ConfigError,
+    Decoding,
     ImagePart,
     Message,
     PruningConfig,
@@ -149,6 +150,7 @@ class Collector:
         _mend(path)
         found = read_records(path)
         differences = found.header.binding.differences(header.binding)
+        differences += found.header.binding.lengths_differ(header.binding)
         if found.header.conditions != header.conditions:
             differences.append("the generation settings or the system prompt are others")
         if list(found.header.rungs.items()) != list(header.rungs.items()):
@@ -184,7 +186,7 @@ class Collector:
             images=len(sample.images),
             score=report.score,
             parts={name: part for name, part in report.score_parts.items() if math.isfinite(part)},
-            answer_tokens=report.small_output_tokens,
+            answer_tokens=report.small_output_tokens - report.small_reasoning_tokens,  # as is judged by
             small_answer=report.small_answer,
             large_answer=response.text,
             agreed=bool(report.large_agreed),
@@ -204,10 +206,11 @@ class Collector:
 
     def _alone(self, request: Request) -> tuple[Generation, float]:
         """Asks the large model alone; returns its answer, and the milliseconds that it took."""
-        engine, started = self.engine, time.perf_counter()
-        prompt = engine.large.encode(request, engine.config.limits)
-        limit = engine.config.generation.max_new_tokens
-        result = run_large_pass(engine.large, AnswerTask(prompt, limit), keep_everything(prompt))
+        large, config, started = self.engine.large, self.engine.config, time.perf_counter()
+        prompt = large.encode(request, config.limits, pictures=config.large_pictures)
+        chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
+        task = AnswerTask(prompt, config.generation.max_new_tokens, chosen)
+        result = run_large_pass(large, task, keep_everything(prompt))
         return result.generation, 1e3 * (time.perf_counter() - started)
 
 

@@ -105,7 +105,7 @@ def collect_decisions(
             decide(each, [ImagePart(case.image)], {"q": case.question}, plain).answers["q"] for each in routes
         ]
         options = options_of(found[0])
-        if case.truth in options:
+        if all(case.truth in options_of(answer) for answer in found):  # either model may have refused it
             small, large = (tuple(options_of(answer).values()) for answer in found)
             records.append(DecisionRecord(small, large, list(options).index(case.truth)))
     return records

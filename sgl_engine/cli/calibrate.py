@@ -322,7 +322,7 @@ def _check(arguments: argparse.Namespace, checked: Any, collector: Collector, da
     from sgl_engine.calibration.drift import check_drift
 
     header = collector.header()
-    differences = checked.binding.differences(header.binding)
+    differences = checked.differences(header.binding)
     if header.conditions.system != checked.conditions.system:
         differences.append("the system prompt is another one")
     if differences:

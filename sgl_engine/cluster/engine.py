@@ -12,6 +12,7 @@ from sgl_engine.cluster.link import Link
 from sgl_engine.cluster.parcels import Half, Put, left_s, pack, with_sources
 from sgl_engine.cluster.settings import check_engine
 from sgl_engine.hosted.station import ask, describe_failure
+from sgl_engine.passes.scored_texts import check_answers
 from sgl_engine.prompt.images import read_source
 from sgl_engine.prompt.texts import check_fields
 from sgl_engine.report.clock import Clock
@@ -113,7 +114,7 @@ def answer(party: Party, request: Request, clock: Clock) -> Road[Response]:
 @watched
 def score(party: Party, request: Request, answers: Sequence[str], clock: Clock) -> Road[AnswerScores]:
     """The road of scores, as ``cascade.score``."""
-    scores: AnswerScores = yield from _both_halves(party, request, tuple(answers), clock)
+    scores: AnswerScores = yield from _both_halves(party, request, tuple(check_answers(answers)), clock)
     return scores
 
 

@@ -65,6 +65,8 @@ class Binding(_BindingPart):
         empty_answers: What becomes of empty answers; of files that do not say, they were scored.
         small_pictures: How large the small model sees pictures.
         large_pictures: How large the large model sees them.
+        thoughts_counted: Whether thoughts are among the ``answer_tokens``, as in files that do not say. False
+            where the small model thinks; where it does not, there are none.
     """
 
     small: ModelIdentity
@@ -75,6 +77,7 @@ class Binding(_BindingPart):
     empty_answers: str = "score"
     small_pictures: PictureConfig = PictureConfig()
     large_pictures: PictureConfig = PictureConfig()
+    thoughts_counted: bool = True
 
     def differences(self, other: Binding) -> list[str]:
         """Lists what is not as here, in phrases: "exit.scorer is 'confidence', not 'mean_product'"."""
@@ -90,6 +93,13 @@ class Binding(_BindingPart):
         if other.empty_answers == "score" != self.empty_answers:  # the other way round is the stricter one
             found.append(f"exit.empty_answers is {other.empty_answers!r}, not {self.empty_answers!r}")
         return found
+
+    def lengths_differ(self, other: Binding) -> list[str]:
+        """Says whether answers are measured in another way here: for whoever goes by their length."""
+        if self.thoughts_counted == other.thoughts_counted:
+            return []
+        counts = "counts" if self.thoughts_counted else "does not count"
+        return [f"it {counts} the small model's thoughts among answer_tokens"]
 
     def _of_model(self, size: str, other: Binding) -> Iterator[str]:
         """Yields what is not as here in one of the models, or in how it sees pictures."""
@@ -132,6 +142,7 @@ def bind(small: VLM, large: VLM, config: EngineConfig) -> Binding:
         empty_answers=config.exit.empty_answers,
         small_pictures=config.small_pictures,
         large_pictures=config.large_pictures,
+        thoughts_counted=small.thought_tags is None,  # files of models that do not think stay good
     )
 
 

@@ -110,7 +110,7 @@ def exit_rule(small: VLM, large: VLM | None, config: EngineConfig) -> ExitRule |
             remedy="Set ExitConfig(threshold=...) instead.",
         )
     calibration = load_calibration(path)
-    differences = calibration.binding.differences(bind(small, large, config))
+    differences = calibration.differences(bind(small, large, config))
     if differences:
         raise ConfigError(
             f"The calibration {path} was made for something else: {'; '.join(differences)}.",

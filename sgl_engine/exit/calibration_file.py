@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from sgl_engine.config import PruningConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Binding, Conditions
-from sgl_engine.exit.calibrators import Calibrator
+from sgl_engine.exit.calibrators import ANSWER_TOKENS, Calibrator
 from sgl_engine.exit.points import OperatingPoint, SharePoint
 from sgl_engine.exit.sealed_file import SealedFile, load_sealed
 
@@ -129,6 +129,12 @@ class Calibration(SealedFile):
     shares: tuple[SharePoint, ...] = ()
     samples: Samples
     reference: Reference
+
+    def differences(self, other: Binding) -> list[str]:
+        """Lists what an engine has otherwise (``Binding.differences``), as far as it matters here."""
+        every = (self.calibrator, *(rung.calibrator for rung in self.rungs))
+        by_length = any(feature.name == ANSWER_TOKENS for each in every for feature in each.features)
+        return [*self.binding.differences(other), *(self.binding.lengths_differ(other) if by_length else ())]
 
     def point(self, target_risk: float | None) -> OperatingPoint:
         """Picks the operating point to run at.

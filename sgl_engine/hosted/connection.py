@@ -56,7 +56,7 @@ def read_lines(
 
     Args:
         lines: Makes the iterator, in the loop.
-        still_wanted: Called every few milliseconds; what it raises ends the task.
+        still_wanted: Called every few milliseconds, and after every line; what it raises ends the task.
     """
     mail: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
@@ -81,6 +81,7 @@ def read_lines(
                 return
             if isinstance(line, BaseException):
                 raise line
+            still_wanted()  # lines may come too fast for it to be asked above, and hold nothing
             yield line
     finally:
         task.cancel()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Size: TypeAlias = tuple[int, int]
 _LEAST_SIDE = 32  # pixels of a crop's side: models refuse pictures that are smaller than one of their patches
+_MOST_SIDE = {"WEBP": 16383, "JPEG": 65500}  # pixels: no longer picture can be written in these
 _GREY = (127, 127, 127)
 
 
@@ -172,10 +173,10 @@ def _masked(image: Image.Image, boxes: Sequence[Box], config: SendConfig) -> Ima
 
 
 def encode(image: Image.Image, config: SendConfig) -> bytes:
-    """Writes a picture as a file, without metadata."""
+    """Writes a picture as a file, without metadata; as PNG where it is too long for the format."""
     file = io.BytesIO()
-    how = {} if config.image_format == "PNG" else {"quality": config.quality}
-    image.save(file, config.image_format, **how)
+    kind = config.image_format if max(image.size) <= _MOST_SIDE.get(config.image_format, math.inf) else "PNG"
+    image.save(file, kind, **({} if kind == "PNG" else {"quality": config.quality}))
     return file.getvalue()
 
 

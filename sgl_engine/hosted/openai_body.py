@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -197,10 +197,12 @@ class AnswerStream:
         if isinstance(thought, str) and thought:
             self._reasoning += thought
             yield ReasoningDelta(thought)
-        for text in (delta.get("content"), delta.get("refusal")):
-            if text:
-                self._text += text
-                yield TextDelta(text)
+        for piece in (*_said(delta.get("content")), *_said(delta.get("refusal"))):
+            if isinstance(piece, ReasoningDelta):
+                self._reasoning += piece.text
+            else:
+                self._text += piece.text
+            yield piece
         for number, call in enumerate(delta.get("tool_calls") or ()):
             yield self._call_piece(call.get("index", number), call)
 
@@ -214,6 +216,36 @@ class AnswerStream:
         new = _Call(piece.get("id") or new_id(), function.get("name") or "", arguments)
         self._calls[index] = new
         return ToolCallDelta(index, new.id, new.name, arguments)
+
+
+def _said(content: Any) -> Iterator[TextDelta | ReasoningDelta]:
+    """What a content says: a text, or a list of parts, of which some are thoughts.
+
+    Raises:
+        HostedAnswerError: It is neither.
+    """
+    if isinstance(content, str) or content is None:
+        if content:
+            yield TextDelta(content)
+        return
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise HostedAnswerError(
+            f"The answer's content is {content!r:.80}, neither a text nor a list of parts.",
+            remedy="Check that the address is that of an OpenAI-compatible server.",
+        )
+    for part in content:
+        thought = _joined(part.get("thinking"))
+        if thought:
+            yield ReasoningDelta(thought)
+        elif text := _joined(part.get("text") or part.get("refusal")):
+            yield ReasoningDelta(text) if part.get("type") == "reasoning" else TextDelta(text)
+
+
+def _joined(text: Any) -> str:
+    """A text, or the texts of a list of parts."""
+    if isinstance(text, list):
+        return "".join(_joined(part.get("text")) for part in text if isinstance(part, Mapping))
+    return text if isinstance(text, str) else ""
 
 
 def _parse(data: str) -> Mapping[str, Any]:

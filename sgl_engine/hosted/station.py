@@ -11,6 +11,7 @@ from sgl_engine.chat.tool_stream import Delta
 from sgl_engine.config import Price
 from sgl_engine.errors import ConfigError, EngineClosedError, RequestError, SGLError
 from sgl_engine.hosted.model import HostedAnswer, HostedCall, HostedModel
+from sgl_engine.request import check_wanted
 from sgl_engine.serving.job import Job, StepResults, Work
 
 
@@ -39,6 +40,8 @@ def hosted_work(model: HostedModel, call: HostedCall) -> Work:
                 piece = next(pieces)
                 first = time.perf_counter() if first == began else first
                 yield [(0, piece)]
+                # Whoever waits for pieces looks up only where none come: of a fast answer, each is looked at.
+                check_wanted(asked.request, f"while {model.name} answered")
         except StopIteration as end:
             answer: HostedAnswer = end.value
         finally:

@@ -74,11 +74,13 @@ class Siblings:
     ) -> EncodedPrompt:
         """``vlm.encode``, of a request whose pictures are loaded; raises the same."""
         check_fields(request)
-        key = _beginning(vlm, request)
-        if key is None:
+        beginning = _beginning(vlm, request)
+        if beginning is None:
             return vlm.encode(request, limits, reuse, pictures)
+        # One model may have both roles, and in each of them see pictures of another size.
+        key = beginning, pictures
         known = self._read.get(key)
-        others = _without_text(request)
+        others = _Others(_without_text(request), limits, reuse)
         if known is not None and known.others == others:
             check_lengths(request, limits, vlm.processor.tokenizer, vlm.context_tokens, vlm.name)
             check_wanted(request, "before its text was read")
@@ -107,8 +109,17 @@ def _beginning(vlm: VLM, request: Request) -> Hashable | None:
     return id(vlm), *parts[:-1]
 
 
+@dataclass(frozen=True)
+class _Others:
+    """All that a prompt may depend on, but for its model, its parts and how large its pictures are."""
+
+    request: tuple[Request, list[Message]]
+    limits: LimitsConfig
+    reuse: ReuseConfig
+
+
 def _without_text(request: Request) -> tuple[Request, list[Message]]:
-    """All else that a prompt may depend on."""
+    """All that a request says beside the parts of its messages."""
     plain = [replace(message, content=()) for message in request.messages]
     return replace(request, messages=(), cancel=None), plain
 
@@ -139,7 +150,7 @@ class _Read:
         self,
         vlm: VLM,
         request: Request,
-        others: tuple[Request, list[Message]],
+        others: _Others,
         prompt: EncodedPrompt,
         transcript: Transcript,
     ) -> None:

@@ -61,6 +61,15 @@ def check_answers(answers: Any) -> Sequence[str]:
     return list(answers)
 
 
+def check_lists(lists: int, requests: int) -> None:
+    """Raises InvalidRequestError where not each request has answers of its own."""
+    if lists != requests:
+        raise InvalidRequestError(
+            f"{lists} lists of answers are given for {requests} requests; each needs one.",
+            remedy="Give as many lists as requests, in their order.",
+        )
+
+
 def read_answers(
     vlm: VLM,
     prompt: EncodedPrompt,

@@ -28,11 +28,12 @@ _BROKEN = (
     TypeError,
     LookupError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
     UserWarning,
 )
-"""What Pillow's decoders and its EXIF reader raise over damaged bytes; warnings where they are errors."""
+"""What Pillow's decoders, its EXIF reader and PDFium raise over damaged bytes; warnings that are errors."""
 
 _ADDRESS = re.compile(r"\s*<[^<>]* object at 0x[0-9a-fA-F]+>")
 

@@ -6,6 +6,7 @@ Nothing is decoded before its size is known, and nothing is read from a path tha
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -31,6 +32,10 @@ from sgl_engine.request import ImagePart, ImageSource, Request, check_wanted
 
 Shrink = Callable[[int, int], int]
 """(width, height) of a picture -> the whole factor by which it may be scaled down while it is read."""
+
+_TURNS = tuple(threading.RLock() for _ in range(64))
+"""Pillow decodes a picture that was opened when it is first used, in one thread only: each picture has one of
+these while it is decoded. They are not kept by picture, as pictures cannot be hashed."""
 
 _ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, frozenset((5, 6, 7, 8))
 
@@ -90,12 +95,15 @@ def resolve_images(request: Request, limits: LimitsConfig, shrink: Shrink = _as_
 def read_source(
     source: ImageSource, limits: LimitsConfig, still_wanted: Callable[[], None] = lambda: None
 ) -> bytes | Image.Image:
-    """An image, undecoded: the bytes of a file or a URL; what is in memory already stays as it is.
+    """An image, undecoded: the bytes of a file or a URL; a PIL image stays one, and is no longer lazy.
 
     Raises:
-        ImageError: It is missing, too large, or refused by the URL policy.
+        ImageError: It is missing, too large, or refused by the URL policy; or a PIL image that is corrupt.
     """
     if isinstance(source, Image.Image):
+        with typed_errors("The image", limits):
+            _check_pixels(source, limits, "The image")
+            _decode(source)
         return source
     data, label = _bytes_of(source, limits, still_wanted)
     _check_bytes(len(data), limits, label)
@@ -176,7 +184,7 @@ class _Reading:
         """
         self._spend(image, label)
         width, height = image.size
-        turned = image.getexif().get(_ORIENTATION)
+        turned = (image.getexif() if ours else _decode(image)).get(_ORIENTATION)
         if turned in _LIES_ON_ITS_SIDE:
             width, height = height, width
         large = width * height > self._limits.exact_image_pixels
@@ -196,6 +204,14 @@ class _Reading:
                 f"is {self._limits.max_request_pixels}.",
                 remedy="Send fewer or smaller images, or raise LimitsConfig.max_request_pixels.",
             )
+
+
+def _decode(image: Image.Image) -> Image.Exif:
+    """Decodes a picture that other threads may hold as well, where nobody has; returns its EXIF."""
+    with _TURNS[id(image) // 16 % len(_TURNS)]:
+        exif = image.getexif()
+        image.load()
+        return exif
 
 
 def _bytes_of(source: Any, limits: LimitsConfig, still_wanted: Callable[[], None]) -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sgl_engine.config import LimitsConfig
 from sgl_engine.errors import CorruptImageError, ImageLimitError
-from sgl_engine.prompt.formats import check_format, open_picture
+from sgl_engine.prompt.formats import check_format, open_picture, typed_errors
 from sgl_engine.prompt.signatures import sniff
 
 _PAGED = frozenset({"TIFF", "GIF", "WEBP", "PNG", "AVIF"})
@@ -97,7 +97,8 @@ def _pdf_pages(data: bytes, limits: LimitsConfig, label: str, start: int) -> Gen
         for index in range(start, count if limits.pages != "first" else min(count, 1)):
             if index:
                 _check_second(limits, label)
-            with _PDFIUM:
+            # Here too, and not only in its reader's hands: a page that others are not read with.
+            with _PDFIUM, typed_errors(f"{label}, {len(data)} bytes, page {index + 1},", limits):
                 page = _draw(document[index], limits, label)
             yield page
     finally:

@@ -179,8 +179,10 @@ def _cost(
     spent = Spent(small_name, small.input_tokens, small.output_tokens, ms=ms["small"])
     given, written = fields["large_input_tokens"], fields["large_output_tokens"]
     cached = 0 if hosted is None else fields["large_known_tokens"] or 0
-    asked = None if given is None else Spent(large_name, given, written, cached, ms["large"])
-    if asked is None:  # an estimate: the small model's tokens stand in
+    # A hosted model may answer and not tell its tokens; it took its time all the same.
+    has_answered = given is not None or (hosted is not None and hosted.answer is not None)
+    asked = Spent(large_name, given, written, cached, ms["large"]) if has_answered else None
+    if given is None:  # an estimate: the small model's tokens stand in
         text, full = (
             small.input_tokens - small.visual_tokens,
             0 if hosted is None else hosted.full_tokens,

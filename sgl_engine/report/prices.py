@@ -40,15 +40,15 @@ class Spent:
 
     Attributes:
         name: The model's.
-        given: Prompt tokens.
-        written: Generated tokens.
+        given: Prompt tokens; None where its provider does not tell.
+        written: Generated tokens; None as above.
         cached: How many of the prompt's tokens its provider had in its cache.
         ms: Milliseconds that it computed.
     """
 
     name: str
-    given: int
-    written: int
+    given: int | None
+    written: int | None
     cached: int = 0
     ms: float = 0.0
 
@@ -73,7 +73,7 @@ class Alone:
 def run_cost(
     prices: Mapping[str, Price], small: Spent, large: Spent | None, large_name: str, alone: Alone
 ) -> RunCost | None:
-    """Adds up what a request cost; None without prices.
+    """Adds up what a request cost; None without prices, or where tokens are paid that nobody tells.
 
     Args:
         prices: By the models' names.
@@ -84,7 +84,9 @@ def run_cost(
     """
     if not prices:
         return None
-    parts = [_price(prices, each) for each in (small, large)]
+    parts = [money for each in (small, large) if (money := _price(prices, each)) is not None]
+    if len(parts) < 2:
+        return None
     other = _alone(prices.get(large_name, Price()), large, alone)
     total = sum(parts, Decimal(0))
     return RunCost(
@@ -96,10 +98,14 @@ def run_cost(
     )
 
 
-def _price(prices: Mapping[str, Price], spent: Spent | None) -> Decimal:
+def _price(prices: Mapping[str, Price], spent: Spent | None) -> Decimal | None:
+    """What one model cost; None where that cannot be told."""
     if spent is None:
         return Decimal(0)
     price = prices.get(spent.name, Price())
+    if spent.given is None or spent.written is None:
+        by_token = price.input or price.output or price.cached_input
+        return None if by_token else price.of_time(spent.ms)
     return price.of_tokens(spent.given, spent.written, cached=spent.cached) + price.of_time(spent.ms)
 
 

@@ -106,7 +106,8 @@ class RunReport(BaseModel):
         large_error: Why a hosted model has not answered, where the small answer was kept instead.
         large_answered_as: Which model answered, as its provider calls it.
         sent: What a hosted model was sent of the pictures; None where it was not asked.
-        cost: What it cost, in the currency of the prices; None without ``EngineConfig.prices``.
+        cost: What it cost, in the currency of the prices; None without ``EngineConfig.prices``, or where a
+            hosted model is paid by the token and tells of none.
         small_model: Which small model ran.
         large_model: Which large model stood ready.
     """

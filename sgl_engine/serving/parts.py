@@ -42,8 +42,10 @@ def run_in_parts(
             # Others have taken all the room: what is left of the list fails as single runs would.
             return [*outcomes, *(error for _ in rest)]
         with ExitStack() as places:
-            begun = zip(tickets, roads[len(outcomes) :], strict=False)  # fewer places than requests
-            journeys = [Journey(places.enter_context(ticket), road(ticket)) for ticket, road in begun]
+            for ticket in tickets:
+                places.enter_context(ticket)  # all of them, before anything can fail
+            own = roads[len(outcomes) : len(outcomes) + len(tickets)]
+            journeys = [Journey(ticket, road(ticket)) for ticket, road in zip(tickets, own, strict=True)]
             for journey in journeys:
                 places.callback(journey.road.close)
             run_stages(scheduler, journeys, decision=decision, ends=ends)

@@ -51,6 +51,17 @@ def run(sgl: Sgl, folder: Path, lines: list[Any]) -> list[dict[str, Any]]:
     return [json.loads(each) for each in (out / "rows.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(True, True), (1, True), ("true", True), (0, False), ("no", False)]
+)
+def test_switches_are_read_as_the_server_reads_them(
+    sgl: Sgl, tmp_path: Path, engine: FakeEngine, given: Any, wanted: bool
+) -> None:
+    [row] = run(sgl, tmp_path, [line("a", logprobs=given)])
+    assert row["response"]["status_code"] == 200
+    assert (row["response"]["body"]["choices"][0]["logprobs"] is not None) is wanted
+
+
 def test_answers_have_openais_form(sgl: Sgl, tmp_path: Path, engine: FakeEngine) -> None:
     asked = [line(f"n {n}", f"question {n}", logprobs=n == 1) for n in range(3)]
     asked.append(line("large", "?", model="pair:large", max_tokens=8))

@@ -28,10 +28,12 @@ from sgl_engine import (
 from sgl_engine.batch import output
 from sgl_engine.batch.forms import Written
 from sgl_engine.batch.inputs import LineRows, open_rows
+from sgl_engine.batch.job import describe
 from sgl_engine.batch.local import WAITING_BATCHES, answer_rows
 from sgl_engine.batch.output import RunFolder
 from sgl_engine.batch.plain import PlainForm
 from sgl_engine.cli import options
+from sgl_engine.demo import WEIGHTS
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.columns import RawRow
 from sgl_engine.testing import tiny_vlm
@@ -367,3 +369,21 @@ def test_data_urls_and_base64_are_pictures(folder: Path, engine: SGLEngine) -> N
     answers = [json.loads(written.line)["answer"] for written in answer_rows(engine, open_rows(path), FORM)]
     assert answers[0] is not None
     assert len(set(answers)) == 1
+
+
+def test_a_calibration_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "calibration.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"question": "?"}')
+    rows = open_rows(tmp_path / "rows.jsonl")
+    jobs = [
+        describe(
+            rows,
+            form="plain",
+            small=WEIGHTS / "small",
+            large=WEIGHTS / "large",
+            config=EngineConfig(exit=ExitConfig(calibration=Path(folder) / "calibration.json")),
+        )
+        for folder in ("~", tmp_path)
+    ]
+    assert jobs[0]["calibration"] == jobs[1]["calibration"]

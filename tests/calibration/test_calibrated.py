@@ -1,5 +1,6 @@
 """A calibration at work in an engine: what it decides, what it does not cover, what it is refused for."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ from calibration_samples import make_calibration, make_records
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request, SGLEngine, ToolSpec
+from sgl_engine.calibration.build import Promise, calibrate
+from sgl_engine.calibration.collection import Collector, observed_conditions
+from sgl_engine.calibration.records import CalibrationRecord
 from sgl_engine.config import GenerationConfig, PictureConfig
+from sgl_engine.errors import ConfigError
+from sgl_engine.evaluation.dataset import JsonLines
 from sgl_engine.exit.binding import Conditions, bind, identify
 from sgl_engine.exit.calibrated import system_hash
+from sgl_engine.model.thoughts import SpeltTags
 from sgl_engine.model.vlm import VLM
+from sgl_engine.passes import Asked, SmallPassResult
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
@@ -216,6 +224,85 @@ def test_a_fingerprint_sees_one_changed_layer_and_not_the_path() -> None:
     with torch.no_grad():
         weight += 1e-3
     assert identify(moved).fingerprint == identify(first).fingerprint != identify(tuned).fingerprint
+
+
+class Thinking(FakeEngine):
+    """Its small model thinks, for as long as the question says, before it answers."""
+
+    def _say(self, vlm: VLM, asked: Asked) -> SmallPassResult:
+        result = super()._say(vlm, asked)
+        said, count = result.generation, int(str(asked.request.messages[-1].content[-1]))
+        thoughts = torch.zeros(count)
+        longer = replace(
+            said,
+            token_ids=torch.cat((thoughts.long(), said.token_ids)),
+            logprobs=torch.cat((thoughts, said.logprobs)),
+            entropies=torch.cat((thoughts, said.entropies)),
+            reasoning="hm",
+            reasoning_tokens=count,
+        )
+        return replace(result, generation=longer)
+
+
+def thinking(small: VLM, calibration: Path | None = None) -> Thinking:
+    # The longer it thinks, the less sure it is.
+    return Thinking(
+        lambda _: "a",
+        score=lambda request: 1 / int(str(request.messages[-1].content[-1])),
+        small=small,
+        large=tiny_vlm(size="large"),
+        config=config(calibration),
+    )
+
+
+def thinker() -> VLM:
+    vlm = tiny_vlm(size="small")
+    vlm.thought_tags = SpeltTags("<think>", "</think>", (), ())
+    return vlm
+
+
+def test_an_answer_that_was_thought_about_is_judged_as_it_was_recorded(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in range(12)]
+    lines = []
+    for count, page in enumerate(pages, 1):
+        page.save(tmp_path / f"{count}.png")
+        lines.append(json.dumps({"question": str(count), "image": f"{count}.png"}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    vlm = thinker()
+    collector = Collector(thinking(vlm), alone=False)
+    data = JsonLines.read(tmp_path / "data.jsonl", answers="optional")
+    found = [*collector.collect(data, tmp_path / "records.jsonl")]
+    records = [each for each in found if isinstance(each, CalibrationRecord)]
+    assert {each.answer_tokens for each in records} == {2}  # "a", and its end
+    header = collector.header()
+    made = calibrate(
+        [each.model_copy(update={"agreed": True}) for each in records],
+        Promise(targets=(0.5,), method="logistic"),
+        binding=header.binding,
+        conditions=observed_conditions(header, records),
+        data="pages",
+    )
+    made.save(tmp_path / "calibration.json")
+    engine = thinking(vlm, tmp_path / "calibration.json")
+    for count, page in enumerate(pages, 1):
+        report = engine.run(Request.ask(str(count), page)).report
+        expected = made.calibrator.probability(records[count - 1].observation)
+        assert report.calibrated_probability == expected
+
+
+def test_files_that_count_thoughts_are_refused_where_their_length_matters(tmp_path: Path) -> None:
+    small, large = thinker(), tiny_vlm(size="large")
+    before = bind(small, large, config()).model_copy(update={"thoughts_counted": True})
+    conditions = Conditions(generation=GENERATION, min_images=1, max_images=1)
+    for method in ("logistic", "isotonic"):
+        promise = Promise(targets=(0.1,), method=method)
+        made = make_calibration(make_records(400), promise, binding=before, conditions=conditions)
+        made.save(path := tmp_path / f"{method}.json")
+        if method == "isotonic":  # on the score alone
+            SGLEngine(small, large, config(path))
+        else:
+            with pytest.raises(ConfigError, match="counts the small model.s thoughts"):
+                SGLEngine(small, large, config(path))
 
 
 def test_a_system_prompt_is_compared_without_being_stored() -> None:

@@ -9,13 +9,16 @@ import pytest
 from PIL import Image
 
 from sgl_engine import EngineConfig, ExitConfig, PruningConfig, Request, SGLEngine
+from sgl_engine.calibration import collection
 from sgl_engine.calibration.collection import Collector, agree_by_metric, observed_conditions
 from sgl_engine.calibration.records import CalibrationRecord, Failure, read_records
-from sgl_engine.config import GenerationConfig
+from sgl_engine.config import GenerationConfig, PictureConfig
+from sgl_engine.decoding import AnswerTask
 from sgl_engine.demo import demo_engine
 from sgl_engine.errors import ConfigError
 from sgl_engine.evaluation.dataset import HeldOut, JsonLines
 from sgl_engine.evaluation.json_lines import BadLine
+from sgl_engine.model.thoughts import SpeltTags
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 SETTINGS = EngineConfig(generation=GenerationConfig(max_new_tokens=4))
@@ -163,6 +166,39 @@ def test_records_of_other_settings_are_not_mixed(engine: SGLEngine, data: Path, 
     ]:
         with pytest.raises(ConfigError, match=message):
             collect(other, data, records, **settings)
+
+
+def test_records_in_which_thoughts_are_counted_are_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    """Written before they were told apart: of a model that thinks, nobody knows how long its answers were."""
+    records = tmp_path / "records.jsonl"
+    small = tiny_vlm(size="small")
+    engine = FakeEngine(lambda _: "a", small=small, config=SETTINGS)
+    collect(engine, data, records, alone=False)
+    records.write_text(records.read_text().replace(',"thoughts_counted":true', ""))
+    assert "thoughts_counted" not in records.read_text()
+    collect(engine, data, records, alone=False)
+    small.thought_tags = SpeltTags("<think>", "</think>", (), ())
+    with pytest.raises(ConfigError, match="counts the small model.s thoughts"):
+        collect(engine, data, records, alone=False)
+
+
+def test_the_large_model_alone_is_asked_as_the_engine_asks_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[AnswerTask] = []
+    own = collection.run_large_pass
+    monkeypatch.setattr(
+        collection, "run_large_pass", lambda vlm, task, plan: tasks.append(task) or own(vlm, task, plan)
+    )
+    generation = GenerationConfig(max_new_tokens=3, temperature=0.5, top_k=2)
+    pictures = PictureConfig(max_visual_tokens=4)
+    config = EngineConfig(generation=generation, large_pictures=pictures)
+    vlm = tiny_vlm("qwen2_vl", size="large", max_tiles=4)
+    engine = FakeEngine(lambda _: "a", large=vlm, config=config)
+    first = collect(engine, data, tmp_path / "records.jsonl")[0]
+    assert isinstance(first, CalibrationRecord)
+    assert tasks[0].prompt.num_visual_tokens <= 4
+    assert (tasks[0].max_new_tokens, tasks[0].decoding.temperature, tasks[0].decoding.top_k) == (3, 0.5, 2)
 
 
 def test_the_large_model_alone_can_be_left_out(engine: SGLEngine, data: Path, tmp_path: Path) -> None:

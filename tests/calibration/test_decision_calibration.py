@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from sgl_engine import ConfigError, ImagePart, SGLEngine
+from sgl_engine.calibration import decisions as calibration_decisions
 from sgl_engine.calibration.decisions import (
     DecisionRecord,
     calibrate_boxes,
@@ -235,6 +237,24 @@ def test_records_of_the_bundled_pair(engine: SGLEngine) -> None:
     assert len(made) == 3
     assert all(sum(each.small) == pytest.approx(1) for each in made)
     assert [str(each.right) for each in made] == [case.truth for case in cases]
+
+
+@pytest.mark.parametrize("refuses", ["never", "always"])
+def test_what_either_model_refuses_is_left_out(
+    engine: SGLEngine, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    cases = list(generated_decisions("score", 3))
+    bad = {"q": cases[1].question}
+
+    def asked(model: SGLEngine, state: Any, questions: Any, config: DecisionConfig) -> Any:
+        if model.config.exit.escalate == refuses and questions == bad:
+            return SimpleNamespace(answers={"q": None})
+        return decide(model, state, questions, config)
+
+    monkeypatch.setattr(calibration_decisions, "decide", asked)
+    found = collect_decisions(engine, cases, DEMO_DECISIONS)
+    assert len(found) == 2
+    assert all(len(each.small) == len(each.large) > 1 for each in found)
 
 
 @pytest.mark.parametrize("kind", ["yes_no", "choice", "score", "box"])

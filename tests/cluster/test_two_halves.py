@@ -191,6 +191,18 @@ def test_scores_are_those_of_one_process(pair: tuple[VLM, VLM], machines: Callab
     assert apart == together
 
 
+@pytest.mark.parametrize("answers", ["ab", [], ["a", ""], [5]])
+def test_answers_that_one_process_refuses_are_refused(
+    pair: tuple[VLM, VLM], machines: Callable[..., Machines], answers: Any
+) -> None:
+    cluster = machines()
+    with SGLEngine(*pair) as alone:
+        for engine in (alone, cluster.engine()):
+            with pytest.raises(InvalidRequestError, match="The answers to score are"):
+                engine.score_answers(ask(), answers)
+    assert not cluster.sent
+
+
 def test_a_picture_lies_in_the_store_once_and_is_only_referred_to(machines: Callable[..., Machines]) -> None:
     large = Image.effect_noise((640, 480), 90).convert("RGB")
     cluster = machines()

@@ -205,7 +205,8 @@ def _signature(
     pair = (arguments.small or WEIGHTS / "small", arguments.large or WEIGHTS / "large")
     models = (*map(model_identity, pair), arguments.dtype)
     settings = (config.exit.model_dump_json(), config.pruning.model_dump_json(), decisions.model_dump_json())
-    calibration = b"" if decisions.calibration is None else decisions.calibration.read_bytes()
+    path = decisions.calibration
+    calibration = b"" if path is None else path.expanduser().read_bytes()
     return sha256(repr((asked, models, settings, calibration)).encode()).hexdigest()[:16]
 
 

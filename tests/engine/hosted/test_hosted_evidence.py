@@ -208,6 +208,15 @@ def engine(model: Any, send: SendConfig) -> FakeEngine:
     return FakeEngine(lambda _: "7", score=0.1, small=small(), large=model, config=EngineConfig(send=send))
 
 
+@pytest.mark.parametrize(("kind", "side"), [("WEBP", 16383), ("JPEG", 65500)])
+def test_a_picture_that_is_too_long_for_its_format_goes_as_png(kind: Any, side: int) -> None:
+    for width, written in ((side, kind), (side + 1, "PNG")):
+        request = Request.ask("?", Image.new("RGB", (width, 1), "red"))
+        [[data]] = gather(request, None, SendConfig(image_format=kind)).call.pictures
+        with Image.open(io.BytesIO(data)) as sent:
+            assert (sent.format, sent.size) == (written, (width, 1))
+
+
 def test_large_pictures_are_cut_from_all_their_pixels() -> None:
     image = noise(3000, 1500)  # the small model is given it scaled down by a whole factor
     model = FakeHostedModel("8")

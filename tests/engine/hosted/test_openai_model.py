@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import pickle
 import threading
 import time
@@ -43,6 +44,7 @@ from sgl_engine import (
     ToolSpec,
 )
 from sgl_engine.hosted import connection
+from sgl_engine.hosted.openai_body import AnswerStream
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 PICTURE = Image.new("RGB", (64, 48), "white")
@@ -251,6 +253,25 @@ def test_a_server_that_does_not_stream_is_understood() -> None:
     assert (answer.text, answer.report.large_input_tokens) == ("8", 3)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_content_of_parts_is_understood(*, streamed: bool) -> None:
+    """As Mistral's reasoning models write it: thoughts are parts too."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "text", "text": "m"}]}
+    parts = [thought, {"type": "text", "text": "4"}, {"type": "reference", "reference_ids": [1]}]
+    choice = {("delta" if streamed else "message"): {"content": parts}, "finish_reason": "stop"}
+    read = AnswerStream()
+    data = json.dumps({"choices": [choice]})
+    pieces = [*read.push(f"data: {data}" if streamed else data), *read.finish()]
+    assert pieces == [ReasoningDelta("hm"), TextDelta("4")]
+
+
+@pytest.mark.parametrize("content", [5, {"text": "4"}, ["4"]])
+def test_a_content_that_is_none_is_an_error(content: Any) -> None:
+    line = json.dumps({"choices": [{"delta": {"content": content}}]})
+    with pytest.raises(HostedAnswerError, match="neither a text nor a list"):
+        list(AnswerStream().push(f"data: {line}"))
+
+
 def test_a_sure_small_answer_sends_nothing() -> None:
     script = Script(says("8"))
     with script.model() as model:
@@ -393,6 +414,26 @@ def test_cancelling_ends_the_connection() -> None:
         with pytest.raises(RequestCancelledError):
             engine(model).run(Request(QUESTION.messages, cancel=cancel))
     assert script.left.wait(10)
+
+
+def test_lines_that_say_nothing_keep_no_question_alive() -> None:
+    """Signs of life that come faster than anybody looks up."""
+    cancel = threading.Event()
+
+    async def alive() -> Any:
+        for _ in range(9):
+            await asyncio.sleep(0)
+            yield ": alive"
+
+    def still_wanted() -> None:
+        if cancel.is_set():
+            raise ZeroDivisionError("not wanted")
+
+    lines = connection.read_lines(alive, still_wanted)
+    assert next(lines) == ": alive"
+    cancel.set()
+    with pytest.raises(ZeroDivisionError):
+        next(lines)
 
 
 def test_cancelling_a_future_ends_the_connection() -> None:

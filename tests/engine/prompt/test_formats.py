@@ -24,7 +24,7 @@ from sgl_engine.errors import (
 )
 from sgl_engine.prompt import formats
 from sgl_engine.prompt.images import load_image, load_pages, resolve_images
-from sgl_engine.prompt.pages import count_pages
+from sgl_engine.prompt.pages import count_pages, open_pages
 from sgl_engine.prompt.signatures import mime_type_of, sniff
 
 LIMITS = LimitsConfig()
@@ -53,6 +53,13 @@ def test_what_pillow_reads_is_read(kind: str) -> None:
     others = tuple(name for name in LIMITS.image_formats if name != kind)
     with pytest.raises(UnsupportedImageError, match=f"is {kind}, a format.*add '{kind}' to LimitsConfig"):
         load_image(data, LimitsConfig(image_formats=others))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_a_damaged_avif() -> None:
+    head, pixels = encoded(noise(64, 64), "AVIF").split(b"mdat", 1)
+    with pytest.raises(CorruptImageError, match="cannot be read as a picture"):
+        load_image(head + b"mdat" + bytes(len(pixels)), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +211,27 @@ class TestPdf:
         data = encoded(noise(72, 36), "PDF", resolution=0.5)
         with pytest.raises(ImageLimitError, match="at 144 dpi; the limit is 50000000"):
             load_image(data, LIMITS)
+
+    def test_a_page_that_is_not_there(self) -> None:
+        """The file opens, and says that it has a page; the page is damaged."""
+        objects = (b"/Type /Catalog /Pages 2 0 R", b"/Type /Pages /Kids [9 0 R] /Count 1")
+        data, starts = b"%PDF-1.4\n", []
+        for number, words in enumerate(objects, 1):
+            starts.append(len(data))
+            data += b"%d 0 obj\n<< %s >>\nendobj\n" % (number, words)
+        table = b"".join(b"%010d 00000 n \n" % start for start in starts)
+        data += (
+            b"xref\n0 3\n0000000000 65535 f \n%strailer\n<< /Size 3 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF"
+            % (
+                table,
+                len(data),
+            )
+        )
+        assert count_pages(data, LIMITS) == 1
+        with pytest.raises(CorruptImageError, match=r"bytes, page 1, cannot be read as a picture \("):
+            load_image(data, LIMITS)
+        with pytest.raises(CorruptImageError, match="page 1"):
+            list(open_pages(data, LIMITS, "The file"))
 
     @pytest.mark.parametrize("data", [b"%PDF-1.7", b"%PDF-1.7\n" + bytes(300)])
     def test_a_broken_file(self, data: bytes) -> None:

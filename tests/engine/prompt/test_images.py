@@ -1,8 +1,12 @@
 import base64
 import io
 import struct
+import threading
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +202,65 @@ def test_a_lazy_picture_from_a_broken_file() -> None:
         load_image(lazy, LIMITS)
 
 
+class Lazy(Image.Image):
+    """A picture whose first use decodes it, and notes whether two threads do so at once."""
+
+    def __init__(self, meet: Callable[[], None]) -> None:
+        super().__init__()
+        vars(self).update(vars(noise(6, 4)))
+        self.meet, self.inside, self.most, self.ready = meet, 0, 0, False
+
+    def load(self) -> Any:
+        if not self.ready:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.meet()
+            self.inside -= 1
+            self.ready = True
+        return super().load()
+
+
+class Watched:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self, waits: threading.Event) -> None:
+        self.lock, self.waits = threading.RLock(), waits
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.waits.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+@pytest.mark.parametrize("read", [load_image, images.read_source])
+def test_a_lazy_picture_is_decoded_by_one_thread(
+    read: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one comes while the first is within: it waits there, or else comes in."""
+    came = threading.Event()
+    monkeypatch.setattr(images, "_TURNS", (Watched(came),), raising=False)
+    met = 0
+    with ThreadPoolExecutor(1) as pool:
+
+        def meet() -> None:
+            nonlocal met
+            met += 1
+            if met == 1:
+                others.append(pool.submit(read, picture, LIMITS))
+                assert came.wait(300)
+            else:
+                came.set()
+
+        others: list[Any] = []
+        picture = Lazy(meet)
+        first = read(picture, LIMITS)
+        assert others[0].result(300).tobytes() == first.tobytes() == noise(6, 4).tobytes()
+    assert (picture.most, met) == (1, 1)
+
+
 def test_broken_exif() -> None:
     data = encoded(noise(4, 4), exif=b"Exif\0\0II*\0")  # cut off in the header
     for source in (data, Image.open(io.BytesIO(data))):
@@ -205,7 +268,7 @@ def test_broken_exif() -> None:
             load_image(source, LIMITS)
 
 
-@pytest.mark.parametrize("error", [zlib.error, EOFError, struct.error, IndexError, OSError])
+@pytest.mark.parametrize("error", [zlib.error, EOFError, struct.error, IndexError, OSError, RuntimeError])
 def test_whatever_a_decoder_raises_is_typed(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise error("broken")

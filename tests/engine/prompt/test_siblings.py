@@ -1,6 +1,8 @@
 """Prompts that are read side by side are those that would be read alone, to the last bit."""
 
 import copy
+import gc
+import weakref
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -13,9 +15,9 @@ import torch
 from repositories import LAYOUTS, write
 from samples import noise
 
-from sgl_engine import VLM, Message, PromptTooLongError, Request, SGLEngine
+from sgl_engine import VLM, EngineConfig, Message, PromptTooLongError, Request, Response, SGLEngine
 from sgl_engine.chat.sealed import Seal
-from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig
+from sgl_engine.config import NO_REUSE, LimitsConfig, PictureConfig, ReuseConfig, SchedulerConfig
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model import siblings
 from sgl_engine.model.siblings import Siblings
@@ -25,6 +27,7 @@ from sgl_engine.request import ImagePart
 from sgl_engine.testing import tiny_vlm
 
 PICTURE = ImagePart(noise(40, 30))
+FEW = LimitsConfig(max_images=3)
 TEXTS = (
     "What is it?",
     "What color is it?",
@@ -181,6 +184,28 @@ def test_each_prompt_has_its_own_limits(small: VLM) -> None:
         together.encode(small, asking("What?" * 50, PICTURE), *given)
 
 
+def test_one_model_in_both_places_shows_each_its_own_pictures() -> None:
+    vlm = tiny_vlm("qwen2_vl", max_tiles=4)
+    config = EngineConfig(small_pictures=PictureConfig(max_visual_tokens=8)).escalating("always")
+    both, apart = SGLEngine(vlm, vlm, config), SGLEngine(vlm, tiny_vlm("qwen2_vl", max_tiles=4), config)
+    page = ImagePart(noise(96, 96))
+    requests = [asking(text, page, max_new_tokens=2) for text in TEXTS[:2]]
+    for ours, theirs in zip(both.run_batch(requests), apart.run_batch(requests), strict=True):
+        assert isinstance(ours, Response)
+        assert isinstance(theirs, Response)
+        assert ours.report.small_input_tokens < (ours.report.large_input_tokens or 0)
+        assert ours.report.large_input_tokens == theirs.report.large_input_tokens
+        assert ours.text == theirs.text
+    assert Counted.beside == 4  # the second one, for each role of both
+
+
+def test_what_is_kept_of_pictures_is_asked_of_each(small: VLM) -> None:
+    together = Siblings()
+    for limits, reuse in ((LimitsConfig(), NO_REUSE), (LimitsConfig(), ReuseConfig()), (FEW, NO_REUSE)):
+        together.encode(small, asking("What?", PICTURE), limits, reuse, PictureConfig())
+    assert Counted.beside == 0
+
+
 def test_a_batch_loads_its_pictures_once(small: VLM, large: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
     own = images._upright_rgb
@@ -193,3 +218,30 @@ def test_a_batch_loads_its_pictures_once(small: VLM, large: VLM, monkeypatch: py
     for text, response in zip(TEXTS, responses, strict=False):
         alone = engine.run(asking(text, PICTURE, max_new_tokens=2))
         assert response.text == alone.text  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_long_list_keeps_no_more_than_a_part_of_it(
+    small: VLM, large: VLM, monkeypatch: pytest.MonkeyPatch, *, scored: bool
+) -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+    own = Siblings.encode
+
+    def encode(together: Siblings, vlm: VLM, request: Request, *rest: Any) -> EncodedPrompt:
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+        prompt = own(together, vlm, request, *rest)
+        made.extend(map(weakref.ref, (prompt, request.images[0].source)))
+        return prompt
+
+    monkeypatch.setattr(Siblings, "encode", encode)
+    config = EngineConfig(reuse=NO_REUSE, scheduler=SchedulerConfig(max_queue=2)).escalating("never")
+    engine = SGLEngine(small, large, config)
+    requests = [asking("What?", ImagePart(noise(30, 30, seed)), max_new_tokens=1) for seed in range(8)]
+    if scored:
+        engine.score_batch(requests, [["yes", "no"]] * 8)
+    else:
+        engine.run_batch(requests)
+    assert len(alive) == 8
+    assert max(alive) <= 6, "one of two, and the part before, which the worker may not have let go of yet"

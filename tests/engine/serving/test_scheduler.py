@@ -34,11 +34,15 @@ from sgl_engine.errors import (
     DeadlineError,
     EngineClosedError,
     EngineError,
+    InvalidRequestError,
     OverloadedError,
     RequestCancelledError,
 )
+from sgl_engine.exit.decision import ExitDecision
 from sgl_engine.model.siblings import Siblings
 from sgl_engine.serving.lane import Lane
+from sgl_engine.serving.parts import run_in_parts
+from sgl_engine.serving.scheduler import Ticket
 from sgl_engine.serving.worker import Worker
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
@@ -299,6 +303,28 @@ def test_longer_lists_than_there_is_room_for_run_in_parts(engine: SGLEngine) -> 
     requests = [ask(index) for index in range(7)]
     for got, request in zip(limited(engine, max_queue=3).run_batch(requests), requests, strict=True):
         assert same(got, engine.run(request))
+
+
+@pytest.mark.parametrize("lists", [[["yes"]] * 2, [["yes"]] * 4, []])
+def test_each_request_needs_answers_of_its_own(engine: SGLEngine, lists: list[list[str]]) -> None:
+    """And what is refused leaves nothing behind, as a request that is never answered would."""
+    with pytest.raises(InvalidRequestError, match=f"{len(lists)} lists of answers .* for 3 requests"):
+        engine.score_batch([ask(index) for index in range(3)], lists)
+    assert as_new(engine)
+    assert not any(isinstance(each, Exception) for each in engine.score_batch([ask(1)], [["yes", "no"]]))
+
+
+@pytest.mark.parametrize("roads", [1, 3])
+def test_what_fails_before_its_road_begins_frees_all_places(engine: SGLEngine, roads: int) -> None:
+    def broken(ticket: Ticket) -> Any:
+        raise ZeroDivisionError(ticket.request)
+
+    requests = [ask(index) for index in range(3)]
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        run_in_parts(
+            engine._scheduler, engine._admit, requests, [broken] * roads, decision=ExitDecision, ends=bool
+        )
+    assert as_new(engine)
 
 
 @pytest.mark.parametrize("background", [True, False])
