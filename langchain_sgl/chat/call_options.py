@@ -280,6 +280,12 @@ class CallOptions(CallFields):
 
 def _tool_spec(tool: Mapping[str, Any]) -> ToolSpec:
     function = tool.get("function", tool)
+    # ``bind`` takes anything; ``bind_tools`` has converted it.
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidRequestError(
+            f"The tool {tool!r:.100} has no name.",
+            remedy='Use bind_tools, or write {"type": "function", "function": {"name": ..., ...}}.',
+        )
     return ToolSpec(
         name=function["name"],
         description=function.get("description") or "",

@@ -20,13 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    ToolCallChunk,
-    message_chunk_to_message,
-)
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages.tool import ToolCallChunk
 from langchain_core.runnables import Runnable
 from langsmith.run_helpers import tracing_context
 
@@ -304,10 +299,8 @@ def _number(piece: ToolCallChunk, calls: Mapping[int, _Call]) -> int:
     index, name, last = piece.get("index"), piece.get("id"), max(calls, default=-1)
     if isinstance(index, int):
         return index
-    known = [number for number, call in calls.items() if name and call.id == name]
-    if known:
-        return known[0]
-    return last + 1 if last < 0 or name or piece.get("name") else last
+    begins = last + 1 if last < 0 or name or piece.get("name") else last
+    return next((number for number, call in calls.items() if name and call.id == name), begins)
 
 
 def _answer(whole: AIMessageChunk, calls: Mapping[int, _Call]) -> HostedAnswer:

@@ -71,8 +71,7 @@ class SGLImageIndexer(BaseLoader):
 
     Args:
         source: A folder, a file, a blob loader, or any number of paths, blobs, pictures (encoded bytes or
-            PIL images, whose "source" is then their hash) and (id, picture) pairs. An iterator serves one
-            run.
+            PIL images, whose "source" is then their hash) and (id, picture) pairs; an iterator serves once.
         model: Any chat model that sees pictures, as it is or from its ``bind``, ``with_config``,
             ``with_retry`` or ``with_fallbacks``; None is ``ChatSGL()``, the bundled pair.
         prompt: What is asked about each picture. The bundled pair knows ``TRANSCRIBE`` only.
@@ -266,7 +265,6 @@ class SGLImageIndexer(BaseLoader):
     def _begin(self) -> IndexingRun:
         """Lists the source and begins a run over it."""
         if self._last is not None and isinstance(self._source, Iterator):
-            # It is used up: all pictures would look removed.
             raise ConfigError(
                 f"The pictures came from an iterator ({type(self._source).__name__}), which gives them once, "
                 "and an earlier run has taken them.",

@@ -77,6 +77,8 @@ class InMemoryPictureStore:
         """
         if isinstance(picture, str):
             checked_url(picture)
+        elif isinstance(picture, bytearray):
+            picture = bytes(picture)  # which nobody changes later
         chosen = picture_id or f"picture-{_digest(picture)}"
         with self._lock:
             if self._max_pictures is not None:
@@ -181,8 +183,8 @@ class _GraphStore:
 
 def _digest(picture: ImageSource) -> str:
     """Makes eight characters from the content: of bytes, of a path's or URL's text, or of pixels."""
-    if isinstance(picture, bytes):
-        data = picture
+    if isinstance(picture, bytes | bytearray):
+        data = bytes(picture)
     elif isinstance(picture, str | Path):
         data = str(picture).encode()
     else:

@@ -23,6 +23,7 @@ from recording_model import PNG
 from langchain_sgl import (
     ChatSGL,
     IncompleteIndexError,
+    InMemoryPictureStore,
     LangChainModel,
     SGLDecisionModel,
     SGLImageIndexer,
@@ -38,6 +39,7 @@ from langchain_sgl.usage.callbacks import attached
 from sgl_engine import (
     ConfigError,
     EngineConfig,
+    InvalidRequestError,
     Request,
     SchedulerConfig,
     SGLEngine,
@@ -308,3 +310,17 @@ def test_an_iterator_of_pictures_serves_one_run(tmp_path: Path) -> None:
     for nothing in (tmp_path.glob("*.jpg"), []):
         with pytest.raises(IncompleteIndexError, match="no picture among what was given"):
             list(SGLImageIndexer(nothing, model=unsure(), retention=None).lazy_load())
+
+
+def test_a_tool_without_a_name_is_refused() -> None:
+    for tool in ({"type": "function", "function": {"description": "x"}}, {"type": "function", "function": 3}):
+        with pytest.raises(InvalidRequestError, match="has no name"):
+            unsure().bind(tools=[tool]).invoke(asked())
+
+
+def test_a_store_takes_bytes_of_both_kinds() -> None:
+    store, changing = InMemoryPictureStore(), bytearray(PNG)
+    name = store.add(changing)
+    assert name == store.add(PNG)
+    changing[:8] = b"\0" * 8
+    assert store.get(name) == PNG
