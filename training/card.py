@@ -116,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     shipped = json.loads(SHIPPED.read_text())
     facts = {name: describe(name, runs) for name, runs in shipped.items()}
-    thinned = "; ".join(run["thinned"] for run in shipped["large"])
+    thinned = "; ".join(run["thinned"] for run in shipped["large"] if run["thinned"])
     lines = [HEAD.format(thinned=thinned), "| | small | large |", "|---|---|---|"]
     lines += [f"| {fact} | {facts['small'][fact]} | {facts['large'][fact]} |" for fact in facts["small"]]
     lines += ["", "Counts start where training on pages did, or where the decoder got its depth."]

@@ -170,7 +170,8 @@ def showing(page: Page, engine: SGLEngine) -> Shown:
     shown: Shown = [(question, "all") for question in exits[:1]]
     overruled = [q for q, report in found if report.escalated and not report.large_agreed]
     whole = {question.text for question, _ in right(page, overruled, _with_pruning(engine, keep_ratio=1.0))}
-    overruled.sort(key=lambda question: question.text not in whole)  # right by luck, those come last
+    # Right by luck come last; neighbours first, as the README's picture shows heat on two shapes.
+    overruled.sort(key=lambda each: (each.text not in whole, each.kind != "scene neighbor"))
     shown += [(question, "all") for question in _of_another_kind(overruled, shown)]
     escalated = [question for question, report in found if report.escalated]
     skipped = [

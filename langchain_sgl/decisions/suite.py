@@ -256,7 +256,8 @@ class DecisionModelTests:
     def test_traces_name_provider_and_model(self, model: BaseDecisionModel) -> None:
         recorder = Recorder()
         self.ask(model, STATE, {"help": NOUL}, callbacks=[recorder], metadata={"mine": 1})
-        [metadata] = recorder.metadata
+        metadata, *inner = recorder.metadata  # of the decision; then of what it asks, if that is told
+        assert all(each["mine"] == 1 for each in inner)
         assert metadata["ls_provider"] == model._provider  # noqa: SLF001  # what the interface names it
         assert metadata["ls_model_name"] == model.model
         assert metadata["mine"] == 1

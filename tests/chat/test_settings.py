@@ -243,8 +243,8 @@ def test_options_change_answers_of_both_models() -> None:
         chat = ChatSGL(escalate=route, max_tokens=20)
         plain = chat.invoke("transcribe none").content
         assert chat.invoke("transcribe none", repetition_penalty=5.0).content != plain
-        banned = chat.engine.large.processor.tokenizer.encode(str(plain), add_special_tokens=False)[0]
-        assert chat.invoke("transcribe none", logit_bias={banned: -100}).content != plain
+        banned = chat.engine.large.processor.tokenizer.encode(str(plain), add_special_tokens=False)
+        assert chat.invoke("transcribe none", logit_bias=dict.fromkeys(banned, -100)).content != plain
         hot = chat.bind(temperature=9.0, seed=1)
         assert hot.invoke("transcribe none", top_k=1).content == plain
         assert hot.invoke("transcribe none", min_p=1.0).content == plain
