@@ -62,7 +62,7 @@ class InMemoryPictureStore:
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def add(self, picture: ImageSource, picture_id: str | None = None) -> str:
+    def add(self, picture: ImageSource | bytearray, picture_id: str | None = None) -> str:
         """Adds a picture; one that has the same id is replaced.
 
         Args:
@@ -183,8 +183,8 @@ class _GraphStore:
 
 def _digest(picture: ImageSource) -> str:
     """Makes eight characters from the content: of bytes, of a path's or URL's text, or of pixels."""
-    if isinstance(picture, bytes | bytearray):
-        data = bytes(picture)
+    if isinstance(picture, bytes):
+        data = picture
     elif isinstance(picture, str | Path):
         data = str(picture).encode()
     else:
