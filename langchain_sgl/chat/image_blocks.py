@@ -29,7 +29,7 @@ Block: TypeAlias = Mapping[str, Any]
 ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
 """What a message may hold, for error messages."""
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # not the drive of C:\file
-_INLINE = frozenset(("base64", "data"))  # keys of a block that is no file, and need not be decoded
+_INLINE = frozenset(("base64", "data"))
 _UNKNOWN = "application/octet-stream"
 _PICTURES = frozenset("image image_url input_image".split())
 
@@ -83,13 +83,19 @@ def file_versions(messages: Iterable[BaseMessage], root: Path | None) -> str:
     ]
     versions = []
     for block in blocks:
-        if isinstance(block, dict) and is_image(block) and not block.keys() & _INLINE:
+        if isinstance(block, dict) and is_image(block) and not _is_inline(block):
             with suppress(SGLError, OSError):
                 source = image_source(block, root)
                 if isinstance(source, Path):
                     state = source.stat()
                     versions.append(f"{state.st_mtime_ns}-{state.st_size}")
     return " ".join(versions)
+
+
+def _is_inline(block: Block) -> bool:
+    """Tells whether a block holds its picture as base64, which then need not be decoded: it is no file."""
+    inner = block.get("source")  # Anthropic's form
+    return not _INLINE.isdisjoint(block) or (isinstance(inner, Mapping) and not _INLINE.isdisjoint(inner))
 
 
 def _picture(value: Any, root: Path | None) -> Any:

@@ -96,14 +96,19 @@ def test_answers_by_a_tool_are_the_agents_models_too() -> None:
     class Total(BaseModel):
         total: int
 
-    call = AIMessage("", tool_calls=[{"name": "Total", "args": {"total": 7}, "id": "c1"}])
-    for tools in (False, True):
-        big = Big(said=call)
-        agent: Any = create_agent(
-            big, tools=[], middleware=[first(0.0, tools=tools)], response_format=ToolStrategy(Total)
+    made = []
+
+    def chat(model: BaseChatModel) -> ChatSGL:
+        made.append(model)
+        return ChatSGL(
+            engine=FakeEngine(lambda _: "7", score=0.9, small=small(), large=LangChainModel(model))
         )
-        assert agent.invoke({"messages": [LOOK]})["structured_response"] == Total(total=7)
-        assert len(big.seen) == 1
+
+    big = Big(said=AIMessage("", tool_calls=[{"name": "Total", "args": {"total": 7}, "id": "c1"}]))
+    middleware: Any = [SGLFirstMiddleware(chat=chat)]
+    agent: Any = create_agent(big, tools=[], middleware=middleware, response_format=ToolStrategy(Total))
+    assert agent.invoke({"messages": [LOOK]})["structured_response"] == Total(total=7)
+    assert (len(big.seen), made) == (1, [])  # no pair was made, so no small model was asked
 
 
 def test_settings_of_the_agents_model_are_none_of_the_small_ones() -> None:

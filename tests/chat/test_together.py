@@ -33,13 +33,16 @@ from langchain_sgl import (
 )
 from langchain_sgl.budget.gate import limit_escalation
 from langchain_sgl.budget.ledger import Budget, Ledger
+from langchain_sgl.chat.image_blocks import file_versions
 from langchain_sgl.chat.pair import _MOST_OBJECTS, _slots
-from langchain_sgl.reranking.reranker import find_picture
+from langchain_sgl.reranking.reranker import _page, find_picture
 from langchain_sgl.usage.callbacks import attached
 from sgl_engine import (
     ConfigError,
     EngineConfig,
+    ImageLimitError,
     InvalidRequestError,
+    LimitsConfig,
     Request,
     SchedulerConfig,
     SGLEngine,
@@ -131,7 +134,7 @@ class FailsOnce(BaseChatModel):
         return "fails once"
 
     def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise NotImplementedError
+        raise NotImplementedError  # LangChain wants the method; only the one below is called
 
     def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
         if self.failures:
@@ -186,6 +189,21 @@ def test_the_cache_knows_that_a_file_has_changed(tmp_path: Path) -> None:
             said.append(chat.invoke([HumanMessage([block, "?"])]))
         assert [message.text for message in said] == ["(255, 0, 0)", "(0, 0, 255)", "(0, 0, 255)"]
         assert said[1].id == said[2].id  # the last one from the cache
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "base64": "AAAA"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+    ],
+)
+def test_pictures_in_messages_are_not_decoded_to_see_whether_they_are_files(
+    block: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    monkeypatch.setattr("langchain_sgl.chat.image_blocks.decode_base64", decoded.append)
+    assert (file_versions([HumanMessage([block])], None), decoded) == ("", [])
 
 
 def test_every_question_of_a_decision_counts() -> None:
@@ -296,6 +314,22 @@ def test_text_that_begins_like_a_data_url_is_text(tmp_path: Path) -> None:
         assert find_picture(document, root=tmp_path) == tmp_path / "a.png"
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert find_picture(Document(url, metadata={"source": "a.png"}), root=tmp_path) == url
+
+
+def test_the_page_of_a_file_in_a_data_url_is_found() -> None:
+    file, pages = io.BytesIO(), [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    url = f"data:image/tiff;base64,{base64.b64encode(file.getvalue()).decode()}"
+    for number, color in enumerate(((255, 0, 0), (0, 0, 255))):
+        page: Any = _page(Document("", metadata={"page": number, "total_pages": 2}), url, LimitsConfig())
+        assert Image.open(io.BytesIO(page)).convert("RGB").getpixel((0, 0)) == color
+
+
+def test_an_index_takes_what_its_engine_takes() -> None:
+    limits = LimitsConfig(max_image_side=10)
+    indexer = SGLImageIndexer([("a", PNG)], model=unsure(config=EngineConfig(limits=limits)), retention=None)
+    assert indexer.load() == []
+    assert [type(failure.error) for failure in indexer.errors] == [ImageLimitError]
 
 
 def test_an_iterator_of_pictures_serves_one_run(tmp_path: Path) -> None:

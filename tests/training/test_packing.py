@@ -1,5 +1,6 @@
 """A packed row equals as many separate conversations: training must teach what inference asks."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,15 @@ def test_processes_take_batches_of_one_size_with_other_pages(packer: Packer) -> 
     assert first.kept.shape == other.kept.shape
     same = (first.pixels.unsqueeze(1) == other.pixels.unsqueeze(0)).flatten(2).all(-1)
     assert not same.any()
+
+
+def test_hard_batches_ask_what_is_learnt_slowly(packer: Packer) -> None:
+    kinds = [Counter(packer.batch(seed, layout=SHORT, hard=True).kinds) for seed in range(12)]
+    assert sum(each["table cell"] > 0 for each in kinds) >= 3
+    assert sum(each["which document"] > 0 for each in kinds) >= 2
+    assert not any(each["form field"] or each["chart bar"] for each in kinds)
+    plain = [Counter(packer.batch(seed, layout=SHORT).kinds) for seed in range(12)]
+    assert any(each["form field"] or each["chart bar"] for each in plain)  # the control
 
 
 def test_every_page_is_asked_for_all_that_it_says(packer: Packer) -> None:
