@@ -125,7 +125,8 @@ def begin_answer(pair: Pair, request: Request, clock: Clock) -> Road[Begun]:
     small: SmallPassResult = job.result()
     clock.add("small", small.stage_ms)
     # decide: whether the small answer is kept; nothing of it has been shown until now
-    confidence = score_answer(small.generation.text, small.parts, pair.config.exit)
+    looked = small.importance is not None
+    confidence = score_answer(small.generation.text, small.parts, pair.config.exit, pictures=looked)
     decision = _decide(pair, asked, decoding, confidence, small)
     yield decision
     cost = small_cost(pair.small, prompt, small)
@@ -277,7 +278,7 @@ def _read(pair: Pair, request: Request, clock: Clock) -> tuple[Request, EncodedP
 
 def _small_work(pair: Pair, asked: Asked) -> Work:
     """Makes work of the small pass, with the pair's settings."""
-    ratio, reuse = pair.config.exit.consistency_keep_ratio, pair.config.reuse
+    ratio, reuse = pair.consistency_keep_ratio, pair.config.reuse
     return small_work(pair.small, asked, pair.small_pass, consistency_keep_ratio=ratio, reuse=reuse)
 
 

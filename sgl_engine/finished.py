@@ -16,6 +16,7 @@ from sgl_engine.exit.decision import (
     DEFAULT_SCORER,
     Confidence,
     ExitDecision,
+    consistency_keep_ratio,
 )
 from sgl_engine.hosted.evidence import Evidence
 from sgl_engine.hosted.model import HostedModel
@@ -63,6 +64,12 @@ class Pair:
     exit_rule: ExitRule | None
     small_pass: SmallPass
     siblings: Siblings = field(default_factory=Siblings)
+
+    @property
+    def consistency_keep_ratio(self) -> float | None:
+        """Fraction of the visual tokens that the consistency pass sees; None where there is to be none."""
+        reads = self.exit_rule is not None and self.exit_rule.reads_consistency
+        return consistency_keep_ratio(self.config.exit, calibration_reads=reads)
 
     @property
     def local(self) -> VLM | None:

@@ -33,7 +33,6 @@ from sgl_engine import (
 )
 from sgl_engine.attention import ImportanceMap
 from sgl_engine.decoding import Generation
-from sgl_engine.exit import measure_answer
 from sgl_engine.families.tiny import (
     DEFAULT_DECODER,
     DEFAULT_FAMILY,
@@ -95,7 +94,7 @@ class FakeEngine(SGLEngine):
         answer: What the small model says to a request, tool calls in its own format included
             (``sgl_engine.chat.tool_calls.render_call``). Called from the thread that runs the models, one
             request after the other.
-        score: The small model's score in [0, 1]; a function may look at the request.
+        score: The small model's score in [0, 1], whatever the scorer; a function may look at the request.
         small: Whose tokenizer and processor are used; None is a tiny model.
         large: Answers when it is called, and may be hosted; None is a tiny model, which writes gibberish.
         config: What can be set.
@@ -149,10 +148,15 @@ class FakeEngine(SGLEngine):
                 entropies=torch.zeros(len(ids)),
                 finish_reason="stop",
             ),
-            parts={**measure_answer([even] * len(ids), [0.0] * len(ids), None), "confidence": score},
+            parts={  # every scorer makes the score of them
+                "confidence": score,
+                "answer_probability": score,
+                "min_token_probability": score,
+                "mean_entropy": -even,
+            },
             importance=importance,
             consistency_plan=None,
-            stage_ms={"vision": 0.0, "generate": 0.0, "consistency": 0.0},
+            stage_ms={"vision": 0.0, "generate": 0.0},
         )
 
 

@@ -49,7 +49,9 @@ class Asking:
     """Asks both models every question: no reuse, no other calibration; at several operating points."""
 
     def __init__(self, engine: SGLEngine, rungs: Mapping[str, PruningConfig]) -> None:
-        leaving = engine.config.exit.uncalibrated().model_copy(update={"escalate": "always"})
+        leaving = engine.config.exit.uncalibrated().model_copy(
+            update={"escalate": "always", "consistency": "always"}  # which parts count is found out later
+        )
         config = engine.config.model_copy(update={"exit": leaving}).without_reuse()
         if rungs:
             config = config.model_copy(update={"pruning": PRESETS["100%"]})

@@ -99,6 +99,8 @@ class ExitConfig(_Config):
         threshold: The small answer is kept when its score is at least this.
         scorer: Name in ``sgl_engine.exit.decision.SCORERS``; None is that module's default.
         consistency_keep_ratio: Visual tokens that the small model sees in its consistency pass.
+        consistency: "auto" leaves that pass out where neither the scorer nor the calibration reads what
+            it measures; "always" runs it for the report alone.
         calibration: A file of ``sgl calibrate``; its certified threshold counts instead of ``threshold``, on
             calibrated probabilities instead of scores. Engines of another pair or other settings refuse it.
         risk: Which of the file's target risks; None is the smallest that could be certified.
@@ -111,6 +113,7 @@ class ExitConfig(_Config):
     threshold: Fraction = 0.8
     scorer: str | None = None
     consistency_keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    consistency: Literal["auto", "always"] = "auto"
     calibration: Path | None = None
     risk: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

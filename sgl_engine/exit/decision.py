@@ -189,9 +189,16 @@ SCORERS: dict[str, Scorer] = {
     "min_token_probability": lambda parts: parts["min_token_probability"],
     "entropy": lambda parts: math.exp(-parts["mean_entropy"]),
 }
-"""Add a scorer with one line. ``mean_product`` is the paper's equation as its code computes it;
-``answer_probability`` suits short answers, and falls with every token of a long one. ``entropy`` is 1 where
-every token was certain, and 1 / n where each was a draw among n equal ones."""
+"""Add a scorer with one line; it is taken to read what the consistency pass measures. ``mean_product`` is
+the paper's equation as its code computes it; ``answer_probability`` suits short answers, and falls with every
+token of a long one. ``entropy`` is 1 where every token was certain, and 1 / n where each was a draw among n
+equal ones."""
+
+CONSISTENCY = "consistency_product", "consistency_geometric_mean"
+"""Parts that the consistency pass measures; it runs where somebody reads one (``consistency_keep_ratio``)."""
+_OF_THE_ANSWER = tuple(
+    SCORERS[name] for name in ("confidence", "answer_probability", "min_token_probability", "entropy")
+)
 
 DEFAULT_SCORER = "mean_product"
 
@@ -210,19 +217,44 @@ def find_scorer(name: str | None) -> Scorer:
         ) from None
 
 
-def score_parts(parts: Mapping[str, float], scorer: str | None = None) -> Confidence:
+def reads_consistency(scorer: str | None) -> bool:
+    """Whether a scorer reads what the consistency pass measures; of one that was added it is assumed.
+
+    Raises:
+        ConfigError: There is no such scorer.
+    """
+    return find_scorer(scorer) not in _OF_THE_ANSWER
+
+
+def consistency_keep_ratio(config: ExitConfig, *, calibration_reads: bool = False) -> float | None:
+    """Fraction of the visual tokens that the consistency pass sees; None where there is to be none.
+
+    Args:
+        config: What is wanted.
+        calibration_reads: Whether a calibration asks for what that pass measures.
+    """
+    if config.consistency == "always" or calibration_reads or reads_consistency(config.scorer):
+        return config.consistency_keep_ratio
+    return None
+
+
+def score_parts(
+    parts: Mapping[str, float], scorer: str | None = None, *, pictures: bool = False
+) -> Confidence:
     """Turns measurements into one score.
 
     Args:
         parts: What ``measure_answer`` has measured. Without consistency, as for a prompt without images, the
             score is the confidence, whatever the scorer.
         scorer: Name in ``SCORERS``; None is ``DEFAULT_SCORER``.
+        pictures: Whether the prompt is known to hold one: then consistency is missing because nobody reads
+            it, and a scorer that does not is used.
 
     Raises:
         ConfigError: There is no such scorer.
     """
     score = find_scorer(scorer)
-    if "consistency_product" not in parts:
+    if "consistency_product" not in parts and (not pictures or reads_consistency(scorer)):
         return Confidence(score=parts["confidence"], parts=parts)
     return Confidence(score=score(parts), parts=parts)
 
@@ -232,13 +264,13 @@ def counts_as_empty(text: str, config: ExitConfig) -> bool:
     return config.empty_answers == "escalate" and not text.strip()
 
 
-def score_answer(text: str, parts: Mapping[str, float], config: ExitConfig) -> Confidence:
+def score_answer(text: str, parts: Mapping[str, float], config: ExitConfig, *, pictures: bool) -> Confidence:
     """``score_parts`` by the configured scorer, but 0 for an answer that ``counts_as_empty``.
 
     Raises:
         ConfigError: There is no such scorer.
     """
-    confidence = score_parts(parts, config.scorer)
+    confidence = score_parts(parts, config.scorer, pictures=pictures)
     return replace(confidence, score=0.0) if counts_as_empty(text, config) else confidence
 
 

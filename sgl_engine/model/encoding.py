@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
@@ -24,7 +23,7 @@ from sgl_engine.errors import (
     UnsupportedImageError,
 )
 from sgl_engine.model.caller_tokens import CallerTokenizer
-from sgl_engine.model.store import KnownPictures, ReuseStore
+from sgl_engine.model.store import ReuseStore, Seen, with_image_processor
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths
@@ -48,8 +47,19 @@ def encode(
     reuse: ReuseConfig,
     pictures: PictureConfig,
     transcript: Transcript | None = None,
+    seen: ReuseStore | None = None,
 ) -> EncodedPrompt:
-    """Loads the request's images, and turns messages into tokens and pixels; see ``VLM.encode``."""
+    """Loads the request's images, and turns messages into tokens and pixels; see ``VLM.encode``.
+
+    Args:
+        vlm: The model.
+        request: What is asked.
+        limits: What it may bring.
+        reuse: What may be kept for, or known from, another request.
+        pictures: How large the model sees them.
+        transcript: Where it is noted how the request was read.
+        seen: Pictures that were processed in the same call, where no other may be known.
+    """
     # Measured first: what cannot fit is not read, loaded or tokenized.
     check_lengths(request, limits, vlm.processor.tokenizer, vlm.context_tokens, vlm.name)
     pictures = pictures_for(request, pictures)
@@ -57,9 +67,16 @@ def encode(
     shrink = partial(shrink_factor, vlm.family, vlm.config, processor)
     loaded = resolve_images(request, limits, shrink)
     check_wanted(request, "before the processor read it")
+    pages = [[part.source for part in each.images] for each in (request, loaded)]
+    known = None if seen is None or len(pages[0]) != len(pages[1]) else Seen(seen, *pages)
     inputs = process(
         with_image_processor(
-            processor, vlm.store, reuse, partial(check_wanted, request, _WHILE_READ), request.cache_salt
+            processor,
+            vlm.store,
+            reuse,
+            partial(check_wanted, request, _WHILE_READ),
+            request.cache_salt,
+            known,
         ),
         loaded,
         image_token=vlm.family.image_text(vlm.processor, vlm.config),
@@ -178,50 +195,6 @@ def process(
     if transcript is not None:
         transcript.rendered, transcript.given = prompt, reader.tokenizer.given
     return dict(inputs)
-
-
-def with_image_processor(
-    processor: Any,
-    store: ReuseStore,
-    reuse: ReuseConfig,
-    still_wanted: Callable[[], None],
-    cache_salt: str | None = None,
-) -> Any:
-    """A copy of a processor whose image processor is one request's alone.
-
-    Args:
-        processor: A model's processor, which is left as it is.
-        store: That model's.
-        reuse: What may be kept of pictures, or known.
-        still_wanted: Called before every step of a picture; what it raises ends the work.
-        cache_salt: The request's.
-    """
-    own = getattr(processor, "image_processor", None)
-    if own is None:
-        return processor
-    mine, watched = copy.copy(processor), copy.copy(own)
-    # Image processors work through pictures one by one, or alike ones together, by methods of their own.
-    for name in _methods(own.__class__):
-        of = own if name.startswith("to_") else watched  # descriptions of itself have no place for functions
-        setattr(watched, name, _after(still_wanted, getattr(of, name)))
-    mine.image_processor = watched
-    if reuse.keeps_pixels:
-        mine.image_processor = KnownPictures(own, watched, store, reuse.max_bytes, still_wanted, cache_salt)
-    return mine
-
-
-@cache
-def _methods(kind: type) -> tuple[str, ...]:
-    names = (name for name in dir(kind) if not name.startswith("__"))
-    return tuple(name for name in names if inspect.isfunction(inspect.getattr_static(kind, name)))
-
-
-def _after(check: Callable[[], None], step: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(*given: Any, **settings: Any) -> Any:
-        check()
-        return step(*given, **settings)
-
-    return checked
 
 
 def pictures_for(request: Request, configured: PictureConfig) -> PictureConfig:

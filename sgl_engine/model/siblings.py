@@ -22,6 +22,7 @@ from sgl_engine.chat.template import chat_template, close_thoughts
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.encoding import check_inputs, encode
+from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
 from sgl_engine.prompt.texts import check_fields, check_lengths
 from sgl_engine.request import ImagePart, Message, Request, check_wanted
@@ -36,6 +37,7 @@ class Siblings:
     def __init__(self) -> None:
         self._pictures: dict[Hashable, tuple[Request, Request]] = {}
         self._read: dict[Hashable, _Read] = {}
+        self._seen = ReuseStore()
 
     def load(self, request: Request, load: Callable[[Request], Request]) -> Request:
         """``load(request)``, which loads its pictures; those that another one has brought are known."""
@@ -76,7 +78,7 @@ class Siblings:
         check_fields(request)
         beginning = _beginning(vlm, request)
         if beginning is None:
-            return vlm.encode(request, limits, reuse, pictures)
+            return encode(vlm, request, limits, reuse, pictures, seen=self._seen)
         # One model may have both roles, and in each of them see pictures of another size.
         key = beginning, pictures
         known = self._read.get(key)
@@ -89,7 +91,7 @@ class Siblings:
                 check_inputs(prompt.inputs, vlm.context_tokens, vlm.name)
                 return prompt
         transcript = Transcript(Seal())
-        prompt = encode(vlm, request, limits, reuse, pictures, transcript)
+        prompt = encode(vlm, request, limits, reuse, pictures, transcript, self._seen)
         if known is None:
             self._read[key] = _Read(vlm, request, others, prompt, transcript)
         return prompt

@@ -3,23 +3,27 @@
 One store per model, shared by all engines on it. Entries are never changed; what is evicted while somebody
 works with it lives until that work is done. Nothing in here knows the model, so nothing keeps it alive. What
 an image processor makes of pictures is kept, too: to scale and cut one takes longer than to recognise it.
-Where both models of a pair have the same image processor, what one has kept serves the other.
+Where both models of a pair have the same image processor, what one has kept serves the other; within one
+call it does so even where nothing may be kept.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 from weakref import WeakSet
 
 from PIL import Image
 from torch import Tensor
 
+from sgl_engine.config import ReuseConfig
 from sgl_engine.prompt.encoded import salted
 
 Kind = Literal["pixels", "features", "tiles", "prefix", "map"]
@@ -167,6 +171,54 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
+def with_image_processor(
+    processor: Any,
+    store: ReuseStore,
+    reuse: ReuseConfig,
+    still_wanted: Callable[[], None],
+    cache_salt: str | None = None,
+    seen: Seen | None = None,
+) -> Any:
+    """A copy of a processor whose image processor is one request's alone.
+
+    Args:
+        processor: A model's processor, which is left as it is.
+        store: That model's.
+        reuse: What may be kept of pictures, or known.
+        still_wanted: Called before every step of a picture; what it raises ends the work.
+        cache_salt: The request's.
+        seen: What the same call has processed; looked at where no other may be known.
+    """
+    own = getattr(processor, "image_processor", None)
+    if own is None:
+        return processor
+    mine, watched = copy.copy(processor), copy.copy(own)
+    # Image processors work through pictures one by one, or alike ones together, by methods of their own.
+    for name in _methods(own.__class__):
+        of = own if name.startswith("to_") else watched  # descriptions of itself have no place for functions
+        setattr(watched, name, _after(still_wanted, getattr(of, name)))
+    mine.image_processor = watched
+    if reuse.keeps_pixels:
+        mine.image_processor = KnownPictures(own, watched, store, reuse.max_bytes, still_wanted, cache_salt)
+    elif seen is not None:
+        mine.image_processor = SeenPictures(own, watched, seen)
+    return mine
+
+
+@cache
+def _methods(kind: type) -> tuple[str, ...]:
+    names = (name for name in dir(kind) if not name.startswith("__"))
+    return tuple(name for name in names if inspect.isfunction(inspect.getattr_static(kind, name)))
+
+
+def _after(check: Callable[[], None], step: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*given: Any, **settings: Any) -> Any:
+        check()
+        return step(*given, **settings)
+
+    return checked
+
+
 class KnownPictures:
     """Stands in for an image processor, for one request: pictures that it was given before are looked up.
 
@@ -212,14 +264,70 @@ class KnownPictures:
 
     def _key(self, images: Any, pictures: list[Image.Image], settings: Mapping[str, Any]) -> bytes:
         """Digest of the pictures, how they are nested, and how they are processed."""
-        kind = self._own.__class__  # two may be configured alike and work differently
-        how = kind.__module__, kind.__qualname__, self._own.to_json_string(), sorted(settings.items())
-        found = hashlib.sha256(f"{how} {_nesting(images)}".encode())
+        found = hashlib.sha256(_way(self._own, images, settings).encode())
         for picture in pictures:
             self._still_wanted()
             found.update(f"{picture.mode} {picture.size} ".encode())
             found.update(picture.tobytes())
         return salted(found.digest(), self._salt)
+
+
+class SeenPictures:
+    """Stands in for an image processor where nothing is kept: what one call has processed is known within it.
+
+    Both models of a pair are shown the same pictures, and mostly process them alike. They are known by where
+    they come from, not by what is on them, so that nothing has to be read for it. Arguments as above.
+    """
+
+    MAX_BYTES = 64 * 2**20
+    """What a call holds on to; the pictures of a long list are seen in turns."""
+
+    def __init__(self, own: Any, process: Callable[..., Any], seen: Seen) -> None:
+        self._own, self._process, self._seen = own, process, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __call__(self, images: Any, **settings: Any) -> Any:
+        """What the image processor returns."""
+        names = [self._seen.name(picture) for picture in _pictures(images) or ()]
+        if not names or None in names:
+            return self._process(images, **settings)
+        key = _way(self._own, images, settings), tuple(names)
+        known = self._seen.store.get("pixels", key)
+        if known is None:
+            found = self._process(images, **settings)
+            tensors = [value for value in found.values() if isinstance(value, Tensor)]
+            known = self._seen.sources, copy.copy(found)  # kept with the sources, so that no id is used again
+            self._seen.store.put("pixels", key, known, tensors, max_bytes=self.MAX_BYTES)
+        return copy.copy(known[1])  # processors take entries out of it
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one call has processed, and where a request's pictures come from.
+
+    Attributes:
+        store: The call's.
+        sources: Of the request's pictures.
+        loaded: The same, as the processor is given them.
+    """
+
+    store: ReuseStore
+    sources: Sequence[Any]
+    loaded: Sequence[Any]
+
+    def name(self, picture: Any) -> Hashable:
+        """By which a picture is known in this call; None where it is none of the request's."""
+        of = (source for source, loaded in zip(self.sources, self.loaded, strict=True) if loaded is picture)
+        return next(((id(source), picture.size) for source in of), None)  # it may have been scaled down
+
+
+def _way(processor: Any, images: Any, settings: Mapping[str, Any]) -> str:
+    """How pictures are processed: two image processors may be configured alike and work differently."""
+    kind = processor.__class__
+    how = kind.__module__, kind.__qualname__, processor.to_json_string(), sorted(settings.items())
+    return f"{how} {_nesting(images)}"
 
 
 def _pictures(images: Any) -> list[Image.Image] | None:

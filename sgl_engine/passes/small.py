@@ -44,7 +44,7 @@ class SmallPassResult:
         parts: How sure the model was (``sgl_engine.exit.decision``).
         importance: None when the prompt holds no image.
         consistency_plan: What the consistency pass saw of the prompt; None when there was none.
-        stage_ms: Milliseconds: "vision", "generate", "consistency".
+        stage_ms: Milliseconds: "vision", "generate", and "consistency" where that pass was wanted.
         reused: What was known before.
     """
 
@@ -64,7 +64,7 @@ def run_small_pass(
     vlm: VLM,
     task: AnswerTask,
     *,
-    consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    consistency_keep_ratio: float | None = CONSISTENCY_KEEP_RATIO,
     reuse: ReuseConfig = NO_REUSE,
 ) -> SmallPassResult:
     """Answers, recording attention, then measures how likely the answer is when little of the image is seen.
@@ -75,7 +75,8 @@ def run_small_pass(
     Args:
         vlm: The small model.
         task: The prompt, encoded by it, and what the answer is to be like.
-        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
+        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees; None leaves it
+            out.
         reuse: What may be kept for, or known from, another request.
 
     Raises:
@@ -92,7 +93,7 @@ def run_small_batch(
     vlm: VLM,
     tasks: Sequence[AnswerTask],
     *,
-    consistency_keep_ratio: float = CONSISTENCY_KEEP_RATIO,
+    consistency_keep_ratio: float | None = CONSISTENCY_KEEP_RATIO,
     max_rows: int = MAX_ROWS,
     reuse: ReuseConfig = NO_REUSE,
 ) -> list[SmallPassResult | RequestError]:
@@ -101,7 +102,8 @@ def run_small_batch(
     Args:
         vlm: The small model.
         tasks: The prompts, and what their answers are to be like.
-        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
+        consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees; None leaves it
+            out.
         max_rows: Prompts side by side at most.
         reuse: What may be kept for, or known from, another request.
 
@@ -135,7 +137,7 @@ class _Row:
 
 
 def _run_group(
-    vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float, reuse: ReuseConfig
+    vlm: VLM, tasks: Sequence[AnswerTask], keep_ratio: float | None, reuse: ReuseConfig
 ) -> list[SmallPassResult | RequestError]:
     """Runs tasks side by side; returns results or errors, in order."""
     rows = [_Row(Answer(vlm, task)) for task in tasks]
@@ -147,7 +149,7 @@ def _run_group(
     return [row.answer.error or _result(row, stage_ms) for row in rows]
 
 
-def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float) -> dict[str, float]:
+def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float | None) -> dict[str, float]:
     """Runs the stages, filling the rows; returns the milliseconds of each stage, shared out equally."""
     started = time.perf_counter()
     pictures = prefiller.see([row.answer for row in rows], [row.prompt for row in rows])
@@ -156,12 +158,14 @@ def _run_stages(prefiller: Prefiller, rows: Sequence[_Row], keep_ratio: float) -
     seen = time.perf_counter()
     _answer(prefiller, [row for row in rows if row.answer.error is None])
     answered = time.perf_counter()
-    _check_consistency(prefiller.vlm, rows, keep_ratio)
-    return {
+    stage_ms = {
         "vision": 1e3 * (seen - started) / len(rows),
         "generate": 1e3 * (answered - seen) / len(rows),
-        "consistency": 1e3 * (time.perf_counter() - answered) / len(rows),
     }
+    if keep_ratio is not None:
+        _check_consistency(prefiller.vlm, rows, keep_ratio)
+        stage_ms["consistency"] = 1e3 * (time.perf_counter() - answered) / len(rows)
+    return stage_ms
 
 
 def _answer(prefiller: Prefiller, rows: Sequence[_Row]) -> None:

@@ -45,14 +45,15 @@ class SmallPass(Protocol):
     """Runs the small model on several requests side by side; scripted engines bring their own."""
 
     def __call__(
-        self, vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float, reuse: ReuseConfig
+        self, vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float | None, reuse: ReuseConfig
     ) -> Sequence[SmallPassResult | Exception]:
         """Answers all of them.
 
         Args:
             vlm: The small model.
             asked: What it is asked.
-            consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees.
+            consistency_keep_ratio: Fraction of the visual tokens that the consistency pass sees; None where
+                nobody reads what it measures.
             reuse: What may be kept for, or known from, another request.
 
         Returns:
@@ -61,7 +62,7 @@ class SmallPass(Protocol):
 
 
 def run_small(
-    vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float, reuse: ReuseConfig
+    vlm: VLM, asked: Sequence[Asked], *, consistency_keep_ratio: float | None, reuse: ReuseConfig
 ) -> Sequence[SmallPassResult | Exception]:
     """Runs the small model itself: the ``SmallPass`` of every engine that is not told otherwise."""
     return run_small_batch(
@@ -74,7 +75,7 @@ def run_small(
 
 
 def small_work(
-    vlm: VLM, asked: Asked, small_pass: SmallPass, *, consistency_keep_ratio: float, reuse: ReuseConfig
+    vlm: VLM, asked: Asked, small_pass: SmallPass, *, consistency_keep_ratio: float | None, reuse: ReuseConfig
 ) -> Work:
     """Makes work of a small pass, in one step; arguments as of ``SmallPass``."""
 

@@ -141,7 +141,6 @@ def small(visit: Visit) -> Iterator[Event]:
                 "text": event.text,
                 "scorer": report.scorer,
                 "confidence": report.confidence,
-                "consistency": report.consistency,
                 "tokens": [token.token for token in event.tokens[:MAX_TOKENS]],
                 "visual_tokens": visit.large_prompt.num_visual_tokens,
                 "heat": rasters.heat(event.importance).as_json(),

@@ -200,7 +200,7 @@ def consistency_flops(shape: DecoderShape, *, plan: PruningPlan, output_tokens: 
 def small_pass_flops(
     shape: ModelShape, *, patches: Sequence[int], prompt: EncodedPrompt, result: SmallPassResult
 ) -> int:
-    """Counts a whole small pass: answer, attention capture and consistency pass."""
+    """Counts a whole small pass: answer, attention capture, and consistency pass if there was one."""
     output = len(result.generation)
     answer = answer_flops(
         shape,
@@ -209,15 +209,13 @@ def small_pass_flops(
         output_tokens=output,
         known_tokens=result.reused.tokens,
     )
-    if result.importance is None or result.consistency_plan is None:
+    if result.importance is None:
         return answer  # no visual tokens: nothing was recorded, and there was no consistency pass
     prefill_queries = result.importance.num_queries - (output - 1)
-    capture = capture_flops(shape.decoder, len(prompt), prefill_queries, output)
-    return (
-        answer
-        + capture
-        + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
-    )
+    recorded = answer + capture_flops(shape.decoder, len(prompt), prefill_queries, output)
+    if result.consistency_plan is None:
+        return recorded
+    return recorded + consistency_flops(shape.decoder, plan=result.consistency_plan, output_tokens=output)
 
 
 def recorded_prompt_flops(

@@ -55,7 +55,8 @@ class RunReport(BaseModel):
             not the score, chose the route.
         confidence: Geometric mean probability of the small answer's tokens.
         consistency: Probability of the small answer when only the most important visual tokens are seen; None
-            when the request holds no image, or given answers were scored.
+            when the request holds no image, given answers were scored, or nobody reads it
+            (``ExitConfig.consistency``).
         visual_tokens: Visual tokens of the prompt, as the model of ``route`` sees it; the two may see other
             grids.
         kept_visual_tokens: How many of those the large model saw from ``prune_layer`` on.
@@ -73,7 +74,7 @@ class RunReport(BaseModel):
         encoded_tiles: How many of those went through its vision tower: the others were known.
         skipped_tower_tflops: 1e12 operations of the tower on the tiles that were left out.
         small_tflops: 1e12 floating-point operations of the small model, consistency pass and neutral question
-            included. What was known from another request was not computed, and is not counted.
+            included where they ran. What was known from another request was not computed, and is not counted.
         large_tflops: The same of the large model, as it ran; 0 when it was not called.
         large_alone_tflops: The alternative: the large model alone, unpruned and with nothing known, for an
             answer of this length.

@@ -13,6 +13,7 @@ from PIL import Image
 from sgl_engine import EngineConfig, ExitConfig, Message, PruningConfig, Request, SGLEngine, ToolSpec
 from sgl_engine.calibration.build import Promise, calibrate
 from sgl_engine.calibration.collection import Collector, observed_conditions
+from sgl_engine.calibration.fitting import Method
 from sgl_engine.calibration.records import CalibrationRecord
 from sgl_engine.config import GenerationConfig, PictureConfig
 from sgl_engine.errors import ConfigError
@@ -28,6 +29,7 @@ PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 GENERATION = GenerationConfig(max_new_tokens=8)
 ASK = Request.ask("what is it?", PICTURE)
 SCORER = "answer_probability"
+METHODS: tuple[Method, ...] = ("isotonic", "logistic")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,27 @@ def test_another_risk_is_another_threshold(scripted: Any) -> None:
     thresholds = [scripted(0.9, risk).run(ASK).report.threshold for risk in (0.02, 0.05, 0.1)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert scripted(0.9, None).run(ASK).report.threshold == thresholds[0]
+
+
+def test_a_calibration_that_reads_consistency_gets_it(models: tuple[VLM, VLM], tmp_path: Path) -> None:
+    """Of the same pair and scorer: one that goes by the score alone, and the one that does not."""
+    records = [
+        record.model_copy(update={"parts": {**record.parts, "consistency_product": record.score}})
+        for record in make_records(2000)
+    ]
+    bound = {
+        "binding": bind(*models, config()),
+        "conditions": Conditions(generation=GENERATION, min_images=1, max_images=1),
+    }
+    found = {}
+    for method in METHODS:
+        made = make_calibration(records, Promise(targets=(0.5,), method=method), **bound)
+        names = {feature.name for feature in made.calibrator.features}
+        made.save(tmp_path / f"{method}.json")
+        report = SGLEngine(*models, config(tmp_path / f"{method}.json")).run(ASK).report
+        assert report.uncovered is None
+        found[method] = "consistency_product" in names, report.consistency is not None
+    assert found == {"isotonic": (False, False), "logistic": (True, True)}
 
 
 def test_batches_and_streams_decide_alike(scripted: Any) -> None:

@@ -92,6 +92,24 @@ def test_a_sure_small_model_answers_alone(engine: SGLEngine, monkeypatch: pytest
     assert report.saved_fraction > 0
 
 
+def test_the_consistency_pass_is_left_out_where_nobody_reads_it(small: VLM, large: VLM) -> None:
+    exits = ExitConfig(scorer="answer_probability", escalate="never")
+    found = {}
+    for consistency in ("auto", "always"):
+        wanted = exits.model_copy(update={"consistency": consistency})
+        config = EngineConfig(exit=wanted).without_reuse()
+        found[consistency] = SGLEngine(small, large, config).run(ASK)
+    auto, always = (found[each].report for each in ("auto", "always"))
+    assert found["auto"].text == found["always"].text
+    assert auto.score == always.score == auto.score_parts["answer_probability"] != auto.confidence
+    assert auto.consistency is None
+    assert "consistency_small" not in auto.stage_ms
+    assert always.consistency is not None
+    assert "consistency_small" in always.stage_ms
+    assert auto.small_tflops < always.small_tflops
+    assert auto.score_parts.items() < always.score_parts.items()
+
+
 def test_the_route_can_be_forced(engine: SGLEngine) -> None:
     never, always = (forced(engine, escalate).run(ASK).report for escalate in ("never", "always"))
     assert (never.route, never.forced) == ("small", True)

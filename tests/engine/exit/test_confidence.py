@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgl_engine.config import ExitConfig
 from sgl_engine.errors import ConfigError
-from sgl_engine.exit.decision import DEFAULT_SCORER, SCORERS, Confidence, measure_answer, score_parts
+from sgl_engine.exit.decision import (
+    DEFAULT_SCORER,
+    SCORERS,
+    Confidence,
+    consistency_keep_ratio,
+    measure_answer,
+    reads_consistency,
+    score_parts,
+)
 
 
 def measure_confidence(
@@ -73,3 +82,37 @@ def test_without_consistency_the_score_is_the_confidence() -> None:
 def test_unknown_scorers_are_refused() -> None:
     with pytest.raises(ConfigError, match="no scorer 'luck'.*mean_geometric"):
         measure_confidence([0.0], [0.0], None, "luck")
+
+
+def test_what_reads_consistency_and_what_does_not() -> None:
+    """By trying: a scorer that does not read it scores the answer's own measurements."""
+    own = measure_answer([math.log(0.5)], [0.7], None)
+    for name, scorer in SCORERS.items():
+        if reads_consistency(name):
+            with pytest.raises(KeyError, match="consistency"):
+                scorer(own)
+        else:
+            assert score_parts(own, name, pictures=True).score == scorer(own)
+    assert {reads_consistency(name) for name in SCORERS} == {True, False}
+    assert reads_consistency(None)
+
+
+def test_an_added_scorer_is_taken_to_read_consistency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCORERS, "confidence", lambda parts: parts["consistency_product"])
+    assert consistency_keep_ratio(ExitConfig(scorer="confidence")) == 0.05
+    assert consistency_keep_ratio(ExitConfig(scorer="answer_probability")) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "calibration_reads", "ratio"),
+    [
+        (ExitConfig(), False, 0.05),
+        (ExitConfig(scorer="entropy"), False, None),
+        (ExitConfig(scorer="entropy"), True, 0.05),
+        (ExitConfig(scorer="entropy", consistency="always", consistency_keep_ratio=0.2), False, 0.2),
+    ],
+)
+def test_the_consistency_pass_runs_where_somebody_reads_it(
+    config: ExitConfig, calibration_reads: bool, ratio: float | None
+) -> None:
+    assert consistency_keep_ratio(config, calibration_reads=calibration_reads) == ratio

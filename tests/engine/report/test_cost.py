@@ -75,9 +75,11 @@ def test_a_pass_without_a_draft_is_an_answer(case: Case) -> None:
     )
 
 
-def test_small_pass_within_2_percent(case: Case) -> None:
+@pytest.mark.parametrize("consistency", [0.05, None])
+def test_small_pass_within_2_percent(case: Case, consistency: float | None) -> None:
     vlm, prompt = case
-    run = lambda: run_small_pass(vlm, AnswerTask(prompt, TOKENS, stop_at_eos=False))  # noqa: E731
+    task = AnswerTask(prompt, TOKENS, stop_at_eos=False)
+    run = lambda: run_small_pass(vlm, task, consistency_keep_ratio=consistency)  # noqa: E731
     assert small_pass_flops(
         vlm.shape, patches=vlm.tower_patches(prompt), prompt=prompt, result=run()
     ) == pytest.approx(counted(run), rel=0.02)
