@@ -68,7 +68,9 @@ def measure(questions: int) -> Measured:
         row = DataRow(index=0, id="", kind="", metric="exact", question=question.text, answers=("",))
         small_s = processor_s(lambda request=request: never.run(request))
         both_s = processor_s(lambda request=request: always.run(request))
-        large_s = processor_s(lambda request=request, row=row: alone(engine.large, request, row, config))
+        large_s = processor_s(
+            lambda request=request, row=row: alone(engine.large, request, row, config, config.large_pictures)
+        )
         if number:  # the first round warms up
             escalated += cold.run(request).report.escalated
             small.append(small_s)

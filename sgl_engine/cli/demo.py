@@ -106,7 +106,7 @@ def ask(engine: SGLEngine, page: Path, question: str, truth: str, *, rounds: int
         started = time.perf_counter()
         response = cold.run(request)
         ms = 1e3 * (time.perf_counter() - started)
-        large = alone(engine.large, request, row, config)
+        large = alone(engine.large, request, row, config, config.large_pictures)
         if number:
             ours.append(ms)
             theirs.append(large.ms or 0.0)

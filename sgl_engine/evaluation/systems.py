@@ -16,6 +16,7 @@ from sgl_engine import (
     VLM,
     Decoding,
     EngineConfig,
+    PictureConfig,
     PruningConfig,
     Request,
     RequestError,
@@ -85,7 +86,8 @@ def measure(engine: SGLEngine, sample: DataSample, systems: Systems) -> BenchOut
     if not systems.rankers and not systems.studies:
         return outcome
     if not systems.compares(row.index):
-        prompt = engine.large.encode(request, engine.config.limits)
+        config = engine.config
+        prompt = engine.large.encode(request, config.limits, pictures=config.large_pictures)
         study = {evidence.STUDY: evidence.about_prompt(prompt, {}, sample.images, None)}
         return outcome.model_copy(update={"study": study, "compared": False})
     case = RankingCase.of(engine, request, seed=systems.seed + row.index)
@@ -115,7 +117,8 @@ def _timed(
     of the early exit, so it runs once.
     """
     config = engine.config.without_reuse()
-    small, large = (alone(vlm, request, row, config) for vlm in (engine.small, engine.large))
+    small = alone(engine.small, request, row, config, config.small_pictures)
+    large = alone(engine.large, request, row, config, config.large_pictures)
     with SGLEngine(engine.small, engine.large, config, small_pass=Once()) as asked:
         first = asked.with_config(config.escalating("never")).run(request)
         guided = {name: _guided(asked, request, row, point) for name, point in systems.points.items()}
@@ -144,16 +147,16 @@ def _value(text: str, row: DataRow) -> float:
     return math.nan if row.metric == JUDGED else METRICS[row.metric](text, row.answers)
 
 
-def alone(vlm: VLM, request: Request, row: DataRow, config: EngineConfig) -> BenchAnswer:
-    """Asks a model on its own: no map, no score, nothing pruned."""
+def alone(
+    vlm: VLM, request: Request, row: DataRow, config: EngineConfig, pictures: PictureConfig
+) -> BenchAnswer:
+    """Asks a model on its own: no map, no score, nothing pruned; all else as the engine would ask it."""
     started = time.perf_counter()
-    prompt = vlm.encode(request, config.limits)
+    prompt = vlm.encode(request, config.limits, pictures=pictures)
     encoded = time.perf_counter()
-    result = run_large_pass(
-        vlm,
-        AnswerTask(prompt, request.max_new_tokens or config.generation.max_new_tokens),
-        keep_everything(prompt),
-    )
+    limit = request.max_new_tokens or config.generation.max_new_tokens
+    chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
+    result = run_large_pass(vlm, AnswerTask(prompt, limit, chosen), keep_everything(prompt))
     return BenchAnswer(
         text=result.generation.text,
         value=_value(result.generation.text, row),

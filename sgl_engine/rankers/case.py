@@ -73,7 +73,7 @@ class RankingCase:
         """
         config = engine.config
         limit = request.max_new_tokens or config.generation.max_new_tokens
-        small_prompt = engine.small.encode(request, config.limits)
+        small_prompt = engine.small.encode(request, config.limits, pictures=config.small_pictures)
         if not small_prompt.spans:
             raise InvalidRequestError(
                 "The request has no picture, so there are no visual tokens to rank.", remedy="Add one."
@@ -90,7 +90,7 @@ class RankingCase:
             seed=seed,
             small=small,
             small_prompt=small_prompt,
-            large_prompt=engine.large.encode(request, config.limits),
+            large_prompt=engine.large.encode(request, config.limits, pictures=config.large_pictures),
             rows=keeper.rows(),
             max_new_tokens=limit,
         )

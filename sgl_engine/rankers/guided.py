@@ -154,8 +154,9 @@ def relative(case: RankingCase) -> ImportanceMap:
 
 def beyond_neutral(case: RankingCase) -> ImportanceMap:
     """Takes off what a neutral question looks at: what the engine does with ``PruningConfig.neutral``."""
-    vlm, limits = case.engine.small, case.engine.config.limits
-    task = AnswerTask(vlm.encode(neutral_request(case.request), limits), 1)
+    vlm, config = case.engine.small, case.engine.config
+    prompt = vlm.encode(neutral_request(case.request), config.limits, pictures=config.small_pictures)
+    task = AnswerTask(prompt, 1)
     [neutral] = run_neutral_batch(vlm, [task])
     assert isinstance(neutral, NeutralMap), "nobody has cancelled it"
     return plain(case).beyond(neutral.importance)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sgl_engine.attention.importance import ImportanceMap
-from sgl_engine.config import PRESETS
+from sgl_engine.config import PRESETS, EngineConfig, GenerationConfig, PictureConfig
 from sgl_engine.decoding.answer import AnswerTask
 from sgl_engine.engine import SGLEngine
 from sgl_engine.errors import ConfigError, InvalidRequestError
@@ -22,6 +22,7 @@ from sgl_engine.passes.large import run_large_pass
 from sgl_engine.pruning.plan import keep_everything, plan_pruning
 from sgl_engine.rankers import RANKERS, RankingCase
 from sgl_engine.request import Request
+from sgl_engine.testing import tiny_vlm
 
 POINTS = {"64%": PRESETS["64%"], "9%": PRESETS["9%"]}
 FAST = Systems({"9%": PRESETS["9%"]}, ("small-guided",))
@@ -66,6 +67,31 @@ def test_every_answer_is_that_of_a_run_of_its_own(bundled: SGLEngine) -> None:
     assert outcome.score == score_parts(case.small.parts, bundled.config.exit.scorer).score
     assert outcome.small.tflops < outcome.small_pass_tflops
     assert BenchOutcome.model_validate_json(outcome.model_dump_json()) == outcome
+
+
+def test_both_models_alone_are_asked_as_the_configuration_says(no_studies: None) -> None:
+    """Sizes of pictures, each role its own, and how tokens are chosen."""
+    sample, points = HeldOut(8)[3], Systems({"64%": PRESETS["64%"]}, ())
+    pair = tiny_vlm("qwen2_5_vl", max_tiles=9), tiny_vlm("qwen2_5_vl", size="large", max_tiles=9)
+    engine = SGLEngine(*pair, EngineConfig(generation=GenerationConfig(max_new_tokens=3)))
+    config = engine.config.model_copy(
+        update={
+            "generation": engine.config.generation.model_copy(update={"repetition_penalty": 1.5}),
+            "small_pictures": PictureConfig(max_visual_tokens=12),
+            "large_pictures": PictureConfig(max_visual_tokens=24),
+        }
+    )
+    outcome = measure(engine.with_config(config), sample, points)
+    plain = measure(engine, sample, points)
+    small, large = (
+        engine.with_config(each).run(Request.ask(sample.row.question, *sample.images))
+        for each in (config.escalating("never"), config.model_copy(update={"pruning": PRESETS["100%"]}))
+    )
+    assert (outcome.small.text, outcome.large.text) == (small.text, large.text)
+    assert outcome.large.tflops == pytest.approx(large.report.large_alone_tflops, rel=0.05)
+    # The control: what is asked for changes what is said and what it costs.
+    assert (plain.small.text, plain.large.text) != (small.text, large.text)
+    assert outcome.large.tflops < 0.8 * plain.large.tflops
 
 
 def test_a_ranker_that_chooses_otherwise_answers_otherwise(bundled: SGLEngine, no_studies: None) -> None:
