@@ -1,5 +1,7 @@
 """``sgl``: what it prints and returns, on a tiny pair that is loaded from disk like any other."""
 
+import argparse
+import importlib
 import io
 import json
 import os
@@ -350,3 +352,20 @@ def test_a_server_without_its_extra_says_which(
     monkeypatch.setitem(sys.modules, "sgl_engine.server", None)
     assert main(["serve"]) == 2
     assert 'pip install "langchain-sgl[server]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["batch", "bench", "calibrate", "decide", "explain", "ask"])
+def test_every_path_may_begin_with_a_tilde(command: str) -> None:
+    """Shells expand ``--out ~/x`` and not ``--out=~/x``."""
+    module = importlib.import_module(
+        "sgl_engine.cli.decide.command" if command == "decide" else f"sgl_engine.cli.{command}"
+    )
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    types = [action.type for action in parser._actions]
+    assert Path not in types
+    assert options.path in types or command == "bench"
+    for read in types:
+        if callable(read) and (read is options.path or read.__name__ == "<lambda>"):
+            assert read("~/x.json") == Path.home() / "x.json"
+    assert options.path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

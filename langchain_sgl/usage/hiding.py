@@ -15,14 +15,19 @@ from langchain_core.messages import BaseMessage
 
 from langchain_sgl.chat.image_blocks import is_image
 
-_DATA_URL = re.compile(r"\s*data:image/", re.IGNORECASE)
+_BEGINS = re.compile(r"\s*data:image/", re.IGNORECASE)
+_WITHIN = re.compile(  # with the further lines of base64 that is broken into lines
+    r"data:image/[\w.+-]+(?:;[\w.+-]+(?:=[\w.+-]+)?)*,[^\s\"'<>()\[\]{}]+(?:\r?\n[A-Za-z0-9+/=]+(?=\r?\n|$))*",
+    re.IGNORECASE,
+)
+_FIELDS = "content", "additional_kwargs", "artifact", "tool_calls", "invalid_tool_calls"
 
 
 def hide_pictures(payload: Any) -> Any:
     """Replaces every picture in what a run was given, or gave: a copy where there is one.
 
     Picture blocks of every form are replaced, in messages and in plain JSON, with addresses and paths in
-    them; and so are data URLs, wherever they stand.
+    them; and so are data URLs, wherever they stand: in texts, in tool calls, in artifacts of tools.
 
     Args:
         payload: Inputs or outputs of a run, as LangSmith's client and ``TracePolicy`` hand them over.
@@ -36,13 +41,14 @@ def hide_pictures(payload: Any) -> Any:
         ```
     """
     if isinstance(payload, BaseMessage):
-        return payload.model_copy(update={"content": hide_pictures(payload.content)})
+        fields = (name for name in _FIELDS if getattr(payload, name, None))
+        return payload.model_copy(update={name: hide_pictures(getattr(payload, name)) for name in fields})
     if isinstance(payload, Mapping):
         if isinstance(payload.get("type"), str) and is_image(payload):  # a schema's type may be a list
             return {"type": "text", "text": "[picture]"}
         return {name: hide_pictures(value) for name, value in payload.items()}
     if isinstance(payload, list | tuple):
         return [hide_pictures(each) for each in payload]
-    if isinstance(payload, str) and _DATA_URL.match(payload):
-        return "[picture]"
+    if isinstance(payload, str):
+        return "[picture]" if _BEGINS.match(payload) else _WITHIN.sub("[picture]", payload)
     return payload

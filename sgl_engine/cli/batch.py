@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -46,10 +45,14 @@ _EVERY_S = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "input", metavar="INPUT", type=Path, help="a .jsonl or .parquet file, or a folder of pictures"
+        "input", metavar="INPUT", type=options.path, help="a .jsonl or .parquet file, or a folder of pictures"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="where the rows go; a run there goes on"
+        "--out",
+        metavar="DIR",
+        type=options.path,
+        required=True,
+        help="where the rows go; a run there goes on",
     )
     parser.add_argument("--question", metavar="TEXT", help="what is asked of rows that have no question")
     parser.add_argument(
@@ -95,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int | None:
 
     config = options.engine_config(arguments)
     options.check_pair(arguments)
-    rows = open_rows(arguments.input.expanduser())
+    rows = open_rows(arguments.input)
     form, job = _prepared(arguments, rows, config)
-    with RunFolder(arguments.out.expanduser(), job, form) as folder:
+    with RunFolder(arguments.out, job, form) as folder:
         known = folder.done
         if known < len(rows):
             _answer(arguments, config, rows, form, folder)

@@ -51,18 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="JSON",
-        type=Path,
+        type=options.path,
         default=Path("calibration.json"),
         help="the file (default: %(default)s)",
     )
     parser.add_argument(
         "--records",
         metavar="JSONL",
-        type=Path,
+        type=options.path,
         help="what was asked already; a run that was cut short goes on (default: beside --out)",
     )
-    parser.add_argument("--check", metavar="JSON", type=Path, help="calibration to be checked on --data")
-    parser.add_argument("--report", metavar="DIR", type=Path, help="also write a page with figures")
+    parser.add_argument(
+        "--check", metavar="JSON", type=options.path, help="calibration to be checked on --data"
+    )
+    parser.add_argument("--report", metavar="DIR", type=options.path, help="also write a page with figures")
     _add_promise(parser)
     _add_requests(parser)
     options.add_models(parser)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     options.add_request(parser)
     parser.add_argument(
-        "-o", "--output", metavar="OUT.png", type=Path, required=True, help="the picture to write"
+        "-o", "--output", metavar="OUT.png", type=options.path, required=True, help="the picture to write"
     )
     options.add_engine(parser)
 

@@ -33,6 +33,14 @@ GENERATED = "generated"
 """What names drawn pages where a file of questions may be named."""
 
 
+def path(text: str) -> Path:
+    """A path; shells leave the ~ of --out=~/x as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody's home: whoever opens it says that it is not there
+        return Path(text)
+
+
 def add_request(parser: argparse.ArgumentParser) -> None:
     """PICTURE, QUESTION and how long the answer may be."""
     parser.add_argument(
@@ -114,7 +122,7 @@ def _add_leaving(parser: argparse.ArgumentParser) -> None:
     by.add_argument(
         "--calibration",
         metavar="JSON",
-        type=Path,
+        type=path,
         help="from the probability on that this file of sgl calibrate certifies",
     )
     leaving.add_argument(

@@ -120,6 +120,10 @@ class _Call:
     arguments: str = ""
 
 
+_MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading raises where a list stands in an object's place, or the like."""
+
+
 class AnswerStream:
     """Reads an answer while it comes, as server-sent events or, where the server does not stream, whole."""
 
@@ -144,7 +148,7 @@ class AnswerStream:
             if data == "[DONE]":
                 self.ended = True
             elif data:
-                yield from self._take(_parse(data))
+                yield from self._read(data)
         elif line.strip() and not line.startswith((":", "event:", "id:", "retry:")):
             self._whole += line
 
@@ -155,7 +159,7 @@ class AnswerStream:
             HostedAnswerError: It breaks off.
         """
         if self._whole:
-            yield from self._take(_parse(self._whole))
+            yield from self._read(self._whole)
         if self._finish is None and not (self.ended and (self._text or self._calls)):
             count = len(self._text)
             raise HostedAnswerError(
@@ -176,6 +180,17 @@ class AnswerStream:
 
     def _in_order(self) -> list[_Call]:
         return [self._calls[index] for index in sorted(self._calls)]
+
+    def _read(self, data: str) -> Generator[Delta, None, None]:
+        chunk = _parse(data)
+        try:
+            yield from self._take(chunk)
+        except _MALFORMED as error:
+            raise HostedAnswerError(
+                f"The answer holds {data[:80]!r}, which is not put together as this interface says "
+                f"({type(error).__name__}: {error}).",
+                remedy="Check that the address is that of an OpenAI-compatible server.",
+            ) from error
 
     def _take(self, chunk: Mapping[str, Any]) -> Generator[Delta, None, None]:
         if chunk.get("error"):
@@ -269,15 +284,17 @@ def _error_text(error: Any) -> str:
 def _usage(usage: Mapping[str, Any]) -> HostedUsage:
     given, written = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
     return HostedUsage(
-        input_tokens=usage.get("prompt_tokens") or 0,
-        output_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=given.get("cached_tokens") or 0,
-        reasoning_tokens=written.get("reasoning_tokens") or 0,
+        input_tokens=int(usage.get("prompt_tokens") or 0),
+        output_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int(given.get("cached_tokens") or 0),
+        reasoning_tokens=int(written.get("reasoning_tokens") or 0),
     )
 
 
 def _token(token: Mapping[str, Any]) -> TokenLogprob:
     from sgl_engine.decoding.answer import TokenLogprob
 
-    top = tuple(TokenLogprob(each["token"], each["logprob"]) for each in token.get("top_logprobs") or ())
-    return TokenLogprob(token["token"], token["logprob"], top)
+    top = tuple(
+        TokenLogprob(each["token"], float(each["logprob"])) for each in token.get("top_logprobs") or ()
+    )
+    return TokenLogprob(token["token"], float(token["logprob"]), top)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hosted_models import Big, small
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tracers import LangChainTracer
 from langsmith import Client
 from langsmith.run_helpers import tracing_context
@@ -142,3 +142,31 @@ def test_what_is_no_picture_stays() -> None:
     }
     assert hide_pictures(payload) == payload
     assert hide_pictures("data:image/png;base64,AAAA") == "[picture]"
+
+
+LINES = "data:image/png;base64," + "\n".join(["QUJD" * 19, "QUJD" * 19, "QQ=="])
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("What is data:image/png;base64,QUJD/+== here?", "What is [picture] here?"),
+        ("![a](data:image/svg+xml;charset=utf-8,%3Csvg%3E) and <img src='DATA:image/gif,R0lG'>",
+         "![a]([picture]) and <img src='[picture]'>"),
+        (f"Look: {LINES}\nWhat is it?", "Look: [picture]\nWhat is it?"),
+        ("the type data:image/png is no picture", "the type data:image/png is no picture"),
+    ],
+)  # fmt: skip
+def test_data_urls_within_a_text_are_hidden(text: str, hidden: str) -> None:
+    assert hide_pictures(HumanMessage(text)).content == hide_pictures(text) == hidden
+
+
+def test_tool_calls_and_artifacts_are_looked_through() -> None:
+    url = "data:image/png;base64,QUJD"
+    call = {"name": "look", "args": {"picture": url, "question": "What?"}, "id": "1", "type": "tool_call"}
+    hidden = hide_pictures(AIMessage("", tool_calls=[call]))
+    assert hidden.tool_calls[0]["args"] == {"picture": "[picture]", "question": "What?"}
+    block = {"type": "image_url", "image_url": {"url": url}}
+    answer = ToolMessage("8", tool_call_id="1", artifact={"crop": block, "score": 0.5})
+    assert hide_pictures(answer).artifact == {"crop": {"type": "text", "text": "[picture]"}, "score": 0.5}
+    assert answer.artifact["crop"] == block  # the message itself is as it was

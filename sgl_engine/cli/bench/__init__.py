@@ -120,7 +120,7 @@ def _data(arguments: argparse.Namespace) -> Data:
         return paper.read(arguments)
     if arguments.data is None:
         return HeldOut(arguments.questions or HELD_OUT, transcriptions=True)
-    return JsonLines.read(arguments.data.expanduser(), arguments.questions)
+    return JsonLines.read(arguments.data, arguments.questions)
 
 
 def _compared(arguments: argparse.Namespace, data: Data) -> int | None:

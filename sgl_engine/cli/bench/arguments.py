@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--data",
         metavar="FILE.jsonl",
-        type=lambda name: None if name == options.GENERATED else Path(name),
+        type=lambda name: None if name == options.GENERATED else options.path(name),
         help=f'your questions, or "{options.GENERATED}": about held-out pages of the bundled pair (default)',
     )
     data.add_argument(
@@ -117,7 +117,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=options.path,
         default=Path("sgl-bench"),
         help="folder of records and results; a run that it holds goes on (default: %(default)s)",
     )

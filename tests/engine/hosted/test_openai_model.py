@@ -272,6 +272,28 @@ def test_a_content_that_is_none_is_an_error(content: Any) -> None:
         list(AnswerStream().push(f"data: {line}"))
 
 
+MALFORMED = [
+    {"choices": {"0": {"delta": {"content": "4"}}}},
+    {"choices": "4"},
+    {"choices": [["4"]]},
+    {"choices": [{"delta": "4"}]},
+    {"choices": [{"delta": {"tool_calls": ["look"]}}]},
+    {"choices": [{"delta": {"tool_calls": [{"function": "look"}]}}]},
+    {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "4"}]}}]},
+    {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "4", "logprob": "sure"}]}}]},
+    {"choices": [{"delta": {}, "logprobs": "sure"}]},
+    {"usage": 3},
+    {"usage": {"prompt_tokens": "many"}},
+    {"usage": {"prompt_tokens": 3, "prompt_tokens_details": [1]}},
+]
+
+
+@pytest.mark.parametrize("chunk", MALFORMED, ids=json.dumps)
+def test_what_is_put_together_otherwise_is_an_error(chunk: Any) -> None:
+    with pytest.raises(HostedAnswerError, match="not put together as this interface says"):
+        list(AnswerStream().push(f"data: {json.dumps(chunk)}"))
+
+
 def test_a_sure_small_answer_sends_nothing() -> None:
     script = Script(says("8"))
     with script.model() as model:
