@@ -305,7 +305,7 @@ def _look_beyond(
     if importance is None or pair.hosted is not None or not wanted:
         return turn
     clock.resume()
-    work = neutral_work(pair.small, request, pair.config)
+    work = neutral_work(pair.small, request, pair.config, pair.siblings)
     clock.lap("encode_neutral_small")
     job = yield from _handed_over(work)
     neutral: NeutralMap = job.result()

@@ -68,7 +68,7 @@ class SGLEngine:
         self.small = small
         self._large = large
         self.config = config or EngineConfig()
-        self._scheduler, self._small_pass = Scheduler(), small_pass
+        self._scheduler, self.small_pass = Scheduler(), small_pass
         self._beside: Siblings | None = None  # of a part of a list that is under way
         find_scorer(self.config.exit.scorer)
         for vlm, other in zip(self._local, reversed(self._local), strict=True):
@@ -221,7 +221,7 @@ class SGLEngine:
     @property
     def _pair(self) -> Pair:
         beside = Siblings() if self._beside is None else self._beside
-        return Pair(self.small, self._large, self.config, self._exit_rule, self._small_pass, beside)
+        return Pair(self.small, self._large, self.config, self._exit_rule, self.small_pass, beside)
 
     def _answer(self, ticket: Ticket) -> Road[Response]:
         return cascade.answer(self._pair, ticket.request, Clock())

@@ -68,7 +68,7 @@ class Pair:
     @property
     def consistency_keep_ratio(self) -> float | None:
         """Fraction of the visual tokens that the consistency pass sees; None where there is to be none."""
-        reads = self.exit_rule is not None and self.exit_rule.reads_consistency
+        reads = self.exit_rule is not None and self.exit_rule.calibration.reads_consistency
         return consistency_keep_ratio(self.config.exit, calibration_reads=reads)
 
     @property

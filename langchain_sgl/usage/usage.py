@@ -24,7 +24,7 @@ class SGLUsage(BaseModel):
         kept_visual_tokens: Of the escalated prompts' visual tokens, those that the large model
             saw in all its layers.
         pruned_visual_tokens: Of the same, those that it dropped; an early exit counts in neither.
-        small_tflops: Small model, consistency pass included; 1e12 floating-point operations.
+        small_tflops: Small model, consistency pass included where it ran; 1e12 floating-point operations.
         large_tflops: Large model, as it ran.
         large_alone_tflops: What the large model alone, unpruned, would have needed for these answers.
         stage_ms: Milliseconds per stage; "total" covers whole calls. Calls that run at once add up to more

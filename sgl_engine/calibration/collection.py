@@ -13,6 +13,7 @@ from PIL import Image
 
 from sgl_engine import (
     PRESETS,
+    VLM,
     ConfigError,
     Decoding,
     ImagePart,
@@ -38,8 +39,9 @@ from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
 from sgl_engine.evaluation.records import RIGHT, DataRow
 from sgl_engine.evaluation.systems import Once
 from sgl_engine.exit import Conditions, bind, digest, system_hash
-from sgl_engine.passes import run_large_pass
+from sgl_engine.passes import SmallPassResult, run_large_pass
 from sgl_engine.pruning import keep_everything
+from sgl_engine.report import consistency_flops
 
 if TYPE_CHECKING:
     from sgl_engine.decoding import Generation
@@ -56,18 +58,19 @@ class Asking:
         if rungs:
             config = config.model_copy(update={"pruning": PRESETS["100%"]})
         self._engine, self._config, self._rungs = engine, config, rungs
+        self.small: SmallPassResult | None = None
 
     def both(self, request: Request) -> tuple[Response, dict[str, Response]]:
         """Asks the small model once, and the large one at every operating point.
 
         Returns:
-            The response at the engine's own point, and those at the rungs, by name.
+            The response at the engine's own point, and those at the rungs, by name; what came of the small
+            pass is in ``small`` until the next question.
         """
-        if not self._rungs:
-            return self._engine.with_config(self._config).run(request), {}
-        engine, once = self._engine, Once()
+        engine, once = self._engine, Once(self._engine.small_pass)
         with SGLEngine(engine.small, engine.large, self._config, small_pass=once) as asked:
             response = asked.run(request)
+            self.small = once.result
             points = {
                 name: asked.with_config(self._config.model_copy(update={"pruning": pruning}))
                 for name, pruning in self._rungs.items()
@@ -202,6 +205,8 @@ class Collector:
             small_ms=_model_ms(response, "_small"),
             large_ms=_model_ms(response, "_large"),
             alone_ms=alone_ms,
+            consistency_tflops=_consistency_flops(self.engine.small, asking.small) / 1e12,
+            consistency_ms=report.stage_ms.get("consistency_small", 0.0),
             seen={} if response.importance is None else response.importance.describe(),
             rungs={name: _rung(row, each, response) for name, each in rungs.items()},
         )
@@ -283,6 +288,13 @@ def _picture(sample: DataSample) -> str:
 def _right(row: DataRow, answer: str) -> bool | None:
     """Makes right or wrong of a graded metric: the exact binomial test counts, it does not average."""
     return METRICS[row.metric](answer, row.answers) >= RIGHT if row.answers else None
+
+
+def _consistency_flops(vlm: VLM, small: SmallPassResult | None) -> int:
+    if small is None or small.consistency_plan is None:
+        return 0
+    plan, tokens = small.consistency_plan, len(small.generation)
+    return consistency_flops(vlm.shape.decoder, plan=plan, output_tokens=tokens)
 
 
 def _model_ms(response: Response, model: str) -> float:

@@ -12,6 +12,7 @@ from sgl_engine.calibration.outcomes import CascadeOutcome, outcome, outcomes_by
 from sgl_engine.calibration.records import CalibrationRecord, halves
 from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.tables import Table
+from sgl_engine.exit import reads_consistency
 
 if TYPE_CHECKING:
     from sgl_engine.exit import Calibration, ModelIdentity, OperatingPoint
@@ -48,8 +49,10 @@ class _Page:
 
     def __init__(self, calibration: Calibration, records: Sequence[CalibrationRecord]) -> None:
         self.calibration = calibration
-        self.records = records
-        self.ways = Ways.under(calibration, records)
+        reads = calibration.reads_consistency or reads_consistency(calibration.binding.scorer)
+        # Asked were all questions with the consistency pass; who uses the calibration may never run it.
+        self.records = records if reads else [record.without_consistency() for record in records]
+        self.ways = Ways.under(calibration, self.records)
         self.rungs = tuple(rung.name for rung in calibration.rungs)
         self.certified = [point for point in calibration.points if point.threshold is not None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -61,7 +62,10 @@ class CalibrationRecord(_Line):
         large_tflops: Cost of the guided large pass.
         alone_tflops: Cost of the large model alone.
         small_ms: Time of the small model, encoding included.
-        large_ms: Time of the guided large model, encoding included.
+        consistency_tflops: Of its operations, those of the consistency pass.
+        consistency_ms: Of its time, that of the consistency pass.
+        large_ms: Time of the guided large model, encoding included, but for pictures that the small one was
+            shown as well.
         alone_ms: Time of the large model alone; None where it was not run.
         seen: Where the small model looked (``ImportanceMap.describe``).
         rungs: What the large model says at each operating point that may be chosen, by name.
@@ -87,8 +91,22 @@ class CalibrationRecord(_Line):
     small_ms: float
     large_ms: float
     alone_ms: float | None = None
+    consistency_tflops: float = 0.0
+    consistency_ms: float = 0.0
     seen: dict[str, float] = {}
     rungs: dict[str, RungOutcome] = {}
+
+    def without_consistency(self) -> Self:
+        """The same, had nobody read what the consistency pass measures: its costs are taken off."""
+        tflops, ms = self.small_tflops - self.consistency_tflops, self.small_ms - self.consistency_ms
+        return self.model_copy(
+            update={
+                "small_tflops": tflops,
+                "small_ms": ms,
+                "consistency_tflops": 0.0,
+                "consistency_ms": 0.0,
+            }
+        )
 
     @property
     def observation(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from rich.progress import track
 from sgl_engine import PRESETS, ConfigError, EngineConfig, ExitConfig, GenerationConfig, PruningConfig
 from sgl_engine.cli import options, output
 from sgl_engine.exit import Agreement, Risk
+from sgl_engine.prompt import at_home
 
 if TYPE_CHECKING:
     from sgl_engine.calibration.build import Promise
@@ -220,7 +221,7 @@ def _data(arguments: argparse.Namespace) -> Data:
 
     if arguments.data == options.GENERATED:
         return HeldOut(arguments.questions or 2000, arguments.start)
-    data = JsonLines.read(Path(arguments.data).expanduser(), arguments.questions, answers="optional")
+    data = JsonLines.read(at_home(arguments.data), arguments.questions, answers="optional")
     for line in data.bad[:5]:
         _say(f"Line {line.number} of {arguments.data} is left out: {line.problem}.")
     if len(data.bad) > 5:

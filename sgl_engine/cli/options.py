@@ -18,7 +18,7 @@ from sgl_engine import (
     PruningConfig,
     pruning_preset,
 )
-from sgl_engine.prompt import load_image
+from sgl_engine.prompt import at_home, load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +36,9 @@ GENERATED = "generated"
 def path(text: str) -> Path:
     """A path; shells leave the ~ of --out=~/x as it is."""
     try:
-        return Path(text).expanduser()
-    except RuntimeError:  # nobody's home: whoever opens it says that it is not there
-        return Path(text)
+        return at_home(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +215,7 @@ def load_picture(source: str, limits: LimitsConfig) -> Image:
         return load_image(sys.stdin.buffer.read(limits.max_image_bytes + 1), limits)
     if "://" in source or source.startswith("data:"):
         return load_image(source, limits)
-    return load_image(Path(source).expanduser(), limits)
+    return load_image(at_home(source), limits)
 
 
 def check_pair(arguments: argparse.Namespace) -> None:

@@ -200,7 +200,7 @@ class ReuseConfig(_Config):
 
     Attributes:
         max_bytes: Bytes that a model's store may hold after this engine has put something into it; the least
-            recently used goes first. 0 keeps nothing, and looks nothing up.
+            recently used goes first. 0 keeps nothing for another call, and looks nothing up.
         pixels: Whether scaled and cut pictures are kept, in main memory.
         features: Whether visual features are kept, so that a known picture does not run the vision tower.
         prefixes: Whether keys and values of a prompt up to its last picture are kept, so that only what

@@ -43,11 +43,12 @@ def consistency(case: RankingCase, outcome: BenchOutcome) -> Json:
 
 def scorers(rows: Sequence[Scored], bootstrap: Bootstrap) -> Section | None:
     """Compares the scorers of ``SCORERS``, a logistic combination, and consistency at several keep ratios."""
-    if not rows:
+    targets = Targets.of(rows) if rows else None
+    scores = {} if targets is None else _scores(rows, targets)
+    if targets is None or DEFAULT_SCORER not in scores:  # what the others are held against: nothing to tell
         return None
-    targets = Targets.of(rows)
-    studied = {name: Worth.of(scores, targets, bootstrap) for name, scores in _scores(rows, targets).items()}
-    ratios = {name: Worth.of(scores, targets, bootstrap) for name, scores in _by_ratio(rows).items()}
+    studied = {name: Worth.of(of_rows, targets, bootstrap) for name, of_rows in scores.items()}
+    ratios = {name: Worth.of(of_rows, targets, bootstrap) for name, of_rows in _by_ratio(rows).items()}
     best = max((name for name in studied if name in SCORERS), key=lambda name: studied[name].right[0])
     text = [
         _areas_table("How well scores separate: AUROC (95 % interval)", studied).markdown(),
@@ -80,7 +81,7 @@ def _scores(rows: Sequence[Scored], targets: Targets) -> dict[str, Floats]:
     for name, scorer in SCORERS.items():
         try:
             found[name] = np.array([scorer(row.outcome.parts) for row in rows])
-        except KeyError:  # a row without a picture has no consistency
+        except KeyError:  # a row without a picture has no consistency; nor has one where nobody read it
             continue
     combined = cross_validated(_features(rows), targets.right)
     if combined is not None:

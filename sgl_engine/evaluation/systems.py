@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sgl_engine import (
@@ -31,7 +31,14 @@ from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import JUDGED, METRICS
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow
 from sgl_engine.evaluation.studies import STUDIES
-from sgl_engine.passes import LargePassResult, run_large_batch, run_large_pass, run_small
+from sgl_engine.passes import (
+    LargePassResult,
+    SmallPass,
+    SmallPassResult,
+    run_large_batch,
+    run_large_pass,
+    run_small,
+)
 from sgl_engine.prompt import MAX_ROWS, resolve_images
 from sgl_engine.pruning import PruningPlan, keep_everything
 from sgl_engine.rankers import RANKERS, RankingCase
@@ -119,23 +126,34 @@ def _timed(
     config = engine.config.without_reuse()
     small = alone(engine.small, request, row, config, config.small_pictures)
     large = alone(engine.large, request, row, config, config.large_pictures)
-    with SGLEngine(engine.small, engine.large, config, small_pass=Once()) as asked:
+    with SGLEngine(engine.small, engine.large, config, small_pass=Once(engine.small_pass)) as asked:
         first = asked.with_config(config.escalating("never")).run(request)
         guided = {name: _guided(asked, request, row, point) for name, point in systems.points.items()}
     return small, large, first, guided
 
 
 class Once:
-    """Runs the small model on one question, and remembers what came of it for every later run."""
+    """Runs the small model on one question, and remembers what came of it for every later run.
 
-    def __init__(self) -> None:
+    Args:
+        small_pass: Runs it.
+    """
+
+    def __init__(self, small_pass: SmallPass = run_small) -> None:
+        self._small_pass = small_pass
         self._results: Any = None
 
     def __call__(self, *given: Any, **settings: Any) -> Any:
-        """What ``run_small`` has returned the first time."""
+        """What ``small_pass`` has returned the first time."""
         if self._results is None:
-            self._results = run_small(*given, **settings)
+            self._results = self._small_pass(*given, **settings)
         return self._results
+
+    @property
+    def result(self) -> SmallPassResult | None:
+        """What came of it; None where it has not run, or failed."""
+        [found] = self._results or [None]
+        return found if isinstance(found, SmallPassResult) else None
 
 
 def at(engine: SGLEngine, point: PruningConfig) -> SGLEngine:
@@ -252,7 +270,7 @@ def _run(
     """
     different = {_key(plan): plan for plan in plans}
     draft = draft_tokens(engine.large, engine.large, case.large.generation.token_ids.tolist())
-    task = AnswerTask(case.large_prompt, case.max_new_tokens, Decoding(), draft=draft)
+    task = replace(case.task, draft=draft)
     results = run_large_batch(
         engine.large,
         [task] * len(different),

@@ -39,6 +39,7 @@ from .decision import (
     geometric_mean as geometric_mean,
     measure_answer as measure_answer,
     product as product,
+    reads_consistency as reads_consistency,
     score_parts as score_parts,
 )
 from .per_call import CallChoices as CallChoices

@@ -11,7 +11,7 @@ from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Conditions, bind, digest
 from sgl_engine.exit.calibration_file import Calibration, load_calibration
 from sgl_engine.exit.calibrators import observe
-from sgl_engine.exit.decision import CONSISTENCY, CalibratedScore, ChosenRung, Confidence
+from sgl_engine.exit.decision import CalibratedScore, ChosenRung, Confidence
 from sgl_engine.request import Decoding, Message, Request
 
 if TYPE_CHECKING:
@@ -35,12 +35,6 @@ class ExitRule:
     calibration: Calibration
     threshold: float
     risk: float | None
-
-    @property
-    def reads_consistency(self) -> bool:
-        """Whether it asks for what the consistency pass measures, beside the score."""
-        calibrators = self.calibration.calibrator, *(rung.calibrator for rung in self.calibration.rungs)
-        return any(feature.name in CONSISTENCY for each in calibrators for feature in each.features)
 
     def judge(
         self,

@@ -16,6 +16,7 @@ from sgl_engine.config import PruningConfig
 from sgl_engine.errors import ConfigError
 from sgl_engine.exit.binding import Binding, Conditions
 from sgl_engine.exit.calibrators import ANSWER_TOKENS, Calibrator
+from sgl_engine.exit.decision import CONSISTENCY
 from sgl_engine.exit.points import OperatingPoint, SharePoint
 from sgl_engine.exit.sealed_file import SealedFile, load_sealed
 
@@ -129,6 +130,12 @@ class Calibration(SealedFile):
     shares: tuple[SharePoint, ...] = ()
     samples: Samples
     reference: Reference
+
+    @property
+    def reads_consistency(self) -> bool:
+        """Whether it asks for what the consistency pass measures, beside the score."""
+        every = (self.calibrator, *(rung.calibrator for rung in self.rungs))
+        return any(feature.name in CONSISTENCY for each in every for feature in each.features)
 
     def differences(self, other: Binding) -> list[str]:
         """Lists what an engine has otherwise (``Binding.differences``), as far as it matters here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +121,35 @@ class _Call:
     arguments: str = ""
 
 
-_MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What reading raises where a list stands in an object's place, or the like."""
+
+
+@contextmanager
+def _understanding(data: str) -> Iterator[None]:
+    try:
+        yield
+    except _MALFORMED as error:
+        raise HostedAnswerError(
+            f"The answer holds {data[:80]!r}, which is not put together as this interface says "
+            f"({type(error).__name__}: {error!s:.120}).",
+            remedy="Check that the address is that of an OpenAI-compatible server.",
+        ) from error
+
+
+def _text(value: Any) -> str:
+    """A text; None is none. Raises TypeError for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r:.80} stands where a text should")
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; None is 0. Raises ValueError for a negative one."""
+    count = int(value or 0)
+    if count < 0:
+        raise ValueError(f"{count} tokens")
+    return count
 
 
 class AnswerStream:
@@ -182,28 +210,21 @@ class AnswerStream:
         return [self._calls[index] for index in sorted(self._calls)]
 
     def _read(self, data: str) -> Generator[Delta, None, None]:
-        chunk = _parse(data)
-        try:
-            yield from self._take(chunk)
-        except _MALFORMED as error:
-            raise HostedAnswerError(
-                f"The answer holds {data[:80]!r}, which is not put together as this interface says "
-                f"({type(error).__name__}: {error}).",
-                remedy="Check that the address is that of an OpenAI-compatible server.",
-            ) from error
+        with _understanding(data):
+            yield from self._take(_parse(data))
 
     def _take(self, chunk: Mapping[str, Any]) -> Generator[Delta, None, None]:
         if chunk.get("error"):
             raise HostedAnswerError(
                 f"The answer ended in an error: {_error_text(chunk['error'])}", remedy="Ask again."
             )
-        self._model = chunk.get("model") or self._model
+        self._model = _text(chunk.get("model")) or self._model
         if chunk.get("usage"):
             self._usage = _usage(chunk["usage"])
         choice = next(iter(chunk.get("choices") or ()), None)
         if choice is None:
             return
-        self._finish = choice.get("finish_reason") or self._finish
+        self._finish = _text(choice.get("finish_reason")) or self._finish
         self._tokens += [_token(token) for token in (choice.get("logprobs") or {}).get("content") or ()]
         yield from self._piece(choice.get("delta") or choice.get("message") or {})
 
@@ -219,16 +240,17 @@ class AnswerStream:
                 self._text += piece.text
             yield piece
         for number, call in enumerate(delta.get("tool_calls") or ()):
-            yield self._call_piece(call.get("index", number), call)
+            index = call.get("index")
+            yield self._call_piece(number if index is None else _count(index), call)
 
     def _call_piece(self, index: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         function = piece.get("function") or {}
-        arguments = function.get("arguments") or ""
+        arguments = _text(function.get("arguments"))
         known = self._calls.get(index)
         if known is not None:
             known.arguments += arguments
             return ToolCallDelta(index, None, None, arguments)
-        new = _Call(piece.get("id") or new_id(), function.get("name") or "", arguments)
+        new = _Call(_text(piece.get("id")) or new_id(), _text(function.get("name")), arguments)
         self._calls[index] = new
         return ToolCallDelta(index, new.id, new.name, arguments)
 
@@ -266,7 +288,7 @@ def _joined(text: Any) -> str:
 def _parse(data: str) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise HostedAnswerError(
@@ -284,17 +306,16 @@ def _error_text(error: Any) -> str:
 def _usage(usage: Mapping[str, Any]) -> HostedUsage:
     given, written = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
     return HostedUsage(
-        input_tokens=int(usage.get("prompt_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int(given.get("cached_tokens") or 0),
-        reasoning_tokens=int(written.get("reasoning_tokens") or 0),
+        input_tokens=_count(usage.get("prompt_tokens")),
+        output_tokens=_count(usage.get("completion_tokens")),
+        cached_tokens=_count(given.get("cached_tokens")),
+        reasoning_tokens=_count(written.get("reasoning_tokens")),
     )
 
 
 def _token(token: Mapping[str, Any]) -> TokenLogprob:
     from sgl_engine.decoding.answer import TokenLogprob
 
-    top = tuple(
-        TokenLogprob(each["token"], float(each["logprob"])) for each in token.get("top_logprobs") or ()
-    )
-    return TokenLogprob(token["token"], float(token["logprob"]), top)
+    top = token.get("top_logprobs") or ()
+    others = tuple(TokenLogprob(_text(each["token"]), float(each["logprob"])) for each in top)
+    return TokenLogprob(_text(token["token"]), float(token["logprob"]), others)

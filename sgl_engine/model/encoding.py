@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from sgl_engine.errors import (
     UnsupportedImageError,
 )
 from sgl_engine.model.caller_tokens import CallerTokenizer
-from sgl_engine.model.store import ReuseStore, Seen, with_image_processor
+from sgl_engine.model.store import Seen, with_image_processor
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.prompt.images import resolve_images
 from sgl_engine.prompt.texts import check_lengths
@@ -47,7 +47,7 @@ def encode(
     reuse: ReuseConfig,
     pictures: PictureConfig,
     transcript: Transcript | None = None,
-    seen: ReuseStore | None = None,
+    seen: dict[Hashable, Any] | None = None,
 ) -> EncodedPrompt:
     """Loads the request's images, and turns messages into tokens and pixels; see ``VLM.encode``.
 

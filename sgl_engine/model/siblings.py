@@ -22,7 +22,6 @@ from sgl_engine.chat.template import chat_template, close_thoughts
 from sgl_engine.config import LimitsConfig, PictureConfig, ReuseConfig
 from sgl_engine.model.caller_tokens import CallerTokenizer
 from sgl_engine.model.encoding import check_inputs, encode
-from sgl_engine.model.store import ReuseStore
 from sgl_engine.prompt.encoded import TOKEN_INPUTS, EncodedPrompt
 from sgl_engine.prompt.texts import check_fields, check_lengths
 from sgl_engine.request import ImagePart, Message, Request, check_wanted
@@ -37,7 +36,7 @@ class Siblings:
     def __init__(self) -> None:
         self._pictures: dict[Hashable, tuple[Request, Request]] = {}
         self._read: dict[Hashable, _Read] = {}
-        self._seen = ReuseStore()
+        self._seen: dict[Hashable, Any] = {}  # what image processors made of pictures, for the other model
 
     def load(self, request: Request, load: Callable[[Request], Request]) -> Request:
         """``load(request)``, which loads its pictures; those that another one has brought are known."""

@@ -279,9 +279,6 @@ class SeenPictures:
     they come from, not by what is on them, so that nothing has to be read for it. Arguments as above.
     """
 
-    MAX_BYTES = 64 * 2**20
-    """What a call holds on to; the pictures of a long list are seen in turns."""
-
     def __init__(self, own: Any, process: Callable[..., Any], seen: Seen) -> None:
         self._own, self._process, self._seen = own, process, seen
 
@@ -290,16 +287,15 @@ class SeenPictures:
 
     def __call__(self, images: Any, **settings: Any) -> Any:
         """What the image processor returns."""
-        names = [self._seen.name(picture) for picture in _pictures(images) or ()]
+        names = tuple(self._seen.name(picture) for picture in _pictures(images) or ())
         if not names or None in names:
             return self._process(images, **settings)
-        key = _way(self._own, images, settings), tuple(names)
-        known = self._seen.store.get("pixels", key)
+        key = _way(self._own, images, settings), names
+        # Kept with the sources, so that no id is used again, until it has served the other model.
+        known = self._seen.processed.pop(key, None)
         if known is None:
-            found = self._process(images, **settings)
-            tensors = [value for value in found.values() if isinstance(value, Tensor)]
-            known = self._seen.sources, copy.copy(found)  # kept with the sources, so that no id is used again
-            self._seen.store.put("pixels", key, known, tensors, max_bytes=self.MAX_BYTES)
+            known = self._seen.sources, self._process(images, **settings)
+            self._seen.processed[key] = known
         return copy.copy(known[1])  # processors take entries out of it
 
 
@@ -308,12 +304,12 @@ class Seen:
     """What one call has processed, and where a request's pictures come from.
 
     Attributes:
-        store: The call's.
+        processed: The call's, by how it was processed and from what.
         sources: Of the request's pictures.
         loaded: The same, as the processor is given them.
     """
 
-    store: ReuseStore
+    processed: dict[Hashable, Any]
     sources: Sequence[Any]
     loaded: Sequence[Any]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from sgl_engine.config import EngineConfig, ReuseConfig
 from sgl_engine.decoding.answer import AnswerTask
+from sgl_engine.model.siblings import Siblings
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes.large import pruned_from, stream_large_batch
 from sgl_engine.passes.neutral import run_neutral_batch
@@ -88,10 +89,10 @@ def small_work(
     return Work("small", asked, run, kind, len(asked.task.prompt), is_brief=True)
 
 
-def neutral_work(vlm: VLM, request: Request, config: EngineConfig) -> Work:
+def neutral_work(vlm: VLM, request: Request, config: EngineConfig, siblings: Siblings) -> Work:
     """Makes work of a neutral question about a request's pictures to the small model, in one step."""
-    reuse = config.reuse
-    prompt = vlm.encode(neutral_request(request), config.limits, reuse, config.small_pictures)
+    reuse, asked = config.reuse, neutral_request(request)
+    prompt = siblings.encode(vlm, asked, config.limits, reuse, config.small_pictures)
     decoding = Decoding(deadline=request.deadline, cancel=request.cancel)
 
     def run(given: Sequence[Any]) -> StepResults:

@@ -10,6 +10,7 @@ import torch
 from sgl_engine.attention.importance import ImportanceMap
 from sgl_engine.config import PRESETS, EngineConfig
 from sgl_engine.decoding.answer import Generation
+from sgl_engine.exit.calibration_file import load_calibration
 from sgl_engine.exit.decision import consistency_keep_ratio
 from sgl_engine.passes.large import LargePassResult, plan_large
 from sgl_engine.passes.small import SmallPassResult
@@ -30,7 +31,12 @@ ESCALATED_FRACTIONS = (0.2, 0.4, 0.6)
 
 def small_flops(vlm: VLM, prompt: EncodedPrompt, output_tokens: int, config: EngineConfig) -> int:
     """Operations of a whole small pass whose answer has ``output_tokens``, the one that ends it included."""
-    even, ratio = even_map(prompt, output_tokens), consistency_keep_ratio(config.exit)
+    path = config.exit.calibration
+    reads = path is not None and load_calibration(path).reads_consistency
+    even, ratio = (
+        even_map(prompt, output_tokens),
+        consistency_keep_ratio(config.exit, calibration_reads=reads),
+    )
     layer = vlm.family.first_prunable_layer
     plan = None if ratio is None else plan_pruning(prompt, even, layer=layer, keep_ratio=ratio)
     result = SmallPassResult(_generation(output_tokens), {}, even, plan, {})

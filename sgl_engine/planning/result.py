@@ -97,7 +97,7 @@ class CascadeCheck(_Result):
     """Both models together, on the page.
 
     Attributes:
-        small_tflops: 1e12 operations of the small model: answer, attention, consistency pass.
+        small_tflops: 1e12 operations of the small model: answer, attention, consistency pass if it runs.
         large_alone_tflops: The large model alone.
         cost_ratio: The first over the second.
         presets: With pruning.

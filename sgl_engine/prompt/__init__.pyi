@@ -8,7 +8,7 @@ from .encoded import (
     PromptTiles as PromptTiles,
     VisualSpan as VisualSpan,
 )
-from .folders import pictures_in as pictures_in
+from .folders import at_home as at_home, pictures_in as pictures_in
 from .formats import open_picture as open_picture
 from .images import load_image as load_image, read_file as read_file, resolve_images as resolve_images
 from .neutral import NEUTRAL_QUESTION as NEUTRAL_QUESTION, neutral_request as neutral_request

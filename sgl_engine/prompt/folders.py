@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures: told by their names, or by how they begin."""
+"""Which files of a folder are pictures, told by their names or by how they begin; and whose folder ~ is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ import mimetypes
 import os
 from pathlib import Path
 
+from sgl_engine.errors import ConfigError
 from sgl_engine.prompt.signatures import mime_type_of
 
 _SUFFIXES = frozenset(".pdf .heic .heif .avif .jp2 .j2k .webp .qoi".split())
 """Names of pictures that ``mimetypes`` does not know everywhere."""
 _HEADER_BYTES = 512
+
+
+def at_home(path: str) -> Path:
+    """A path of which ~ is somebody's home.
+
+    Raises:
+        ConfigError: It is nobody's.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} is in nobody's home.", remedy="Name another, or write ./ before it."
+        ) from None
 
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[OSError]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from sgl_engine import InvalidRequestError, Request
+from sgl_engine import Decoding, InvalidRequestError, Request
 from sgl_engine.attention import (
     AttentionRows,
     AttentionSums,
@@ -47,6 +47,7 @@ class RankingCase:
         large_prompt: What the large model reads.
         rows: The small model's attention, row by row.
         max_new_tokens: Upper limit of either model's answer.
+        decoding: How the engine chooses the tokens of either.
     """
 
     engine: SGLEngine
@@ -57,10 +58,11 @@ class RankingCase:
     large_prompt: EncodedPrompt
     rows: AttentionRows
     max_new_tokens: int
+    decoding: Decoding = field(default_factory=Decoding)
 
     @classmethod
     def of(cls, engine: SGLEngine, request: Request, *, seed: int = 0) -> RankingCase:
-        """Runs the small pass, as the engine would, and keeps what rankers need.
+        """Runs the small pass, with all that can be measured, and keeps what rankers need.
 
         Args:
             engine: Both models; its configuration says how long answers are and how they are scored.
@@ -73,6 +75,7 @@ class RankingCase:
         """
         config = engine.config
         limit = request.max_new_tokens or config.generation.max_new_tokens
+        chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
         small_prompt = engine.small.encode(request, config.limits, pictures=config.small_pictures)
         if not small_prompt.spans:
             raise InvalidRequestError(
@@ -81,7 +84,7 @@ class RankingCase:
         with keep_rows(engine.small) as keeper:
             small = run_small_pass(
                 engine.small,
-                AnswerTask(small_prompt, limit),
+                AnswerTask(small_prompt, limit, chosen),
                 consistency_keep_ratio=config.exit.consistency_keep_ratio,
             )
         return cls(
@@ -93,7 +96,13 @@ class RankingCase:
             large_prompt=engine.large.encode(request, config.limits, pictures=config.large_pictures),
             rows=keeper.rows(),
             max_new_tokens=limit,
+            decoding=chosen,
         )
+
+    @property
+    def task(self) -> AnswerTask:
+        """What the large model is asked."""
+        return AnswerTask(self.large_prompt, self.max_new_tokens, self.decoding)
 
     @property
     def sums(self) -> AttentionSums:
@@ -120,7 +129,7 @@ class RankingCase:
         vlm, prompt = self.engine.large, self.large_prompt
         plan = keep_everything(prompt)
         with vlm.exclusive(), keep_rows(vlm) as keeper, capture_attention(vlm, prompt):
-            result = run_large_pass(vlm, AnswerTask(prompt, self.max_new_tokens), plan)
+            result = run_large_pass(vlm, self.task, plan)
         return result, keeper.rows()
 
     @cached_property

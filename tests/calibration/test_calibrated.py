@@ -23,6 +23,7 @@ from sgl_engine.exit.calibrated import system_hash
 from sgl_engine.model.thoughts import SpeltTags
 from sgl_engine.model.vlm import VLM
 from sgl_engine.passes import Asked, SmallPassResult
+from sgl_engine.planning.estimate import small_flops
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
 PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
@@ -109,15 +110,18 @@ def test_a_calibration_that_reads_consistency_gets_it(models: tuple[VLM, VLM], t
         "binding": bind(*models, config()),
         "conditions": Conditions(generation=GENERATION, min_images=1, max_images=1),
     }
-    found = {}
+    found, flops = {}, []
     for method in METHODS:
         made = make_calibration(records, Promise(targets=(0.5,), method=method), **bound)
         names = {feature.name for feature in made.calibrator.features}
         made.save(tmp_path / f"{method}.json")
-        report = SGLEngine(*models, config(tmp_path / f"{method}.json")).run(ASK).report
+        asked = config(tmp_path / f"{method}.json")
+        report = SGLEngine(*models, asked).run(ASK).report
         assert report.uncovered is None
         found[method] = "consistency_product" in names, report.consistency is not None
+        flops.append(small_flops(models[0], models[0].encode(ASK), 3, asked))
     assert found == {"isotonic": (False, False), "logistic": (True, True)}
+    assert flops[0] < flops[1]  # estimates know it too
 
 
 def test_batches_and_streams_decide_alike(scripted: Any) -> None:

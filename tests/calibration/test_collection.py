@@ -49,6 +49,25 @@ def collect(
     return list(Collector(engine, **settings).collect(JsonLines.read(data, answers="optional"), records))
 
 
+def test_what_the_consistency_pass_takes_is_known_apart(data: Path, tmp_path: Path) -> None:
+    """It is always run here; who uses a calibration that does not read it never runs it."""
+    leaving = ExitConfig(scorer="answer_probability")
+    plain = SGLEngine(
+        tiny_vlm(size="small"), tiny_vlm(size="large"), SETTINGS.model_copy(update={"exit": leaving})
+    )
+    first, *_ = collect(plain, data, tmp_path / "records.jsonl")
+    assert isinstance(first, CalibrationRecord)
+    assert "consistency_product" in first.parts
+    never = plain.with_config(plain.config.escalating("never").without_reuse())
+    report = never.run(Request.ask("what is it?", tmp_path / "page.png")).report
+    assert report.consistency is None
+    bare = first.without_consistency()
+    assert bare.small_tflops == pytest.approx(report.small_tflops)
+    assert bare.small_tflops < first.small_tflops
+    assert 0 < bare.small_ms < first.small_ms
+    assert bare == bare.without_consistency()
+
+
 def test_records_say_what_the_engine_says(engine: SGLEngine, data: Path, tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     first, second, third = collect(engine, data, records)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibration_samples import make_calibration, make_record, make_records
+from calibration_samples import BINDING, make_calibration, make_record, make_records
 from PIL import Image
 
 from sgl_engine.calibration.build import Promise
@@ -76,6 +76,22 @@ def test_figures_are_drawn_and_the_same_each_time(page: Path, tmp_path: Path) ->
         assert min(drawing.shape) > 200
         assert 0.005 < (drawing < 200).mean() < 0.5  # neither empty nor full
         assert (page.parent / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize(("scorer", "saved"), [("confidence", True), ("mean_product", False)])
+def test_a_pass_that_nobody_will_run_is_not_counted(scorer: str, saved: bool, tmp_path: Path) -> None:
+    """Half of the small model's cost, as it was asked; the page says what users pay."""
+    records = [each.model_copy(update={"consistency_tflops": 0.5, "consistency_ms": 5.0}) for each in RECORDS]
+    calibration = make_calibration(records, binding=BINDING.model_copy(update={"scorer": scorer}))
+    text = write_page(calibration, records, tmp_path).read_text()
+    cheaper = [each.model_copy(update={"small_tflops": 0.5, "small_ms": 5.0}) for each in RECORDS]
+    plain = make_calibration(RECORDS, binding=calibration.binding)
+    (tmp_path / "plain").mkdir()
+    expected = write_page(plain, cheaper if saved else RECORDS, tmp_path / "plain").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table == [line for line in expected.splitlines() if line.startswith("|")]
+    other = write_page(plain, RECORDS if saved else cheaper, tmp_path / "plain").read_text()
+    assert table != [line for line in other.splitlines() if line.startswith("|")]  # the control
 
 
 def test_a_page_on_which_nothing_is_certified(tmp_path: Path) -> None:

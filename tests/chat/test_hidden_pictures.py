@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hosted_models import Big, small
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tracers import LangChainTracer
 from langsmith import Client
 from langsmith.run_helpers import tracing_context
@@ -144,29 +145,54 @@ def test_what_is_no_picture_stays() -> None:
     assert hide_pictures("data:image/png;base64,AAAA") == "[picture]"
 
 
-LINES = "data:image/png;base64," + "\n".join(["QUJD" * 19, "QUJD" * 19, "QQ=="])
+ROW = "QUJD" * 19
+LINES = f"data:image/png;base64,{ROW}\n{ROW}\nQQ=="
 
 
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
         ("What is data:image/png;base64,QUJD/+== here?", "What is [picture] here?"),
-        ("![a](data:image/svg+xml;charset=utf-8,%3Csvg%3E) and <img src='DATA:image/gif,R0lG'>",
-         "![a]([picture]) and <img src='[picture]'>"),
+        ("<img src='DATA:image/gif,R0lG'>", "<img src='[picture]'>"),
+        ("![a](data:image/x;charset=utf-8,%41b)", "![a]([picture])"),
         (f"Look: {LINES}\nWhat is it?", "Look: [picture]\nWhat is it?"),
+        (f"![a]({LINES}) and more", "![a]([picture]) and more"),
+        (f"a data:image/png;base64,\n{ROW}\n{ROW} b", "a [picture] b"),
+        (f"a data:image/png; base64, {ROW}\r\n  {ROW}\r\n  QUI=\r\nb", "a [picture]\r\nb"),
+        (f"a data:image/png;base64,{ROW}\nHello\nWhat?", "a [picture]\nHello\nWhat?"),
+        (f'{{"url": "data:image\\/png;base64,QU\\/D{ROW}\\n{ROW}\\nQQ=="}}', '{"url": "[picture]"}'),
+        ('a data:image/svg+xml;charset="utf-8",<svg a="b">\n<g/></svg> b', "a [picture] b"),
+        ("a data:image/svg+xml,%3Csvg a='b(c)'%3E%3Cg/%3E%3C/svg%3E b", "a [picture] b"),
+        ("data:image/png;base64,QUJD What is it?", "[picture] What is it?"),
         ("the type data:image/png is no picture", "the type data:image/png is no picture"),
+        ("data:image/png is a type, and no picture", "data:image/png is a type, and no picture"),
     ],
 )  # fmt: skip
 def test_data_urls_within_a_text_are_hidden(text: str, hidden: str) -> None:
     assert hide_pictures(HumanMessage(text)).content == hide_pictures(text) == hidden
 
 
-def test_tool_calls_and_artifacts_are_looked_through() -> None:
+def test_long_texts_take_no_long_time() -> None:
+    """Alternatives that could each take the same characters would take hours here."""
+    url = "data:image/png;base64,"
+    for text in (url + "A" * 10**6, "data:image/a;" * 10**5, f"{LINES[:-4]}\n" * 5000, url + "\n" * 10**5):
+        assert len(hide_pictures(text)) <= len(text)
+    assert hide_pictures(f"{url}{ROW}\n" + "\n \t" * 10**5).startswith("[picture]")
+
+
+def test_tool_calls_artifacts_and_documents_are_looked_through() -> None:
     url = "data:image/png;base64,QUJD"
     call = {"name": "look", "args": {"picture": url, "question": "What?"}, "id": "1", "type": "tool_call"}
     hidden = hide_pictures(AIMessage("", tool_calls=[call]))
     assert hidden.tool_calls[0]["args"] == {"picture": "[picture]", "question": "What?"}
+    piece = {"name": "look", "args": f'{{"picture": "{url}', "id": "1", "index": 0, "type": "tool_call_chunk"}
+    chunk = hide_pictures(AIMessageChunk("", tool_call_chunks=[piece]))
+    assert chunk.tool_call_chunks[0]["args"] == '{"picture": "[picture]'
     block = {"type": "image_url", "image_url": {"url": url}}
-    answer = ToolMessage("8", tool_call_id="1", artifact={"crop": block, "score": 0.5})
-    assert hide_pictures(answer).artifact == {"crop": {"type": "text", "text": "[picture]"}, "score": 0.5}
-    assert answer.artifact["crop"] == block  # the message itself is as it was
+    page = Document(f"see {url}", metadata={"thumbnail": url, "page": 3})
+    answer = ToolMessage("8", tool_call_id="1", artifact={"crop": block, "pages": [page], "raw": b"\x89PNG"})
+    told = hide_pictures(answer).artifact
+    assert told["crop"] == {"type": "text", "text": "[picture]"}
+    assert (told["pages"][0].page_content, told["raw"]) == ("see [picture]", "[bytes]")
+    assert told["pages"][0].metadata == {"thumbnail": "[picture]", "page": 3}
+    assert (answer.artifact["crop"], page.page_content) == (block, f"see {url}")  # themselves as they were

@@ -18,6 +18,7 @@ from sgl_engine.evaluation.likeness import likeness, overlap, spearman
 from sgl_engine.evaluation.records import BenchAnswer, BenchOutcome, DataRow, Scored
 from sgl_engine.evaluation.scorer_study import LOGISTIC, consistency, cross_validated, scorers
 from sgl_engine.evaluation.sections import Section
+from sgl_engine.exit.decision import CONSISTENCY
 from sgl_engine.rankers import DEFAULT_RANKER, RankingCase
 from sgl_engine.testing import tiny_vlm
 
@@ -217,6 +218,14 @@ def test_scorers_that_know_more_are_found(tmp_path: Any) -> None:
         assert accuracy["consistency_product"] == pytest.approx(2 / 3 + 0.4 / 3)
         assert accuracy["consistency_product"] == accuracy["(chance)"]
     assert section.data["consistency"]["product, 35%"]["auroc_right"]["value"] == 0.5
+
+
+def test_without_consistency_there_is_nothing_to_hold_scorers_against() -> None:
+    rows = made(lambda row: {DEFAULT_RANKER: 1.0})
+    for each in rows:
+        for name in CONSISTENCY:
+            each.outcome.parts.pop(name)
+    assert scorers(rows, Bootstrap(ROWS, draws=30)) is None
 
 
 def test_the_logistic_score_never_sees_the_row_it_scores() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sgl_engine import ConfigError, OpenAIModel
 from sgl_engine.cli import output
+from sgl_engine.prompt import at_home
 
 if TYPE_CHECKING:
     from sgl_engine.evaluation.paper.dataset import PaperData
@@ -73,7 +74,7 @@ def read(arguments: argparse.Namespace) -> PaperData:
     if arguments.place == HUB:
         places = fetch_benchmarks(names)
     else:
-        places = find_benchmarks(Path(arguments.place).expanduser(), names)
+        places = find_benchmarks(at_home(arguments.place), names)
     return PaperData.read(
         places,
         limit=arguments.questions,

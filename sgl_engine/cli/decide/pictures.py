@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sgl_engine import LimitsConfig, MissingImageError
 from sgl_engine.cli.decide.rows import whole_text
-from sgl_engine.prompt import decode_data_url, describe_source, pictures_in, read_file
+from sgl_engine.prompt import at_home, decode_data_url, describe_source, pictures_in, read_file
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Found:
             return sys.stdin.buffer.read(limits.max_image_bytes + 1)  # one too many is enough to be refused
         if self._is_data:
             return decode_data_url(self.given)
-        return read_file(Path(self.given).expanduser(), limits) if self.is_path else self.given
+        return read_file(at_home(self.given), limits) if self.is_path else self.given
 
 
 def digest(source: bytes | str) -> str | None:
@@ -64,7 +64,7 @@ def find_pictures(names: Iterable[str]) -> list[Found]:
     found: dict[str, Found] = {}
     for name in names:
         each = Found(name)
-        is_folder = each.is_path and Path(name).expanduser().is_dir()
+        is_folder = each.is_path and at_home(name).is_dir()
         for picture in _in_folder(name) if is_folder else [each]:
             found.setdefault(picture.given, picture)
     return list(found.values())
@@ -72,7 +72,7 @@ def find_pictures(names: Iterable[str]) -> list[Found]:
 
 def _in_folder(name: str) -> Iterator[Found]:
     """Pictures of a folder and of those in it; files that are none are passed over."""
-    root = Path(name).expanduser()
+    root = at_home(name)
     paths, failures = pictures_in(root)
     yield from (Found(str(Path(name, path.relative_to(root)))) for path in paths)
     for failure in failures:

@@ -146,7 +146,7 @@ def read_questions(path: Path) -> tuple[Mapping[str, DecisionQuestion], str]:
         ConfigError: The file cannot be read, or holds something else.
     """
     try:
-        text = path.expanduser().read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
         data = json.loads(text, object_pairs_hook=_without_twins)
         asked = json.dumps(data, ensure_ascii=False)
         asked.encode()  # half a surrogate pair is no text: no model reads it, and no row can hold it

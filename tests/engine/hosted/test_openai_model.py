@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import pickle
 import threading
 import time
@@ -285,6 +286,16 @@ MALFORMED = [
     {"usage": 3},
     {"usage": {"prompt_tokens": "many"}},
     {"usage": {"prompt_tokens": 3, "prompt_tokens_details": [1]}},
+    {"usage": {"prompt_tokens": math.inf}},
+    {"usage": {"completion_tokens": -1}},
+    {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "4", "logprob": 10**400}]}}]},
+    {"choices": [{"delta": {}, "logprobs": {"content": [{"token": 4, "logprob": -1.0}]}}]},
+    {"choices": [{"delta": {}, "finish_reason": ["stop"]}]},
+    {"choices": [{"delta": {"tool_calls": [{"index": "one", "function": {"name": "look"}}]}}]},
+    {"choices": [{"delta": {"tool_calls": [{"function": {"name": ["look"]}}]}}]},
+    {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": {"x": 1}}}]}}]},
+    {"choices": [{"delta": {"tool_calls": [{"id": 3, "function": {"name": "look"}}]}}]},
+    {"model": ["x"], "choices": []},
 ]
 
 
@@ -292,6 +303,14 @@ MALFORMED = [
 def test_what_is_put_together_otherwise_is_an_error(chunk: Any) -> None:
     with pytest.raises(HostedAnswerError, match="not put together as this interface says"):
         list(AnswerStream().push(f"data: {json.dumps(chunk)}"))
+
+
+def test_what_cannot_be_read_is_quoted_in_part() -> None:
+    chunk = {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "4", "logprob": "x" * 9999}]}}]}
+    for data in (json.dumps(chunk), "[" * 9999):
+        with pytest.raises(HostedAnswerError) as caught:
+            list(AnswerStream().push(f"data: {data}"))
+        assert len(str(caught.value)) < 500
 
 
 def test_a_sure_small_answer_sends_nothing() -> None:

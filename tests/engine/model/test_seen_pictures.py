@@ -10,7 +10,7 @@ from samples import noise
 
 from sgl_engine import EngineConfig, PictureConfig, Request, Response, SGLEngine
 from sgl_engine.families.tiny import TINY_FAMILIES
-from sgl_engine.model.store import ReuseStore, Seen, SeenPictures
+from sgl_engine.model.store import Seen, SeenPictures
 from sgl_engine.model.vlm import VLM
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
@@ -80,7 +80,7 @@ def texts(engine: SGLEngine, requests: Sequence[Request]) -> list[str]:
     return [each.text for each in found if isinstance(each, Response)]
 
 
-def test_a_list_processes_each_picture_once_and_keeps_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_processes_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = tiny_vlm(), tiny_vlm(size="large")
     engine = SGLEngine(small, large, CONFIG)
     requests = [ask(noise(40, 50, seed)) for seed in (0, 1, 0, 2)]
@@ -89,9 +89,7 @@ def test_a_list_processes_each_picture_once_and_keeps_to_its_bound(monkeypatch: 
     assert texts(engine, requests) == alone
     shared = len(found)
     assert 3 <= shared <= 4  # equal pictures in two objects are two
-    monkeypatch.setattr(SeenPictures, "MAX_BYTES", 0)
-    assert texts(engine, requests) == alone
-    assert len(found) - shared > shared
+    assert engine._beside is None  # what was seen is forgotten
 
 
 def test_what_is_no_picture_of_the_request_is_handed_on() -> None:
@@ -99,17 +97,17 @@ def test_what_is_no_picture_of_the_request_is_handed_on() -> None:
         def to_json_string(self) -> str:
             return "{}"
 
-    store, given, source, loaded = ReuseStore(), list[Any](), noise(4, 3, 0), noise(4, 3, 0)
+    seen, given, source, loaded = dict[Any, Any](), list[Any](), noise(4, 3, 0), noise(4, 3, 0)
 
     def process(images: Any, **_: Any) -> dict[str, Any]:
         given.append(images)
         return {}
 
-    processor = SeenPictures(Processor(), process, Seen(store, [source], [loaded]))
+    processor = SeenPictures(Processor(), process, Seen(seen, [source], [loaded]))
     for images in ([np.zeros((3, 4, 4))], [noise(4, 3, 0)], [loaded, noise(4, 3, 0)], []):
         assert processor(images) == processor(images) == {}
     assert len(given) == 8
-    assert store.info().entries == 0
+    assert seen == {}
     assert processor([loaded]) == processor([loaded]) == {}
     assert len(given) == 9
     assert processor([[loaded]]) == processor([loaded], scaled=True) == {}  # in another way
