@@ -6,6 +6,7 @@ themselves, or have no title.
 
 from __future__ import annotations
 
+import copyreg
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +95,23 @@ def titled(schema: Any) -> Any:
     return {"title": _UNTITLED, **schema}
 
 
+class _Boxes(type(BaseModel)):  # type: ignore[misc]
+    """The class of boxes: pickled, one is made anew of what it holds, as there is no name to find it by."""
+
+    holds: Any
+
+
+def _remade(box: _Boxes) -> tuple[Any, tuple[Any]]:
+    return boxed, (box.holds,)
+
+
+copyreg.pickle(_Boxes, _remade)
+
+
+class _Box(BaseModel, metaclass=_Boxes):
+    """A model with one field."""
+
+
 def boxed(schema: Any) -> type[BaseModel] | None:
     """Makes a model with one field, ``BOX``, of a type whose values are no objects; None for all others.
 
@@ -116,8 +134,9 @@ def boxed(schema: Any) -> type[BaseModel] | None:
         remedy="Give a type that JSON can hold, or a pydantic model, a TypedDict or a JSON schema.",
     ):
         fields: dict[str, Any] = {BOX: (schema, ...)}
-        model: type[BaseModel] = create_model(re.sub(r"\W", "_", name), **fields)
+        model: type[BaseModel] = create_model(re.sub(r"\W", "_", name), __base__=_Box, **fields)
         model.model_json_schema()  # refused when it is written, and not when it is asked for
+        type.__setattr__(model, "holds", schema)
         return model
 
 

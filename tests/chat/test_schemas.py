@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from langchain_sgl import ChatSGL, image_block
 from langchain_sgl.chat.call_options import CallOptions
-from langchain_sgl.structured.schemas import convert_tools, to_json_schema
+from langchain_sgl.structured.schemas import boxed, convert_tools, to_json_schema
 from sgl_engine.chat.grammar import answer_grammar
 from sgl_engine.demo import PICTURES
 from sgl_engine.errors import InvalidRequestError
@@ -218,3 +219,14 @@ def test_every_form_gives_a_schema_that_can_be_enforced(written: Any) -> None:
     schema = to_json_schema(written)
     assert schema["properties"]["paid"]["type"] == "boolean"
     assert answer_grammar(Request((), response_schema=schema))
+
+
+@pytest.mark.parametrize("schema", [float, list[int], Literal["a", "b"], int | None], ids=str)
+def test_types_that_are_no_objects_travel_to_other_processes(schema: Any) -> None:
+    asked = ChatSGL().with_structured_output(schema)
+    again = pickle.loads(pickle.dumps(asked))
+    assert again.get_output_jsonschema() == asked.get_output_jsonschema()
+    box = boxed(schema)
+    assert box is not None
+    made = pickle.loads(pickle.dumps(box))
+    assert (made.__name__, made.model_json_schema()) == (box.__name__, box.model_json_schema())
