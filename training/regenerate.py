@@ -4,7 +4,7 @@
     python -m training.regenerate --bench runs/bench runs/large   # then tables, model card, curves of the run
 
 The first takes a few minutes. Between the two comes the benchmark:
-``sgl bench --questions 1000 --compare-on 240 --processes 2 --out runs/bench``.
+``sgl bench --questions 2000 --compare-on 240 --processes 2 --out runs/bench``.
 ``python examples/graph.py --find`` prints a number that is then written into that file by hand.
 """
 

@@ -1,6 +1,6 @@
 """Put a benchmark's tables into the pages that show them: README.md, docs/results.md.
 
-    sgl bench --questions 1000 --compare-on 240 --processes 2 --out runs/bench
+    sgl bench --questions 2000 --compare-on 240 --processes 2 --out runs/bench
     python -m training.tables runs/bench README.md docs/results.md
 
 A page says where: what stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` is replaced. Names are
