@@ -47,6 +47,7 @@ SCENE = [ImagePart(PICTURES / "scene.png")]
 COLOR = ChoiceQuestion("What color is the shape with number 18?", ["red", "orange", "blue"])
 COUNT = ScoreQuestion("How many stars are there?", ["0", "1", "2", "3"])
 HIGHER = YesNoQuestion("is dec higher than may")
+TWO: dict[str, DecisionQuestion] = {"color": COLOR, "count": COUNT}
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +98,31 @@ def test_probabilities_are_those_of_the_scores(engine: SGLEngine) -> None:
     assert list(answer.probabilities.values()) != pytest.approx(expected, abs=1e-2)  # the control
 
 
-def test_questions_escalate_alone(engine: SGLEngine) -> None:
-    made = decide(engine, SCENE, {"color": COLOR, "count": COUNT}, BARE)
-    color, count = made.reports["color"], made.reports["count"]
-    assert (color.route, color.escalated, color.large_tflops) == ("small", False, 0)
-    assert (count.route, count.escalated) == ("large", True)
-    assert count.score < count.threshold <= color.score
-    assert count.small_best is not None
-    assert count.large_tflops > 0
-    alone = decide(engine, SCENE, {"count": COUNT}, BARE)
-    assert alone.answers["count"].probabilities == pytest.approx(
-        made.answers["count"].probabilities, abs=1e-4
-    )  # type: ignore[union-attr]
+@pytest.fixture(scope="module")
+def torn(engine: SGLEngine) -> tuple[SGLEngine, str, str]:
+    """An engine that is sure enough of one of the two questions, and which; then the other."""
+    reports = decide(small_only(engine), SCENE, TWO, BARE).reports
+    unsure, sure = sorted(reports, key=lambda name: reports[name].score)
+    assert reports[sure].score - reports[unsure].score > 0.01
+    between = (reports[sure].score + reports[unsure].score) / 2
+    leaving = engine.config.exit.model_copy(update={"threshold": between})
+    return engine.with_config(engine.config.model_copy(update={"exit": leaving})), sure, unsure
+
+
+def test_questions_escalate_alone(torn: tuple[SGLEngine, str, str]) -> None:
+    engine, sure, unsure = torn
+    made = decide(engine, SCENE, TWO, BARE)
+    kept, asked = made.reports[sure], made.reports[unsure]
+    assert (kept.route, kept.escalated, kept.large_tflops) == ("small", False, 0)
+    assert (asked.route, asked.escalated) == ("large", True)
+    assert asked.score < asked.threshold <= kept.score
+    assert asked.small_best is not None
+    assert asked.large_tflops > 0
+    alone = decide(engine, SCENE, {unsure: TWO[unsure]}, BARE)
+    assert alone.answers[unsure].probabilities == pytest.approx(  # type: ignore[union-attr]
+        made.answers[unsure].probabilities,  # type: ignore[union-attr]
+        abs=1e-4,
+    )
 
 
 @pytest.mark.parametrize(("escalate", "route"), [("never", "small"), ("always", "large")])
@@ -118,12 +132,14 @@ def test_routes_can_be_forced(engine: SGLEngine, escalate: Any, route: str) -> N
     assert (report.route, report.policy) == (route, "forced")
 
 
-def test_a_budget_keeps_the_small_answer(engine: SGLEngine) -> None:
+def test_a_budget_keeps_the_small_answer(torn: tuple[SGLEngine, str, str]) -> None:
+    engine, _, unsure = torn
     state = Request((Message("user", tuple(SCENE)),), may_escalate=lambda: False)
-    made = decide(engine, state, {"count": COUNT}, BARE)
-    assert (made.reports["count"].route, made.reports["count"].policy) == ("small", "forced")
-    never = decide(small_only(engine), SCENE, {"count": COUNT}, BARE)
-    assert made.answers["count"] == never.answers["count"]
+    asked = {unsure: TWO[unsure]}
+    made = decide(engine, state, asked, BARE)
+    assert (made.reports[unsure].route, made.reports[unsure].policy) == ("small", "forced")
+    never = decide(small_only(engine), SCENE, asked, BARE)
+    assert made.answers[unsure] == never.answers[unsure]
 
 
 def test_questions_that_cannot_be_put_are_refused_alone(engine: SGLEngine) -> None:

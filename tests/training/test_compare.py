@@ -11,7 +11,7 @@ from training.compare import gain, hits
 
 
 def test_right_answers_are_those_that_the_model_writes() -> None:
-    count, start = 6, 400_000
+    count, start = 12, 400_000
     right, kinds, tiles = hits([WEIGHTS / "small", WEIGHTS / "small"], count, start)
     engine = demo_engine()
     engine = engine.with_config(engine.config.escalating("never"))

@@ -58,17 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file, a folder, a https: or data: URL, or - for bytes on standard input",
     )
     parser.add_argument(
-        "--questions",
-        metavar="JSON",
-        type=options.path,
-        required=True,
-        help="the file of questions (see below)",
+        "--questions", metavar="JSON", type=options.path, required=True, help="file of questions (see below)"
     )
     parser.add_argument(
-        "--out",
-        metavar="JSONL",
-        type=options.path,
-        help="add a line for each picture here; those there are kept",
+        "--out", metavar="JSONL", type=options.path, help="add a line for each picture; those there are kept"
     )
     parser.add_argument("--json", action="store_true", help="print the lines instead of a table")
     asking = parser.add_argument_group("how questions are put")

@@ -41,7 +41,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_bundled_pair_costs_what_was_said(pair: tuple[Path, Path]) -> None:
     picture = Image.open(min(demo.PICTURES.glob("*.png"))).convert("RGB")
     config = EngineConfig(
-        exit=ExitConfig(escalate="always"), generation=GenerationConfig(draft=False, max_new_tokens=2)
+        exit=ExitConfig(escalate="always", scorer=demo.SCORER),
+        generation=GenerationConfig(draft=False, max_new_tokens=2),
     ).without_reuse()
     report = demo_engine(config).run(Request.ask(QUESTION, picture)).report
     assert report.small_output_tokens == 2

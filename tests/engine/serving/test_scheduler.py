@@ -124,7 +124,9 @@ def test_what_differs_in_configuration_shares_a_batch(
 ) -> None:
     engines = [
         route(engine, "never"),
-        engine.with_config(PLAIN.model_copy(update={"exit": ExitConfig(scorer="confidence", threshold=1.0)})),
+        engine.with_config(
+            PLAIN.model_copy(update={"exit": ExitConfig(scorer="mean_geometric", threshold=1.0)})
+        ),
         engine.with_config(
             PLAIN.model_copy(
                 update={"pruning": PruningConfig(keep_ratio=0.5), "exit": ExitConfig(threshold=1.0)}
