@@ -15,7 +15,6 @@ from sgl_engine import (
     PRESETS,
     VLM,
     ConfigError,
-    Decoding,
     ImagePart,
     Message,
     PruningConfig,
@@ -32,7 +31,7 @@ from sgl_engine.calibration.records import (
     read_records,
 )
 from sgl_engine.chat import ParsedAnswer
-from sgl_engine.decoding import AnswerTask, agree
+from sgl_engine.decoding import AnswerTask, agree, resolve
 from sgl_engine.evaluation.dataset import Data, DataSample
 from sgl_engine.evaluation.json_lines import BadLine, mend_end
 from sgl_engine.evaluation.metrics import FEWEST_VQA_ANSWERS, METRICS
@@ -215,8 +214,7 @@ class Collector:
         """Asks the large model alone; returns its answer, and the milliseconds that it took."""
         large, config, started = self.engine.large, self.engine.config, time.perf_counter()
         prompt = large.encode(request, config.limits, pictures=config.large_pictures)
-        chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
-        task = AnswerTask(prompt, config.generation.max_new_tokens, chosen)
+        task = AnswerTask(prompt, *resolve(request, config.generation))
         result = run_large_pass(large, task, keep_everything(prompt))
         return result.generation, 1e3 * (time.perf_counter() - started)
 

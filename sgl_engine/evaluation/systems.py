@@ -14,7 +14,6 @@ from typing import Any
 
 from sgl_engine import (
     VLM,
-    Decoding,
     EngineConfig,
     PictureConfig,
     PruningConfig,
@@ -25,7 +24,7 @@ from sgl_engine import (
     SGLError,
 )
 from sgl_engine.attention import ImportanceMap
-from sgl_engine.decoding import AnswerTask, draft_tokens
+from sgl_engine.decoding import AnswerTask, draft_tokens, resolve
 from sgl_engine.evaluation import evidence
 from sgl_engine.evaluation.dataset import DataSample
 from sgl_engine.evaluation.metrics import JUDGED, METRICS
@@ -172,14 +171,13 @@ def alone(
     started = time.perf_counter()
     prompt = vlm.encode(request, config.limits, pictures=pictures)
     encoded = time.perf_counter()
-    limit = request.max_new_tokens or config.generation.max_new_tokens
-    chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
-    result = run_large_pass(vlm, AnswerTask(prompt, limit, chosen), keep_everything(prompt))
+    task = AnswerTask(prompt, *resolve(request, config.generation))
+    result = run_large_pass(vlm, task, keep_everything(prompt))
     return BenchAnswer(
         text=result.generation.text,
         value=_value(result.generation.text, row),
         tokens=len(result.generation),
-        tflops=_tflops(vlm, AnswerTask(prompt, 0, Decoding()), result),
+        tflops=_tflops(vlm, task, result),
         ms=1e3 * (encoded - started) + sum(result.stage_ms.values()),
     )
 

@@ -19,7 +19,7 @@ from sgl_engine.attention import (
     capture_hidden,
     keep_rows,
 )
-from sgl_engine.decoding import AnswerTask
+from sgl_engine.decoding import AnswerTask, resolve
 from sgl_engine.passes import (
     LargePassResult,
     SmallPassResult,
@@ -66,7 +66,7 @@ class RankingCase:
 
         Args:
             engine: Both models; its configuration says how long answers are and how they are scored.
-            request: The question; decoding is greedy, whatever it asks for.
+            request: The question.
             seed: For rankers that draw lots.
 
         Raises:
@@ -74,8 +74,7 @@ class RankingCase:
             RequestError: This request is bad.
         """
         config = engine.config
-        limit = request.max_new_tokens or config.generation.max_new_tokens
-        chosen = Decoding(**config.generation.model_dump(exclude={"max_new_tokens", "draft"}))
+        limit, chosen = resolve(request, config.generation)
         small_prompt = engine.small.encode(request, config.limits, pictures=config.small_pictures)
         if not small_prompt.spans:
             raise InvalidRequestError(

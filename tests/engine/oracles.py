@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -93,3 +94,16 @@ def traces(vlm: VLM) -> dict[str, Any]:
     for config in (vlm.config, vlm.config.text_config, vlm.config.vision_config):
         found[f"{type(config).__name__} attention"] = config._attn_implementation
     return found
+
+
+def count_processed(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Image processors, as they process pictures."""
+    kind, seen = vlm.processor.image_processor.__class__, list[object]()
+    original = kind.preprocess
+
+    def preprocess(self: Any, *given: Any, **settings: Any) -> Any:
+        seen.append(self)
+        return original(self, *given, **settings)
+
+    monkeypatch.setattr(kind, "preprocess", preprocess)
+    return seen

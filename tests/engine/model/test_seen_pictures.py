@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import count_processed
 from samples import noise
 
 from sgl_engine import EngineConfig, PictureConfig, Request, Response, SGLEngine
 from sgl_engine.families.tiny import TINY_FAMILIES
 from sgl_engine.model.store import Seen, SeenPictures
-from sgl_engine.model.vlm import VLM
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.testing import tiny_vlm
 
@@ -21,19 +21,6 @@ CONFIG = EngineConfig().without_reuse().escalating("always")
 
 def ask(*pictures: Any) -> Request:
     return Request.ask("What?", *pictures, max_new_tokens=3)
-
-
-def processed(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Image processors, as they process pictures."""
-    kind, found = vlm.processor.image_processor.__class__, list[object]()
-    original = kind.preprocess
-
-    def preprocess(self: Any, *given: Any, **settings: Any) -> Any:
-        found.append(self)
-        return original(self, *given, **settings)
-
-    monkeypatch.setattr(kind, "preprocess", preprocess)
-    return found
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -49,7 +36,7 @@ def test_both_models_are_shown_what_was_processed_once(family: str, monkeypatch:
     monkeypatch.setattr(large, "embed", embed)
     request = ask(PICTURE, noise(40, 70, 1))
     plain = large.encode(request).inputs
-    found = processed(large, monkeypatch)
+    found = count_processed(large, monkeypatch)
     first = engine.run(request)
     assert len(found) == 1
     assert all(torch.equal(shown[0][name], plain[name]) for name in plain)
@@ -70,7 +57,7 @@ def test_pictures_that_are_processed_in_two_ways_are_processed_twice(
         own.do_normalize = not own.do_normalize
     else:
         config = CONFIG.model_copy(update={"large_pictures": PictureConfig(max_pixels=2000)})
-    found = processed(large, monkeypatch)
+    found = count_processed(large, monkeypatch)
     SGLEngine(small, large, config).run(ask(PICTURE))
     assert len(found) == 2
 
@@ -85,7 +72,7 @@ def test_a_list_processes_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> 
     engine = SGLEngine(small, large, CONFIG)
     requests = [ask(noise(40, 50, seed)) for seed in (0, 1, 0, 2)]
     alone = [engine.run(request).text for request in requests]
-    found = processed(large, monkeypatch)
+    found = count_processed(large, monkeypatch)
     assert texts(engine, requests) == alone
     shared = len(found)
     assert 3 <= shared <= 4  # equal pictures in two objects are two

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import exploding, traces
+from oracles import count_processed, exploding, traces
 from samples import noise
 from scheduling import until
 from test_cost import counted
@@ -296,19 +296,6 @@ def test_a_known_picture_is_not_processed_again(family: str) -> None:
     changed = vlm.encode(requests[0], reuse=REUSE)
     assert changed.picture_digests != plain[0].picture_digests
     assert vlm.store.info().pixel_hits == 1
-
-
-def count_processed(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Image processors, as they process pictures."""
-    kind, seen = vlm.processor.image_processor.__class__, list[object]()
-    original = kind.preprocess
-
-    def preprocess(self: Any, *given: Any, **settings: Any) -> Any:
-        seen.append(self)
-        return original(self, *given, **settings)
-
-    monkeypatch.setattr(kind, "preprocess", preprocess)
-    return seen
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
