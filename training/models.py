@@ -52,18 +52,34 @@ def answer_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (answer tokens, vocabulary) and labels (answer tokens,) of every answer of a batch.
 
-    Of the visual tokens ``features`` (pages, tokens, width) the decoder sees those that the batch keeps.
+    Of the visual tokens ``features`` (pages, tokens, width) the decoder sees those that the batch keeps, and
+    behind layer ``after`` those that it leaves.
     """
     features = features.take_along_dim(batch.kept[..., None], dim=1)
     embedded = model.get_input_embeddings()(batch.ids)
     behind = embedded[:, batch.prefix - 1 :]
     rows = torch.cat([embedded[:, :2], features.to(embedded.dtype), behind], dim=1)
-    with packed(batch.prefix, batch.slots):
-        hidden = model.model.language_model(
-            inputs_embeds=rows, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+    decoder, positions, prefix = model.model.language_model, batch.positions, batch.prefix
+    places = decoder.rotary_emb(rows, positions)
+    for index, layer in enumerate(decoder.layers):
+        if batch.left is not None and index == batch.after:
+            prefix, columns = batch.left.shape[1] + 3, _left_columns(batch)
+            rows = rows.take_along_dim(columns[..., None], dim=1)
+            positions = positions.take_along_dim(columns, dim=1)
+            places = decoder.rotary_emb(rows, positions)
+        with packed(prefix, batch.slots):
+            rows = layer(rows, position_embeddings=places, position_ids=positions, use_cache=False)
     asked = batch.labels >= 0
-    return model.lm_head(hidden[:, batch.prefix :][asked]), batch.labels[asked]
+    return model.lm_head(decoder.norm(rows)[:, prefix:][asked]), batch.labels[asked]
+
+
+def _left_columns(batch: Batch) -> torch.Tensor:
+    """Which tokens of each row go on behind layer ``after``, int64 (rows, S): all text, and what is left."""
+    count, prefix = len(batch.ids), batch.prefix
+    first = torch.arange(2).expand(count, -1)
+    last = torch.arange(prefix - 1, batch.ids.shape[1]).expand(count, -1)
+    kept = torch.searchsorted(batch.kept, batch.left)
+    return torch.cat([first, kept + 2, last], dim=1)
 
 
 def towers(model: InternVLForConditionalGeneration) -> list[nn.Parameter]:

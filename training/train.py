@@ -80,6 +80,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--thin", type=float, default=0.0, help="share of batches with tokens missing")
     parser.add_argument("--thin-from", type=float, default=0.67, help="share of the minutes")
+    parser.add_argument(
+        "--late", type=float, default=0.0, help="share of those in which tokens go missing behind a layer"
+    )
     parser.add_argument("--hard", type=float, default=0.0, help="share of batches of what is learnt slowly")
     parser.add_argument("--evaluate-every", type=float, default=5, help="minutes")
     parser.add_argument("--seed", type=int, default=0)
@@ -150,10 +153,15 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One step; returns its losses."""
         seed, progress = self.options.seed * 10_000_000 + self.progress.step, self.progress
-        late = self.done >= self.options.thin_from
-        thin = late and np.random.default_rng((seed, 1)).random() < self.options.thin
-        hard = np.random.default_rng((seed, 2)).random() < self.options.hard
-        batch = self.packer.batch(seed, part=self.peers.rank, thin=bool(thin), hard=bool(hard))
+        missing, hard = np.random.default_rng((seed, 1)), np.random.default_rng((seed, 2))
+        thin = self.done >= self.options.thin_from and missing.random() < self.options.thin
+        batch = self.packer.batch(
+            seed,
+            part=self.peers.rank,
+            thin=thin,
+            late=missing.random() < self.options.late,
+            hard=hard.random() < self.options.hard,
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.options.float32):
             loss, log = self.loss(batch)
         loss.backward()

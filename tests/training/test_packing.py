@@ -1,6 +1,7 @@
 """A packed row equals as many separate conversations: training must teach what inference asks."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,50 @@ def test_packed_rows_equal_separate_conversations(
         torch.testing.assert_close(behind[:, own], states, rtol=1e-3, atol=1e-3)
         # The control: another page's answers are others.
         assert not torch.allclose(behind[:, own].roll(1, dims=0), states, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_tokens_that_go_missing_behind_a_layer_are_not_looked_at_any_more(
+    packer: Packer, model: InternVLForConditionalGeneration
+) -> None:
+    """The slow way: one conversation at a time, with masks over what later layers may not see."""
+    batch = packer.batch(3, tiles=2, layout=SHORT, thin=True, late=True)
+    assert batch.left is not None
+    batch = replace(batch, after=1)  # of 3
+    decoder, kept = model.model.language_model, batch.kept.shape[1]
+    assert 0 < batch.left.shape[1] < kept == 2 * TOKENS
+    rows = model.get_input_embeddings()(batch.ids)
+    features = visual_tokens(model, batch)
+    rows[:, 2 : batch.prefix - 1] = features
+
+    def slow(row: int, slot: int, left: torch.Tensor) -> torch.Tensor:
+        columns = torch.cat(
+            [torch.arange(batch.prefix), batch.prefix + torch.arange(10_000)[alone(batch, slot)]]
+        )
+        states, places = rows[row : row + 1, columns], batch.positions[row : row + 1, columns]
+        seen = torch.ones(len(columns), len(columns)).tril().bool()
+        there = torch.ones(len(columns), dtype=torch.bool)
+        there[2 : 2 + kept] = torch.isin(torch.arange(kept), left)
+        for index, layer in enumerate(decoder.layers):
+            states = layer(
+                states,
+                attention_mask=(seen & there if index >= batch.after else seen)[None, None],
+                position_embeddings=decoder.rotary_emb(states, places),
+                position_ids=places,
+            )
+        labels = batch.labels[row, alone(batch, slot)]
+        return model.lm_head(decoder.norm(states)[0, batch.prefix :][labels >= 0])
+
+    cases = [(0, 0), (1, batch.slots - 1)]
+    expected = [slow(row, slot, batch.left[row]) for row, slot in cases]
+    control = [slow(row, slot, batch.left[row][::2]) for row, slot in cases]
+    use_packed_attention(model)
+    logits, _ = answer_logits(model, batch, features)
+    asked = torch.cumsum((batch.labels >= 0).flatten(), 0).view_as(batch.labels)
+    for (row, slot), right, wrong in zip(cases, expected, control, strict=True):
+        own = asked[row, alone(batch, slot)][batch.labels[row, alone(batch, slot)] >= 0] - 1
+        torch.testing.assert_close(logits[own], right, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(logits[own], wrong, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, THIN])
