@@ -35,8 +35,8 @@ from langchain_sgl.budget.gate import limitation, permission
 from langchain_sgl.chat.answers import to_chat_result, to_generation_chunks
 from langchain_sgl.chat.call_options import CallFields, CallOptions
 from langchain_sgl.chat.events import AnyRun, StreamRun, aannounce, announce, current_run
-from langchain_sgl.chat.fields import with_attributes_of
-from langchain_sgl.chat.hosted import Origin, provider_of
+from langchain_sgl.chat.fields import provider_of, with_attributes_of
+from langchain_sgl.chat.hosted import Origin
 from langchain_sgl.chat.image_blocks import normalize_pictures
 from langchain_sgl.chat.input import ChatInput, in_thread
 from langchain_sgl.chat.messages import to_engine_messages

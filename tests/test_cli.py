@@ -354,6 +354,20 @@ def test_a_server_without_its_extra_says_which(
     assert 'pip install "langchain-sgl[server]"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["serve", "playground"])
+@pytest.mark.parametrize("port", ["0", "65536", "70000", "-1", "http"])
+def test_a_port_is_a_number_that_ports_have(
+    command: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"sgl_engine.cli.{command}").add_arguments(parser)
+    assert parser.parse_args(["--port", "65535"]).port == 65535
+    with pytest.raises(SystemExit) as usage:
+        parser.parse_args([f"--port={port}"])
+    assert usage.value.code == 2
+    assert "is not a port" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["batch", "bench", "calibrate", "decide", "explain", "ask"])
 def test_every_path_may_begin_with_a_tilde(command: str) -> None:
     """Shells expand ``--out ~/x`` and not ``--out=~/x``."""

@@ -106,7 +106,7 @@ def test_a_judge_that_is_named_judges(suite: Suite, monkeypatch: pytest.MonkeyPa
             return HostedAnswer("0.5")
 
     monkeypatch.setattr(bench_paper, "OpenAIModel", Says)
-    monkeypatch.setenv(bench_paper.JUDGE_KEY, "secret")
+    monkeypatch.setenv(bench_paper.JUDGE_KEY, "secret\n")  # as a mounted file has it
     code, out, _ = suite("--tasks", "mmvet", "--judge", "judge-1@https://host/v1", "--questions", 1)
     assert code == 0
     assert asked == ["judge-1 at https://host/v1 with secret"]

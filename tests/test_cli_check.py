@@ -47,6 +47,19 @@ def test_a_pair_that_does_not_run_is_bad_input(
     assert "from_pretrained" not in shown
 
 
+def test_a_hub_that_cannot_be_reached_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise httpx2.ConnectError("No address of that name")
+
+    httpx2 = pytest.importorskip("httpx2", reason="the hub's client may use another library")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    assert main(["check", "a/b", "c/d"]) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The files of a/b cannot be fetched (ConnectError: No address of that name)" in shown
+
+
 @pytest.mark.parametrize("page", ["10", "0x5", "axb"])
 def test_a_page_is_width_times_height(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as usage:

@@ -240,6 +240,17 @@ def test_a_calibration_is_one_of_decisions(
     assert "--share 0.3 is of a calibration of answers" in err
 
 
+@pytest.mark.parametrize("name", ["gone.json", "scans"])
+def test_a_calibration_that_cannot_be_read_is_bad_input(
+    sgl: Sgl, folder: Path, loads: list[Any], name: str
+) -> None:
+    line = ("decide", folder / "scans" / "b.png", "--questions", folder / "questions.json")
+    code, out, err = sgl(*line, "--calibration", folder / name, "--risk", "0.05")
+    assert (code, out, loads) == (2, "", [])
+    assert f"{folder / name} cannot be read as {DecisionCalibration.kind_of_file}" in err
+    assert err.count("\n") == 1
+
+
 def test_what_was_not_there_is_tried_again(sgl: Sgl, folder: Path) -> None:
     out_file, late = folder / "rows.jsonl", folder / "late.png"
     line = ("decide", late, "--questions", folder / "questions.json", "--out", out_file)

@@ -17,6 +17,7 @@ from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.chat.hosted import RepeatedThought, WrittenDelta
 from langchain_sgl.chat.messages import REASONING_KEY
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
 from sgl_engine import ReasoningDelta, Response, RunReport, TextDelta, TokenLogprob, ToolCallDelta
@@ -45,9 +46,11 @@ def to_generation_chunks(
         event: Text is passed on; pieces of tool calls are not, they come whole with the response.
         options: As in ``to_chat_result``.
     """
-    if isinstance(event, TextDelta):
+    if isinstance(event, WrittenDelta):
+        yield ChatGenerationChunk(message=AIMessageChunk(content=list(event.blocks)))
+    elif isinstance(event, TextDelta):
         yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
-    elif isinstance(event, ReasoningDelta):
+    elif isinstance(event, ReasoningDelta) and not isinstance(event, RepeatedThought):
         chunk = AIMessageChunk(content="", additional_kwargs={REASONING_KEY: event.text})
         yield ChatGenerationChunk(message=chunk)
     elif isinstance(event, Response):
@@ -106,12 +109,20 @@ def _call_chunks(response: Response) -> list[ToolCallChunk]:
 
 
 def _last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChunk:
-    """Writes the end of a streamed answer: no text, and all metadata.
+    """Writes the end of a streamed answer: no text, and all metadata, a hosted model's own among it.
 
     No other chunk carries numbers: LangChain adds them up when it merges chunks.
     """
+    original = None if response.hosted is None else response.hosted.original
+    told: dict[str, Any] = {}
+    if isinstance(original, AIMessage):
+        metadata = {**original.response_metadata, **metadata}
+        # Thoughts and calls have been streamed.
+        streamed = (REASONING_KEY, "tool_calls", "function_call")
+        told = {name: value for name, value in original.additional_kwargs.items() if name not in streamed}
     return AIMessageChunk(
         content="",
+        additional_kwargs=told,
         usage_metadata=usage_metadata(response.report),
         response_metadata=metadata,
         chunk_position="last",

@@ -250,7 +250,8 @@ class CallOptions(CallFields):
         """Reads every spelling in use: the engine's choice, and the only tool that may be called or None."""
         choice = self.tool_choice
         if isinstance(choice, Mapping):  # OpenAI: {"type": "function", "function": {"name"}}; Anthropic: flat
-            inner = choice.get("function") or choice
+            function = choice.get("function")
+            inner = function if isinstance(function, Mapping) else choice
             if inner.get("name") is not None:  # even where that is "any" or "none"
                 return "any", self._known(inner["name"])
             choice = choice.get("type")
@@ -258,7 +259,7 @@ class CallOptions(CallFields):
             return "auto", None
         if choice is False or choice == "none":
             return "none", None
-        if choice is True or choice in {"any", "required"}:
+        if choice is True or choice in ("any", "required"):
             return "any", None
         return "any", self._known(choice)
 

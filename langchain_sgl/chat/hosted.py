@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import base64
 import contextvars
-import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
 from langchain_core.messages.tool import ToolCallChunk
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
 from langsmith.run_helpers import tracing_context
 
 from langchain_sgl.chat.image_blocks import is_image
 from langchain_sgl.chat.messages import from_engine_messages, is_about_itself, reasoning_of
 from sgl_engine import (
-    ConfigError,
     HostedAnswer,
     HostedCall,
-    HostedModel,
     HostedUsage,
     InvalidToolCall,
     ReasoningDelta,
@@ -45,8 +40,9 @@ from sgl_engine import (
 if TYPE_CHECKING:
     from sgl_engine import FinishReason
 
-_PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]")
-"""How ``init_chat_model`` is told of a provider: "openai:gpt-..."; no hub id holds a colon."""
+_CALLS = frozenset(
+    "tool_use tool_call tool_call_chunk invalid_tool_call function_call input_json_delta".split()
+)
 _OPTIONS = {"max_new_tokens": "max_tokens"} | {
     name: name for name in "temperature top_p top_k seed presence_penalty frequency_penalty".split()
 }
@@ -59,61 +55,6 @@ class Origin:
     """What a request was made of: the call's messages, for a model that takes them as they are."""
 
     messages: tuple[BaseMessage, ...]
-
-
-def names_provider(large: object) -> bool:
-    """Whether a name is one for ``init_chat_model``, and not of a folder or on the hub."""
-    return isinstance(large, str) and bool(_PROVIDER.match(large)) and not Path(large).exists()
-
-
-def is_hosted(large: object) -> bool:
-    """Whether what is given as the large model is not loaded here."""
-    return names_provider(large) or not (large is None or isinstance(large, str | Path))
-
-
-def as_hosted(large: Any) -> HostedModel:
-    """Returns the hosted model that is meant by a name, a LangChain chat model, or one that is there already.
-
-    Raises:
-        ConfigError: It is nothing of these, or the provider's package is missing.
-    """
-    if isinstance(large, str):
-        try:
-            from langchain.chat_models import init_chat_model
-
-            large = init_chat_model(large)
-        except ImportError as error:
-            raise ConfigError(
-                f"{large!r} needs a package that is not installed ({error.name}).",
-                remedy="Install langchain and the provider's package, or give the chat model itself.",
-            ) from error
-    if isinstance(large, BaseChatModel):
-        return LangChainModel(large)
-    if isinstance(getattr(large, "name", None), str) and callable(getattr(large, "stream", None)):
-        model: HostedModel = large
-        return model
-    raise ConfigError(
-        f"A {type(large).__name__} is no large model.",
-        remedy='Give a folder, a hub id, a LangChain chat model, its name ("openai:gpt-...") or OpenAIModel.',
-    )
-
-
-def provider_of(model: HostedModel | None) -> str:
-    """What LangSmith calls the provider of a large model, which it may have prices of."""
-    return "sgl" if model is None else str(getattr(model, "provider", "openai"))
-
-
-def hosted_label(large: Any) -> str:
-    """What a hosted model is called, as far as that can be told without making it."""
-    return large if isinstance(large, str) else as_hosted(large).name
-
-
-def hosted_identity(large: Any) -> str:
-    """Tells hosted models apart in a cache's key: without keys, and not to be read."""
-    if not isinstance(large, BaseChatModel):
-        return repr(large)
-    written = json.dumps(large._identifying_params, sort_keys=True, default=str)  # noqa: SLF001  # LangChain's own
-    return hashlib.sha256(f"{type(large).__name__} {written}".encode()).hexdigest()[:16]
 
 
 class LangChainModel:
@@ -185,8 +126,8 @@ class LangChainModel:
     ) -> AIMessageChunk:
         """An answer in a schema, by the way that the provider's integration has for it; it comes whole."""
         named = {"title": "answer", "description": "The answer.", **schema}
-        model = self.model.with_structured_output(named, include_raw=True)
-        found: Any = model.invoke(messages, {"callbacks": []}, **_options(request))
+        model = _with_options(self.model.with_structured_output(named, include_raw=True), _options(request))
+        found: Any = model.invoke(messages, {"callbacks": []})
         raw: AIMessage = found["raw"]
         parsed = found["parsed"]
         text = str(raw.text)
@@ -196,6 +137,17 @@ class LangChainModel:
         return AIMessageChunk(
             content=text, usage_metadata=raw.usage_metadata, response_metadata=raw.response_metadata
         )
+
+
+def _with_options(model: Runnable[Any, Any], options: Mapping[str, Any]) -> Runnable[Any, Any]:
+    """Binds options to the chat model that a chain begins with.
+
+    Chains that keep the raw message begin with a ``RunnableParallel``, which hands no options on.
+    """
+    if isinstance(model, RunnableSequence) and isinstance(model.first, RunnableParallel):
+        steps = {name: step.bind(**options) for name, step in model.first.steps__.items()}
+        return model.model_copy(update={"first": RunnableParallel(steps)})
+    return model.bind(**options)
 
 
 def _in_empty_context(pieces: Iterator[AIMessageChunk]) -> Iterator[AIMessageChunk]:
@@ -268,6 +220,26 @@ def with_pictures(
     return changed
 
 
+@dataclass(frozen=True)
+class WrittenDelta(TextDelta):
+    """A piece as the provider's own integration has written it: thoughts with their signature, citations, ...
+
+    Attributes:
+        blocks: Content of the chunk, but for its calls, which come whole with the answer.
+    """
+
+    blocks: tuple[Any, ...] = ()
+
+
+class RepeatedThought(ReasoningDelta):
+    """A thought that stands in the blocks of the ``WrittenDelta`` behind it, too."""
+
+
+def _is_answer(block: Any) -> bool:
+    """Whether a content block is no part of a tool call."""
+    return not (isinstance(block, dict) and block.get("type") in _CALLS)
+
+
 @dataclass
 class _Call:
     """A tool call that is coming."""
@@ -281,10 +253,11 @@ def _deltas(
     chunk: AIMessageChunk, calls: dict[int, _Call]
 ) -> Iterator[TextDelta | ReasoningDelta | ToolCallDelta]:
     """What one chunk says; its tool calls are noted."""
+    blocks = () if isinstance(chunk.content, str) else tuple(filter(_is_answer, chunk.content))
     if thought := reasoning_of(chunk):
-        yield ReasoningDelta(thought)
-    if chunk.text:
-        yield TextDelta(chunk.text)
+        yield RepeatedThought(thought) if blocks else ReasoningDelta(thought)
+    if chunk.text or blocks:
+        yield WrittenDelta(chunk.text, blocks) if blocks else TextDelta(chunk.text)
     for piece in chunk.tool_call_chunks:
         number = _number(piece, calls)
         call, arguments = calls[number], piece.get("args") or ""

@@ -28,6 +28,8 @@ from sgl_engine.prompt import decode_base64, decode_data_url, describe_source, m
 Block: TypeAlias = Mapping[str, Any]
 ACCEPTED = "text, image (url, base64, path, image), image_url, input_image, file and media of type image/*"
 """What a message may hold, for error messages."""
+ANY_SIZE = LimitsConfig(max_image_pixels=2**62, max_image_side=2**31)
+"""For pixels that are there already: whoever is asked about them knows its own limits."""
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # not the drive of C:\file
 _INLINE = frozenset(("base64", "data"))
 _UNKNOWN = "application/octet-stream"
@@ -234,10 +236,14 @@ def image_block(picture: Any) -> dict[str, Any]:
                 f"The image file {describe_source(picture)} cannot be read ({error.strerror}).",
                 remedy="Check its name and permissions.",
             ) from error
-    # No limit here: the model that gets the block knows its own.
-    return _encoded(
-        picture if isinstance(picture, bytes) else _compressed(picture, LimitsConfig(max_image_pixels=2**62))
-    )
+    return _encoded(picture if isinstance(picture, bytes) else _compressed(picture, ANY_SIZE))
+
+
+def pixels_of(picture: Any) -> bytes:
+    """What tells a PIL image from any other: its colours, and not their numbers in a palette."""
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA")
+    return f"{picture.mode} {picture.size}".encode() + bytes(picture.tobytes())
 
 
 def checked_url(text: str) -> str:

@@ -39,11 +39,9 @@ _ROLES: dict[str, Role] = {
 }
 REASONING_KEY = "reasoning_content"
 """Where LangChain looks for thoughts, among ``additional_kwargs``: ``content_blocks`` has them as a block."""
-_ABOUT_ITSELF = frozenset(
-    "thinking redacted_thinking reasoning reasoning_content tool_use tool_call tool_call_chunk "
-    "invalid_tool_call function_call server_tool_call server_tool_call_chunk server_tool_result".split()
-)
-"""Blocks of assistant messages that other fields repeat, or that nobody but their provider can read."""
+_TEXTS = frozenset("text input_text output_text refusal".split())
+_MEDIA = frozenset("audio input_audio video video_url file media document".split())
+"""What an assistant may have shown, and no model here can see: refused, as in the messages of others."""
 
 
 def to_engine_messages(
@@ -89,8 +87,14 @@ def _message(message: BaseMessage, root: Path | None) -> Message:
 
 
 def is_about_itself(message: BaseMessage, block: Block) -> bool:
-    """Whether a block is what an assistant of another provider says about itself."""
-    return _role(message) == "assistant" and block.get("type") in _ABOUT_ITSELF
+    """Whether a block is what an assistant of another provider says about itself.
+
+    Thoughts and calls, which other fields repeat; searches, code that was run, whatever its provider names so
+    next: nobody else can read it, and it is no reason to refuse a conversation.
+    """
+    kind = block.get("type")
+    told = kind is None or kind in _TEXTS or kind in _MEDIA or is_image(block)
+    return _role(message) == "assistant" and not told
 
 
 def from_engine_messages(messages: Sequence[Message]) -> list[BaseMessage]:
@@ -151,8 +155,8 @@ def _part(block: str | Block, root: Path | None) -> str | ImagePart:
     if isinstance(block, str):
         return block
     kind = block.get("type")
-    if kind in {"text", "input_text", "output_text"} or (kind is None and "text" in block):
-        return str(block.get("text") or "")
+    if kind in _TEXTS or (kind is None and "text" in block):
+        return str(block.get("text") or block.get("refusal") or "")
     if is_image(block):
         return ImagePart(image_source(block, root))
     raise InvalidRequestError(

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from langchain_core.language_models import ModelProfile
 
-from langchain_sgl.chat.hosted import as_hosted, is_hosted
+from langchain_sgl.chat.fields import as_hosted, is_hosted
 from sgl_engine import ConfigError
 from sgl_engine.model import check_settings, settings_of_each
 

@@ -12,8 +12,17 @@ from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, model_valida
 from typing_extensions import override
 
 from langchain_sgl.chat.call_options import CallFields, CallOptions
-from langchain_sgl.chat.fields import TorchName, environment, send_config, without_unknown
-from langchain_sgl.chat.hosted import hosted_identity, hosted_label, is_hosted
+from langchain_sgl.chat.fields import (
+    TorchName,
+    environment,
+    file_identity,
+    hosted_identity,
+    hosted_label,
+    is_hosted,
+    send_config,
+    told_settings,
+    without_unknown,
+)
 from langchain_sgl.chat.pair import Pair, is_bundled, model_profile, shared_engine
 from langchain_sgl.errors import as_langchain_errors
 from sgl_engine import (
@@ -41,10 +50,8 @@ _OF_BOTH = (
     *("dtype", "device", "device_map", "trust_remote_code"),
     *("attn_implementation", "quantization", "quantization_config", "model_kwargs"),
 )
-_PARTS_OF_THE_ENGINE = (
-    *("limits", "small_pictures", "large_pictures", "reuse", "scheduler"),
-    *("send", "on_large_error", "prices"),
-)
+_ENGINE_PARTS = "limits small_pictures large_pictures reuse scheduler send on_large_error prices".split()
+_MAY_HOLD_KEYS = ("model_kwargs", "small_settings", "large_settings")
 _LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 _NOT_IN_ANSWERS = frozenset(
     "streaming max_retries api_key timeout ready_engine reuse scheduler prices unknown_options".split()
@@ -113,9 +120,9 @@ class ChatSettings(CallFields, BaseChatModel):
     attn_implementation: str | None = None
     quantization: Literal["int8"] | None = None
     quantization_config: Any = None
-    model_kwargs: dict[str, Any] | None = None
-    small_settings: dict[str, Any] | None = None
-    large_settings: dict[str, Any] | None = None
+    model_kwargs: dict[str, Any] | None = Field(default=None, repr=False)  # may hold a key of the hub
+    small_settings: dict[str, Any] | None = Field(default=None, repr=False)
+    large_settings: dict[str, Any] | None = Field(default=None, repr=False)
     small_pictures: PictureConfig | None = None
     large_pictures: PictureConfig | None = None
     send: Annotated[SendMode | SendConfig | None, BeforeValidator(send_config)] = None
@@ -163,14 +170,14 @@ class ChatSettings(CallFields, BaseChatModel):
             else:
                 # What the environment names is not asked, so no copy of this model may be given it.
                 self.__dict__.update(small=None, large=None)
-            if {"calibration", "exit_threshold"} <= self.model_fields_set and None not in (
-                self.calibration,
-                self.exit_threshold,
-            ):
-                raise ConfigError(
-                    f"Both exit_threshold={self.exit_threshold} and a calibration are given.",
-                    remedy="Give one of them: a calibration has a threshold of its own.",
-                )
+            if None not in (self.calibration, self.exit_threshold):
+                if {"calibration", "exit_threshold"} <= self.model_fields_set:
+                    raise ConfigError(
+                        f"Both exit_threshold={self.exit_threshold} and a calibration are given.",
+                        remedy="Give one of them: a calibration has a threshold of its own.",
+                    )
+                weaker = "calibration" if "exit_threshold" in self.model_fields_set else "exit_threshold"
+                self.__dict__[weaker] = None  # only the environment names it
             self._options()  # refuses values out of their range
             alone = self.calibration is None and self.ready_engine is None
             if self.retention is not None and pruning_preset(self.retention).auto and alone:
@@ -255,8 +262,8 @@ class ChatSettings(CallFields, BaseChatModel):
     def _base_engine(self) -> SGLEngine:
         """Returns the engine with what no call can change: limits, pictures' sizes, calibration, ..."""
         engine: SGLEngine = self.ready_engine or shared_engine(self._pair)
-        own_parts = {name: getattr(self, name) for name in _PARTS_OF_THE_ENGINE}
-        update: dict[str, Any] = {name: part for name, part in own_parts.items() if part is not None}
+        parts = {name: getattr(self, name) for name in _ENGINE_PARTS}
+        update: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
         # A calibration is checked against pruning and scorer, so they are set with it.
         if self.calibration is not None:
             options = CallOptions.of(retention=self.retention, tiles=self.tiles, scorer=self.scorer)
@@ -269,9 +276,6 @@ class ChatSettings(CallFields, BaseChatModel):
     def _options(self, stop: Sequence[str] | str | None = None, **overrides: Any) -> CallOptions:
         """Lays a call's options over the instance's own."""
         own = {name: getattr(self, name) for name in CallFields.model_fields}
-        if self.calibration is not None:
-            # Set by the environment at most, and the calibration counts more; a call's own does not go.
-            del own["exit_threshold"]
         given = {name: value for name, value in overrides.items() if value is not None}
         if given.keys() & set(_LIMIT_NAMES):
             own = {name: value for name, value in own.items() if name not in _LIMIT_NAMES}
@@ -287,15 +291,21 @@ class ChatSettings(CallFields, BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """What an answer depends on: traces show it, and LangChain's cache uses it as its key."""
         skipped = _NOT_IN_ANSWERS | set(BaseChatModel.model_fields)
-        params = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
-        params = {name: value for name, value in params.items() if value is not None}
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
+        params = {name: value for name, value in fields.items() if value is not None}
         params["model_name"] = self._model_name
-        if is_hosted(self.large):
-            params["large"] = hosted_identity(self.large)
-        if self.ready_engine is None and self._pair.bundled:
+        params |= {name: told_settings(params[name]) for name in _MAY_HOLD_KEYS if name in params}
+        engine, large, calibration = self.ready_engine, self.large, self.calibration
+        if engine is not None:
+            large, calibration = engine.hosted, calibration or engine.config.exit.calibration
+        if is_hosted(large):
+            params["large"] = hosted_identity(large)
+        if calibration is not None:
+            params["calibration_content"] = file_identity(calibration)
+        if engine is None and self._pair.bundled:
             params["version"] = __version__  # the bundled weights may change with it
-        if self.ready_engine is not None:
-            params["engine"] = self.ready_engine.config.model_dump(mode="json", exclude=set(_NOT_IN_ANSWERS))
+        if engine is not None:
+            params["engine"] = engine.config.model_dump(mode="json", exclude=set(_NOT_IN_ANSWERS))
         return {
             name: value if isinstance(value, str | int | float | list | dict) else str(value)
             for name, value in params.items()
@@ -306,8 +316,7 @@ class ChatSettings(CallFields, BaseChatModel):
         """What traces call the model: both names, because both may answer."""
         if self.model is not None:
             return self.model
-        if self.ready_engine is not None:
-            engine = self.ready_engine
+        if (engine := self.ready_engine) is not None:
             return f"{_label(engine.small)}+{_label(engine.hosted or engine.large)}"
         if is_hosted(self.large):
             return f"{self.small or 'sgl-demo-small'}+{hosted_label(self.large)}"

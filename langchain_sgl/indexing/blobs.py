@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from langchain_core.documents.base import Blob
 from typing_extensions import override
 
-from sgl_engine import ConfigError, LimitsConfig
+from langchain_sgl.chat.image_blocks import ANY_SIZE, pixels_of
+from sgl_engine import ConfigError
 from sgl_engine.prompt import describe_source
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ class _PixelBlob(Blob):
     def as_bytes(self) -> bytes:
         from sgl_engine.prompt import load_image
 
-        # No limit here: it is looked at like any other picture once it is encoded.
-        pixels = load_image(self.image, LimitsConfig(max_image_pixels=2**62, max_image_side=2**31))
+        pixels = load_image(self.image, ANY_SIZE)  # looked at like any other picture once it is encoded
         buffer = io.BytesIO()
         pixels.save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
@@ -84,7 +84,6 @@ def _hash_name(picture: Picture) -> str:
     if isinstance(picture, bytes | bytearray):
         return f"sha256:{hashlib.sha256(picture).hexdigest()}"
     try:
-        about = f"{picture.mode} {picture.size}".encode()
-        return f"sha256:{hashlib.sha256(about + picture.tobytes()).hexdigest()}"
+        return f"sha256:{hashlib.sha256(pixels_of(picture)).hexdigest()}"
     except (OSError, SyntaxError, ValueError):
         return f"a PIL image of {picture.width} x {picture.height} pixels"

@@ -284,7 +284,7 @@ class SGLImageIndexer(BaseLoader):
         names = []
         for chat, bound in models_inside(self._model):
             options = {**bound, **self._settings}
-            stop = options.pop("stop", None)
+            stop, _ = options.pop("stop", None), options.pop("timeout", None)  # no answer depends on that one
             names.append(chat._get_llm_string(stop=stop, **options))  # noqa: SLF001
         return names[0] if len(names) == 1 else json.dumps(names)
 

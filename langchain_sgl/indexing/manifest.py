@@ -93,7 +93,13 @@ class IndexManifest:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder of the manifest {path} cannot be made ({error.strerror}).",
+                remedy="Name another file.",
+            ) from error
         with self._open() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -146,10 +152,12 @@ class IndexManifest:
                 [(each.id, each.source, each.key, json.dumps(each.about), run) for each in documents],
             )
 
-    def last_known(self, source: str) -> list[tuple[DeliveredDocument, StoredAnswer]]:
+    def last_known(
+        self, source: str, *, folder: bool = False
+    ) -> list[tuple[DeliveredDocument, StoredAnswer]]:
         """Looks up what a picture, or all of a folder, was last known as; what is removed is left out."""
         with self._open() as database:
-            rows = database.execute(_LAST_KNOWN, _picture_or_folder(source)).fetchall()
+            rows = database.execute(_LAST_KNOWN, _named(source, folder=folder)).fetchall()
         return [
             (
                 DeliveredDocument(name, where, key, json.loads(about)),
@@ -158,10 +166,10 @@ class IndexManifest:
             for name, where, key, about, text, metadata in rows
         ]
 
-    def keep(self, run: int, source: str) -> None:
+    def keep(self, run: int, source: str, *, folder: bool = False) -> None:
         """Keeps the documents of a picture, or of a folder, that ``run`` could not read: it may come back."""
         with self._open() as database:
-            database.execute(_KEEP, {"run": run, **_picture_or_folder(source)})
+            database.execute(_KEEP, {"run": run, **_named(source, folder=folder)})
 
     def complete(self, run: int) -> None:
         """Notes that ``run`` met every picture that there is."""
@@ -194,6 +202,10 @@ class IndexManifest:
             ) from error
 
 
-def _picture_or_folder(source: str) -> dict[str, str]:
-    """What the queries above look for: a picture's name, and the start of all names if it is a folder."""
-    return {"source": source, "folder": "" if source == "." else source.rstrip("/") + "/"}
+def _named(source: str, *, folder: bool) -> dict[str, str | None]:
+    """What the queries above look for: a picture's name, and, of a folder, the start of all names in it.
+
+    Names that were given need be no paths: "a/1" is not in "a", where that is a picture.
+    """
+    start = "" if source == "." else source.rstrip("/") + "/"
+    return {"source": source, "folder": start if folder else None}

@@ -77,7 +77,7 @@ class IndexingRun:
         self._number = 0 if self.manifest is None else self.manifest.begin()
         self._met: list[DeliveredDocument] = []
         self._missing = 0
-        self._unread: list[str] = []
+        self._unread: list[tuple[str, bool]] = []  # names, and whether they are of folders
         self._model_works = False
         self._bar = ProgressBar(self.progress.total) if self.options.show_progress else None
 
@@ -92,8 +92,8 @@ class IndexingRun:
     def unlisted(self) -> Iterator[Document]:
         """Yields what is known of folders that cannot be listed."""
         for failure in self.found.unreadable:
-            self._fail(failure)
-            yield from self._last_known(failure.source)
+            self._fail(failure, folder=True)
+            yield from self._last_known(failure.source, folder=True)
 
     def batches(self) -> Iterator[list[IndexedPicture]]:
         """Reads pictures; those that are known come with their answer, and without their bytes."""
@@ -162,8 +162,8 @@ class IndexingRun:
         """Writes down what was delivered since the last time."""
         if self.manifest is not None:
             self.manifest.met(self._number, self._met)
-            for source in self._unread:
-                self.manifest.keep(self._number, source)
+            for source, folder in self._unread:
+                self.manifest.keep(self._number, source, folder=folder)
         self._met, self._unread = [], []
 
     def complete(self) -> None:
@@ -202,9 +202,11 @@ class IndexingRun:
         }
         return DeliveredDocument(picture.id, picture.source, picture.key, about)
 
-    def _last_known(self, source: str, picture: IndexedPicture | None = None) -> Iterator[Document]:
+    def _last_known(
+        self, source: str, picture: IndexedPicture | None = None, *, folder: bool = False
+    ) -> Iterator[Document]:
         """Yields what a picture, or a folder, had before it failed: a failure removes nothing."""
-        known = [] if self.manifest is None else self.manifest.last_known(source)
+        known = [] if self.manifest is None else self.manifest.last_known(source, folder=folder)
         if picture is not None and picture.page_of_many is not None:
             known = [(old, answer) for old, answer in known if old.about["page"] == picture.page]
         self._missing += not known
@@ -220,12 +222,12 @@ class IndexingRun:
         metadata = {**picture.blob.metadata, "source": picture.source, **page, "error": error}
         return Document("", id=picture.failure_id, metadata=metadata)
 
-    def _fail(self, failure: PictureFailure) -> None:
+    def _fail(self, failure: PictureFailure, *, folder: bool = False) -> None:
         """Lists a failure, or raises it where the run is to end with the first."""
         if self.options.failed == "raise":
             raise failure.error
         self.errors.append(failure)
-        self._unread.append(failure.source)
+        self._unread.append((failure.source, folder))
         if self.options.on_error is not None:
             self.options.on_error(failure)
 

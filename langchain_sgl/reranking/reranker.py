@@ -264,16 +264,27 @@ def _page(document: Document, picture: ImageSource, limits: LimitsConfig) -> Ima
     Raises:
         ImageError: There is no such page, or it cannot be read.
     """
-    page, pages = document.metadata.get("page"), document.metadata.get("total_pages")
-    if not isinstance(page, int) or not isinstance(pages, int) or pages == 1:
+    page, pages = (_whole(document.metadata.get(name)) for name in ("page", "total_pages"))
+    if page is None or pages == 1:
         return picture
-    if isinstance(picture, Path):
-        from sgl_engine.prompt import read_file
+    from sgl_engine.prompt import count_pages, read_file
 
+    if isinstance(picture, Path):
         picture = read_file(picture, limits)
     elif isinstance(picture, str) and _DATA_URL.match(picture):
         picture = decode_data_url(picture)
-    return draw_page(picture, limits, page) if isinstance(picture, bytes) else picture
+    if not isinstance(picture, bytes):
+        return picture
+    if pages is None and count_pages(picture, limits, most=2) == 1:  # a page that is a file of its own
+        return picture
+    return draw_page(picture, limits, page)
+
+
+def _whole(number: object) -> int | None:
+    """A number as it was written: some vector stores return all numbers as floats."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def _picture_in(text: str) -> ImageSource | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, get_origin
@@ -40,6 +40,10 @@ def convert_tools(tools: Sequence[Any], *, strict: bool | None) -> list[dict[str
     Raises:
         InvalidRequestError: Something that is none of these, or a tool that a provider would run.
     """
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Iterable):
+        raise InvalidRequestError(
+            f"Tools are a list, and {tools!r:.100} is none.", remedy="Use bind_tools([tool, ...])."
+        )
     return [_convert_tool(tool, strict=strict) for tool in tools]
 
 
@@ -159,19 +163,45 @@ def enforceable(schema: Any) -> Any:
     }
 
 
-def without_repeats(value: Any, schema: Any) -> Any:
-    """Drops repeated items of arrays in which, by a JSON schema, all items differ."""
-    if not isinstance(schema, Mapping):
-        return value
+def without_repeats(value: Any, schema: Any, root: Any = None) -> Any:
+    """Drops repeated items of arrays in which, by a JSON schema, all items differ.
+
+    Args:
+        value: What was answered.
+        schema: What it is held to.
+        root: The whole schema, to which "$ref" refers; None is ``schema``.
+    """
+    root = schema if root is None else root
+    readings = _readings(schema, root)
     if isinstance(value, Mapping):
-        parts = schema.get("properties", {})
-        return {name: without_repeats(part, parts.get(name)) for name, part in value.items()}
+        found = dict(value)
+        for parts in (reading.get("properties", {}) for reading in readings):
+            found |= {
+                name: without_repeats(found[name], parts[name], root) for name in parts if name in found
+            }
+        return found
     if isinstance(value, list):
-        items = [without_repeats(item, schema.get("items")) for item in value]
+        items = value
+        for reading in readings:
+            items = [without_repeats(item, reading.get("items"), root) for item in items]
         # Of JSON's values, 1 and True are equal in Python, and different in JSON.
         known = {json.dumps(item, sort_keys=True): item for item in items}
-        return list(known.values()) if schema.get("uniqueItems") is True else items
+        return list(known.values()) if any(each.get("uniqueItems") is True for each in readings) else items
     return value
+
+
+def _readings(schema: Any, root: Any, known: tuple[str, ...] = ()) -> list[Mapping[str, Any]]:
+    """All that a schema says of a value: itself, what it refers to, and the parts it is put together of."""
+    if not isinstance(schema, Mapping):
+        return []
+    found, target = [schema], schema.get("$ref")
+    if isinstance(target, str) and target.startswith("#/") and target not in known:
+        named = root
+        for key in target.removeprefix("#/").split("/"):
+            named = named.get(key) if isinstance(named, Mapping) else None
+        found += _readings(named, root, (*known, target))
+    parts = [part for keyword in ("allOf", "anyOf", "oneOf") for part in schema.get(keyword, ())]
+    return found + [reading for part in parts for reading in _readings(part, root, known)]
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:

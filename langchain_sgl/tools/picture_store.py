@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from langchain_core.stores import BaseStore, InvalidKeyException
 
-from langchain_sgl.chat.image_blocks import checked_url
+from langchain_sgl.chat.image_blocks import checked_url, pixels_of
 from sgl_engine import ConfigError, CorruptImageError
 
 if TYPE_CHECKING:
@@ -182,11 +182,11 @@ class _GraphStore:
 
 
 def _digest(picture: ImageSource) -> str:
-    """Makes eight characters from the content: of bytes, of a path's or URL's text, or of pixels."""
+    """Makes sixteen characters from the content: of bytes, of a path's or URL's text, or of pixels."""
     if isinstance(picture, bytes):
         data = picture
     elif isinstance(picture, str | Path):
         data = str(picture).encode()
     else:
-        data = repr((picture.mode, picture.size)).encode() + picture.tobytes()
-    return hashlib.sha256(data).hexdigest()[:8]
+        data = pixels_of(picture)
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -149,8 +149,10 @@ class PictureTool(BaseTool):
                 return bound[name]
             if name in getattr(type(layer), "model_fields", {}):
                 return getattr(layer, name)
-            # Bindings keep what they wrap as "bound", configurable models as "default".
-            layer = getattr(layer, "bound", None) or getattr(layer, "default", None)
+            # Bindings keep what they wrap as "bound", configurable models as "default"; of a model with
+            # fallbacks, the first one is "runnable".
+            inner = (getattr(layer, name, None) for name in ("bound", "default", "runnable"))
+            layer = next(filter(None, inner), None)
         return None
 
     def artifact(self, reference: str, region: list[float] | None, answer: AIMessage) -> PictureAnswer:

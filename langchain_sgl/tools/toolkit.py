@@ -105,7 +105,7 @@ class VisualQuestionTool(PictureTool):
             options = self._options(escalate=escalate)
             shown = self.show(picture, region, pixels=self._draws)
             answer = self.model.invoke(shown.ask(question), child_config(run_manager), **options)
-        return self._output(answer, question, picture, region, shown)
+            return self._output(answer, question, picture, region, shown)
 
     async def _arun(
         self,
@@ -121,7 +121,7 @@ class VisualQuestionTool(PictureTool):
             # In threads: stores and files may be slow, and so is drawing.
             shown = await asyncio.to_thread(self.show, picture, region, pixels=self._draws)
             answer = await self.model.ainvoke(shown.ask(question), child_config(run_manager), **options)
-        return await asyncio.to_thread(self._output, answer, question, picture, region, shown)
+            return await asyncio.to_thread(self._output, answer, question, picture, region, shown)
 
     def _options(self, *, escalate: bool) -> dict[str, Any]:
         """Writes the call's options; refuses to escalate where the model is set never to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -69,11 +70,23 @@ class RowForm(Protocol):
 
 
 def to_line(row: Json) -> bytes:
-    """One line of JSON; in ASCII where it holds what UTF-8 cannot, half of a surrogate pair."""
+    """One line of JSON; in ASCII where it holds what UTF-8 cannot, half of a surrogate pair.
+
+    What is no number, and what is infinite, is null, as in the JSON of reports: JSON has no word for it.
+    """
+    row = _finite(row)
     try:
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
-        return json.dumps(row, separators=(",", ":")).encode()
+        return json.dumps(row, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def check_row_error(error: Exception, row: str) -> Exception:

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 
 from sgl_engine import EngineConfig
 from sgl_engine.batch.inputs import Rows
-from sgl_engine.planning.files import model_identity
+from sgl_engine.exit import Calibration
+from sgl_engine.planning.files import calibration_bytes, model_identity
 
 Job: TypeAlias = Mapping[str, str | int | None]
 WORDS: Final[Mapping[str, str]] = {
@@ -49,8 +50,10 @@ def describe(
 
     Raises:
         ModelNotFoundError: There is no such model.
+        ConfigError: The calibration cannot be read.
     """
-    calibration = None if config.exit.calibration is None else config.exit.calibration.expanduser()
+    path = config.exit.calibration
+    calibration = None if path is None else sha256(calibration_bytes(Calibration, path)).hexdigest()
     return {
         "rows": len(rows),
         "input": rows.identity,
@@ -58,6 +61,6 @@ def describe(
         "small": model_identity(small),
         "large": model_identity(large),
         "config": sha256(config.model_dump_json(exclude={"scheduler", "reuse"}).encode()).hexdigest(),
-        "calibration": None if calibration is None else sha256(calibration.read_bytes()).hexdigest(),
+        "calibration": calibration,
         **settings,
     }

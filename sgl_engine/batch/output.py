@@ -104,7 +104,7 @@ class RunFolder:
             try:
                 before = json.loads(file.read_bytes())
                 changed = [word for name, word in WORDS.items() if before.get(name) != self._job.get(name)]
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise ConfigError(f"{file} cannot be read ({error}).", remedy=f"{_OTHER}.") from error
             if changed:
                 raise ConfigError(

@@ -18,6 +18,8 @@ from sgl_engine.batch.forms import Json, Written, to_line
 from sgl_engine.evaluation.columns import RawRow
 
 _PICTURES = 'Name it as "image": a path beside the input, an https: or data: URL, base64, or bytes.'
+_MOST_DEPTH = 32
+"""Lists within lists in an id that is written as it is: nobody could read, or even write, any depth."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PlainForm:
     def head(self, index: int, row: RawRow) -> Json:
         """Its number and id."""
         given = row.values.get("id")
-        return {"row": index, "id": given if given is None or type(given) in {int, str} else str(given)}
+        return {"row": index, "id": given if _is_json(given) else str(given)}
 
     def request(self, engine: SGLEngine, head: Json, row: RawRow) -> tuple[SGLEngine, Request]:
         """Asks the row's question about its pictures."""
@@ -89,6 +91,16 @@ class PlainForm:
     def read(self, line: Mapping[str, Any]) -> tuple[int, bool]:
         """The row's number, and whether it failed."""
         return int(line["row"]), line["error"] is not None
+
+
+def _is_json(value: Any, depth: int = _MOST_DEPTH) -> bool:
+    """Whether a value can be written as it is; tables hold others, such as dates and bytes."""
+    if isinstance(value, list):
+        return depth > 0 and all(_is_json(each, depth - 1) for each in value)
+    if isinstance(value, dict):
+        inside = all(isinstance(name, str) and _is_json(each, depth - 1) for name, each in value.items())
+        return depth > 0 and inside
+    return value is None or isinstance(value, str | int | float)
 
 
 def cost_of(report: RunReport) -> Json:

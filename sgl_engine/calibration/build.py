@@ -12,7 +12,7 @@ import numpy as np
 from sgl_engine import ConfigError, PruningConfig
 from sgl_engine.calibration.certify import certify, certify_share, thresholds_of
 from sgl_engine.calibration.fitting import Method, fit
-from sgl_engine.calibration.records import CalibrationRecord, halves
+from sgl_engine.calibration.records import CalibrationRecord, halves, one_of_each_picture
 from sgl_engine.calibration.ways import Ways, harms
 from sgl_engine.exit import Agreement, Calibration, OperatingPoint, Reference, Risk, Rung, Samples, SharePoint
 from sgl_engine.report import engine_version
@@ -73,6 +73,7 @@ class Fitted:
         exits: The same where only exits count: quantiles of their own probabilities.
         rungs: The same calibrators of the rungs, by name, the cheapest first.
         promise: What they were fitted for.
+        empty_answers: As in ``ExitConfig``.
     """
 
     calibrator: Isotonic | Logistic
@@ -80,19 +81,27 @@ class Fitted:
     exits: tuple[float, ...]
     rungs: Mapping[str, Isotonic | Logistic]
     promise: Promise
+    empty_answers: str = "escalate"
 
     def ways(self, records: Sequence[CalibrationRecord]) -> Ways:
         """Computes probabilities and harm of each way in which each record can be answered."""
-        return Ways.of(records, self.calibrator, self.rungs, self.promise.risk, self.promise.agreement)
+        about = (self.promise.risk, self.promise.agreement, self.empty_answers)
+        return Ways.of(records, self.calibrator, self.rungs, *about)
 
 
-def fit_half(records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequence[str] = ()) -> Fitted:
+def fit_half(
+    records: Sequence[CalibrationRecord],
+    promise: Promise,
+    rungs: Sequence[str] = (),
+    empty_answers: str = "escalate",
+) -> Fitted:
     """Fits the calibrators and fixes the thresholds.
 
     Args:
         records: The fitting half.
         promise: What is to be certified.
         rungs: Names of the rungs, the cheapest first; none certifies exits alone.
+        empty_answers: As in ``ExitConfig``.
 
     Raises:
         ConfigError: A record has no score, or lacks a rung; or scikit-learn is not installed.
@@ -100,11 +109,14 @@ def fit_half(records: Sequence[CalibrationRecord], promise: Promise, rungs: Sequ
     observations = [record.observation for record in records]
     harm = harms(records, rungs, promise.risk, promise.agreement)
     leaving, *others = (fit(promise.method, observations, (~column).tolist()) for column in harm.T)
-    fitted = Fitted(leaving, (), (), dict(zip(rungs, others, strict=True)), promise)
+    fitted = Fitted(leaving, (), (), dict(zip(rungs, others, strict=True)), promise, empty_answers)
     # Thresholds are quantiles of their own probabilities.
     found = fitted.ways(records).probabilities
+    there = np.isfinite(found)
     return replace(
-        fitted, thresholds=thresholds_of(found.ravel().tolist()), exits=thresholds_of(found[:, 0].tolist())
+        fitted,
+        thresholds=thresholds_of(found[there].tolist()),
+        exits=thresholds_of(found[:, 0][there[:, 0]].tolist()),
     )
 
 
@@ -138,7 +150,8 @@ def calibrate(
     """Makes a calibration of the records.
 
     Args:
-        records: What the questions showed; a random half is fitted on, the other certified on.
+        records: What the questions showed; of the pictures, a random half is fitted on; of each of the
+            others, one question is certified on (``one_of_each_picture``).
         promise: What is to be certified.
         binding: The pair and its settings.
         conditions: What the requests were like.
@@ -155,11 +168,12 @@ def calibrate(
             f"{len(records)} questions were answered.",
             remedy=f"Calibrate with {_FEWEST} at the very least; some hundreds are needed to promise 5 %.",
         )
-    fitting, certifying = halves(records, promise.seed)
+    fitting, rest = halves(records, promise.seed)
+    certifying = one_of_each_picture(rest, promise.seed)
     if not fitting or not certifying:
         raise ConfigError("All questions are about one picture.", remedy="Calibrate with more pictures.")
     rungs = rungs or {}
-    fitted = fit_half(fitting, promise, tuple(rungs))
+    fitted = fit_half(fitting, promise, tuple(rungs), binding.empty_answers)
     points, shares = certify_half(certifying, fitted, promise)
     return Calibration(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -26,7 +26,7 @@ from sgl_engine.decisions import (
     overlap,
     tempered,
 )
-from sgl_engine.exit import SCORE, Isotonic, bind
+from sgl_engine.exit import SCORE, Isotonic, bind, digest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,11 +81,13 @@ class DecisionRecord:
         small: The small model's probabilities of all options.
         large: The large model's.
         right: Index of the right option.
+        picture: Names what it is about; records of one picture are not independent. Empty: no other's.
     """
 
     small: tuple[float, ...]
     large: tuple[float, ...]
     right: int
+    picture: str = ""
 
     @property
     def harmful(self) -> bool:
@@ -107,7 +109,8 @@ def collect_decisions(
         options = options_of(found[0])
         if all(case.truth in options_of(answer) for answer in found):  # either model may have refused it
             small, large = (tuple(options_of(answer).values()) for answer in found)
-            records.append(DecisionRecord(small, large, list(options).index(case.truth)))
+            about = digest(repr(case.image.size), case.image.tobytes())
+            records.append(DecisionRecord(small, large, list(options).index(case.truth), about))
     return records
 
 
@@ -178,7 +181,7 @@ def curve_is_better(distributions: Sequence[Sequence[float]], right: Sequence[in
 def calibrate_type(
     records: Sequence[DecisionRecord], targets: Sequence[float], confidence_level: float
 ) -> TypeCalibration:
-    """Makes probabilities right by every other record, and certifies thresholds on the rest.
+    """Makes probabilities right by every other picture; of each of the rest, certifies on one question.
 
     Args:
         records: Of one type of question.
@@ -188,7 +191,7 @@ def calibrate_type(
     Raises:
         ConfigError: scipy or scikit-learn is not installed.
     """
-    fitting, certifying = records[::2], records[1::2]
+    fitting, certifying = _split(records)
     right = [record.right for record in fitting]
     of_small, of_large = [record.small for record in fitting], [record.large for record in fitting]
     made = TypeCalibration(
@@ -211,6 +214,18 @@ def calibrate_type(
         for target in sorted(targets)
     ]
     return made.model_copy(update={"points": tuple(points)})
+
+
+def _split(records: Sequence[DecisionRecord]) -> tuple[list[DecisionRecord], list[DecisionRecord]]:
+    """All records of every other picture, and of each of the others one, drawn at random."""
+    of_picture: dict[str, list[DecisionRecord]] = {}
+    for number, record in enumerate(records):
+        of_picture.setdefault(record.picture or f"record {number}", []).append(record)
+    pictures, draw = list(of_picture.values()), np.random.default_rng(0)
+    return (
+        [record for each in pictures[::2] for record in each],
+        [each[draw.integers(len(each))] for each in pictures[1::2]],
+    )
 
 
 def collect_boxes(

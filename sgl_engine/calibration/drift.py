@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sgl_engine import ConfigError
-from sgl_engine.calibration.records import CalibrationRecord
+from sgl_engine.calibration.records import CalibrationRecord, one_of_each_picture
 from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.optional import extra
 from sgl_engine.exit import Calibration, OperatingPoint, Reference, SharePoint
@@ -130,7 +130,7 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
 
     Args:
         calibration: What was promised.
-        records: New ones, of the same pair and settings.
+        records: New ones, of the same pair and settings; of each picture one is looked at.
 
     Raises:
         ConfigError: There are no records, no operating point was certified, or answers are missing.
@@ -142,6 +142,7 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
             "There is nothing to check: no record, or no certified threshold.",
             remedy="Check a calibration that certifies something, on data with rows that can be answered.",
         )
+    records = one_of_each_picture(records, calibration.samples.seed)
     ways = Ways.under(calibration, records)
     points = tuple(_check(point, ways) for point in certified)
     shares = tuple(_check_share(share, ways) for share in bounded)

@@ -24,7 +24,7 @@ _BLUE, _ORANGE = COLOURS[:2]
 def risk_curve(path: Path, ways: Ways, points: Sequence[OperatingPoint]) -> None:
     """Draws observed risk against the share of questions that exit, certified points marked."""
     with _drawn(path, 7.0, 4.2) as axes:
-        thresholds = np.unique(ways.probabilities)[::-1]
+        thresholds = np.unique(ways.probabilities[np.isfinite(ways.probabilities)])[::-1]
         exits = np.array([(ways.choose(each) == 0).mean() for each in thresholds])
         risks = np.array([ways.harmed(each).mean() for each in thresholds])
         axes.plot(100 * exits, 100 * risks, color=_BLUE, label="observed")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sgl_engine import ConfigError
 from sgl_engine.calibration import figures
 from sgl_engine.calibration.outcomes import CascadeOutcome, outcome, outcomes_by_kind, share_interval
-from sgl_engine.calibration.records import CalibrationRecord, halves
+from sgl_engine.calibration.records import CalibrationRecord, halves, one_of_each_picture
 from sgl_engine.calibration.ways import Ways
 from sgl_engine.evaluation.tables import Table
 from sgl_engine.exit import reads_consistency
@@ -25,13 +27,14 @@ def write_page(calibration: Calibration, records: Sequence[CalibrationRecord], f
 
     Args:
         calibration: What was made of the records.
-        records: All of them; what the page says is measured on the certifying half.
+        records: All of them; what the page says is measured on those that were certified on.
         folder: Made where it does not exist.
 
     Raises:
         ConfigError: It cannot be written, or matplotlib is not installed.
     """
-    page = _Page(calibration, halves(records, calibration.samples.seed)[1])
+    seed = calibration.samples.seed
+    page = _Page(calibration, one_of_each_picture(halves(records, seed)[1], seed))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = page.write(folder)
@@ -59,8 +62,10 @@ class _Page:
     def write(self, folder: Path) -> str:
         """Draws the figures, and returns the text."""
         figures.risk_curve(folder / "risk.png", self.ways, self.calibration.points)
-        scores = [record.score for record in self.records]
-        leaving, harmless = self.ways.probabilities[:, 0].tolist(), (~self.ways.harmful[:, 0]).tolist()
+        leaves = np.isfinite(self.ways.probabilities[:, 0])  # the others have no probability
+        scores = np.array([record.score for record in self.records])[leaves].tolist()
+        leaving = self.ways.probabilities[leaves, 0].tolist()
+        harmless = (~self.ways.harmful[leaves, 0]).tolist()
         before, after = figures.reliability_figure(folder / "reliability.png", scores, leaving, harmless)
         sections = [self._head(), self._summary(), self._table(), "![Risk against exits](risk.png)"]
         if self.certified:
@@ -198,9 +203,9 @@ class _Page:
             {about}, and about questions like these; run `sgl calibrate --check` on newer ones from time to
             time. It is about all
             questions, not about the exits alone, among which harm is more frequent
-            ({", ".join(among) or "there are none"}), and not about single kinds. The test takes questions for
-            independent; the {samples.fitting + samples.certifying} here are about {samples.pictures}
-            different pictures.
+            ({", ".join(among) or "there are none"}), and not about single kinds. The test takes what it
+            counts for independent, so it counts one question, drawn at random, about each of
+            {samples.certifying} pictures; {samples.pictures} pictures there are in all.
         """)
         return f"## What is promised\n\n{text}"
 

@@ -252,3 +252,22 @@ def halves(
         [record for record in ordered if record.picture in fitting],
         [record for record in ordered if record.picture not in fitting],
     )
+
+
+def one_of_each_picture(records: Sequence[CalibrationRecord], seed: int) -> list[CalibrationRecord]:
+    """Draws one question about each picture: the exact tests take what they count for independent.
+
+    Questions about one picture are hard together, so that eight of them tell little more than one. What is
+    promised is then about a question that is drawn so: every picture counts alike.
+
+    Args:
+        records: Any; their order does not matter.
+        seed: Of the draw.
+    """
+    import numpy as np
+
+    of_picture: dict[str, list[CalibrationRecord]] = {}
+    for record in sorted(records, key=lambda record: record.key):
+        of_picture.setdefault(record.picture, []).append(record)
+    draw = np.random.default_rng((seed, 1))
+    return [of_picture[name][draw.integers(len(of_picture[name]))] for name in sorted(of_picture)]

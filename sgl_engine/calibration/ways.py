@@ -35,7 +35,8 @@ class Ways:
     """Every way to answer each of n records.
 
     Attributes:
-        probabilities: float64 (n, ways): calibrated, that the way does no harm; 0 where there is none.
+        probabilities: float64 (n, ways): calibrated, that the way does no harm; -inf where there is none, and
+            of small answers that count as empty: whatever the threshold, such a question takes the last way.
         harmful: bool (n, ways): whether it did.
     """
 
@@ -50,6 +51,7 @@ class Ways:
         rungs: Mapping[str, Isotonic | Logistic],
         risk: Risk,
         agreement: Agreement,
+        empty_answers: str,
     ) -> Ways:
         """Computes both of every record.
 
@@ -59,15 +61,17 @@ class Ways:
             rungs: Calibrators of the rungs, by name, the cheapest first.
             risk: What is bounded.
             agreement: How answers are compared, where that is disagreement.
+            empty_answers: As in ``ExitConfig``.
 
         Raises:
             ConfigError: A record lacks a rung, or an answer that the risk needs.
         """
-        observations = [record.observation for record in records]
-        found = [
-            [calibrator.probability(values) or 0.0 for calibrator in (leaving, *rungs.values())]
-            for values in observations
-        ]
+        calibrators = (leaving, *rungs.values())
+        found = []
+        for record in records:
+            uncovered = empty_answers == "escalate" and not record.small_answer.strip()
+            known = [None if uncovered else each.probability(record.observation) for each in calibrators]
+            found.append([-np.inf if probability is None else probability for probability in known])
         harm = harms(records, tuple(rungs), risk, agreement)
         return cls(np.asarray(found, dtype=np.float64).reshape(harm.shape), harm)
 
@@ -75,7 +79,8 @@ class Ways:
     def under(cls, calibration: Calibration, records: Sequence[CalibrationRecord]) -> Ways:
         """Computes both as a calibration has them; raises as ``of`` does."""
         rungs = {rung.name: rung.calibrator for rung in calibration.rungs}
-        return cls.of(records, calibration.calibrator, rungs, calibration.risk, calibration.agreement)
+        about = (calibration.risk, calibration.agreement, calibration.binding.empty_answers)
+        return cls.of(records, calibration.calibrator, rungs, *about)
 
     def __len__(self) -> int:
         return len(self.probabilities)

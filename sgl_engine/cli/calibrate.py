@@ -258,7 +258,11 @@ def _as_calibrated(calibration: Any) -> EngineConfig:
     binding = calibration.binding
     return EngineConfig(
         pruning=PRESETS["100%"] if calibration.rungs else binding.pruning,
-        exit=ExitConfig(scorer=binding.scorer, consistency_keep_ratio=binding.consistency_keep_ratio),
+        exit=ExitConfig(
+            scorer=binding.scorer,
+            consistency_keep_ratio=binding.consistency_keep_ratio,
+            empty_answers=binding.empty_answers,
+        ),
         generation=calibration.conditions.generation,
     )
 

@@ -90,7 +90,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 def add_listening(group: argparse._ArgumentGroup, *, port: int, asked: str) -> None:
     """Where it listens, and who may come in."""
     group.add_argument("--host", default="127.0.0.1", help="(default: %(default)s)")
-    group.add_argument("--port", type=options.count, default=port, help="(default: %(default)s)")
+    group.add_argument("--port", metavar="PORT", type=_port, default=port, help="(default: %(default)s)")
     group.add_argument(
         "--api-key",
         metavar="KEY",
@@ -194,7 +194,14 @@ def _with_hosted(arguments: argparse.Namespace, config: EngineConfig) -> SGLEngi
     else:
         small = VLM.from_pretrained(arguments.small, **settings)
     url, model = arguments.hosted
-    return SGLEngine(small, OpenAIModel(url, model, api_key=os.environ.get(HOSTED_KEY)), config)
+    key = os.environ.get(HOSTED_KEY, "").strip()  # secrets that are mounted as files end in a line feed
+    return SGLEngine(small, OpenAIModel(url, model, api_key=key), config)
+
+
+def _port(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 65535:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a port, a whole number from 1 to 65535")
+    return int(value)
 
 
 def _seconds(value: str) -> float:

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ class Link:
         self._remote, self._start_s, self._tries = remote, start_s, tries
         self._lock = threading.Lock()
         self._calls: set[_Try] = set()
+        self._is_watched = False  # whether a thread looks at them; changes under the lock alone
         self._ended = threading.Event()
         weakref.finalize(self, self._ended.set)
 
@@ -162,16 +164,20 @@ class Link:
 
     def _watch(self, call: _Try) -> None:
         with self._lock:
-            idle = not self._calls
+            if not self._is_watched:  # the last thread may still sleep, and then goes on for this call
+                threading.Thread(
+                    target=_look, args=(weakref.ref(self),), name="sgl-link", daemon=True
+                ).start()
+                self._is_watched = True
             self._calls.add(call)
-        if idle:
-            ours = weakref.ref(self)
-            threading.Thread(target=_look, args=(ours,), name="sgl-link", daemon=True).start()
 
     def late(self) -> list[Any] | None:
-        """Streams of calls that are to be cancelled; None once there are no calls."""
+        """Streams of calls that are to be cancelled; None once there are no calls, and whoever looks ends."""
         with self._lock:
-            return [call.stream for call in self._calls if call.is_over()] if self._calls else None
+            if not self._calls:
+                self._is_watched = False
+                return None
+            return [call.stream for call in self._calls if call.is_over()]
 
 
 def _look(link: weakref.ref[Link]) -> None:
@@ -183,7 +189,8 @@ def _look(link: weakref.ref[Link]) -> None:
         if late is None:
             return
         for stream in late:
-            stream.cancel()
+            with suppress(Exception):  # one that cannot be cancelled leaves no other unwatched
+                stream.cancel()
         del one
 
 

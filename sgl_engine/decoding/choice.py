@@ -305,11 +305,13 @@ class Chooser:
         self._decoding = decoding
         self._random: torch.Generator | None = None
         if decoding.seed is not None:
-            self._random = torch.Generator(device=device).manual_seed(decoding.seed)
+            self._random = torch.Generator(device=device).manual_seed(int(decoding.seed))
 
     def __call__(self, logits: Tensor) -> int:
         """Logits (vocab,) -> token."""
-        if self._decoding.temperature < _AS_GOOD_AS_GREEDY or not logits.isfinite().any():
+        # Nothing can be drawn where the largest is NaN or infinite, as in half precision that overflows; -inf
+        # among others is a token that is out.
+        if self._decoding.temperature < _AS_GOOD_AS_GREEDY or not logits.max().isfinite():
             return int(logits.argmax())
         scores = logits / self._decoding.temperature
         if self._decoding.top_k is not None:

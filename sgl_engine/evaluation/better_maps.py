@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgl_engine.evaluation.figures import forest_figure
 from sgl_engine.evaluation.intervals import Bootstrap, Floats, Interval
@@ -70,9 +71,10 @@ class _Map:
         return cls(
             name=name,
             value=bootstrap.mean(values),
-            difference=bootstrap.mean(gained),
-            where_right=bootstrap.mean(gained, where=(right > 0).tolist()),
-            where_wrong=bootstrap.mean(gained, where=(right == 0).tolist()),
+            # Ratios, and not means: differences that are all 0 are no share of hits.
+            difference=bootstrap.ratio(gained, np.ones(len(gained))),
+            where_right=_where(bootstrap, gained, right > 0),
+            where_wrong=_where(bootstrap, gained, right == 0),
             corrected=interval(_resampled(gained, bootstrap), comparisons=maps),
         )
 
@@ -94,6 +96,10 @@ class _Map:
 
 def _values(rows: Sequence[Scored], ranker: str, point: str) -> Floats:
     return column(rows, lambda outcome: outcome.pruned[ranker][point].value)
+
+
+def _where(bootstrap: Bootstrap, values: Floats, chosen: NDArray[np.bool_]) -> Interval:
+    return bootstrap.ratio(np.where(chosen, values, 0.0), chosen.astype(float))
 
 
 def _resampled(values: Floats, bootstrap: Bootstrap) -> Floats:

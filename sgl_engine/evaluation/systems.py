@@ -18,7 +18,6 @@ from sgl_engine import (
     PictureConfig,
     PruningConfig,
     Request,
-    RequestError,
     Response,
     SGLEngine,
     SGLError,
@@ -278,7 +277,7 @@ def _run(
     )
     answers = {}
     for key, result in zip(different, results, strict=True):
-        if isinstance(result, RequestError):
+        if isinstance(result, SGLError):
             raise result
         answers[key] = BenchAnswer(
             text=result.generation.text,

@@ -43,7 +43,10 @@ class CallChoices:
         """
         exits = {"escalate": self.escalate, "threshold": self.threshold, "scorer": self.scorer}
         given = {name: value for name, value in exits.items() if value is not None}
-        given = {**self._beyond_calibration(config), **given}
+        beyond = self._beyond_calibration(config)
+        if "escalate" in beyond and self.escalate == "auto":
+            del given["escalate"]  # the score is not calibrated, so it cannot decide
+        given = {**beyond, **given}
         update: dict[str, Any] = {}
         if given:
             # Constructed, because model_copy(update=...) takes any value.

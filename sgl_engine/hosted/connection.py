@@ -87,6 +87,25 @@ def read_lines(
         task.cancel()
 
 
+async def split_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """The lines of an answer that comes in pieces, but for empty ones.
+
+    Line feed and carriage return end a line, and nothing else does: U+2028, U+2029 and U+0085 may stand in
+    a JSON string. Lines are told apart as bytes, so a piece may end inside a character or a CRLF.
+    """
+    begun = bytearray()
+    async for piece in pieces:
+        *ended, rest = piece.replace(b"\r", b"\n").split(b"\n")
+        for end in ended:
+            begun += end
+            if begun:
+                yield begun.decode("utf-8", "replace")
+            begun.clear()
+        begun += rest
+    if begun:
+        yield begun.decode("utf-8", "replace")
+
+
 class Endpoint:
     """One address that is asked with POST.
 
@@ -165,7 +184,7 @@ class Endpoint:
 
         problem = None
         try:
-            async for line in answer.aiter_lines():
+            async for line in split_lines(answer.aiter_bytes()):
                 yield line
         except httpx.TimeoutException:
             problem = f"The answer of {self.url} stopped for {self._timeout_s:g} s."

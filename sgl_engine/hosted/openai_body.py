@@ -114,8 +114,18 @@ def _picture(data: bytes, detail: str | None) -> dict[str, Any]:
 
 @dataclass
 class _Call:
-    """A tool call that is coming."""
+    """A tool call that is coming.
 
+    Attributes:
+        index: The server's, which may be that of several calls.
+        given: The server's id; empty where it gave none.
+        id: The same, or one of ours.
+        name: Of the tool.
+        arguments: As far as they have come.
+    """
+
+    index: int
+    given: str
     id: str
     name: str
     arguments: str = ""
@@ -157,7 +167,7 @@ class AnswerStream:
 
     def __init__(self) -> None:
         self._text = self._reasoning = ""
-        self._calls: dict[int, _Call] = {}
+        self._calls: list[_Call] = []  # as they began
         self._tokens: list[TokenLogprob] = []
         self._usage: HostedUsage | None = None
         self._model: str | None = None
@@ -194,7 +204,7 @@ class AnswerStream:
                 f"The answer broke off after {count} characters, without a reason for its end.",
                 remedy="Ask again.",
             )
-        read = [check_call(c.id, c.name, c.arguments or "{}", written=c.arguments) for c in self._in_order()]
+        read = [check_call(c.id, c.name, c.arguments or "{}", written=c.arguments) for c in self._calls]
         return HostedAnswer(
             text=self._text,
             finish_reason=_FINISH.get(self._finish or "stop", "stop"),
@@ -205,9 +215,6 @@ class AnswerStream:
             tokens=tuple(self._tokens),
             model=self._model,
         )
-
-    def _in_order(self) -> list[_Call]:
-        return [self._calls[index] for index in sorted(self._calls)]
 
     def _read(self, data: str) -> Generator[Delta, None, None]:
         with _understanding(data):
@@ -245,14 +252,15 @@ class AnswerStream:
 
     def _call_piece(self, index: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         function = piece.get("function") or {}
-        arguments = _text(function.get("arguments"))
-        known = self._calls.get(index)
-        if known is not None:
-            known.arguments += arguments
-            return ToolCallDelta(index, None, None, arguments)
-        new = _Call(_text(piece.get("id")) or new_id(), _text(function.get("name")), arguments)
-        self._calls[index] = new
-        return ToolCallDelta(index, new.id, new.name, arguments)
+        arguments, given = _text(function.get("arguments")), _text(piece.get("id"))
+        # Servers that number no calls, or all of them 0, tell them apart by their ids alone.
+        for number, known in reversed(tuple(enumerate(self._calls))):
+            if known.index == index and (not given or known.given in {"", given}):
+                known.arguments += arguments
+                return ToolCallDelta(number, None, None, arguments)
+        new = _Call(index, given, given or new_id(), _text(function.get("name")), arguments)
+        self._calls.append(new)
+        return ToolCallDelta(len(self._calls) - 1, new.id, new.name, arguments)
 
 
 def _said(content: Any) -> Iterator[TextDelta | ReasoningDelta]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Generator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     import httpx
+
+_HEADER_NAME = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+")
+"""A word, as HTTP has it."""
 
 
 class OpenAIModel:
@@ -47,7 +52,7 @@ class OpenAIModel:
         transport: Of httpx, for tests, proxies and sockets.
 
     Raises:
-        ConfigError: The address is none, or holds a user or password.
+        ConfigError: The address is none, or holds a user or password; or the key or a header cannot be sent.
     """
 
     provider = "openai"
@@ -73,6 +78,7 @@ class OpenAIModel:
         self.model, self.name = model, name or model
         self.base_url = _checked(base_url)
         key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+        _check_headers(key or "", headers or {})
         sent = {"authorization": f"Bearer {key}"} if key else {}
         self._endpoint = Endpoint(
             f"{self.base_url}/chat/completions",
@@ -89,6 +95,13 @@ class OpenAIModel:
 
     def __repr__(self) -> str:
         return f"OpenAIModel({self.base_url!r}, {self.model!r})"
+
+    @property
+    def identity(self) -> str:
+        """Tells apart, in a cache's key, models that may answer differently; holds no key and no header."""
+        said = [self.base_url, self.model, self._extra, self._limit_name, self._detail]
+        written = json.dumps(said, sort_keys=True, default=repr)
+        return hashlib.sha256(f"{type(self).__name__} {written}".encode()).hexdigest()[:16]
 
     def __enter__(self) -> Self:
         return self
@@ -131,9 +144,15 @@ class OpenAIModel:
 
 def _checked(base_url: str) -> str:
     """The address without a slash at its end."""
+    if not _is_readable(base_url):  # and so is not shown: nobody knows where in it a password stands
+        raise ConfigError(
+            "The server's address has a host or a port that is none.",
+            remedy='Give one like "https://host/v1".',
+        )
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         shown = urlunsplit(parts._replace(netloc=parts.hostname or "", query=""))
+        shown = shown.rpartition("@")[2]  # without a scheme, a user and a password are part of the path
         raise ConfigError(
             f"{shown!r:.100} is not a server's address.",
             remedy='Give one like "https://host/v1".',
@@ -144,3 +163,38 @@ def _checked(base_url: str) -> str:
             remedy="Give keys as api_key or headers: addresses are shown in errors.",
         )
     return base_url.rstrip("/")
+
+
+def _is_readable(base_url: str) -> bool:
+    """Whether both urllib and httpx can read an address; each refuses some that the other takes."""
+    import httpx
+
+    try:
+        _ = urlsplit(base_url).port, httpx.URL(base_url).host
+    except (ValueError, httpx.InvalidURL):
+        return False
+    return True
+
+
+def _check_headers(key: str, headers: Mapping[str, str]) -> None:
+    """Raises ConfigError for what HTTP cannot carry; no value is shown, and no cause that would show it."""
+    if not _is_sendable(key):
+        raise ConfigError(
+            "The api_key holds what no header can: a line break, spaces around it, or what is not ASCII.",
+            remedy="Give the key alone, as its owner wrote it.",
+        )
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(
+                "The name of a header is none.",
+                remedy="Write it in letters, digits and hyphens, as in x-key.",
+            )
+        if not _is_sendable(value):
+            raise ConfigError(
+                f"The header {name} holds what none can: a line break, outer spaces, or what is not ASCII.",
+                remedy="Give its value alone, in ASCII.",
+            )
+
+
+def _is_sendable(value: str) -> bool:
+    return value.isascii() and value.isprintable() and value == value.strip()

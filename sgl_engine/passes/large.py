@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sgl_engine.config import NO_REUSE, ReuseConfig
 from sgl_engine.decoding.answer import Answer, AnswerTask, Generation
 from sgl_engine.decoding.loop import NobodyWaitsError, decode, exclusive_for
-from sgl_engine.errors import RequestError
+from sgl_engine.errors import ModelError, SGLError
 from sgl_engine.passes.pictures import NOTHING_REUSED, EmbeddedPrompt, Reused
 from sgl_engine.passes.prefill import Prefilled, Prefiller, find_tiles, run_in_groups
 from sgl_engine.passes.prefixes import shares_prefix
@@ -104,7 +104,7 @@ def run_large_pass(
         ConfigError: The model cannot be pruned at the plan's layer.
     """
     [result] = run_large_batch(vlm, [task], [plan], reuse=reuse)
-    if isinstance(result, RequestError):
+    if isinstance(result, SGLError):
         raise result
     return result
 
@@ -116,7 +116,7 @@ def run_large_batch(
     *,
     max_rows: int = MAX_ROWS,
     reuse: ReuseConfig = NO_REUSE,
-) -> list[LargePassResult | RequestError]:
+) -> list[LargePassResult | SGLError]:
     """Answers several prompts side by side, each as ``run_large_pass`` does.
 
     They may keep different numbers of tokens. Prompts that are pruned from different layers on, or not at
@@ -137,8 +137,8 @@ def run_large_batch(
         ConfigError: The model cannot be pruned at a plan's layer.
     """
 
-    def run(rows: list[int]) -> list[LargePassResult | RequestError]:
-        found: dict[int, LargePassResult | RequestError] = {}
+    def run(rows: list[int]) -> list[LargePassResult | SGLError]:
+        found: dict[int, LargePassResult | SGLError] = {}
         chosen = [tasks[row] for row in rows], [plans[row] for row in rows]
         for pieces in stream_large_batch(vlm, *chosen, reuse=reuse):
             # Text that comes early is part of the result, too.
@@ -158,7 +158,7 @@ def pruned_from(plan: PruningPlan) -> int | None:
 
 def stream_large_batch(
     vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan], *, reuse: ReuseConfig = NO_REUSE
-) -> Iterator[list[tuple[int, str | LargePassResult | RequestError]]]:
+) -> Iterator[list[tuple[int, str | LargePassResult | SGLError]]]:
     """Answers prompts side by side, step by step; all are pruned from the same layer on (``pruned_from``).
 
     The model is held only while it computes, never while the caller does something else.
@@ -232,6 +232,7 @@ class _AnswerBatch:
     """
 
     def __init__(self, vlm: VLM, tasks: Sequence[AnswerTask], plans: Sequence[PruningPlan]) -> None:
+        self._name = vlm.name
         self.answers = [Answer(vlm, task) for task in tasks]
         entering = [plan.enter(task.prompt) for task, plan in zip(tasks, plans, strict=True)]
         self.prompts, self.plans = [prompt for prompt, _ in entering], [plan for _, plan in entering]
@@ -269,20 +270,27 @@ class _AnswerBatch:
             self._stage_ms[row][stage] += passed_ms / len(self._left)
         self.resume()
 
-    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | RequestError]]:
+    def end(self, *, only_over: bool = False) -> list[tuple[int, str | LargePassResult | SGLError]]:
         """Ends the answers that are left, or only those that are over; returns their numbers and outcomes."""
         # An answer ends once: the rest of the batch no longer shares its milliseconds with it.
         ended = [row for row in self._left if self.answers[row].over or not only_over]
         self._left = [row for row in self._left if row not in ended]
         return [(row, self._outcome(row)) for row in ended]
 
-    def _outcome(self, row: int) -> LargePassResult | RequestError:
+    def _outcome(self, row: int) -> LargePassResult | SGLError:
         """Makes an answer's result, or returns its error."""
         answer, plan, embedded = self.answers[row], self._given[row], self.embedded[row]
         if answer.error is not None:
             return answer.error
+        generation = answer.generation()
+        if generation.logprobs.isnan().any():
+            # The small model's would go to the large one; there is none behind that.
+            return ModelError(
+                f"The numbers of {self._name} overflowed: its logits are not numbers.",
+                remedy="Load it with dtype bfloat16 or float32.",
+            )
         return LargePassResult(
-            generation=answer.generation(),
+            generation=generation,
             plan=plan,
             cache_tokens=self.cache_tokens,
             stage_ms=self._stage_ms[row],

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sgl_engine.errors import ModelError, ModelNotFoundError, UnsafeWeightsError, UnsupportedModelError
+from sgl_engine.errors import (
+    ModelError,
+    ModelNotFoundError,
+    SGLError,
+    UnsafeWeightsError,
+    UnsupportedModelError,
+)
+from sgl_engine.exit import SealedFile, load_sealed
 from sgl_engine.model.checks import check_folder
 from sgl_engine.model.settings import path_or_name
 
@@ -83,6 +91,23 @@ def model_identity(path_or_hub_id: str | Path) -> str:
     return digest.hexdigest()
 
 
+def calibration_bytes(kind: type[SealedFile], path: Path) -> bytes:
+    """The bytes of a calibration's file, by which a run is compared with an earlier one.
+
+    Args:
+        kind: What it is a file of.
+        path: Where it is.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.expanduser().read_bytes()
+    except OSError:
+        load_sealed(kind, path)  # raises, with the words of every command that loads one
+        raise
+
+
 def _is_hub_id(name: str) -> bool:
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not Path(name).exists()
 
@@ -112,11 +137,9 @@ def _local_bytes(folder: Path) -> int | None:
 
 
 def _from_hub(name: str, revision: str | None) -> SmallFiles:
-    from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with _asking(name):
         info = _model_info(HfApi(), name, revision)
         if info is not None and any(file.rfilename == "adapter_config.json" for file in info.siblings):
             raise UnsupportedModelError(
@@ -125,12 +148,6 @@ def _from_hub(name: str, revision: str | None) -> SmallFiles:
             )
         at = revision if info is None else info.sha
         folder = Path(snapshot_download(name, revision=at, allow_patterns=list(_SMALL)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelNotFoundError(
-            f"The files of {name} cannot be fetched ({type(error).__name__}: {reason}).",
-            remedy="Check the hub id, the revision and the network; gated models need `hf auth login`.",
-        ) from error
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"{name} has no config.json.", remedy="Give a repository in transformers format."
@@ -140,6 +157,21 @@ def _from_hub(name: str, revision: str | None) -> SmallFiles:
     weights = [file for file in info.siblings if file.rfilename.endswith(".safetensors")]
     size = sum(file.size or 0 for file in weights) or None
     return SmallFiles(name, folder, info.sha, size, _weights_problem(name, info.siblings))
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Raises ModelNotFoundError for what the hub's client raises, of whichever HTTP library."""
+    try:
+        yield
+    except SGLError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelNotFoundError(
+            f"The files of {name} cannot be fetched ({type(error).__name__}: {reason}).",
+            remedy="Check the hub id, the revision and the network; gated models need `hf auth login`.",
+        ) from error
 
 
 def _model_info(api: Any, name: str, revision: str | None) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from sgl_engine.server.errors import FAILED, HTTPError, body_of, headers_of, status_of
+from sgl_engine.server.metrics import Metrics
 from sgl_engine.server.settings import LOOPBACK, ServerSettings
 from sgl_engine.server.state import ServerState
 
@@ -37,8 +38,8 @@ class Guard:
     Lines of the log are JSON: time, id, method, path, status, milliseconds; no texts, pictures or keys.
     """
 
-    def __init__(self, app: App, settings: ServerSettings, state: ServerState) -> None:
-        self._app, self._settings, self._state = app, settings, state
+    def __init__(self, app: App, settings: ServerSettings, state: ServerState, metrics: Metrics) -> None:
+        self._app, self._settings, self._state, self._metrics = app, settings, state, metrics
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handles one connection's request."""
@@ -59,8 +60,7 @@ class Guard:
 
         try:
             with self._state.counted(is_open=is_open):
-                self._check(scope, headers)
-                body = await self._body(headers, receive)
+                body = await self._admitted(scope, headers, receive)
                 await self._app(scope, _replayed(body, receive), tagged)
         except Exception as error:
             # What nobody foresaw ends one request; its cause goes to the log, and not to the client.
@@ -79,6 +79,15 @@ class Guard:
             }
             # What a cluster asks every second is no news.
             log.log(logging.DEBUG if is_open else logging.INFO, json.dumps(line))
+
+    async def _admitted(self, scope: Message, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        """The body of a request that may come in; a refusal is counted here, as no route hears of it."""
+        try:
+            self._check(scope, headers)
+            return await self._body(headers, receive)
+        except HTTPError as error:
+            self._metrics.errors.labels(error.code).inc()
+            raise
 
     def _check(self, scope: Message, headers: Mapping[bytes, bytes]) -> None:
         """Raises HTTPError without the key, under a foreign name, and while the server is ending."""

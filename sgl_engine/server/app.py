@@ -60,7 +60,7 @@ def create_app(
     Routes(state, settings, metrics).add_to(app)
     RankingRoutes(state, settings, metrics).add_to(app)
     DecisionRoutes(state, settings, metrics).add_to(app)
-    app.add_middleware(Guard, settings=settings, state=state)
+    app.add_middleware(Guard, settings=settings, state=state, metrics=metrics)
     return app
 
 
@@ -242,4 +242,5 @@ def _last_of(events: Any) -> Any:
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    """One server-sent event; in ASCII: a piece may end inside a surrogate pair, which UTF-8 cannot hold."""
+    return f"data: {json.dumps(data, allow_nan=False)}\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import uuid
@@ -32,6 +33,8 @@ from sgl_engine.server.settings import ServerSettings
 
 Event = ReasoningDelta | TextDelta | ToolCallDelta | Response
 JSON = dict[str, Any]
+TOO_UNLIKELY = -9999.0
+"""What OpenAI writes as the log-probability of a token that has none to speak of; JSON has no infinity."""
 
 
 def engine_for(engine: SGLEngine, body: Body, settings: ServerSettings) -> SGLEngine:
@@ -305,6 +308,15 @@ def _call(call: ToolCall | InvalidToolCall) -> JSON:
 
 def _logprob(token: TokenLogprob) -> JSON:
     def written(each: TokenLogprob) -> JSON:
-        return {"token": each.token, "logprob": each.logprob, "bytes": list(each.token.encode())}
+        number = each.logprob if math.isfinite(each.logprob) else TOO_UNLIKELY
+        return {"token": each.token, "logprob": number, "bytes": _bytes(each.token)}
 
     return {**written(token), "top_logprobs": [written(other) for other in token.top]}
+
+
+def _bytes(token: str) -> list[int] | None:
+    """A token in UTF-8; None where it has none, as half a surrogate pair."""
+    try:
+        return list(token.encode())
+    except UnicodeEncodeError:
+        return None

@@ -159,7 +159,7 @@ def _json_object(text: object) -> Mapping[str, Any] | None:
         return None
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

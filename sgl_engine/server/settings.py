@@ -22,7 +22,8 @@ class ServerSettings:
 
     Attributes:
         model: The pair's name in ``/v1/models``; ``model:small`` and ``model:large`` are its models.
-        api_key: What clients have to send as ``Authorization: Bearer ...``; None asks for none.
+        api_key: What clients have to send as ``Authorization: Bearer ...``; None asks for none. Spaces and
+            line feeds around it, as secrets that are mounted as files have, are no part of it.
         max_body_bytes: Longest body of a request, which is looked at before anything is parsed.
         body_timeout_s: Seconds in which a body has to come.
         timeout_s: Seconds for an answer, waiting included, where the request says nothing; None is no limit.
@@ -32,6 +33,9 @@ class ServerSettings:
         vllm_metric_names: Whether ``/metrics`` also has what dashboards for vLLM read, and answers the
             ``metrics`` that its clients read.
         open_paths: Paths that ask for no key and get no line in the log.
+
+    Raises:
+        ConfigError: There is a key, and nothing in it.
     """
 
     model: str = "sgl"
@@ -44,6 +48,16 @@ class ServerSettings:
     drain_s: float = 60.0
     vllm_metric_names: bool = False
     open_paths: frozenset[str] = OPEN
+
+    def __post_init__(self) -> None:
+        if self.api_key is None:
+            return
+        key = self.api_key.get_secret_value().strip()
+        if not key:  # None would let everybody in, which whoever sets a key does not want
+            raise ConfigError(
+                "The server's key is empty.", remedy="Set --api-key or SGL_API_KEY to what clients send."
+            )
+        object.__setattr__(self, "api_key", SecretStr(key))
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -369,6 +371,46 @@ def test_data_urls_and_base64_are_pictures(folder: Path, engine: SGLEngine) -> N
     answers = [json.loads(written.line)["answer"] for written in answer_rows(engine, open_rows(path), FORM)]
     assert answers[0] is not None
     assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize("name", ["gone.json", "empty"])
+def test_a_calibration_that_cannot_be_read_is_bad_input(
+    sgl: Sgl, folder: Path, asked: list[Any], name: str
+) -> None:
+    (folder / "empty").mkdir()
+    path = folder / "q.jsonl"
+    path.write_text('{"question": "?", "image": "red.png"}\n')
+    line = ("batch", path, "--out", folder / "run", "--calibration", folder / name, "--risk", 0.05)
+    code, _, err = sgl(*line)
+    assert (code, asked, (folder / "run").exists()) == (2, [], False)
+    assert f"{folder / name} cannot be read as a calibration" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [None, True, 1.5, 7, "a", [1, ["b"]], {"page": 1, "of": [2.0]}])
+def test_ids_come_back_as_they_are(folder: Path, engine: SGLEngine, given: Any) -> None:
+    path = folder / "q.jsonl"
+    path.write_text(json.dumps({"id": given, "question": "?", "image": "red.png"}))
+    [written] = answer_rows(engine, open_rows(path), FORM)
+    found = json.loads(written.line)
+    assert (found["id"], type(found["id"]), found["error"]) == (given, type(given), None)
+
+
+def test_ids_that_json_does_not_have_are_texts() -> None:
+    deep: Any = 1
+    for _ in range(40):
+        deep = [deep]
+    for given in (date(2026, 1, 2), b"x", {1: 2}, [date(2026, 1, 2)], deep):
+        assert FORM.head(0, RawRow("row", {"id": given}, tuple))["id"] == str(given)
+
+
+def test_what_is_no_number_is_null(make_report: Callable[..., RunReport]) -> None:
+    response = Response("?", "stop", make_report(score=math.nan, confidence=math.inf))
+    written = FORM.answered({"row": 0, "id": [math.nan, -math.inf, 1.5]}, response)
+    assert written.report is not None
+    line, report = (json.loads(each, parse_constant=pytest.fail) for each in (written.line, written.report))
+    assert (line["score"], report["score"], report["confidence"]) == (None, None, None)
+    assert line["id"] == [None, None, 1.5]
 
 
 def test_a_calibration_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

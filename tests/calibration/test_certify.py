@@ -5,16 +5,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from calibration_samples import exact_cdf
+from calibration_samples import exact_cdf, make_calibration, make_record
 from scipy.stats import binom
 
 from benchmarks.coverage import LEVEL, draw, simulate
+from sgl_engine.calibration.build import Promise, certify_half, fit_half
 from sgl_engine.calibration.certify import (
     binomial_p_values,
     certify,
     records_needed,
     thresholds_of,
 )
+from sgl_engine.calibration.records import CalibrationRecord, halves, one_of_each_picture
 from sgl_engine.exit.calibrators import observe
 
 
@@ -140,3 +142,53 @@ def test_thresholds_are_attained_values_strictest_first() -> None:
 
 def test_the_observation_is_made_of_score_parts_and_length() -> None:
     assert observe(0.5, {"confidence": 0.7}, 3) == {"score": 0.5, "confidence": 0.7, "answer_tokens": 3.0}
+
+
+def about_few_pictures(pictures: int, questions: int, seed: int) -> list[CalibrationRecord]:
+    """15 % of the pictures are hard: nearly all that is asked about them goes wrong, whatever the score."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random(pictures) < 0.15
+    return [
+        make_record(
+            picture * questions + number,
+            picture=f"picture-{picture}",
+            score=float(rng.random()),
+            agreed=not (hard[picture] and rng.random() < 0.9),
+        )
+        for picture in range(pictures)
+        for number in range(questions)
+    ]
+
+
+def test_one_question_about_each_picture_is_certified_on() -> None:
+    records = about_few_pictures(40, 5, seed=0)
+    chosen = one_of_each_picture(records, seed=3)
+    assert sorted(record.picture for record in chosen) == sorted({record.picture for record in records})
+    assert one_of_each_picture(records[::-1], seed=3) == chosen
+    assert one_of_each_picture(records, seed=4) != chosen
+    made = make_calibration(records, Promise(targets=(0.5,)))
+    assert (made.samples.fitting, made.samples.certifying, made.samples.pictures) == (100, 20, 40)
+
+
+def test_questions_about_one_picture_do_not_break_the_promise() -> None:
+    """Eight to a picture, of which the halves share none; the control counts each of them."""
+    target, sets = 0.1, 120
+    exceeded = control = 0
+    for seed in range(sets):
+        fitting, rest = halves(about_few_pictures(100, 8, seed), seed)
+        fitted = fit_half(fitting, Promise(targets=(target,)))
+        risks = []
+        for certifying in (one_of_each_picture(rest, seed), rest):
+            [point], _ = certify_half(certifying, fitted, Promise(targets=(target,)))
+            leaves = [
+                point.threshold is not None and probability >= point.threshold
+                for probability in (
+                    fitted.calibrator.probability(make_record(0, score=score).observation)
+                    for score in np.linspace(0, 1, 101)
+                )
+            ]
+            risks.append(np.mean(leaves) * 0.15 * 0.9)
+        exceeded, control = exceeded + (risks[0] > target), control + (risks[1] > target)
+    slack = binom.ppf(0.999, sets, 1 - LEVEL)
+    assert exceeded <= slack
+    assert control > slack

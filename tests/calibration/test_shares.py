@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibration_samples import exact_cdf, make_calibration, make_record, make_records
+from calibration_samples import BINDING, exact_cdf, make_calibration, make_record, make_records
 from PIL import Image
 from scipy.stats import binom
 
@@ -18,6 +18,7 @@ from sgl_engine.calibration.build import Promise
 from sgl_engine.calibration.certify import certify_share, thresholds_of
 from sgl_engine.calibration.drift import check_drift
 from sgl_engine.calibration.page import write_page
+from sgl_engine.calibration.ways import Ways
 from sgl_engine.cli import main
 from sgl_engine.config import GenerationConfig
 from sgl_engine.decisions import DecisionConfig, YesNoQuestion, decide
@@ -215,3 +216,26 @@ def test_chat_models_and_the_command_line_take_it(engine_config: Any, capsys: An
     ):
         assert main(["ask", str(picture), "what?", *given]) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_empty_answers_go_to_the_large_model_in_the_promise_as_on_the_road() -> None:
+    """A third of the small answers says nothing, and a share of a fifth was once certified on these."""
+    records = [
+        record if number % 3 else record.model_copy(update={"small_answer": " ", "score": 0.0})
+        for number, record in enumerate(make_records(900))
+    ]
+    escalating = BINDING.model_copy(update={"empty_answers": "escalate"})
+    shares = (0.2, 0.4)
+    made = make_calibration(records, Promise(targets=(0.05,), shares=shares), binding=escalating)
+    with pytest.raises(ConfigError, match=r"No threshold can be certified to send at most 20\.0%"):
+        made.share_point(0.2)
+    loose = made.share_point(0.4)
+    assert loose.threshold is not None
+    assert loose.escalated >= 0.25 * loose.records
+    ways = Ways.under(made, records)
+    empty = np.array([not record.small_answer.strip() for record in records])
+    assert (ways.choose(0.0) == 1)[empty].all()  # whatever the threshold
+    assert not ways.harmed(0.0)[empty].any()
+    # The control: where empty answers are scored, they leave like all others.
+    scored = make_calibration(records, Promise(targets=(0.05,), shares=shares))
+    assert scored.share_point(0.2).threshold is not None

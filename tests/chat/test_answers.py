@@ -343,6 +343,30 @@ def test_repeated_items_go_where_all_items_differ() -> None:
     assert answer == {"tags": ["b", "a"], "more": ["a", "a"]}
 
 
+class Tagged(BaseModel):
+    """As pydantic writes sets that may be missing, or stand in a part of their own."""
+
+    class Part(BaseModel):
+        """A part."""
+
+        inner: set[int]
+
+    outer: set[int] | None = None
+    part: Part
+    more: "list[Tagged]" = []
+
+
+def test_repeated_items_go_wherever_a_schema_says_so() -> None:
+    schema = Tagged.model_json_schema()
+    said = '{"outer": [1, 1, 2], "part": {"inner": [3, 3]}, "more": [{"outer": null, "part": {"inner": [4, 4]}}]}'
+    answer: Any = saying(said).with_structured_output(schema).invoke("?")
+    assert answer == {
+        "outer": [1, 2],
+        "part": {"inner": [3]},
+        "more": [{"outer": None, "part": {"inner": [4]}}],
+    }
+
+
 def test_plain_json_comes_as_it_grows() -> None:
     pieces: Any = list(
         saying('{"a": "bc"}').with_structured_output({"title": "A", "type": "object"}).stream("?")

@@ -23,14 +23,14 @@ from PIL import Image
 from pydantic import BaseModel
 
 from langchain_sgl import ChatSGL, get_sgl_usage_callback
-from langchain_sgl.chat import hosted as hosted_module
+from langchain_sgl.chat.fields import as_hosted, is_hosted
 from sgl_engine import ConfigError, EngineConfig, SendConfig, instrument, uninstrument
 from sgl_engine.testing import FakeEngine
 
 
 def chat(large: Any, *, score: float = 0.1, **fields: Any) -> ChatSGL:
     """The small model says "7", and is not sure."""
-    model = hosted_module.as_hosted(large)
+    model = as_hosted(large)
     config = EngineConfig(send=SendConfig(mode="full"))
     return ChatSGL(
         engine=FakeEngine(lambda _: "7", score=score, small=small(), large=model, config=config), **fields
@@ -219,9 +219,9 @@ def test_a_name_makes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="A int is no large model"):
-        hosted_module.as_hosted(3)
-    assert not hosted_module.is_hosted("org/model")
-    assert not hosted_module.is_hosted(None)
+        as_hosted(3)
+    assert not is_hosted("org/model")
+    assert not is_hosted(None)
 
 
 def test_answers_of_different_models_are_different_cache_entries() -> None:

@@ -242,3 +242,26 @@ def test_how_much_is_reported_is_chosen_when_documents_are_made(folder: Path, tm
     indexer = SGLImageIndexer(folder, report="full", **options)
     assert indexer.load()[0].metadata["sgl"] == {"route": "large", "n": 1}
     assert indexer.progress.asked == 0
+
+
+def test_the_name_of_a_picture_may_begin_like_anothers(tmp_path: Path) -> None:
+    """As keys of an object store do: "a" is no folder in which "a/1" lies."""
+    manifest = tmp_path / "manifest"
+
+    def sources(*pictures: tuple[str, bytes], **options: Any) -> tuple[list[str], list[str]]:
+        indexer = SGLImageIndexer(pictures, model=FakeChat(), manifest=manifest, **options)
+        found = [document.metadata["source"] for document in indexer.lazy_load()]
+        return found, [removed.source for removed in indexer.removed()]
+
+    good, other = picture(10, 5), picture(20, 5)
+    assert sources(("a", good), ("a/1", other)) == (["a", "a/1"], [])
+    assert sources(("a", b"broken"), ("a/1", other)) == (["a", "a/1"], [])
+    assert sources(("a", b"broken")) == (["a"], ["a/1"])
+    with pytest.raises(IncompleteIndexError, match="what they held before is not known"):
+        sources(("b", b"broken"), ("b/1", other))
+
+
+def test_a_manifest_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="The folder of the manifest .* cannot be made"):
+        SGLImageIndexer([("a", picture(10, 5))], model=FakeChat(), manifest=tmp_path / "file" / "m")

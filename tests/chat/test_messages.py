@@ -201,12 +201,20 @@ def test_what_an_assistant_says_about_itself_is_left_out() -> None:
         {"type": "thinking", "thinking": "Hm.", "signature": "x"},
         {"type": "reasoning", "reasoning": "Hm."},
         {"type": "tool_use", "id": "c1", "name": "look", "input": {}},
+        {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}},
+        {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []},
+        {"type": "non_standard", "value": {"type": "what no provider has thought of yet"}},
         {"type": "text", "text": "Here."},
+        {"type": "refusal", "refusal": "No more."},
     ]
     call = {"name": "look", "args": {}, "id": "c1", "type": "tool_call"}
     (message,) = to_engine_messages([AIMessage(content, tool_calls=[call])])  # type: ignore[arg-type]
-    assert message.content == ("Here.",)
+    assert message.content == ("Here.", "No more.")
     assert [call.name for call in message.tool_calls] == ["look"]
+    # What it has shown is nothing that can be left out, and neither is what a user sends.
+    for unseen in (AIMessage([{"type": "audio", "base64": ""}]), HumanMessage([content[3]])):  # type: ignore[list-item]
+        with pytest.raises(InvalidRequestError, match="which no model here can read"):
+            to_engine_messages([unseen])
 
 
 def test_pil_images_are_encoded_so_that_caches_and_traces_see_them() -> None:

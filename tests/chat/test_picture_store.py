@@ -11,6 +11,7 @@ from langchain_core.stores import InMemoryByteStore, InvalidKeyException
 from langgraph.store.memory import InMemoryStore
 from PIL import Image
 
+from langchain_sgl.indexing.blobs import _hash_name
 from langchain_sgl.tools.picture_store import InMemoryPictureStore, PictureStore, as_picture_store
 from sgl_engine.config import LimitsConfig
 from sgl_engine.demo import PICTURES
@@ -112,3 +113,21 @@ def test_pictures_can_be_added_under_ids_of_their_content() -> None:
     assert store.get("mine") is picture
     assert store.ids() == [*ids, "mine"]
     assert "mine" in repr(store)
+
+
+def test_pictures_of_other_colours_are_other_pictures() -> None:
+    """Also where only their palettes differ."""
+
+    def painted(colour: tuple[int, int, int]) -> Image.Image:
+        image = Image.new("P", (4, 4), 0)
+        image.putpalette(list(colour) * 256)
+        return image
+
+    red, blue = painted((255, 0, 0)), painted((0, 0, 255))
+    assert red.tobytes() == blue.tobytes()
+    store = InMemoryPictureStore()
+    assert store.get(store.add(red)) is red
+    assert store.add(blue) != store.add(red)
+    assert len(store) == 2
+    assert _hash_name(red) != _hash_name(blue)
+    assert _hash_name(red) == _hash_name(red.copy())

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from langchain_sgl.budget.gate import limit_escalation
 from langchain_sgl.chat_models import ChatSGL
-from langchain_sgl.reranking.reranker import SGLImageReranker, find_picture
+from langchain_sgl.reranking.reranker import SGLImageReranker, _page, find_picture
 from langchain_sgl.usage.callbacks import get_sgl_usage_callback
-from sgl_engine import Request, SGLEngine
+from sgl_engine import LimitsConfig, Request, SGLEngine
 from sgl_engine.demo import demo_engine
 from sgl_engine.demo.pages import Page, PageDocument, draw_page
 from sgl_engine.errors import (
@@ -229,6 +229,37 @@ def test_where_pictures_are_found(folder: Path) -> None:
         find_picture(Document("text", id="id-8"), store=reranker.store)
     with pytest.raises(UnsafePathError):
         find_picture(Document("", metadata={"source": "/etc/passwd"}), root=folder)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "page"),
+    [
+        ({"page": 1, "total_pages": 2}, 1),
+        ({"page": 1.0, "total_pages": 2.0}, 1),  # of a store that returns all numbers as floats
+        ({"page": 1}, 1),
+        ({"page": 0}, 0),
+        ({}, None),
+        ({"page": 1.5}, None),
+    ],
+)
+def test_the_page_of_a_document_is_looked_at(metadata: Any, page: int | None, tmp_path: Path) -> None:
+    file = tmp_path / "x.tiff"
+    colours = ["red", "blue"]
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in colours)
+    first.save(file, save_all=True, append_images=[second])
+    found = _page(Document("", metadata=metadata), file, LimitsConfig())
+    if page is None:
+        assert found is file
+    else:
+        assert isinstance(found, bytes)
+        expected = Image.new("RGB", (1, 1), colours[page]).getpixel((0, 0))
+        assert Image.open(io.BytesIO(found)).getpixel((0, 0)) == expected
+
+
+def test_a_page_that_is_a_file_of_its_own_is_that_file(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "page-7.png")
+    found = _page(Document("", metadata={"page": 7}), tmp_path / "page-7.png", LimitsConfig())
+    assert found == (tmp_path / "page-7.png").read_bytes()
 
 
 def test_a_bad_query_is_the_callers_fault(folder: Path, documents: list[Document]) -> None:

@@ -154,6 +154,14 @@ class Callback(BaseModel):
 def test_what_is_no_tool_is_refused_when_it_is_bound(chat: ChatSGL, unusable: Any) -> None:
     with pytest.raises(InvalidRequestError):
         chat.bind_tools([unusable])
+    with pytest.raises(InvalidRequestError):
+        chat.bind_tools(unusable)
+
+
+@pytest.mark.parametrize("choice", [["plant"], {"function": "plant"}, {"plant": 1}.keys(), 3])
+def test_what_is_no_choice_is_refused(chat: ChatSGL, choice: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        chat.bind_tools([plant], tool_choice=choice)
 
 
 def test_flat_functions_are_read() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from langchain_core import exceptions as core
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 from transformers.utils import logging
 
@@ -318,3 +319,45 @@ def test_progress_bars_are_for_terminals(monkeypatch: pytest.MonkeyPatch, *, ter
     VLM.from_pretrained(SMALL)
     assert ("Loading weights" in written.getvalue()) is terminal
     assert logging.is_progress_bar_enabled()  # as it was
+
+
+def test_no_key_of_the_hub_is_told() -> None:
+    """Traces and caches get what an answer depends on, and what ``repr`` shows may be logged."""
+    own = {"revision": "v2", "model_kwargs": {"token": "hf_SECRET", "max_memory": {0: "1GB"}}}
+    chat = ChatSGL(
+        small="a",
+        large="b",
+        model_kwargs={"token": "hf_SECRET", "local_files_only": True},
+        large_settings=own,
+    )
+    told = chat._identifying_params
+    assert told["model_kwargs"] == {}
+    assert told["large_settings"] == {"revision": "v2", "model_kwargs": {"max_memory": {0: "1GB"}}}
+    assert "SECRET" not in f"{told}{chat!r}{chat}{chat._get_llm_string()}"
+    assert own["model_kwargs"] == {"token": "hf_SECRET", "max_memory": {0: "1GB"}}  # it is loaded with it
+
+
+def test_of_threshold_and_calibration_the_one_that_is_given_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the one that only the environment names; a model can be made anew from it."""
+    file = tmp_path / "calibration.json"
+    file.write_text("{}")
+    monkeypatch.setenv("SGL_EXIT_THRESHOLD", "0.5")
+    calibrated = ChatSGL(calibration=file)
+    assert calibrated.exit_threshold is None
+    anew = calibrated.configurable_fields(temperature=ConfigurableField(id="temperature"))
+    made, _ = anew.prepare({"configurable": {"temperature": 0.5}})
+    assert (made.calibration, made.temperature) == (file, 0.5)  # type: ignore[attr-defined]
+    monkeypatch.setenv("SGL_CALIBRATION", str(file))
+    assert ChatSGL(exit_threshold=0.3).calibration is None
+    assert ChatSGL().calibration == file
+
+
+def test_a_calibration_that_was_made_anew_is_another_one(tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    file.write_text("{}")
+    before = ChatSGL(calibration=file)._get_llm_string()
+    assert ChatSGL(calibration=file)._get_llm_string() == before
+    file.write_text('{"made": "anew"}')
+    assert ChatSGL(calibration=file)._get_llm_string() != before

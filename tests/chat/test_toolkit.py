@@ -14,12 +14,14 @@ from langchain_core.runnables import ConfigurableField
 from PIL import Image
 from recording_model import PNG, PNG_BASE64, QUESTION, RecordingModel, acall, call
 
+from langchain_sgl.chat.image_blocks import image_block
 from langchain_sgl.chat_models import ChatSGL
 from langchain_sgl.evidence import Evidence
 from langchain_sgl.tools.picture_tool import describe_run
 from langchain_sgl.tools.toolkit import TRANSCRIBE_PROMPT, SGLToolkit, TranscribeTool, VisualQuestionTool
-from sgl_engine import PRESETS, TRANSCRIPTION_PRESET
+from sgl_engine import PRESETS, TRANSCRIPTION_PRESET, LimitsConfig
 from sgl_engine.demo import PICTURES, demo_engine
+from sgl_engine.testing import FakeEngine, tiny_vlm
 
 
 @pytest.fixture
@@ -96,13 +98,15 @@ def test_the_agent_can_escalate(look: VisualQuestionTool) -> None:
     )
 
 
-@pytest.mark.parametrize("layer", ["instance", "bound", "configured"])
+@pytest.mark.parametrize("layer", ["instance", "bound", "configured", "fallbacks"])
 def test_the_agent_cannot_escalate_where_that_was_ruled_out(layer: str, model: RecordingModel) -> None:
     never: Any = model.model_copy(update={"escalate": "never"})
     if layer == "bound":
         never = model.bind(escalate="never").with_config(tags=["a"])
     if layer == "configured":
         never = never.configurable_fields(error=ConfigurableField(id="error"))
+    if layer == "fallbacks":
+        never = never.with_fallbacks([never.bind(temperature=0.5)]).with_retry()
     tool = VisualQuestionTool(model=never, root=PICTURES)
     message = call(tool, question=QUESTION, picture="receipt.png", escalate=True)
     assert message.status == "error"
@@ -271,3 +275,21 @@ def test_the_question_for_a_transcription_fits_the_pair(model: RecordingModel) -
     call(TranscribeTool(model=model, root=PICTURES, prompt="Read it.", max_tokens=9), picture="receipt.png")
     assert model.asked[-1][-1].text == "Read it."
     assert model.options[-1] == {"retention": TRANSCRIPTION_PRESET, "max_tokens": 9}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_picture_that_the_model_takes_can_be_drawn_on() -> None:
+    """Limits that were raised for the model hold for what comes after its answer, too."""
+    long = Image.new("L", (33_000, 40), 255)
+    assert image_block(long)["mime_type"] == "image/png"
+    limits = LimitsConfig(max_image_side=40_000)
+    chat = ChatSGL(engine=FakeEngine(lambda _: "yes", small=tiny_vlm(size="small")), limits=limits)
+    toolkit = SGLToolkit(model=chat, store={"p": _png(long)}, evidence="picture")
+    message = call(toolkit.get_tools()[0], question=QUESTION, picture="p", region=[0.0, 0.0, 0.5, 1.0])
+    assert message.status == "success"
+    assert "picture" in message.artifact["evidence"]

@@ -40,12 +40,13 @@ from sgl_engine import (  # noqa: E402
 from sgl_engine.cluster.deployments import HalfEngine, _in_thread  # noqa: E402
 from sgl_engine.cluster.engine import ClusterEngine, Links  # noqa: E402
 from sgl_engine.cluster.link import Link  # noqa: E402
-from sgl_engine.cluster.parcels import Failed, Handed, Parcel, unpack  # noqa: E402
+from sgl_engine.cluster.parcels import BEGUN, Failed, Handed, Parcel, unpack  # noqa: E402
 from sgl_engine.cluster.scaling import wanted_replicas  # noqa: E402
 from sgl_engine.testing import tiny_vlm  # noqa: E402
 
 ALWAYS = EngineConfig(exit=ExitConfig(escalate="always"))
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+ONCE: dict[str, Any] = {"start_s": 10.0, "tries": 1}
 END_AFTER_TWO, FULL, NEVER = "ends after two pieces", "full", "never begins"
 
 
@@ -330,6 +331,42 @@ def test_deadlines_and_cancellations_end_a_call_that_waits(machines: Callable[..
         future.result(timeout=60)
     while sum(engine.load().values()):  # the thread that waited has gone
         time.sleep(0.01)
+
+
+def watchers() -> int:
+    return sum(thread.name == "sgl-link" for thread in threading.enumerate())
+
+
+def test_one_thread_watches_all_calls_and_ends_with_the_last() -> None:
+    """Calls one after the other: each begins where there was none for a moment, and the thread sleeps."""
+    while watchers():  # of the tests before
+        time.sleep(0.01)
+    link = Link("small", lambda *_: Stream(iter([BEGUN, "outcome"]), None, threading.Event()), **ONCE)
+    most = 0
+    for _ in range(20):
+        assert [piece for [(_, piece)] in link.work(ask(), "begin").run([])] == ["outcome"]
+        most = max(most, watchers())
+    assert most == 1
+    while watchers():
+        time.sleep(0.01)
+    # The control: another call is watched, and found to be late.
+    late = Link("small", lambda *_: Stream(iter(()), NEVER, threading.Event()), **{**ONCE, "start_s": 0.1})
+    for _ in range(2):
+        with pytest.raises(EngineError, match="has not begun within 0.1 s"):
+            list(late.work(ask(), "begin").run([]))
+
+
+def test_a_call_that_cannot_be_cancelled_leaves_no_other_unwatched() -> None:
+    class Stubborn(Stream):
+        def cancel(self) -> None:
+            super().cancel()
+            if threading.current_thread().name == "sgl-link":
+                raise RuntimeError("no")
+
+    link = Link("small", lambda *_: Stubborn(iter(()), NEVER, threading.Event()), **{**ONCE, "start_s": 0.1})
+    for _ in range(2):
+        with pytest.raises(EngineError, match="has not begun within 0.1 s"):
+            list(link.work(ask(), "begin").run([]))
 
 
 def test_errors_of_a_request_come_back_as_they_are(machines: Callable[..., Machines]) -> None:

@@ -176,6 +176,7 @@ def test_a_map_is_better_only_beyond_the_corrected_interval(tmp_path: Any) -> No
             "capped": float(row % 3 != 0 or row < 4),  # two rows better
             "diverse": 0.0,
             "fastv": 1.0,  # no map of the small model's
+            "tile-quota": float(row % 3 != 0),  # no row differs
         }
     )
     section = checked(better_maps(rows, Bootstrap(ROWS)), tmp_path)
@@ -184,7 +185,11 @@ def test_a_map_is_better_only_beyond_the_corrected_interval(tmp_path: Any) -> No
         "value-norms": "better",
         "capped": "-",
         "diverse": "worse",
+        "tile-quota": "-",
     }
+    # A difference can be negative, so that of equal values is no share of hits, whose interval is one-sided.
+    for name in ("difference", "where_right", "where_wrong"):
+        assert found["tile-quota"][name] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["value-norms"]["difference"]["value"] == pytest.approx(1 / 3)
     wrong = [row for row in range(ROWS) if row < ROWS // 3]
     expected = np.mean([row % 3 == 0 for row in wrong])

@@ -139,3 +139,16 @@ def test_without_a_key_only_this_machine_is_listened_to() -> None:
     ServerSettings().check_host("127.0.0.1")
     ServerSettings(api_key=SecretStr("k")).check_host("0.0.0.0")
     assert KEY not in repr(ServerSettings(api_key=SecretStr(KEY)))
+
+
+def test_a_key_from_a_file_has_no_line_feed() -> None:
+    settings = ServerSettings(api_key=SecretStr(f" {KEY}\r\n"))
+    with serving(FakeEngine(lambda request: "a red fox"), settings) as running:
+        assert running.chat(headers=bearer(KEY)).status_code == 200
+        assert running.chat(headers=bearer("wrong")).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["", "\n", "  "])
+def test_a_key_that_is_empty_lets_nobody_in(key: str) -> None:
+    with pytest.raises(ConfigError, match="key is empty"):
+        ServerSettings(api_key=SecretStr(key))

@@ -13,6 +13,7 @@ from sgl_engine.testing import FakeEngine
 
 BROKEN = "data:image/png;base64," + "aGVsbG8="
 CUT = picture_url(size=300)[:120]
+NESTED = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "[" * 100_000}}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ CUT = picture_url(size=300)[:120]
         ([{"role": "user", "content": [{"type": "text", "text": 0}]}], {}, 400, "invalid_value", None),
         ([{"role": "assistant", "tool_calls": [{"id": "c"}]}], {}, 400, "invalid_value", None),
         ([{"role": "assistant", "tool_calls": 5}], {}, 400, "invalid_value", None),
+        ([{"role": "assistant", "tool_calls": [NESTED]}], {}, 400, "invalid_value", None),
         ([{"role": "user", "content": [{"type": ["text"]}]}], {}, 400, "invalid_value", None),
         ([{"role": ["user"], "content": "x"}], {}, 400, "invalid_value", None),
         ([{"role": "user", "content": "long " * 3000}], {}, 400, "context_length_exceeded", None),

@@ -2,11 +2,13 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from served import Running, about, picture_url, serving
 
 prometheus = pytest.importorskip("prometheus_client.parser", reason="needs the extra server")
@@ -15,6 +17,7 @@ from sgl_engine.server import ServerSettings  # noqa: E402  # after the check th
 from sgl_engine.testing import FakeEngine  # noqa: E402
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
+TOTAL = "sgl_errors_total"
 _NAME = re.compile(r"\b((?:sgl_|vllm:)\w+)")
 
 
@@ -74,6 +77,33 @@ def test_counts_are_sums_of_the_reports(counted: Running) -> None:
     assert value("vllm:prompt_tokens_total", **own) == sum(each["prompt_tokens"] for each in usage)
     assert value("vllm:generation_tokens_total", **own) == sum(each["completion_tokens"] for each in usage)
     assert value("vllm:num_requests_running", **own) == 0
+
+
+def test_what_is_refused_at_the_door_is_counted_too() -> None:
+    settings = ServerSettings(api_key=SecretStr("k"), max_body_bytes=1000, body_timeout_s=0.2)
+    codes: dict[str, float] = {}
+    key = {"authorization": "Bearer k"}
+
+    def counts(server: Running) -> dict[str, float]:
+        return {dict(labels)["code"]: n for (name, labels), n in read(server).items() if name == TOTAL}
+
+    with serving(FakeEngine(lambda request: "a red fox"), settings) as server:
+        assert [server.chat().status_code for _ in range(2)] == [401, 401]
+        assert server.chat([{"role": "user", "content": "x" * 2000}], headers=key).status_code == 413
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n"
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\nhal".encode())
+            assert connection.recv(10_000).decode().startswith("HTTP/1.1 408")
+        assert server.chat([], headers=key).status_code == 400  # by the app, which counts it itself
+        server.app.state.sgl.is_ending = True
+        assert server.chat(headers=key).status_code == 503
+        codes = counts(server)
+    wanted = {"invalid_api_key": 2, "body_too_long": 1, "slow_body": 1, "invalid_value": 1, "ending": 1}
+    assert codes == wanted
+    with serving(FakeEngine(lambda request: "a red fox")) as server:
+        assert server.chat(headers={"host": "evil.example"}).status_code == 400
+        assert counts(server) == {"foreign_host": 1}
 
 
 def test_streams_are_counted_with_their_first_token(counted: Running) -> None:

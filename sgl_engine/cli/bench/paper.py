@@ -124,7 +124,8 @@ def _judge(arguments: argparse.Namespace) -> Judge | None:
             f"--judge {arguments.judge} names no model and server.",
             remedy="Write it as gpt-4@https://api.openai.com/v1.",
         )
-    return Judge(OpenAIModel(url, model, api_key=os.environ.get(JUDGE_KEY)), arguments.out)
+    key = os.environ.get(JUDGE_KEY, "").strip()  # secrets that are mounted as files end in a line feed
+    return Judge(OpenAIModel(url, model, api_key=key), arguments.out)
 
 
 def _scores(

@@ -200,13 +200,14 @@ def _signature(
     arguments: argparse.Namespace, asked: str, config: EngineConfig, decisions: DecisionConfig
 ) -> str:
     """Stands for the questions, the models and every setting on which answers depend."""
-    from sgl_engine.planning.files import model_identity
+    from sgl_engine.decisions import DecisionCalibration
+    from sgl_engine.planning.files import calibration_bytes, model_identity
 
     pair = (arguments.small or WEIGHTS / "small", arguments.large or WEIGHTS / "large")
     models = (*map(model_identity, pair), arguments.dtype)
     settings = (config.exit.model_dump_json(), config.pruning.model_dump_json(), decisions.model_dump_json())
     path = decisions.calibration
-    calibration = b"" if path is None else path.expanduser().read_bytes()
+    calibration = b"" if path is None else calibration_bytes(DecisionCalibration, path)
     return sha256(repr((asked, models, settings, calibration)).encode()).hexdigest()[:16]
 
 

@@ -1,17 +1,22 @@
+import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from samples import REQUESTS
 from tolerances import CONTROL, gap, of_logprobs
 from torch.distributions import Categorical
 
-from sgl_engine import VLM, Request
+from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine
 from sgl_engine.chat.text_stream import TextStream
 from sgl_engine.decoding.answer import Answer, AnswerTask, Chooser, Generation
 from sgl_engine.decoding.loop import decode
-from sgl_engine.errors import DeadlineError, InvalidRequestError
+from sgl_engine.errors import DeadlineError, InvalidRequestError, ModelError
 from sgl_engine.prompt.encoded import EncodedPrompt
 from sgl_engine.request import Decoding
 from sgl_engine.testing import tiny_vlm
@@ -152,3 +157,40 @@ def test_a_passed_deadline_stops_within_one_token(
 def test_no_tokens_are_refused(vlm: VLM, prompt: EncodedPrompt) -> None:
     with pytest.raises(InvalidRequestError, match="max_new_tokens is 0"):
         generate(vlm, prompt, max_new_tokens=0)
+
+
+def test_seeds_may_be_of_any_kind_of_whole_number(vlm: VLM, prompt: EncodedPrompt) -> None:
+    drawn = [
+        generate(vlm, prompt, Decoding(temperature=1.0, seed=seed))[1].text for seed in (3, np.int64(3), 4)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_overflow_are_an_error_and_not_an_answer(value: float) -> None:
+    """As half precision does. The small model's never exit; behind the large model there is none."""
+    models = [tiny_vlm(size="small"), tiny_vlm(size="large")]
+    picture = REQUESTS["one image"].images[0].source
+    for temperature in (0.0, 1.0):
+        request = Request.ask("?", picture, max_new_tokens=3, temperature=temperature, seed=1)
+        expected = SGLEngine(*models).run(replace(request)).report.route
+        with broken(models[0], value):
+            assert SGLEngine(*models).run(request).report.route == "large"
+        with broken(models[1], value):
+            always = SGLEngine(*models, EngineConfig(exit=ExitConfig(escalate="always")))
+            with pytest.raises(ModelError, match=r"overflowed: its logits are not numbers.*bfloat16"):
+                always.run(request)
+            [outcome] = always.run_batch([request])
+            assert isinstance(outcome, ModelError)
+        assert SGLEngine(*models).run(request).report.route == expected  # nothing is left behind
+
+
+@contextmanager
+def broken(vlm: VLM, value: float) -> Iterator[None]:
+    """One weight is no number."""
+    weight = vlm.model.get_output_embeddings().weight
+    before = weight[7].clone()
+    with torch.no_grad():
+        weight[7] = value
+        yield
+        weight[7] = before

@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import noise
 
 from sgl_engine import VLM, EngineConfig, ExitConfig, Request, SGLEngine
+from sgl_engine.exit import CallChoices
 from sgl_engine.exit.decision import Confidence, decide_exit
 from sgl_engine.testing import FakeEngine, tiny_vlm
 
@@ -68,3 +70,17 @@ def test_a_model_that_is_sure_of_saying_nothing_escalates() -> None:
     assert response.report.score_parts["confidence"] == pytest.approx(1.0)
     [batched] = engine.run_batch([request])
     assert batched.report.route == "large"  # type: ignore[union-attr]
+
+
+def test_a_call_beyond_the_calibration_keeps_no_small_answer() -> None:
+    """Even where it says "auto", which the engine does by itself: no score of such a call is calibrated."""
+    config = EngineConfig(exit=ExitConfig(calibration=Path("x"), risk=0.05))
+    for choices, expected in (
+        (CallChoices(retention="9%"), "always"),
+        (CallChoices(retention="9%", escalate="auto"), "always"),
+        (CallChoices(retention="9%", escalate="never"), "never"),
+        (CallChoices(retention="9%", escalate="auto", threshold=0.5), "auto"),
+    ):
+        leaving = choices.changes(config)["exit"]
+        assert (leaving.escalate, leaving.calibration) == (expected, None)
+    assert CallChoices(escalate="auto").changes(config)["exit"].calibration == Path("x")

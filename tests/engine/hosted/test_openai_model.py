@@ -244,6 +244,59 @@ def test_tool_calls_come_back() -> None:
     assert answer.report.large_input_tokens is None  # the server did not tell
 
 
+def _called(**piece: Any) -> dict[str, Any]:
+    """A chunk with a piece of a tool call; of the function, what is given as name and arguments."""
+    function = {name: piece.pop(name) for name in ("name", "arguments") if name in piece}
+    return chunk({"tool_calls": [{**piece, "function": function}]})
+
+
+@pytest.mark.parametrize("index", [{}, {"index": 0}])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_calls_that_are_not_counted_are_told_apart_by_their_ids(
+    *, index: dict[str, int], repeated: bool
+) -> None:
+    more = {name: {"id": name} if repeated else {} for name in ("c1", "c2")}
+    script = Script(
+        stream(
+            _called(id="c1", name="weather", arguments='{"city": ', **index),
+            _called(arguments='"Bonn"}', **index, **more["c1"]),
+            _called(id="c2", name="weather", arguments='{"city"', **index),
+            _called(arguments=': "Ulm"}', **index, **more["c2"]),
+            chunk({}, "tool_calls"),
+        )
+    )
+    with script.model() as model:
+        *events_, answer = engine(model).stream(Request(QUESTION.messages, tools=(WEATHER,)))
+    assert [each for each in events_ if isinstance(each, ToolCallDelta)] == [
+        ToolCallDelta(0, "c1", "weather", '{"city": '),
+        ToolCallDelta(0, None, None, '"Bonn"}'),
+        ToolCallDelta(1, "c2", "weather", '{"city"'),
+        ToolCallDelta(1, None, None, ': "Ulm"}'),
+    ]
+    assert isinstance(answer, Response)
+    assert answer.tool_calls == (
+        ToolCall("c1", "weather", {"city": "Bonn"}),
+        ToolCall("c2", "weather", {"city": "Ulm"}),
+    )
+    assert not answer.invalid_tool_calls
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_only_what_ends_lines_everywhere_ends_a_line(ending: str) -> None:
+    """U+2028 and the like may stand in a JSON string; here a piece ends behind every byte."""
+    said = "a\u2028b\u2029c\x85d\x0be \u00fc\U0001f600"
+    chunks = chunk({"content": said}), usage(), chunk({}, "stop")
+    written = [f"data: {json.dumps(each, ensure_ascii=False)}" for each in chunks]  # the last one has no end
+
+    async def answer() -> httpx.Response:
+        sent = (ending * 2).join(written).encode()
+        return httpx.Response(200, stream=Pieces(*(bytes([byte]) for byte in sent)))
+
+    with Script(answer).model() as model:
+        found = engine(model).run(QUESTION)
+    assert (found.text, found.report.large_input_tokens) == (said, 1000)
+
+
 def test_a_server_that_does_not_stream_is_understood() -> None:
     message = {
         "choices": [{"message": {"content": "8"}, "finish_reason": "stop"}],
@@ -578,9 +631,48 @@ def test_the_key_is_not_shown() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["host.example/v1", "ftp://host.example", "https://me:pass@host.example/v1", "https://h.example/?k=pass"],
+    [
+        "host.example/v1",
+        "me:pass@host.example/v1",
+        "ftp://host.example",
+        "https://me:pass@host.example/v1",
+        "https://h.example/?k=pass",
+        "http://host:abc/v1",
+        "http://host:70000/v1",
+        "http://[bad/v1",
+        "http://me:pass@[bad/v1",
+        "http://me:pa/ss@host/v1",
+        "http://host\n/v1",
+        "http://a..\u00fc/v1",
+        "http://xn--/v1",
+    ],
 )
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         OpenAIModel(url, "big")
-    assert "pass" not in str(caught.value).replace("a password", "")
+    written = "".join(traceback.format_exception_only(caught.value)).replace("a password", "")
+    assert "pass" not in written
+    assert "pa/ss" not in written
+    assert caught.value.__context__ is None  # urllib's and httpx's errors show what they could not read
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        ("tellnobody\n", {}),
+        ("tell\r\nx-more: nobody", {}),
+        ("tellnob\u00f6dy", {}),
+        ("tellnobody\u2028", {}),
+        (" tellnobody", {}),
+        (SecretStr("tell\0nobody"), {}),
+        (None, {"x-key": "tellnobody\n"}),
+        (None, {"x-key": "tellnob\u00f6dy"}),
+        (None, {"x-key: tellnobody": "1"}),
+        (None, {"": "tellnobody"}),
+    ],
+)
+def test_keys_and_headers_that_cannot_be_sent(key: Any, headers: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OpenAIModel("https://host.example/v1", "big", api_key=key, headers=headers)
+    assert "tell" not in str(caught.value) + repr(caught.value)
+    assert caught.value.__context__ is None

@@ -18,8 +18,9 @@ from benchmarks.pairs import lay_out
 from sgl_engine import check_pair, demo
 from sgl_engine.config import EngineConfig, ExitConfig, GenerationConfig
 from sgl_engine.demo import WEIGHTS, demo_engine
-from sgl_engine.errors import ConfigError, ProcessorError
+from sgl_engine.errors import ConfigError, ModelNotFoundError, ProcessorError
 from sgl_engine.planning import Device, Machine, PairCheck, outline
+from sgl_engine.planning.files import model_identity
 from sgl_engine.request import Request
 
 DESKTOP = Machine(gpus=(), free_bytes=16 * 2**30, half_precision=True)
@@ -200,3 +201,22 @@ def test_a_hub_that_does_not_know_the_model(hub: Played, pair: tuple[Path, Path]
     hub()
     found = check_pair("owner/other", "/nowhere", machine=DESKTOP)
     assert "The files of owner/other cannot be fetched" in (found.small.problem or "")
+
+
+class ConnectError(Exception):
+    """As HTTP libraries call it, each with a tree of its own."""
+
+
+@pytest.mark.parametrize("part", ["HfApi.model_info", "snapshot_download"])
+def test_a_hub_that_cannot_be_reached(part: str, hub: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectError("No address\nof that name")
+
+    hub()
+    monkeypatch.setattr(f"huggingface_hub.{part}", unreachable)
+    found = check_pair("owner/small", "/nowhere", machine=DESKTOP)
+    assert "The files of owner/small cannot be fetched (ConnectError: No address)" in (
+        found.small.problem or ""
+    )
+    with pytest.raises(ModelNotFoundError):
+        model_identity("owner/small")
