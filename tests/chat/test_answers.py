@@ -358,7 +358,8 @@ class Tagged(BaseModel):
 
 def test_repeated_items_go_wherever_a_schema_says_so() -> None:
     schema = Tagged.model_json_schema()
-    said = '{"outer": [1, 1, 2], "part": {"inner": [3, 3]}, "more": [{"outer": null, "part": {"inner": [4, 4]}}]}'
+    part = '"part": {"inner": [4, 4]}'
+    said = f'{{"outer": [1, 1, 2], "part": {{"inner": [3, 3]}}, "more": [{{"outer": null, {part}}}]}}'
     answer: Any = saying(said).with_structured_output(schema).invoke("?")
     assert answer == {
         "outer": [1, 2],
