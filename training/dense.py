@@ -1,6 +1,7 @@
-"""What the page says at each visual token: asked of the tower directly, beside the answers.
+"""What the page says at each visual token: asked of tower and decoder directly, beside the answers.
 
 An answer tells a tower little, and late; that the token at this square reads "milk" and "4.97" tells it all.
+A tower sees one tile; which document a line stands on, and which row and column a cell is of, may take two.
 """
 
 from __future__ import annotations
@@ -25,23 +26,25 @@ WORDS: dict[str, tuple[str, ...]] = {
     "column": BARS,
     "color": COLORS,
     "shape": SHAPES,
+    "document": (*RECEIPTS, *NOTES),
     **{f"value{index}": (*CHARACTERS, END) for index in range(VALUE_CHARACTERS)},
 }
 """Words of each sort of fact; class 0 is "nothing here", real classes start at 1."""
 CLASSES = {sort: {word: index + 1 for index, word in enumerate(words)} for sort, words in WORDS.items()}
+DOCUMENT = list(WORDS).index("document")
 ALIGNED = ("label", "color", "shape")
 """Sorts whose words are tokens of questions, towards whose embeddings visual tokens are drawn."""
 BRIGHTNESS = 10.0
 """Scale of cosines in the softmax over words."""
 
 
-def dense_facts(page: Page) -> np.ndarray:
-    """Class per visual token and sort, int64 (tokens, sorts)."""
+def dense_facts(page: Page, *, across: bool = False) -> np.ndarray:
+    """Class per token and sort, int64 (tokens, sorts): as far as its tile tells, or ``across`` tiles."""
     classes = np.zeros((page.rows * page.columns * TOKENS, len(WORDS)), np.int64)
     columns = list(WORDS)
     for fact in page.facts:
         known = shown(fact.box, page)
-        for box in fact.needs:
+        for box in () if across else fact.needs:
             known = known[np.isin(known // TOKENS, _whole_tiles(box, page.columns))]
         for sort, word in _sorts(fact.says):
             classes[known, columns.index(sort)] = CLASSES[sort][word]
@@ -80,7 +83,7 @@ class DenseHeads(nn.Module):
     """Throwaway linear readers of what each visual token holds."""
 
     def __init__(self, width: int, tokenizer: PreTrainedTokenizerFast) -> None:
-        """One linear map for all sorts; ``width`` is that of the projector's output."""
+        """One linear map for all sorts; ``width`` is that of the decoder."""
         super().__init__()
         self.sizes = [len(words) + 1 for words in WORDS.values()]
         self.norm = nn.LayerNorm(width)
@@ -90,14 +93,14 @@ class DenseHeads(nn.Module):
         }
 
     def forward(
-        self, features: torch.Tensor, facts: torch.Tensor, embeddings: torch.Tensor
+        self, features: torch.Tensor, facts: torch.Tensor, embeddings: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, and share of tokens that hold something which are read rightly, per sort.
 
         Args:
-            features: float (tokens, width), the projector's output.
+            features: float (tokens, width), the projector's output or a layer's.
             facts: int64 (tokens, sorts), 0 where nothing is.
-            embeddings: float (vocabulary, width), the text model's.
+            embeddings: float (vocabulary, width), the text model's, which features are to be like; or None.
         """
         losses, hits = [], []
         for index, scores in enumerate(self.read(self.norm(features.float())).split(self.sizes, dim=-1)):
@@ -108,7 +111,10 @@ class DenseHeads(nn.Module):
             count = there.sum().clamp(min=1)
             losses.append((every * there).sum() / count + 0.5 * (every * ~there).mean())
             hits.append(((scores.argmax(-1) == target) & there).sum() / count)
-        return torch.stack(losses).mean() + self._alignment(features, facts, embeddings), torch.stack(hits)
+        loss = torch.stack(losses).mean()
+        if embeddings is not None:
+            loss = loss + self._alignment(features, facts, embeddings)
+        return loss, torch.stack(hits)
 
     def _alignment(
         self, features: torch.Tensor, facts: torch.Tensor, embeddings: torch.Tensor
@@ -130,6 +136,6 @@ class DenseHeads(nn.Module):
         return torch.stack(losses).sum() / len(ALIGNED)
 
 
-def batch_facts(pages: Sequence[Page]) -> torch.Tensor:
+def batch_facts(pages: Sequence[Page], *, across: bool = False) -> torch.Tensor:
     """Of all tokens of all pages, int64 (pages, tokens, sorts)."""
-    return torch.from_numpy(np.stack([dense_facts(page) for page in pages]))
+    return torch.from_numpy(np.stack([dense_facts(page, across=across) for page in pages]))

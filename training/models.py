@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from transformers import InternVLForConditionalGeneration
 from training.attention import packed
 from training.packing import Batch
 
+BOUND = 8
+"""Behind so many decoder layers, visual tokens can be asked what they belong to."""
 SILENT = ("self_attn.o_proj", "mlp.down_proj")
 """What a new layer adds to its input goes through these; while they are zero it adds nothing."""
 
@@ -47,10 +50,31 @@ def visual_tokens(model: InternVLForConditionalGeneration, batch: Batch) -> torc
     return pages
 
 
+class Read(NamedTuple):
+    """What the decoder makes of a batch.
+
+    Attributes:
+        logits: float (answer tokens, vocabulary), of every answer.
+        labels: int64 (answer tokens,).
+        bound: float (pages, tokens, width), of the visual tokens behind layer :data:`BOUND`.
+        facts: int64 (pages, tokens, sorts), what these hold.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    bound: torch.Tensor
+    facts: torch.Tensor
+
+
 def answer_logits(
     model: InternVLForConditionalGeneration, batch: Batch, features: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (answer tokens, vocabulary) and labels (answer tokens,) of every answer of a batch.
+    """Logits (answer tokens, vocabulary) and labels (answer tokens,) of every answer of a batch."""
+    return read(model, batch, features)[:2]
+
+
+def read(model: InternVLForConditionalGeneration, batch: Batch, features: torch.Tensor) -> Read:
+    """Runs the decoder.
 
     Of the visual tokens ``features`` (pages, tokens, width) the decoder sees those that the batch keeps, and
     behind layer ``after`` those that it leaves.
@@ -60,17 +84,20 @@ def answer_logits(
     behind = embedded[:, batch.prefix - 1 :]
     rows = torch.cat([embedded[:, :2], features.to(embedded.dtype), behind], dim=1)
     decoder, positions, prefix = model.model.language_model, batch.positions, batch.prefix
+    shown, bound, facts = batch.kept, rows[:, :0], batch.bound[:, :0]
     places = decoder.rotary_emb(rows, positions)
     for index, layer in enumerate(decoder.layers):
         if batch.left is not None and index == batch.after:
-            prefix, columns = batch.left.shape[1] + 3, _left_columns(batch)
+            prefix, columns, shown = batch.left.shape[1] + 3, _left_columns(batch), batch.left
             rows = rows.take_along_dim(columns[..., None], dim=1)
             positions = positions.take_along_dim(columns, dim=1)
             places = decoder.rotary_emb(rows, positions)
         with packed(prefix, batch.slots):
             rows = layer(rows, position_embeddings=places, position_ids=positions, use_cache=False)
+        if index + 1 == BOUND:
+            bound, facts = rows[:, 2 : prefix - 1], batch.bound.take_along_dim(shown[..., None], dim=1)
     asked = batch.labels >= 0
-    return model.lm_head(decoder.norm(rows)[:, prefix:][asked]), batch.labels[asked]
+    return Read(model.lm_head(decoder.norm(rows)[:, prefix:][asked]), batch.labels[asked], bound, facts)
 
 
 def _left_columns(batch: Batch) -> torch.Tensor:

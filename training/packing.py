@@ -70,7 +70,9 @@ class Batch:
         positions: int64 (B, 3 + V + N * L); those of tokens that are left do not change.
         labels: int64 (B, N * L): the token that should come next, -100 where none is asked.
         slots: N.
-        facts: int64 (B, T * 144, sorts): what each visual token holds, those that are left out included.
+        facts: int64 (B, T * 144, sorts): what each visual token holds, those that are left out included, as
+            far as its tile tells.
+        bound: int64 (B, T * 144, sorts): the same, as far as the page tells.
         kinds: Kind of the question to which each answer belongs, in the order of ``answers``.
         answers: (row, first, stop) of every answer within ``labels``.
     """
@@ -82,6 +84,7 @@ class Batch:
     labels: torch.Tensor
     slots: int
     facts: torch.Tensor
+    bound: torch.Tensor
     kinds: list[str]
     answers: list[tuple[int, int, int]]
     left: torch.Tensor | None = None
@@ -204,7 +207,8 @@ class Packer:
             [edges[0].expand(len(pages), -1), kept + 2, edges[1].expand(len(pages), -1)], dim=1
         )
         labels = torch.full((len(pages), layout.slots * layout.length), -100)
-        batch = Batch(_pixels(pages), kept, ids, positions, labels, layout.slots, batch_facts(pages), [], [])
+        facts, bound = batch_facts(pages), batch_facts(pages, across=True)
+        batch = Batch(_pixels(pages), kept, ids, positions, labels, layout.slots, facts, bound, [], [])
         for row, turns in enumerate(asked):
             for slot, turn in enumerate(turns):
                 self._fill(batch, row, slot * layout.length, turn)

@@ -30,9 +30,9 @@ from torch import nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from training.attention import use_packed_attention
-from training.dense import DenseHeads
+from training.dense import DOCUMENT, DenseHeads
 from training.evaluate import exact_matches, heldout_batches
-from training.models import answer_logits, deepen, towers, visual_tokens
+from training.models import deepen, read, towers, visual_tokens
 from training.optimizer import MuonAdamW
 from training.packing import Batch, Packer
 from training.peers import Peers
@@ -76,6 +76,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dense", type=float, default=0.3, help="weight of the dense loss, where the tower learns"
     )
     parser.add_argument(
+        "--bound", type=float, default=0.0, help="weight of the same loss at a decoder layer, across tiles"
+    )
+    parser.add_argument(
         "--only-tower", action="store_true", help="the dense loss alone: six times as many steps a minute"
     )
     parser.add_argument("--thin", type=float, default=0.0, help="share of batches with tokens missing")
@@ -107,7 +110,9 @@ class Trainer:
             parameter.requires_grad_(options.tower > 0)
         self.optimizer = MuonAdamW(self.model)
         self.heads = DenseHeads(self.model.config.text_config.hidden_size, self.tokenizer)
-        self.heads_optimizer = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+        self.binding = DenseHeads(self.model.config.text_config.hidden_size, self.tokenizer)
+        readers = [*self.heads.parameters(), *self.binding.parameters()]
+        self.heads_optimizer = torch.optim.AdamW(readers, betas=(0.9, 0.98), weight_decay=0.0)
         source = self.checkpoint if self.checkpoint.exists() else None
         if source is None and options.branch is not None:
             source = options.branch / "checkpoint.pt"
@@ -116,8 +121,9 @@ class Trainer:
             self.progress = Progress(**saved["progress"])
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            if "heads" in saved:
+            if "binding" in saved:
                 self.heads.load_state_dict(saved["heads"])
+                self.binding.load_state_dict(saved["binding"])
                 self.heads_optimizer.load_state_dict(saved["heads_optimizer"])
 
     @property
@@ -138,15 +144,23 @@ class Trainer:
             features = visual_tokens(self.model, batch)
         total, log = features.new_zeros(()), {}
         if not self.options.only_tower:
-            logits, labels = answer_logits(self.model, batch, features)
-            total = nn.functional.cross_entropy(logits.float(), labels)
+            made = read(self.model, batch, features)
+            total = nn.functional.cross_entropy(made.logits.float(), made.labels)
             log["loss"] = total.item()
+            if self.options.bound > 0:
+                bound, known = self.binding(made.bound.flatten(0, 1), made.facts.flatten(0, 1))
+                log |= {
+                    "bound": bound.item(),
+                    "known": known.mean().item(),
+                    "document": known[DOCUMENT].item(),
+                }
+                total = total + self.options.bound * bound
         if learns:
             embeddings = self.model.get_input_embeddings().weight
             if self.options.only_tower:  # the decoder, which knows its words as they are, stands still
                 embeddings = embeddings.detach()
-            dense, read = self.heads(features.flatten(0, 1), batch.facts.flatten(0, 1), embeddings)
-            log |= {"dense": dense.item(), "read": read.mean().item()}
+            dense, seen = self.heads(features.flatten(0, 1), batch.facts.flatten(0, 1), embeddings)
+            log |= {"dense": dense.item(), "read": seen.mean().item()}
             total = total + self.options.dense * dense
         return total, log
 
@@ -165,7 +179,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.options.float32):
             loss, log = self.loss(batch)
         loss.backward()
-        self.peers.average([*self.model.parameters(), *self.heads.parameters()])
+        self.peers.average([*self.model.parameters(), *self.heads.parameters(), *self.binding.parameters()])
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 2.0)
         rate = self.rate()
         muon = self.options.muon * rate
@@ -225,7 +239,7 @@ class Trainer:
         if self.peers.rank > 0:
             return
         temporary = self.checkpoint.with_suffix(".tmp")
-        names = ("model", "optimizer", "heads", "heads_optimizer")
+        names = ("model", "optimizer", "heads", "binding", "heads_optimizer")
         parts = {name: getattr(self, name).state_dict() for name in names}
         torch.save({**parts, "progress": vars(self.progress)}, temporary)
         temporary.replace(self.checkpoint)

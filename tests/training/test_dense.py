@@ -9,7 +9,7 @@ from sgl_engine.demo import WEIGHTS
 from sgl_engine.demo.pages import Page, draw_page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.documents import PageDocument
-from training.dense import ALIGNED, CLASSES, WORDS, DenseHeads, dense_facts, shown
+from training.dense import ALIGNED, CLASSES, DOCUMENT, WORDS, DenseHeads, dense_facts, shown
 from training.vocabulary import extend
 
 SORTS = list(WORDS)
@@ -36,7 +36,8 @@ def test_tokens_hold_the_words_of_documents() -> None:
                     label = next(key for key, value in values.items() if value == question.answer)
                     tokens = evidence_tokens(question.evidence[:1], 1, 1, least=0.3)
                     for token in (tokens[0], tokens[-1]):
-                        assert read(page, int(token)) == {"label": label, "value": question.answer}
+                        held = {"label": label, "value": question.answer, "document": document.name}
+                        assert read(page, int(token)) == held
                         checked += 1
     assert checked > 50
 
@@ -64,6 +65,24 @@ def test_only_what_a_tile_shows_is_asked_for() -> None:
                 both = (facts[tokens, 0] == label) & (facts[tokens, SORTS.index("value0")] == first)
                 assert not both.all()
     assert alone > 10
+
+
+def test_across_tiles_all_is_asked_for() -> None:
+    """Of a decoder layer: a line's document, whose heading is on another tile; a cell's row and column."""
+    documents = cells = 0
+    for seed in range(60):
+        page = draw_page(seed, tiles=6)
+        alone, whole = dense_facts(page), dense_facts(page, across=True)
+        assert ((alone == whole) | (alone == 0)).all()  # nothing is another thing, and nothing is lost
+        more = (alone == 0) & (whole > 0)
+        documents += int(more[:, DOCUMENT].sum())
+        cells += int(more[:, SORTS.index("column")].sum())
+        for fact in page.facts:
+            if "document" in fact.says:
+                expected = CLASSES["document"][fact.says["document"]]
+                assert (whole[shown(fact.box, page), DOCUMENT] == expected).all()
+    assert documents > 100
+    assert cells > 0
 
 
 def test_the_loss_falls_to_nothing_where_tokens_say_it_all(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,6 +14,7 @@ from sgl_engine.demo import WEIGHTS
 from sgl_engine.demo.pages import draw_page
 from sgl_engine.demo.pages.cells import TOKENS, evidence_tokens
 from sgl_engine.demo.pages.generator import TRANSCRIPTION
+from training import models
 from training.attention import packed, use_packed_attention
 from training.models import answer_logits, deepen, visual_tokens
 from training.packing import LAYOUTS, PAGES, SHORT, THIN, WHOLE, Batch, Packer
@@ -129,6 +130,23 @@ def test_tokens_that_go_missing_behind_a_layer_are_not_looked_at_any_more(
         own = asked[row, alone(batch, slot)][batch.labels[row, alone(batch, slot)] >= 0] - 1
         torch.testing.assert_close(logits[own], right, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(logits[own], wrong, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+@torch.no_grad()
+def test_a_layer_is_asked_about_the_tokens_that_reach_it(
+    after: int, packer: Packer, model: InternVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "BOUND", 2)  # of 3
+    use_packed_attention(model)
+    batch = replace(packer.batch(3, tiles=2, layout=SHORT, thin=True, late=True), after=after)
+    assert batch.left is not None
+    made = models.read(model, batch, visual_tokens(model, batch))
+    reached = batch.left if after < 2 else batch.kept
+    assert made.bound.shape[:2] == made.facts.shape[:2] == reached.shape
+    for row, tokens in enumerate(reached):
+        assert torch.equal(made.facts[row], batch.bound[row, tokens])
+    assert (made.facts > 0).any()
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, THIN])

@@ -153,6 +153,7 @@ def draw_document(
         boxes.append(around(line, number))
         facts += [Fact(box, {"label": label, "value": value}, (name, number)) for box in (name, number)]
         facts += [Fact(name, {"label": label}), Fact(number, {"value": value})]
+        facts.append(Fact(boxes[-1], {"document": document.name}, (heading,)))
     _decorate(frame, top, rows, sheet, rng, look.face)
     suffix = f" on the {document.name}" if qualified else ""
     extra = (heading,) if qualified else ()

@@ -55,7 +55,7 @@ class Fact:
 
     Attributes:
         box: Where, in pixels.
-        says: Word by sort: "label", "column", "color", "shape", "value".
+        says: Word by sort: "label", "column", "color", "shape", "value"; "document", of what stands on one.
         needs: Boxes from which that follows; a tower that sees tile by tile cannot know it where one of
             them lies in another tile.
     """
