@@ -17,7 +17,7 @@ from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_sgl.chat.call_options import CallOptions
-from langchain_sgl.chat.hosted import RepeatedThought, WrittenDelta
+from langchain_sgl.chat.hosted import CALL_BLOCKS, RepeatedThought, WrittenDelta
 from langchain_sgl.chat.messages import REASONING_KEY
 from langchain_sgl.evidence import EVIDENCE_KEY, Evidence
 from sgl_engine import ReasoningDelta, Response, RunReport, TextDelta, TokenLogprob, ToolCallDelta
@@ -47,7 +47,8 @@ def to_generation_chunks(
         options: As in ``to_chat_result``.
     """
     if isinstance(event, WrittenDelta):
-        yield ChatGenerationChunk(message=AIMessageChunk(content=list(event.blocks)))
+        told = {} if event.provider is None else {"model_provider": event.provider}
+        yield ChatGenerationChunk(message=AIMessageChunk(content=list(event.blocks), response_metadata=told))
     elif isinstance(event, TextDelta):
         yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
     elif isinstance(event, ReasoningDelta) and not isinstance(event, RepeatedThought):
@@ -56,7 +57,8 @@ def to_generation_chunks(
     elif isinstance(event, Response):
         calls = _call_chunks(event)
         if calls:
-            yield ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=calls))
+            chunk = AIMessageChunk(content=_call_blocks(event), tool_call_chunks=calls)
+            yield ChatGenerationChunk(message=chunk)
         yield ChatGenerationChunk(message=_last_chunk(event, _metadata(event, options)))
 
 
@@ -73,7 +75,7 @@ def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
     """
     original = None if response.hosted is None else response.hosted.original
     if isinstance(original, AIMessage):  # as the provider's own integration has written it
-        told = {**original.response_metadata, **metadata}
+        told = _told(original, metadata)
         usage = usage_metadata(response.report)
         return original.model_copy(
             update={"id": None, "response_metadata": told, "usage_metadata": usage, **_read_calls(response)}
@@ -85,6 +87,13 @@ def to_ai_message(response: Response, metadata: dict[str, Any]) -> AIMessage:
         response_metadata=metadata,
         **_read_calls(response),
     )
+
+
+def _told(original: AIMessage, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of a hosted model's message: its own, and ours; LangChain reads its blocks by its provider."""
+    told = {**original.response_metadata, **metadata}
+    provider = original.response_metadata.get("model_provider")
+    return told if provider is None else {**told, "model_provider": provider}
 
 
 def _read_calls(response: Response) -> dict[str, Any]:
@@ -102,10 +111,28 @@ def _call_chunks(response: Response) -> list[ToolCallChunk]:
     """Writes each call of an answer as one chunk, which merges to what ``to_ai_message`` makes of it."""
     valid = [(c.name, json.dumps(dict(c.arguments)), c.id) for c in response.tool_calls]
     invalid = [(c.name, NOT_A_CALL + c.arguments, c.id) for c in response.invalid_tool_calls]
+    # Behind the blocks of the answer: LangChain merges what has one index, whatever it is.
+    original = None if response.hosted is None else response.hosted.original
+    content = original.content if isinstance(original, AIMessage) else response.text
+    blocks = [content] if isinstance(content, str) and content else content
+    used = [block.get("index") for block in blocks if isinstance(block, dict)]
+    first = max([len(blocks), *(index + 1 for index in used if isinstance(index, int))])
     return [
         tool_call_chunk(name=name, args=arguments, id=call_id, index=index)
-        for index, (name, arguments, call_id) in enumerate([*valid, *invalid])
+        for index, (name, arguments, call_id) in enumerate([*valid, *invalid], start=first)
     ]
+
+
+def _call_blocks(response: Response) -> str | list[str | dict[str, Any]]:
+    """What a hosted model's content says of its calls; nothing where one of them cannot be read."""
+    original = None if response.hosted is None else response.hosted.original
+    if (
+        not isinstance(original, AIMessage)
+        or isinstance(original.content, str)
+        or response.invalid_tool_calls
+    ):
+        return ""
+    return [each for each in original.content if isinstance(each, dict) and each.get("type") in CALL_BLOCKS]
 
 
 def _last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChunk:
@@ -116,7 +143,7 @@ def _last_chunk(response: Response, metadata: dict[str, Any]) -> AIMessageChunk:
     original = None if response.hosted is None else response.hosted.original
     told: dict[str, Any] = {}
     if isinstance(original, AIMessage):
-        metadata = {**original.response_metadata, **metadata}
+        metadata = _told(original, metadata)
         # Thoughts and calls have been streamed.
         streamed = (REASONING_KEY, "tool_calls", "function_call")
         told = {name: value for name, value in original.additional_kwargs.items() if name not in streamed}

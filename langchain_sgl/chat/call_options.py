@@ -254,7 +254,9 @@ class CallOptions(CallFields):
             inner = function if isinstance(function, Mapping) else choice
             if inner.get("name") is not None:  # even where that is "any" or "none"
                 return "any", self._known(inner["name"])
-            choice = choice.get("type")
+            if choice.get("type") is None:
+                return "any", self._known(choice)  # raises: it names nothing
+            choice = choice["type"]
         if choice is None or choice == "auto":
             return "auto", None
         if choice is False or choice == "none":

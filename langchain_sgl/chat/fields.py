@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Callable, Container, Mapping
@@ -21,7 +20,7 @@ from sgl_engine import ConfigError, HostedModel
 UnknownOptions: TypeAlias = Literal["refuse", "warn", "ignore"]
 _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]")
 """How ``init_chat_model`` is told of a provider: "openai:gpt-..."; no hub id holds a colon."""
-_NOT_TOLD = frozenset("token use_auth_token cache_dir local_files_only".split())
+_NOT_TOLD = frozenset("token use_auth_token cache_dir local_files_only headers proxies".split())
 """Of what ``from_pretrained`` takes: secrets, and where files lie. No answer depends on them."""
 
 
@@ -108,14 +107,14 @@ def hosted_identity(large: Any) -> str:
     model = large.model if isinstance(large, LangChainModel) else large
     if not isinstance(model, BaseChatModel):
         return str(getattr(model, "identity", None) or repr(model))
-    written = json.dumps(model._identifying_params, sort_keys=True, default=str)  # noqa: SLF001  # LangChain's own
+    written = model._get_llm_string()  # noqa: SLF001  # LangChain's own: all settings, and no key
     return hashlib.sha256(f"{type(model).__name__} {written}".encode()).hexdigest()[:16]
 
 
 def file_identity(path: Path) -> str:
     """Tells files apart in a cache's key by what they hold: one of the same name may be made anew."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
     except OSError:  # whoever reads it will say so
         return str(path)
 

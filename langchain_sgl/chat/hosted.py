@@ -40,9 +40,8 @@ from sgl_engine import (
 if TYPE_CHECKING:
     from sgl_engine import FinishReason
 
-_CALLS = frozenset(
-    "tool_use tool_call tool_call_chunk invalid_tool_call function_call input_json_delta".split()
-)
+CALL_BLOCKS = frozenset("tool_use tool_call tool_call_chunk invalid_tool_call function_call".split())
+_THOUGHTS = frozenset(("thinking", "reasoning"))
 _OPTIONS = {"max_new_tokens": "max_tokens"} | {
     name: name for name in "temperature top_p top_k seed presence_penalty frequency_penalty".split()
 }
@@ -81,8 +80,9 @@ class LangChainModel:
         pieces = _in_empty_context(self._asked(call))
         calls: dict[int, _Call] = defaultdict(_Call)
         whole: AIMessageChunk | None = None
+        hidden: set[Any] = set()
         for chunk in pieces:
-            yield from _deltas(chunk, calls)
+            yield from _deltas(chunk, calls, hidden)
             whole = chunk if whole is None else whole + chunk
         return _answer(AIMessageChunk(content="") if whole is None else whole, calls)
 
@@ -226,18 +226,28 @@ class WrittenDelta(TextDelta):
 
     Attributes:
         blocks: Content of the chunk, but for its calls, which come whole with the answer.
+        provider: By whose rules LangChain reads them (``response_metadata["model_provider"]``).
     """
 
     blocks: tuple[Any, ...] = ()
+    provider: str | None = None
 
 
 class RepeatedThought(ReasoningDelta):
     """A thought that stands in the blocks of the ``WrittenDelta`` behind it, too."""
 
 
-def _is_answer(block: Any) -> bool:
-    """Whether a content block is no part of a tool call."""
-    return not (isinstance(block, dict) and block.get("type") in _CALLS)
+def _answer_blocks(chunk: AIMessageChunk, hidden: set[Any]) -> Iterator[Any]:
+    """Content of a chunk that is no part of a tool call; ``hidden`` are indices of blocks that are.
+
+    What a server's own tools are given also comes as pieces of JSON, and stays.
+    """
+    for block in () if isinstance(chunk.content, str) else chunk.content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind in CALL_BLOCKS:
+            hidden.add(block.get("index"))  # type: ignore[union-attr]
+        elif kind != "input_json_delta" or block.get("index") not in hidden:  # type: ignore[union-attr]
+            yield block
 
 
 @dataclass
@@ -250,14 +260,17 @@ class _Call:
 
 
 def _deltas(
-    chunk: AIMessageChunk, calls: dict[int, _Call]
+    chunk: AIMessageChunk, calls: dict[int, _Call], hidden: set[Any]
 ) -> Iterator[TextDelta | ReasoningDelta | ToolCallDelta]:
-    """What one chunk says; its tool calls are noted."""
-    blocks = () if isinstance(chunk.content, str) else tuple(filter(_is_answer, chunk.content))
+    """What one chunk says; its tool calls, and their blocks, are noted."""
+    blocks = tuple(_answer_blocks(chunk, hidden))
     if thought := reasoning_of(chunk):
-        yield RepeatedThought(thought) if blocks else ReasoningDelta(thought)
-    if chunk.text or blocks:
-        yield WrittenDelta(chunk.text, blocks) if blocks else TextDelta(chunk.text)
+        told = any(isinstance(block, dict) and block.get("type") in _THOUGHTS for block in blocks)
+        yield RepeatedThought(thought) if told else ReasoningDelta(thought)
+    if blocks:
+        yield WrittenDelta(chunk.text, blocks, chunk.response_metadata.get("model_provider"))
+    elif chunk.text:
+        yield TextDelta(chunk.text)
     for piece in chunk.tool_call_chunks:
         number = _number(piece, calls)
         call, arguments = calls[number], piece.get("args") or ""

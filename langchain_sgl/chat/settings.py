@@ -187,7 +187,7 @@ class ChatSettings(CallFields, BaseChatModel):
                 )
             if self.scorer is not None:
                 find_scorer(self.scorer)
-            if self.calibration is not None and not self.calibration.is_file():
+            if self.calibration is not None and not self.calibration.expanduser().is_file():
                 raise ConfigError(
                     f"There is no calibration file {str(self.calibration)!r}.",
                     remedy="Make one with sgl calibrate, or leave calibration out.",

@@ -172,36 +172,86 @@ def without_repeats(value: Any, schema: Any, root: Any = None) -> Any:
         root: The whole schema, to which "$ref" refers; None is ``schema``.
     """
     root = schema if root is None else root
-    readings = _readings(schema, root)
+    if not isinstance(schema, Mapping):
+        return value
+    for part in (_referred(schema, root), *_parts(schema, "allOf")):
+        value = without_repeats(value, part, root) if part is not schema else value
+    for choice in ("anyOf", "oneOf"):
+        # Only what all that the value can be agree on: of "list or set of numbers" nothing is dropped.
+        found = [
+            without_repeats(value, part, root)
+            for part in _parts(schema, choice)
+            if _may_be(value, part, root)
+        ]
+        value = found[0] if found and all(each == found[0] for each in found) else value
     if isinstance(value, Mapping):
-        found = dict(value)
-        for parts in (reading.get("properties", {}) for reading in readings):
-            found |= {
-                name: without_repeats(found[name], parts[name], root) for name in parts if name in found
-            }
-        return found
+        named, rest = schema.get("properties") or {}, schema.get("additionalProperties")
+        return {name: without_repeats(part, named.get(name, rest), root) for name, part in value.items()}
     if isinstance(value, list):
-        items = value
-        for reading in readings:
-            items = [without_repeats(item, reading.get("items"), root) for item in items]
+        first = list(_parts(schema, "prefixItems"))
+        of_each = [*first, *[schema.get("items")] * len(value)]
+        items = [without_repeats(*pair, root) for pair in zip(value, of_each, strict=False)]
         # Of JSON's values, 1 and True are equal in Python, and different in JSON.
         known = {json.dumps(item, sort_keys=True): item for item in items}
-        return list(known.values()) if any(each.get("uniqueItems") is True for each in readings) else items
+        return list(known.values()) if schema.get("uniqueItems") is True else items
     return value
 
 
-def _readings(schema: Any, root: Any, known: tuple[str, ...] = ()) -> list[Mapping[str, Any]]:
-    """All that a schema says of a value: itself, what it refers to, and the parts it is put together of."""
-    if not isinstance(schema, Mapping):
-        return []
-    found, target = [schema], schema.get("$ref")
-    if isinstance(target, str) and target.startswith("#/") and target not in known:
-        named = root
+def _parts(schema: Mapping[str, Any], keyword: str) -> Sequence[Any]:
+    """The schemas that stand under a keyword."""
+    parts = schema.get(keyword)
+    return parts if isinstance(parts, list) else ()
+
+
+def _referred(schema: Mapping[str, Any], root: Any) -> Any:
+    """What "$ref" leads to, through references to references; None where that is nowhere."""
+    known: set[str] = set()
+    found: Any = schema
+    while isinstance(found, Mapping) and isinstance(target := found.get("$ref"), str):
+        if target in known or not target.startswith("#/"):
+            return None
+        known.add(target)
+        found = root
         for key in target.removeprefix("#/").split("/"):
-            named = named.get(key) if isinstance(named, Mapping) else None
-        found += _readings(named, root, (*known, target))
-    parts = [part for keyword in ("allOf", "anyOf", "oneOf") for part in schema.get(keyword, ())]
-    return found + [reading for part in parts for reading in _readings(part, root, known)]
+            name = key.replace("~1", "/").replace("~0", "~")
+            found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _may_be(value: Any, schema: Any, root: Any) -> bool:
+    """Whether a schema's types and constants allow a value; of the rest it says nothing."""
+    if not isinstance(schema, Mapping):
+        return True
+    target = _referred(schema, root)
+    if target is not schema and not _may_be(value, target, root):
+        return False
+    kinds = schema.get("type")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    wrong = isinstance(kinds, list) and not any(_is_kind(value, kind) for kind in kinds)
+    wrong = wrong or ("const" in schema and value != schema["const"])
+    if wrong or ("enum" in schema and value not in schema["enum"]):
+        return False
+    if isinstance(value, Mapping):
+        named = schema.get("properties") or {}
+        missing = set(schema.get("required") or ()) - value.keys()
+        return not missing and all(_may_be(value[name], named[name], root) for name in named if name in value)
+    if isinstance(value, list):
+        return all(_may_be(item, schema.get("items"), root) for item in value)
+    return True
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    """Whether a value is of a JSON type."""
+    if isinstance(value, bool) or value is None:
+        return bool(kind == ("null" if value is None else "boolean"))
+    kinds: dict[str, tuple[type, ...]] = {
+        "string": (str,),
+        "integer": (int,),
+        "number": (int, float),
+        "array": (list,),
+        "object": (dict,),
+    }
+    return isinstance(value, kinds.get(kind, ()))
 
 
 def _is_json_schema(schema: Mapping[str, Any]) -> bool:

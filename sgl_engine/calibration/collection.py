@@ -28,6 +28,7 @@ from sgl_engine.calibration.records import (
     Failure,
     RecordsHeader,
     RungOutcome,
+    picture_pieces,
     read_records,
 )
 from sgl_engine.chat import ParsedAnswer
@@ -275,7 +276,7 @@ def _picture(sample: DataSample) -> str:
     pieces: list[bytes | str] = [] if sample.images else [sample.row.question]
     for image in sample.images:
         if isinstance(image, Image.Image):
-            pieces += [repr(image.size), image.tobytes()]
+            pieces += picture_pieces(image)
         elif isinstance(image, Path):
             pieces.append(image.read_bytes())
         else:

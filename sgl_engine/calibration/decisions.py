@@ -12,6 +12,7 @@ import numpy as np
 from sgl_engine import ImagePart
 from sgl_engine.calibration.certify import certify, thresholds_of
 from sgl_engine.calibration.fitting import fit
+from sgl_engine.calibration.records import picture_pieces
 from sgl_engine.decisions import (
     BoxAnswer,
     BoxCalibration,
@@ -109,7 +110,7 @@ def collect_decisions(
         options = options_of(found[0])
         if all(case.truth in options_of(answer) for answer in found):  # either model may have refused it
             small, large = (tuple(options_of(answer).values()) for answer in found)
-            about = digest(repr(case.image.size), case.image.tobytes())
+            about = digest(*picture_pieces(case.image))
             records.append(DecisionRecord(small, large, list(options).index(case.truth), about))
     return records
 
@@ -217,15 +218,16 @@ def calibrate_type(
 
 
 def _split(records: Sequence[DecisionRecord]) -> tuple[list[DecisionRecord], list[DecisionRecord]]:
-    """All records of every other picture, and of each of the others one, drawn at random."""
+    """All records of every other picture; of the others as ``one_of_each_picture`` draws."""
     of_picture: dict[str, list[DecisionRecord]] = {}
     for number, record in enumerate(records):
         of_picture.setdefault(record.picture or f"record {number}", []).append(record)
     pictures, draw = list(of_picture.values()), np.random.default_rng(0)
-    return (
-        [record for each in pictures[::2] for record in each],
-        [each[draw.integers(len(each))] for each in pictures[1::2]],
-    )
+    most, certifying = max(map(len, pictures), default=1), []
+    for each in pictures[1::2]:
+        drawn, kept = each[draw.integers(len(each))], draw.random() * most < len(each)
+        certifying += [drawn] if kept else []
+    return [record for each in pictures[::2] for record in each], certifying
 
 
 def collect_boxes(

@@ -53,7 +53,7 @@ def risk_curve(path: Path, ways: Ways, points: Sequence[OperatingPoint]) -> None
                     color=_ORANGE,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 )
-        top = max([100 * risks[-1], *(130 * point.target_risk for point in points)])
+        top = max([100 * max(risks, default=0.0), *(130 * point.target_risk for point in points)])
         axes.set(xlim=(0, 100), ylim=(0, min(top * 1.05, 100 * max(p.target_risk for p in points) * 3)))
         axes.set_xlabel("questions that never reach the large model, %")
         axes.set_ylabel("risk: harmful answers, % of all questions")

@@ -66,11 +66,13 @@ class _Page:
         scores = np.array([record.score for record in self.records])[leaves].tolist()
         leaving = self.ways.probabilities[leaves, 0].tolist()
         harmless = (~self.ways.harmful[leaves, 0]).tolist()
-        before, after = figures.reliability_figure(folder / "reliability.png", scores, leaving, harmless)
         sections = [self._head(), self._summary(), self._table(), "![Risk against exits](risk.png)"]
         if self.certified:
             sections.append(self._kinds(folder))
-        sections += [self._reliability(before, after), self._promise(), self._origin()]
+        if leaves.any():
+            errors = figures.reliability_figure(folder / "reliability.png", scores, leaving, harmless)
+            sections.append(self._reliability(*errors))
+        sections += [self._promise(), self._origin()]
         return "\n\n".join(sections) + "\n"
 
     def _outcome(self, point: OperatingPoint) -> CascadeOutcome:
@@ -204,8 +206,8 @@ class _Page:
             time. It is about all
             questions, not about the exits alone, among which harm is more frequent
             ({", ".join(among) or "there are none"}), and not about single kinds. The test takes what it
-            counts for independent, so it counts one question, drawn at random, about each of
-            {samples.certifying} pictures; {samples.pictures} pictures there are in all.
+            counts for independent, so it counts {samples.certifying} questions about as many pictures, drawn
+            so that all questions count alike; {samples.pictures} pictures there are in all.
         """)
         return f"## What is promised\n\n{text}"
 

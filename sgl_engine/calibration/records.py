@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,9 @@ from sgl_engine import ConfigError, PruningConfig
 from sgl_engine.evaluation.json_lines import BadLine, read_json_lines
 from sgl_engine.evaluation.records import Json
 from sgl_engine.exit import Agreement, Binding, Conditions, Risk, observe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class _Line(BaseModel):
@@ -255,10 +258,11 @@ def halves(
 
 
 def one_of_each_picture(records: Sequence[CalibrationRecord], seed: int) -> list[CalibrationRecord]:
-    """Draws one question about each picture: the exact tests take what they count for independent.
+    """Draws at most one question about each picture: the exact tests take what they count for independent.
 
-    Questions about one picture are hard together, so that eight of them tell little more than one. What is
-    promised is then about a question that is drawn so: every picture counts alike.
+    Questions about one picture are hard together, so that eight of them tell little more than one. A picture
+    of which fewer are asked than of another is kept as much more seldom, so that all questions count alike:
+    what is promised is about all of them.
 
     Args:
         records: Any; their order does not matter.
@@ -270,4 +274,15 @@ def one_of_each_picture(records: Sequence[CalibrationRecord], seed: int) -> list
     for record in sorted(records, key=lambda record: record.key):
         of_picture.setdefault(record.picture, []).append(record)
     draw = np.random.default_rng((seed, 1))
-    return [of_picture[name][draw.integers(len(of_picture[name]))] for name in sorted(of_picture)]
+    most, chosen = max(map(len, of_picture.values()), default=1), []
+    for name in sorted(of_picture):
+        asked = of_picture[name]
+        drawn, kept = asked[draw.integers(len(asked))], draw.random() * most < len(asked)
+        chosen += [drawn] if kept else []
+    return chosen
+
+
+def picture_pieces(image: Image) -> tuple[str, bytes]:
+    """What names a picture: its size and colours; palettes may differ where the numbers in them do not."""
+    shown = image.convert("RGBA") if image.mode in ("P", "PA") else image
+    return repr(shown.size), shown.tobytes()

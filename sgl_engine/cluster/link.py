@@ -72,8 +72,6 @@ class Link:
         self._lock = threading.Lock()
         self._calls: set[_Try] = set()
         self._is_watched = False  # whether a thread looks at them; changes under the lock alone
-        self._ended = threading.Event()
-        weakref.finalize(self, self._ended.set)
 
     def load(self) -> tuple[int, int]:
         """Calls that a replica has begun with, and those that wait."""

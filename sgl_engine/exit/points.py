@@ -65,7 +65,7 @@ class OperatingPoint(BaseModel):
         )
         if self.records_needed is None:
             return f"{sentence}; even the surest answers do harm too often, so more records would not help."
-        return f"{sentence}; you need about {self.records_needed}."
+        return f"{sentence}; you need about {self.records_needed}, each about another picture."
 
 
 class SharePoint(BaseModel):

@@ -45,7 +45,7 @@ def request_body(call: HostedCall, model: str, *, limit_name: str, detail: str |
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.seed is not None:
-        body["seed"] = request.seed
+        body["seed"] = int(request.seed)
     if request.max_new_tokens is not None:
         body[limit_name] = request.max_new_tokens
     if request.stop:
@@ -129,6 +129,19 @@ class _Call:
     id: str
     name: str
     arguments: str = ""
+
+    def is_another(self, given: str) -> bool:
+        """Whether a piece that brings a name, and this id, begins another call than this one.
+
+        Servers that number no calls, or all of them 0, tell them apart by their ids, or send each whole.
+        """
+        if given and self.given:
+            return given != self.given
+        try:
+            json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return False
+        return True
 
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -253,12 +266,14 @@ class AnswerStream:
     def _call_piece(self, index: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         function = piece.get("function") or {}
         arguments, given = _text(function.get("arguments")), _text(piece.get("id"))
-        # Servers that number no calls, or all of them 0, tell them apart by their ids alone.
-        for number, known in reversed(tuple(enumerate(self._calls))):
-            if known.index == index and (not given or known.given in {"", given}):
+        name = _text(function.get("name"))
+        begun = [(number, known) for number, known in enumerate(self._calls) if known.index == index]
+        named = [each for each in begun if given and each[1].given == given]
+        for number, known in named[-1:] or begun[-1:]:
+            if not (name and known.is_another(given)):
                 known.arguments += arguments
                 return ToolCallDelta(number, None, None, arguments)
-        new = _Call(index, given, given or new_id(), _text(function.get("name")), arguments)
+        new = _Call(index, given, given or new_id(), name, arguments)
         self._calls.append(new)
         return ToolCallDelta(len(self._calls) - 1, new.id, new.name, arguments)
 

@@ -157,9 +157,9 @@ def _checked(base_url: str) -> str:
             f"{shown!r:.100} is not a server's address.",
             remedy='Give one like "https://host/v1".',
         )
-    if parts.username is not None or parts.password is not None or parts.query:
+    if parts.username is not None or parts.password is not None or {"?", "#"} & {*base_url}:
         raise ConfigError(
-            f"The address of {parts.hostname} holds a user, a password or a query.",
+            f"The address of {parts.hostname} holds a user, a password, a query or a fragment.",
             remedy="Give keys as api_key or headers: addresses are shown in errors.",
         )
     return base_url.rstrip("/")
@@ -184,6 +184,9 @@ def _check_headers(key: str, headers: Mapping[str, str]) -> None:
             remedy="Give the key alone, as its owner wrote it.",
         )
     for name, value in headers.items():
+        texts: tuple[object, object] = (name, value)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError("A header is no text.", remedy="Write its name and its value as str.")
         if not _HEADER_NAME.fullmatch(name):
             raise ConfigError(
                 "The name of a header is none.",

@@ -89,7 +89,8 @@ def test_a_risk_without_a_threshold_is_refused_by_name() -> None:
     assert [point.threshold is None for point in few.points] == [True, False, False]
     assert few.point(None).target_risk == 0.05
     with pytest.raises(
-        ConfigError, match=r"n = 80; you need about 114. Use another risk \(certified are 0.05"
+        ConfigError,
+        match=r"you need about 114, each about another picture. Use another risk \(certified are 0.05",
     ):
         few.point(0.02)
 

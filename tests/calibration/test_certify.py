@@ -109,7 +109,8 @@ def test_too_few_records_is_an_answer_that_says_how_many() -> None:
     assert point.threshold is None
     assert point.exits == 0
     assert point.summary(0.9) == (
-        "No threshold can be certified for 2.0% risk with 90% confidence and n = 20; you need about 114."
+        "No threshold can be certified for 2.0% risk with 90% confidence and n = 20; you need about 114, "
+        "each about another picture."
     )
 
 
@@ -168,6 +169,23 @@ def test_one_question_about_each_picture_is_certified_on() -> None:
     assert one_of_each_picture(records, seed=4) != chosen
     made = make_calibration(records, Promise(targets=(0.5,)))
     assert (made.samples.fitting, made.samples.certifying, made.samples.pictures) == (100, 20, 40)
+
+
+def test_all_questions_count_alike_where_pictures_have_different_numbers_of_them() -> None:
+    """A fifth of the pictures has twenty questions each, and these are the hard ones."""
+    records = [
+        make_record(100 * picture + number, picture=f"picture-{picture}", kind=kind)
+        for picture in range(400)
+        for kind, count in [("many", 20) if picture % 5 == 0 else ("one", 1)]
+        for number in range(count)
+    ]
+    share = np.mean([record.kind == "many" for record in records])  # of all questions
+    chosen = [one_of_each_picture(records, seed) for seed in range(40)]
+    assert all(len({record.picture for record in each}) == len(each) for each in chosen)
+    kinds = [record.kind == "many" for each in chosen for record in each]
+    assert np.mean(kinds) == pytest.approx(share, abs=0.02)
+    # The control: one of each picture, whatever else is asked, would be mostly of the others.
+    assert abs(share - 0.2) > 0.5
 
 
 def test_questions_about_one_picture_do_not_break_the_promise() -> None:

@@ -14,6 +14,7 @@ from sgl_engine import ConfigError, ImagePart, SGLEngine
 from sgl_engine.calibration import decisions as calibration_decisions
 from sgl_engine.calibration.decisions import (
     DecisionRecord,
+    _split,
     calibrate_boxes,
     calibrate_decisions,
     calibrate_type,
@@ -270,3 +271,17 @@ def test_generated_decisions_are_what_they_say(kind: Any) -> None:
         if kind == "box":
             assert case.evidence is not None
             assert all(0 <= edge <= 1 for edge in case.evidence)
+
+
+def test_questions_about_one_picture_stay_in_one_half_and_are_certified_on_once() -> None:
+    shares = (0.6, 0.4)
+    records = [
+        DecisionRecord(shares, shares, 0, f"picture {number % 40}") for number in range(200)
+    ]  # five to a picture
+    fitting, certifying = _split(records)
+    assert len(fitting) == 100
+    assert len(certifying) == len({record.picture for record in certifying}) == 20
+    assert not {record.picture for record in fitting} & {record.picture for record in certifying}
+    # Records that name no picture are each of their own, every other one fitted on.
+    alone = [DecisionRecord((number / 10, 1 - number / 10), shares, 0) for number in range(10)]
+    assert _split(alone) == (alone[::2], alone[1::2])

@@ -104,6 +104,13 @@ def test_a_page_on_which_nothing_is_certified(tmp_path: Path) -> None:
     assert not (tmp_path / "kinds.png").exists()
 
 
+def test_a_page_of_small_answers_that_say_nothing(tmp_path: Path) -> None:
+    binding = BINDING.model_copy(update={"empty_answers": "escalate"})
+    records = [record.model_copy(update={"small_answer": "", "score": 0.0}) for record in make_records(60)]
+    text = write_page(make_calibration(records, binding=binding), records, tmp_path).read_text()
+    assert "Nothing could be certified, so every question goes to the large model." in text
+
+
 def test_a_page_without_answers_or_times_says_so(tmp_path: Path) -> None:
     unknown = {"small_right": None, "large_right": None, "alone_right": None, "alone_ms": None}
     records = [each.model_copy(update=unknown) for each in RECORDS]

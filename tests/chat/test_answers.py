@@ -12,7 +12,7 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from langchain_sgl import ChatSGL
 from langchain_sgl.chat.answers import (
@@ -22,6 +22,7 @@ from langchain_sgl.chat.answers import (
     to_generation_chunks,
 )
 from langchain_sgl.chat.call_options import CallOptions
+from langchain_sgl.structured.schemas import without_repeats
 from sgl_engine import VLM, InvalidRequestError, Request, Response, RunReport, TokenLogprob, ToolCall
 from sgl_engine.chat.text_stream import TextDelta
 from sgl_engine.chat.tool_stream import ToolCallDelta
@@ -366,6 +367,35 @@ def test_repeated_items_go_wherever_a_schema_says_so() -> None:
         "part": {"inner": [3]},
         "more": [{"outer": None, "part": {"inner": [4]}}],
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "expected"),
+    [
+        # What another branch says is nothing to a value that cannot be of it.
+        (
+            {"kind": "order", "amounts": [5, 5]},
+            (list[int] | set[str], {"kind": "order"}),
+            {"kind": "order", "amounts": [5, 5]},
+        ),
+        ([5, 5], list[int] | set[str], [5, 5]),
+        (["a", "a"], list[int] | set[str], ["a"]),
+        ([5, 5], list[int] | set[int], [5, 5]),
+        ({"a": [1, 1]}, dict[str, set[int]], {"a": [1]}),
+        ([[1, 1], [1, 1]], tuple[set[int], list[int]], [[1], [1, 1]]),
+        ([1, True, 1], set[int | bool], [1, True]),
+    ],
+)
+def test_repeated_items_stay_where_they_may(value: Any, schema: Any, expected: Any) -> None:
+    if isinstance(schema, tuple):
+        kind, constants = schema
+        amounts = TypeAdapter(kind).json_schema()
+        named = {name: {"const": constant} for name, constant in constants.items()}
+        tags = {"properties": {"kind": {"const": "tags"}, "amounts": {"uniqueItems": True}}}
+        schema = {"oneOf": [{"properties": {**named, "amounts": amounts}}, tags]}
+    else:
+        schema = TypeAdapter(schema).json_schema()
+    assert without_repeats(value, schema) == expected
 
 
 def test_plain_json_comes_as_it_grows() -> None:

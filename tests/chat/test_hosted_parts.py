@@ -84,15 +84,69 @@ def test_a_stream_keeps_all_that_the_provider_says(big: Any) -> None:
     """A thought's signature above all, without which some providers refuse the next turn."""
     chunks = list(chat(big).stream(QUESTION))
     whole = sum(chunks[1:], chunks[0])
-    assert whole.content == SAID
+    asked = chat(big).invoke(QUESTION)
+    assert whole.content == asked.content
+    assert whole.content[: len(SAID)] == SAID
     assert whole.text == "eight"
     assert whole.additional_kwargs == {"their": "field"}  # and the thought is not said twice
-    asked = chat(big).invoke(QUESTION)
-    assert [block for block in asked.content if block["type"] != "tool_use"] == SAID  # type: ignore[index]
     assert asked.tool_calls == whole.tool_calls
     if isinstance(big, ThinkingBig):
         assert [call["args"] for call in whole.tool_calls] == [{"city": "Rome"}]
         assert chunks[-1].response_metadata["system_fingerprint"] == "f"
+
+
+class SearchingBig(Big):
+    """Thinks beside its content, and searches: what a server's own tool is given comes in pieces, too."""
+
+    def _stream(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        about = {"model_provider": "anthropic"}
+        for block in (
+            {"type": "thinking", "thinking": "hm", "signature": "SIG", "index": 0},
+            {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}, "index": 1},
+            {"type": "input_json_delta", "partial_json": '{"query": "x"}', "index": 1},
+            {"type": "tool_use", "id": "c1", "name": "weather", "input": {}, "index": 2},
+            {"type": "input_json_delta", "partial_json": '{"city": "Rome"}', "index": 2},
+        ):
+            calls = []
+            if block["index"] == 2:
+                first = block["type"] == "tool_use"
+                arguments = "" if first else block["partial_json"]
+                name = "weather" if first else None
+                calls = [{"name": name, "args": arguments, "id": "c1" if first else None, "index": 2}]
+            chunk = AIMessageChunk([block], response_metadata=about, tool_call_chunks=calls)  # type: ignore[arg-type]
+            yield ChatGenerationChunk(message=chunk)
+
+
+def test_a_stream_keeps_what_the_providers_own_tools_are_given() -> None:
+    chunks = list(chat(SearchingBig()).stream(QUESTION))
+    whole = sum(chunks[1:], chunks[0])
+    assert whole.content == chat(SearchingBig()).invoke(QUESTION).content
+    thought, search, _ = whole.content
+    assert thought["signature"] == "SIG"  # type: ignore[index]
+    assert search["partial_json"] == '{"query": "x"}'  # type: ignore[index]
+    assert [call["args"] for call in whole.tool_calls] == [{"city": "Rome"}]
+    kinds = [block["type"] for block in whole.content_blocks]
+    assert kinds[0] == "reasoning"  # LangChain knows whose blocks these are
+    assert "tool_call" in kinds
+    assert whole.response_metadata["model_provider"] == "anthropic"
+    assert chat(SearchingBig()).invoke(QUESTION).response_metadata["model_provider"] == "anthropic"
+
+
+def test_a_thought_beside_the_content_is_streamed() -> None:
+    said = AIMessage([{"type": "text", "text": "eight"}], additional_kwargs={"reasoning_content": "hm"})
+    chunks = list(chat(Big(said=said)).stream(QUESTION))
+    assert sum(chunks[1:], chunks[0]).additional_kwargs == {"reasoning_content": "hm"}
+
+
+def test_a_call_has_a_place_of_its_own_among_the_blocks() -> None:
+    """LangChain merges chunks of one index, whatever they are."""
+    call = {"name": "weather", "args": {"city": "Rome"}, "id": "c1", "type": "tool_call"}
+    for content in ("eight", [{"type": "text", "text": "eight", "index": 0}]):
+        said = AIMessage(content, tool_calls=[call])  # type: ignore[arg-type]
+        chunks = list(chat(Big(said=said), output_version="v1").stream(QUESTION))
+        whole = sum(chunks[1:], chunks[0])
+        assert [block["type"] for block in whole.content_blocks] == ["text", "tool_call"]
+        assert whole.text == "eight"
 
 
 def client(**settings: Any) -> OpenAIModel:
@@ -137,6 +191,17 @@ def test_wrapped_chat_models_are_told_apart_like_bare_ones() -> None:
     wrapped = keys_of(*(ChatSGL(large=LangChainModel(Warm(temperature=heat))) for heat in (0.0, 1.0)))
     assert len(set(bare)) == 2
     assert wrapped == bare
+
+
+def test_one_name_at_two_servers_is_two_models() -> None:
+    openai = pytest.importorskip("langchain_openai", reason="needs the extra test")
+    made = [
+        ChatSGL(large=openai.ChatOpenAI(model="m", base_url=url, api_key="sk-secret"))
+        for url in ("https://one/v1", "https://other/v1")
+    ]
+    one, other = keys_of(*made)
+    assert one != other
+    assert "secret" not in one
 
 
 def test_a_provider_that_does_not_exist_is_named() -> None:
