@@ -151,7 +151,7 @@ def calibrate(
 
     Args:
         records: What the questions showed; of the pictures, a random half is fitted on; of each of the
-            others, one question is certified on (``one_of_each_picture``).
+            others, at most one question is certified on (``one_of_each_picture``).
         promise: What is to be certified.
         binding: The pair and its settings.
         conditions: What the requests were like.

@@ -182,7 +182,7 @@ def curve_is_better(distributions: Sequence[Sequence[float]], right: Sequence[in
 def calibrate_type(
     records: Sequence[DecisionRecord], targets: Sequence[float], confidence_level: float
 ) -> TypeCalibration:
-    """Makes probabilities right by every other picture; of each of the rest, certifies on one question.
+    """Makes probabilities right by every other picture; of each of the rest, certifies on one at most.
 
     Args:
         records: Of one type of question.

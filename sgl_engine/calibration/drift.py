@@ -130,7 +130,7 @@ def check_drift(calibration: Calibration, records: Sequence[CalibrationRecord]) 
 
     Args:
         calibration: What was promised.
-        records: New ones, of the same pair and settings; of each picture one is looked at.
+        records: New ones, of the same pair and settings; of each picture at most one is looked at.
 
     Raises:
         ConfigError: There are no records, no operating point was certified, or answers are missing.

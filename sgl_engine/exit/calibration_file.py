@@ -54,7 +54,7 @@ class Samples(_FilePart):
         fitting: Records that the calibrator and the thresholds were made from.
         certifying: Records that the thresholds were tested on.
         failed: Rows that could not be answered, and are in neither half.
-        pictures: Different (sets of) pictures; of each in the certifying half, one record was tested.
+        pictures: Different (sets of) pictures; of each in the certifying half, at most one record was tested.
         seed: Of the split.
     """
 
